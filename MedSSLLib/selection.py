@@ -1,0 +1,63 @@
+"""Selections of cases ("a,b", "@FILE", "") and the roles they give."""
+
+from __future__ import annotations
+
+import difflib
+import unicodedata
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+from MedSSLLib.errors import InputError
+from MedSSLLib.io import case_name
+from MedSSLLib.manifest import Manifest
+
+
+def names_in(selection: str) -> list[str]:
+    """The names a selection lists, in order, each once: "a,b", or "@FILE" with commas or lines; "" lists none."""
+    text = selection.strip()
+    if text.startswith("@"):
+        try:
+            text = Path(text[1:]).read_text(encoding="utf-8-sig")
+        except (OSError, UnicodeDecodeError, ValueError) as error:
+            raise InputError(f"cannot be read as a list of cases ({error})", file=text[1:],
+                             remedy="Give a UTF-8 text file with one case a line.") from error
+    names = (unicodedata.normalize("NFC", name.strip()) for line in text.splitlines() for name in line.split(","))
+    return list(dict.fromkeys(name for name in names if name))
+
+
+def selected(selection: str, known: Iterable[str]) -> list[str]:
+    """Names of known cases that a selection lists; a file name stands for its case.
+
+    Raises InputError for unknown ones, with similar names.
+    """
+    known = set(known)
+    names, unknown = [], []
+    for name in names_in(selection):
+        found = name if name in known else case_name(name)
+        (names if found in known else unknown).append(found)
+    if unknown:
+        similar = difflib.get_close_matches(unknown[0], sorted(known), n=3)
+        hint = f"Did you mean {', '.join(similar)}?" if similar else "Case names are file names without extensions."
+        raise InputError(f"no case is called {', '.join(unknown[:5])}", remedy=hint)
+    return list(dict.fromkeys(names))
+
+
+def with_roles(manifest: Manifest, labelled: str | None, test: str | None) -> Manifest:
+    """A manifest in which exactly the selected cases are labelled, or test cases; None leaves those roles alone.
+
+    Raises InputError for a case that is in both, or a labelled case without a label.
+    """
+    cases = manifest.cases
+    tests = {name for name, case in cases.items() if case.role == "test"}
+    tests = tests if test is None else set(selected(test, cases))
+    marked = {name for name, case in cases.items() if case.role == "labelled"} - tests
+    marked = marked if labelled is None else set(selected(labelled, cases))
+    for name in sorted(marked & tests):
+        raise InputError("is a test case, so its label may not be read for training", case=name,
+                         remedy="Take it out of one of the two selections.")
+    for name in sorted(marked):
+        if cases[name].label is None:
+            raise InputError("has no label", case=name, remedy="Select labelled cases, or add its label file.")
+    roles = {name: "test" if name in tests else "labelled" if name in marked else "unlabelled" for name in cases}
+    return replace(manifest, cases={name: replace(case, role=roles[name]) for name, case in cases.items()})

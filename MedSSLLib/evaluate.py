@@ -1,0 +1,193 @@
+"""Score a folder of predictions against a folder of references, summarise, and compare with intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from MedSSLLib import io
+from MedSSLLib.errors import InputError, MedSSLError
+from MedSSLLib.files import write_json
+from MedSSLLib.labels import Annotated, counted_mask, label_values
+from MedSSLLib.metrics import METRICS, CaseMetrics, Record, evaluate_case
+
+
+def evaluate_folder(
+    predictions: Path | str,
+    references: Path | str,
+    out: Path | str | None,
+    tolerance_mm: float = 1.0,
+    *,
+    classes: Mapping[str, int] | None = None,
+    annotated: Mapping[str, Annotated] | None = None,
+) -> dict[str, Any]:
+    """Score every prediction that has a reference of the same case name, and write ``metrics.json``.
+
+    Args:
+        predictions: folder with ``CASE.nii.gz``, ``.nrrd`` or ``.mha`` on the source grid.
+        references: folder with the reference labels under the same names.
+        out: the JSON file to write; ``None`` = only return.
+        tolerance_mm: tolerance of surface Dice in mm, > 0.
+        classes: name to label value; ``None`` = every value but 0 that occurs anywhere, named by its number.
+        annotated: annotated slices of sparsely labelled references; cases not named count fully.
+
+    Returns:
+        The content of ``metrics.json``: ``cases``, ``summary``, ``tolerance_mm``, ``missing`` (references
+        without prediction), ``extra`` (predictions without reference) and ``errors`` (case -> why it was not
+        scored).
+
+    Raises:
+        InputError: a folder is missing, the tolerance is not positive, or not a single case could be scored.
+    """
+    if not tolerance_mm > 0:
+        raise InputError(f"tolerance is {tolerance_mm} mm", remedy="Give a positive tolerance")
+    errors: dict[str, str] = {}
+    predicted, expected = _by_case(Path(predictions), errors), _by_case(Path(references), errors)
+    cases: dict[str, CaseMetrics] = {}
+    for name in sorted((predicted.keys() & expected.keys()) - errors.keys()):
+        try:
+            counts = (annotated or {}).get(name)
+            cases[name] = _evaluate_files(
+                name, (predicted[name], expected[name]), tolerance_mm, classes, counts
+            )
+        except MedSSLError as error:
+            errors[name] = str(error)
+    result: dict[str, Any] = {
+        "format": "medssl-metrics",
+        "format_version": 1,
+        "tolerance_mm": tolerance_mm,
+        "cases": _completed(cases),
+        "missing": sorted(expected.keys() - predicted.keys()),
+        "extra": sorted(predicted.keys() - expected.keys()),
+        "errors": errors,
+    }
+    if not cases:
+        raise InputError(
+            _nothing_scored(result), file=str(predictions), remedy="Name predictions like references"
+        )
+    result["summary"] = summarise(result["cases"])
+    if out is not None:
+        write_json(Path(out), result)
+    return result
+
+
+def _by_case(folder: Path, errors: dict[str, str]) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for path in io.find_images(folder):
+        name = io.case_name(path)
+        if name in found:
+            errors[name] = str(
+                InputError(
+                    f"named twice: {found[name].name} and {path.name}", case=name, remedy="Keep one of them"
+                )
+            )
+        found[name] = path
+    return found
+
+
+def _nothing_scored(result: Mapping[str, Any]) -> str:
+    reasons = list(result["errors"].values())
+    if reasons:
+        return f"no case could be scored, first reason: {reasons[0]}"
+    return (
+        f"no case could be scored: the predictions ({_some(result['extra'])}) and the references "
+        f"({_some(result['missing'])}) have no name in common"
+    )
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "") if names else "none"
+
+
+def _evaluate_files(
+    name: str,
+    files: tuple[Path, Path],
+    tolerance: float,
+    classes: Mapping[str, int] | None,
+    annotated: Annotated | None,
+) -> CaseMetrics:
+    predicted, expected = files
+    geometry = io.read_header(expected)
+    reference = io.read_label(expected, geometry, case=name).array
+    prediction = io.read_label(predicted, geometry, case=name).array
+    if classes is None:
+        values = {*label_values(reference), *label_values(prediction)} - {0}
+        classes = {str(value): value for value in sorted(values)}
+    counted = None if annotated is None else counted_mask(reference.shape, annotated)
+    return evaluate_case(prediction, reference, geometry.spacing[::-1], classes, tolerance, counted)
+
+
+def _completed(cases: Mapping[str, CaseMetrics]) -> dict[str, CaseMetrics]:
+    """Every case with every class; a class that a case lacks on both sides has volume 0 and is undefined."""
+    names = sorted({name for case in cases.values() for name in case}, key=_natural)
+    absent: Record = dict.fromkeys(METRICS) | {"volume_ml": 0.0, "reference_ml": 0.0}
+    return {
+        case: {name: records.get(name, dict(absent)) for name in names} for case, records in cases.items()
+    }
+
+
+def _natural(name: str) -> tuple[int, str]:
+    return (int(name) if name.isdigit() else -1, name)
+
+
+def summarise(cases: Mapping[str, CaseMetrics]) -> dict[str, dict[str, Any]]:
+    """Summary per metric over ``{case: {class: {metric: value}}}``.
+
+    ``mean`` is the mean over cases of the mean over foreground classes, undefined values left out; ``n`` is
+    the number of cases in it, ``undefined`` the number of case x class values left out. A mean over nothing
+    is ``None``.
+    """
+    return {metric: _summary(cases, metric) for metric in METRICS}
+
+
+def _summary(cases: Mapping[str, CaseMetrics], metric: str) -> dict[str, Any]:
+    per_case = {case: _mean(record[metric] for record in records.values()) for case, records in cases.items()}
+    classes = list(next(iter(cases.values()), {}))
+    return {
+        "mean": _mean(per_case.values()),
+        "per_class": {name: _mean(records[name][metric] for records in cases.values()) for name in classes},
+        "per_case": per_case,
+        "n": sum(value is not None for value in per_case.values()),
+        "undefined": sum(record[metric] is None for records in cases.values() for record in records.values()),
+    }
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    defined = [value for value in values if value is not None]
+    return sum(defined) / len(defined) if defined else None
+
+
+def bootstrap_interval(
+    differences: np.ndarray, *, level: float = 0.95, samples: int = 10_000, seed: int = 0
+) -> tuple[float, float, float]:
+    """Mean and bootstrap percentile interval of paired differences over cases x label choices.
+
+    Cases and choices are both drawn with replacement (the crossed, or pigeonhole, bootstrap of Owen 2007), so
+    the interval speaks about new cases *and* new choices of labelled volumes.
+
+    Args:
+        differences: ``[choices, cases]`` or ``[cases]``; NaN = undefined, left out.
+        level: coverage in (0, 1).
+        samples: bootstrap samples.
+        seed: seed of the resampling.
+
+    Returns:
+        ``(mean, low, high)``.
+
+    Raises:
+        ValueError: no defined difference.
+    """
+    values = np.atleast_2d(np.asarray(differences, dtype=np.float64))
+    defined = ~np.isnan(values)
+    if not defined.any():
+        raise ValueError("bootstrap_interval needs at least one defined difference")
+    generator = np.random.default_rng(seed)
+    choices, cases = (generator.multinomial(n, np.full(n, 1 / n), size=samples) for n in values.shape)
+    total = np.einsum("sr,rc,sc->s", choices, np.where(defined, values, 0.0), cases, optimize=True)
+    weight = np.einsum("sr,rc,sc->s", choices, defined.astype(np.float64), cases, optimize=True)
+    means = total[weight > 0] / weight[weight > 0]
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(values[defined].mean()), float(low), float(high)

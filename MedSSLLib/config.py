@@ -1,0 +1,216 @@
+"""Validated run configurations: the one home of every default.
+
+A :class:`RunConfig` serves the command line, the Slicer panels, the checkpoint and the report.  Fields whose help
+says "not from the paper" were chosen here; presets override defaults, ``--set`` overrides presets.
+"""
+
+from __future__ import annotations
+
+import json
+from difflib import get_close_matches
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from MedSSLLib.errors import InputError
+
+Preset = Literal["quick", "standard", "paper"]
+Command = Literal["pretrain", "finetune", "selftrain"]
+
+
+class Frozen(BaseModel):
+    """An immutable configuration that refuses unknown fields."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class NetworkConfig(Frozen):
+    """U-Net size; the encoder is what pre-training hands to segmentation."""
+
+    widths: tuple[int, ...] = Field((16, 32, 64, 128, 128), description="Channels per level, finest first.")
+    norm: Literal["batch", "group", "instance"] = Field(
+        "batch", description="Normalisation layer; 'group' is exact across processes. Not from the paper."
+    )
+    deep_supervision: bool = Field(False, description="Segmentation loss on coarser decoder levels too.")
+
+
+class OptimiserConfig(Frozen):
+    """Optimiser and its schedule: linear warm-up, then cosine to zero."""
+
+    name: Literal["adamw", "sgd", "lars"] = Field("adamw", description="Optimiser. Not from the paper.")
+    lr: float = Field(2e-3, gt=0, description="Peak learning rate. Not from the paper.")
+    weight_decay: float = Field(1e-2, ge=0, description="Decoupled for adamw. Not from the paper.")
+    momentum: float = Field(0.9, ge=0, lt=1, description="Momentum of sgd and lars.")
+    warmup: float = Field(0.05, ge=0, lt=1, description="Share of the run spent warming up. Not from the paper.")
+    encoder_lr: float = Field(1.0, ge=0, description="Factor on the rate of a transferred encoder; 0 freezes it.")
+    clip: float = Field(5.0, ge=0, description="Gradient norm limit, 0 = none. Not from the paper.")
+
+
+class AugmentConfig(Frozen):
+    """Random views, made on the device in one resampling. Ranges are not from the paper unless said."""
+
+    flip: float = Field(0.0, ge=0, le=1, description="Probability of a flip per axis.")
+    rotation: float = Field(15.0, ge=0, description="Largest rotation in degrees, p as `affine` (local contrast paper: 15).")
+    scale: tuple[float, float] = Field((0.8, 1.25), description="Range of the zoom, p as `affine`.")
+    affine: float = Field(0.8, ge=0, le=1, description="Probability of rotation and scaling.")
+    elastic: float = Field(0.3, ge=0, le=1, description="Probability of a smooth deformation.")
+    elastic_size: float = Field(0.04, ge=0, description="Standard deviation of its displacement, share of the patch.")
+    noise: float = Field(0.1, ge=0, le=1, description="Probability of Gaussian noise, variance U(0, 0.1) (PGL code).")
+    blur: float = Field(0.2, ge=0, le=1, description="Probability of a blur, sigma 0.5-1 voxels (PGL code).")
+    brightness: float = Field(0.5, ge=0, le=1, description="Probability of a factor 0.75-1.25 (PGL code).")
+    contrast: float = Field(0.3, ge=0, le=1, description="Probability of a contrast change 0.7-1.3 (local contrast code).")
+    gamma: float = Field(0.5, ge=0, le=1, description="Probability of gamma 0.7-1.5 (PGL code).")
+    low_resolution: float = Field(0.15, ge=0, le=1, description="Probability of simulated low resolution, 1-2 x.")
+
+
+class TrainingConfig(Frozen):
+    """Length, batch and selection of one training stage."""
+
+    steps: int = Field(2000, ge=1, description="Optimiser steps; replaced by the time limit when `minutes` is set.")
+    minutes: float | None = Field(None, gt=0, description="Time limit; the schedule is fitted to it.")
+    batch: int | None = Field(None, ge=1, description="Samples per step over all processes; None = by dimension.")
+    accumulate: int = Field(1, ge=1, description="Micro-batches per step; the batch is split into so many parts.")
+    ema: float = Field(0.99, ge=0, lt=1, description="Decay of the averaged weights that are kept; 0 = off.")
+    foreground: float = Field(0.5, ge=0, le=1, description="Share of samples centred on a labelled structure.")
+    voxels: int | None = Field(None, ge=512, description="Voxels of a patch; chosen from dimension when not set.")
+    folds: int = Field(0, ge=0, description="Cross-validation folds before the final fit; 0 = none.")
+    holdout: float = Field(0.2, ge=0, lt=1, description="Share of labelled cases held out when at least 10 are labelled.")
+    validate_every: float = Field(0.1, gt=0, le=1, description="Share of the run between validations.")
+    patience: int = Field(0, ge=0, description="Validations without improvement before stopping; 0 = never stop early.")
+
+
+class RunConfig(Frozen):
+    """Everything that decides a run. Written to ``config.json`` with versions and data facts."""
+
+    command: Command
+    method: str = Field("supervised", description="Pre-training method, or 'supervised' and 'local-contrast'.")
+    preset: Preset = "standard"
+    name: str = Field("", description="Run name; made from the method and a number when empty.")
+    dim: Literal["auto", "2d", "3d"] = "auto"
+    device: str = "auto"
+    devices: int = Field(1, ge=1)
+    precision: Literal["auto", "32", "bf16", "16"] = "auto"
+    seed: int = Field(0, ge=0)
+    init: str = Field("none", description="Run name, weight file or 'none'.")
+    labelled: tuple[str, ...] | None = Field(None, description="Only cases whose labels may be read; None = as the project.")
+    annotated_slices: int | None = Field(None, ge=1, description="Simulate this many annotated slices a labelled case.")
+    freeze_encoder: bool = False
+    semi: Literal["none", "mean-teacher"] = "none"
+    mixup: float = Field(0.0, ge=0, description="Beta parameter of Mixup; 0 = off.")
+    network: NetworkConfig = NetworkConfig()
+    optimiser: OptimiserConfig = OptimiserConfig()
+    augment: AugmentConfig = AugmentConfig()
+    training: TrainingConfig = TrainingConfig()
+    options: dict[str, Any] = Field(default_factory=dict, description="Fields of the method's own configuration.")
+    resume: bool = False
+
+    @classmethod
+    def build(cls, command: Command, *, preset: Preset = "standard", method: str = "supervised", **settings: Any) -> RunConfig:
+        """Preset, then ``settings``: RunConfig fields, or dotted keys (``{"optimiser.lr": "1e-3"}``) as ``overrides``.
+
+        Raises:
+            InputError: a key does not exist or a value does not fit, naming the nearest key.
+        """
+        overrides: dict[str, Any] = settings.pop("overrides", {}) or {}
+        values: dict[str, Any] = {"command": command, "preset": preset, "method": method}
+        for key, value in {**_preset(command, preset, method), **_dotted(settings), **overrides}.items():
+            _assign(values, key, value)
+        return cls._validated(values)
+
+    def override(self, changes: dict[str, Any]) -> RunConfig:
+        """A copy with dotted keys replaced (``{"training.steps": 10}``)."""
+        values = self.model_dump()
+        for key, value in changes.items():
+            _assign(values, key, value)
+        return self._validated(values)
+
+    @classmethod
+    def _validated(cls, values: dict[str, Any]) -> RunConfig:
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = ".".join(str(part) for part in first["loc"])
+            raise InputError(
+                f"setting {key!r}: {first['msg']} (got {first.get('input')!r})",
+                remedy="See the field's help in the configuration reference",
+            ) from None
+
+
+_PRESETS: dict[Command, dict[Preset, dict[str, Any]]] = {
+    "pretrain": {
+        "quick": {"training.steps": 400, "network.widths": (16, 32, 64, 128, 128)},
+        "standard": {"training.steps": 3000, "network.widths": (16, 32, 64, 128, 128)},
+        "paper": {"training.steps": 30000, "network.widths": (32, 64, 128, 256, 320)},
+    },
+    "finetune": {
+        "quick": {"training.steps": 400, "network.widths": (16, 32, 64, 128, 128)},
+        "standard": {"training.steps": 2000, "network.widths": (16, 32, 64, 128, 128)},
+        "paper": {"training.steps": 25000, "network.widths": (32, 64, 128, 256, 320)},
+    },
+    "selftrain": {
+        "quick": {"training.steps": 300, "network.widths": (16, 32, 64, 128, 128)},
+        "standard": {"training.steps": 1500, "network.widths": (16, 32, 64, 128, 128)},
+        "paper": {"training.steps": 5000, "network.widths": (16, 32, 64, 128, 128, 128)},
+    },
+}
+
+_METHOD_DEFAULTS: dict[str, dict[str, Any]] = {}
+
+
+def _preset(command: Command, preset: Preset, method: str) -> dict[str, Any]:
+    if preset not in _PRESETS[command]:
+        raise InputError(f"preset {preset!r} does not exist", remedy="Use quick, standard or paper")
+    return {**_PRESETS[command][preset], **_METHOD_DEFAULTS.get(method, {})}
+
+
+def _dotted(settings: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in settings.items() if value is not None}
+
+
+def _assign(values: dict[str, Any], key: str, value: Any) -> None:
+    """Set a dotted ``key``; text values are read as JSON where they are JSON."""
+    model: type[BaseModel] | None = RunConfig
+    *groups, leaf = key.split(".")
+    target = values
+    for group in groups:
+        model = _group_model(model, group, key)
+        target = target.setdefault(group, {})
+    if model is not None and leaf not in model.model_fields:
+        raise _unknown(key)
+    target[leaf] = _parsed(value) if isinstance(value, str) else value
+
+
+def _group_model(model: type[BaseModel] | None, group: str, key: str) -> type[BaseModel] | None:
+    if model is None or group not in model.model_fields:
+        raise _unknown(key)
+    annotation = model.model_fields[group].annotation
+    return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
+
+
+def _parsed(text: str) -> Any:
+    """JSON for lists, objects and null; pydantic converts the rest by the field's type."""
+    if not text.strip().startswith(("[", "{", "null")):
+        return text
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _unknown(key: str) -> InputError:
+    near = get_close_matches(key, setting_names(), n=1, cutoff=0.4)
+    hint = f"Did you mean {near[0]!r}" if near else "See the configuration reference"
+    return InputError(f"setting {key!r} does not exist", remedy=hint)
+
+
+def setting_names() -> list[str]:
+    """All dotted keys that ``--set`` takes (method options as ``options.NAME``)."""
+    names = []
+    for name, field in RunConfig.model_fields.items():
+        annotation = field.annotation
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            names += [f"{name}.{leaf}" for leaf in annotation.model_fields]
+        else:
+            names.append(name)
+    return names

@@ -1,0 +1,167 @@
+"""Fine-tuning: a segmentation network from labelled cases or slices, from scratch or on a pre-trained encoder."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from MedSSLLib.cache import Cache
+from MedSSLLib.checkpoint import save_tensors
+from MedSSLLib.config import RunConfig
+from MedSSLLib.device import seed_step
+from MedSSLLib.events import Events
+from MedSSLLib.files import write_json
+from MedSSLLib.manifest import Case
+from MedSSLLib.model_card import write_model_card
+from MedSSLLib.networks import SegmentationNet, memory_format
+from MedSSLLib.planning import Plan
+from MedSSLLib.preparation import (
+    Preparation,
+    choose_plan,
+    fill_cache,
+    labelled_cases,
+    make_encoder,
+    prepare,
+    record,
+    resolve_weights,
+)
+from MedSSLLib.project import Project
+from MedSSLLib.runfolder import WEIGHTS
+from MedSSLLib.sampling import SegmentationSampler
+from MedSSLLib.schedule import Budget
+from MedSSLLib.segmentation import SegmentationTask
+from MedSSLLib.trainer import LoopConfig, Trainer
+
+HOLDOUT_FROM = 10  # labelled cases from which some are held out; not from the paper
+HOLDOUT_MOST = 8  # held-out cases at most; not from the paper
+
+
+def run_finetune(project: Project, config: RunConfig, events: Events) -> Path:
+    """Train, keep the weights, and write metrics and the model card; returns the run folder.
+
+    Raises:
+        InputError: nothing to train on, or settings that do not fit together.
+        CancelledError: stopped by the user; the checkpoint is kept.
+        GuardError: a guard stopped the run.
+    """
+    with ExitStack() as stack:
+        ready = prepare(project, config, events, stack)
+        init = resolve_weights(project, ready.config.init)
+        cases = labelled_cases(project, ready.config)
+        plan = choose_plan(ready, project.pool, init)
+        cache, cases = fill_cache(ready, plan, cases, labels=True)
+        training, held_out = split_holdout(cases, ready.config)
+        record(ready, plan, {"labelled": [c.name for c in training], "validation": [c.name for c in held_out],
+                             "annotated": {c.name: c.annotated.to_json() for c in cases if c.annotated}})
+        scores = cross_validate(ready, plan, cache, cases, init)
+        net = build_network(ready, plan, init)
+        figures = fit(ready, plan, cache, net, training, held_out, budget=stage_budget(ready.config))
+        finish(ready, plan, net, {**figures, **scores})
+        return ready.folder
+
+
+def build_network(ready: Preparation, plan: Plan, init: Path | None) -> SegmentationNet:
+    """The network on the device, seeded, with a transferred encoder when there is one; the transfer is reported."""
+    seed_step(ready.config.seed, 0)
+    encoder, report = make_encoder(ready, plan, init)
+    if report is not None:
+        ready.events.emit("metric", stage="transfer", tensors_loaded=len(report.loaded), report=report.text())
+    net = SegmentationNet(encoder, len(ready.project.classes), ready.config.network.deep_supervision)
+    if ready.config.freeze_encoder:
+        net.encoder.requires_grad_(False)
+    return net.to(ready.device).to(memory_format=memory_format(plan.dim))
+
+
+def split_holdout(cases: Sequence[Case], config: RunConfig) -> tuple[tuple[Case, ...], tuple[Case, ...]]:
+    """Training and held-out cases: every patient on one side; none held out with fewer than 10 labelled cases."""
+    patients = sorted({case.patient for case in cases})
+    count = min(HOLDOUT_MOST, round(config.training.holdout * len(patients)))
+    if len(cases) < HOLDOUT_FROM or count == 0:
+        return tuple(cases), ()
+    chosen = set(np.random.default_rng([config.seed, 5]).permutation(patients)[:count])
+    return tuple(c for c in cases if c.patient not in chosen), tuple(c for c in cases if c.patient in chosen)
+
+
+def stage_budget(config: RunConfig, share: float = 1.0) -> Budget:
+    """The budget of one stage that may use `share` of the run's steps or minutes."""
+    training = config.training
+    if training.minutes:
+        return Budget(seconds=training.minutes * 60 * share)
+    return Budget(steps=max(1, round(training.steps * share)))
+
+
+def make_sampler(ready: Preparation, plan: Plan, cache: Cache, cases: Sequence[Case]) -> SegmentationSampler:
+    """The sampler of labelled patches for a plan."""
+    config = ready.config
+    spacing = plan.spacing[3 - plan.dim :]
+    assert all(mm is not None for mm in spacing)
+    return SegmentationSampler(
+        cache, tuple(c.name for c in cases), plan.patch, tuple(float(mm) for mm in spacing if mm), config.augment,
+        ready.batch(plan), config.training.foreground, config.seed,
+    )
+
+
+def fit(
+    ready: Preparation, plan: Plan, cache: Cache, net: SegmentationNet, training: Sequence[Case],
+    held_out: Sequence[Case], *, budget: Budget, stage: str = "finetune",
+) -> dict[str, Any]:
+    """Train one network in place (it ends with the weights to keep); returns what is worth recording."""
+    config, started = ready.config, time.monotonic()
+    sampler = make_sampler(ready, plan, cache, training)
+    task = SegmentationTask(net, sampler, plan, ready.device, tuple(c.name for c in held_out), config.freeze_encoder)
+    trainer = Trainer(task, loop_config(config, stage, budget), ready.fabric, ready.folder, ready.events)
+    if config.resume:
+        trainer.resume()
+    net.load_state_dict(trainer.run())
+    state = trainer.state
+    return {"steps": state.step, "seconds": round(time.monotonic() - started, 1), "validation": state.scores,
+            "best": state.best, "best_step": state.best_step}
+
+
+def loop_config(config: RunConfig, stage: str, budget: Budget) -> LoopConfig:
+    """The trainer's numbers for one stage of a run."""
+    training = config.training
+    factor = config.optimiser.encoder_lr if config.init not in ("", "none") else 1.0
+    return LoopConfig(
+        stage, config.seed, budget, config.optimiser, factor, training.accumulate, training.ema,
+        training.validate_every, training.patience,
+    )
+
+
+def cross_validate(
+    ready: Preparation, plan: Plan, cache: Cache, cases: Sequence[Case], init: Path | None
+) -> dict[str, Any]:
+    """Mean held-out Dice over `training.folds` folds, each with an equal share of the budget; {} without folds."""
+    folds = min(ready.config.training.folds, len(cases))
+    if folds < 2:
+        return {}
+    rows = []
+    order = np.random.default_rng([ready.config.seed, 6]).permutation(len(cases))
+    for fold in range(folds):
+        held_out = [cases[i] for i in order[fold::folds]]
+        rest = [case for case in cases if case not in held_out]
+        net = build_network(ready, plan, init)
+        figures = fit(ready, plan, cache, net, rest, held_out, stage=f"fold-{fold + 1}",
+                      budget=stage_budget(ready.config, 1 / (folds + 1)))
+        rows.append({"fold": fold + 1, "cases": [c.name for c in held_out], "dice": figures["best"]})
+    return {"cross_validation": rows}
+
+
+def finish(ready: Preparation, plan: Plan, net: SegmentationNet, figures: dict[str, Any]) -> None:
+    """Keep the weights, then metrics and the model card."""
+    if not ready.fabric.is_global_zero:
+        return
+    state = net.state_dict()
+    write_json(ready.folder / "metrics.json", figures)
+    write_model_card(ready.folder, ready.project, ready.config, plan, figures)
+    save_tensors(ready.folder / WEIGHTS, state, {"classes": list(ready.project.classes), "kind": "segmentation"})
+    ready.events.emit("done", run=ready.folder.name, folder=str(ready.folder), **_plain(figures))
+
+
+def _plain(figures: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in figures.items() if isinstance(value, int | float | str)}

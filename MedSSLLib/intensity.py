@@ -1,0 +1,143 @@
+"""Random changes of intensity for views: noise, blur, brightness, contrast, simulated low resolution, gamma.
+
+Which samples change, and how much, is drawn on the host; the changes run on the device on those samples alone, so
+nothing waits for the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from MedSSLLib.config import AugmentConfig
+
+
+@dataclass(frozen=True)
+class Change:
+    """One kind of change: indices of the samples it touches and its strength for each."""
+
+    samples: np.ndarray
+    strength: np.ndarray
+
+    def __bool__(self) -> bool:
+        return len(self.samples) > 0
+
+
+def sample_intensity(rng: np.random.Generator, n: int, config: AugmentConfig) -> dict[str, Change]:
+    """Draw every kind of change for `n` views, in the order in which they are applied."""
+    ranges: dict[str, tuple[float, float, float]] = {
+        "noise": (config.noise, 0.0, 0.1),
+        "blur": (config.blur, 0.5, 1.0),
+        "brightness": (config.brightness, 0.75, 1.25),
+        "contrast": (config.contrast, 0.7, 1.3),
+        "low_resolution": (config.low_resolution, 1.0, 2.0),
+        "gamma": (config.gamma, 0.7, 1.5),
+    }
+    changes = {}
+    for name, (probability, low, high) in ranges.items():
+        samples = np.flatnonzero(rng.random(n) < probability)
+        changes[name] = Change(samples, rng.uniform(low, high, len(samples)).astype(np.float32))
+    return changes
+
+
+def apply_intensity(images: Tensor, changes: dict[str, Change], generator: torch.Generator | None) -> Tensor:
+    """Changed copies of ``images [n, c, *s]``; `generator` (on the images' device) drives the noise."""
+    images = images.clone()
+    for name, change in changes.items():
+        if change:
+            _KINDS[name](images, change, generator)
+    return images
+
+
+Kind = Callable[[Tensor, Change, "torch.Generator | None"], None]
+
+
+def _replace(images: Tensor, change: Change, apply: Callable[[Tensor, Tensor], Tensor]) -> None:
+    index = torch.from_numpy(change.samples).to(images.device, non_blocking=True)
+    strength = torch.from_numpy(change.strength).to(images, non_blocking=True)
+    strength = strength.reshape(-1, *(1,) * (images.dim() - 1))
+    images.index_copy_(0, index, apply(images.index_select(0, index), strength))
+
+
+def _noise(images: Tensor, change: Change, generator: torch.Generator | None) -> None:
+    def apply(x: Tensor, variance: Tensor) -> Tensor:
+        return x + variance.sqrt() * torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+
+    _replace(images, change, apply)
+
+
+def _blur(images: Tensor, change: Change, generator: torch.Generator | None) -> None:
+    _replace(images, change, gaussian_blur)
+
+
+def gaussian_blur(x: Tensor, sigma: Tensor, radius: int = 2) -> Tensor:
+    """Separable Gaussian of a width per sample (voxels), edges continued; ``x [n, c, *s]``, ``sigma [n, 1, ...]``."""
+    offsets = range(-radius, radius + 1)
+    weights = [torch.exp(-(k**2) / (2 * sigma**2)) for k in offsets]
+    total = sum(weights)
+    for axis in range(2, x.dim()):
+        pad = [0, 0] * (x.dim() - 1 - axis) + [radius, radius] + [0, 0] * (axis - 2)
+        padded = F.pad(x, pad, mode="replicate")
+        x = sum(w / total * padded.narrow(axis, k + radius, x.shape[axis]) for k, w in zip(offsets, weights, strict=True))
+    return x
+
+
+def _brightness(images: Tensor, change: Change, generator: torch.Generator | None) -> None:
+    def apply(x: Tensor, factor: Tensor) -> Tensor:
+        low, high = _range(x)
+        return torch.minimum(torch.maximum(x * factor, low), high)
+
+    _replace(images, change, apply)
+
+
+def _contrast(images: Tensor, change: Change, generator: torch.Generator | None) -> None:
+    def apply(x: Tensor, factor: Tensor) -> Tensor:
+        low, high = _range(x)
+        mean = x.mean(_space(x), keepdim=True)
+        return torch.minimum(torch.maximum((x - mean) * factor + mean, low), high)
+
+    _replace(images, change, apply)
+
+
+def _gamma(images: Tensor, change: Change, generator: torch.Generator | None) -> None:
+    def apply(x: Tensor, exponent: Tensor) -> Tensor:
+        low, high = _range(x)
+        span = (high - low).clamp_min(1e-6)
+        return ((x - low) / span).clamp(0, 1) ** exponent * span + low
+
+    _replace(images, change, apply)
+
+
+def _low_resolution(images: Tensor, change: Change, generator: torch.Generator | None) -> None:
+    mode = "bilinear" if images.dim() == 4 else "trilinear"
+    for sample, factor in zip(change.samples.tolist(), change.strength.tolist(), strict=True):
+        x = images[sample : sample + 1]
+        small = F.interpolate(x, _reduced(x.shape[2:], factor), mode="nearest")
+        images[sample : sample + 1] = F.interpolate(small, list(x.shape[2:]), mode=mode, align_corners=False)
+
+
+def _reduced(shape: Sequence[int], factor: float) -> list[int]:
+    return [max(1, round(size / factor)) for size in shape]
+
+
+def _range(x: Tensor) -> tuple[Tensor, Tensor]:
+    return x.amin(_space(x), keepdim=True), x.amax(_space(x), keepdim=True)
+
+
+def _space(x: Tensor) -> list[int]:
+    return list(range(2, x.dim()))
+
+
+_KINDS: dict[str, Kind] = {
+    "noise": _noise,
+    "blur": _blur,
+    "brightness": _brightness,
+    "contrast": _contrast,
+    "low_resolution": _low_resolution,
+    "gamma": _gamma,
+}

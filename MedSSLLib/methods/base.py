@@ -1,0 +1,108 @@
+"""What the trainer and the data side ask of a method."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import ClassVar, Protocol
+
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from MedSSLLib.networks import Encoder
+from MedSSLLib.sampling import Batch
+
+
+def identity(x: Tensor) -> Tensor:
+    """The gather and reduce of a single process."""
+    return x
+
+
+class MethodConfig(BaseModel):
+    """Fields shared by every pre-training method: which views it wants."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    view_scale: tuple[float, float] = Field(
+        (1.1, 1.4), description="Side of a view's crop box, relative to the patch (PGL re-implementation: 1.1-1.4)."
+    )
+    min_overlap: float = Field(0.1, ge=0, le=1, description="Least overlap of two boxes, share of the smaller one.")
+    flip: float = Field(0.5, ge=0, le=1, description="Probability of a flip per axis (PGL: 0.5).")
+    rotation: float = Field(0.0, ge=0, description="Largest rotation of a view in degrees. Not from the paper.")
+
+
+@dataclass(frozen=True)
+class MethodContext:
+    """Facts about the data and the processes that a method may need.
+
+    Attributes:
+        dim: 2 or 3.
+        channels: image channels.
+        patch: patch size in voxels.
+        meta: classes per meta label.
+        gather: concatenates embeddings of all processes (autograd-aware).
+        reduce: sums over all processes (autograd-aware).
+        seed: seed of the method's own generators.
+    """
+
+    dim: int
+    channels: int
+    patch: tuple[int, ...]
+    meta: dict[str, int] = field(default_factory=dict)
+    gather: Callable[[Tensor], Tensor] = identity
+    reduce: Callable[[Tensor], Tensor] = identity
+    seed: int = 0
+
+
+class GradientRule(Protocol):
+    """Turns named losses into gradients: sets ``.grad`` of every parameter.
+
+    `shared` are the encoder's parameters, `others` the rest; `reduce` averages a gradient over processes.
+    """
+
+    def __call__(
+        self,
+        losses: dict[str, Tensor],
+        shared: list[nn.Parameter],
+        others: list[nn.Parameter],
+        reduce: Callable[[Tensor], Tensor],
+    ) -> None: ...
+
+    def state_dict(self) -> dict[str, Tensor]: ...
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None: ...
+
+
+class Method(nn.Module):
+    """A pre-training method: losses over a batch of views, and what changes after a step.
+
+    Subclasses set `Config` and implement :meth:`losses`, which mutates nothing. `views` is the number of views of a
+    sample; `needs_meta` asks for the meta-balanced sampler; without `intensity` views keep their intensities.
+    """
+
+    Config: ClassVar[type[MethodConfig]] = MethodConfig
+    views: ClassVar[int] = 2
+    intensity: ClassVar[bool] = True
+    needs_meta: ClassVar[bool] = False
+    dims: ClassVar[tuple[int, ...]] = (2, 3)
+
+    def __init__(self, encoder: Encoder, config: MethodConfig, context: MethodContext) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.config = config
+        self.context = context
+
+    def losses(self, batch: Batch, progress: float) -> dict[str, Tensor]:
+        """Named scalars to be minimised."""
+        raise NotImplementedError
+
+    def after_step(self, progress: float) -> None:
+        """Update buffers (moving averages, queues) once the optimiser has stepped."""
+
+    def diagnostics(self) -> dict[str, Tensor]:
+        """Detached 0-d tensors of the last :meth:`losses`."""
+        return {}
+
+    def gradient_rule(self) -> GradientRule | None:
+        """The method's own gradient rule; None is the plain sum."""
+        return None

@@ -1,0 +1,203 @@
+"""Prediction on the source grid: label volumes, probabilities and uncertainty."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from MedSSLLib import io
+from MedSSLLib.checkpoint import load_tensors
+from MedSSLLib.config import RunConfig
+from MedSSLLib.device import resolve_device, resolve_precision
+from MedSSLLib.errors import InputError
+from MedSSLLib.events import Events
+from MedSSLLib.geometry import Geometry, Volume
+from MedSSLLib.inference import predict_probabilities, uncertainty
+from MedSSLLib.networks import SegmentationNet, build_encoder, memory_format
+from MedSSLLib.planning import Plan
+from MedSSLLib.preprocess import preprocess_image
+from MedSSLLib.project import Project
+from MedSSLLib.runfolder import WEIGHTS, read_config, read_plan, read_run
+
+
+@dataclass(frozen=True)
+class PredictOptions:
+    """What to write and how.
+
+    Attributes:
+        probabilities: also write each class's probability, into ``probabilities/``.
+        uncertainty: also write the normalised entropy, into ``uncertainty/``, 0 certain to 1.
+        flips: average over axis flips (slower; 4 x in 2D, 8 x in 3D).
+        largest_component: keep the largest connected component of each class.
+        device, precision: as in RunConfig.
+    """
+
+    probabilities: bool = False
+    uncertainty: bool = False
+    flips: bool = False
+    largest_component: bool = False
+    device: str = "auto"
+    precision: str = "auto"
+
+
+@dataclass(frozen=True)
+class Model:
+    """A trained segmentation network with what it needs to be applied."""
+
+    network: SegmentationNet
+    plan: Plan
+    values: tuple[int, ...]
+    device: torch.device
+    precision: str
+
+    @torch.inference_mode()
+    def probabilities(self, volumes: Sequence[Volume], *, flips: bool = False) -> tuple[Tensor, Geometry]:
+        """Probabilities ``[k, d, h, w]`` on the training grid of a source case, and that grid."""
+        image, grid = preprocess_image(volumes, self.plan)
+        with self._autocast():
+            return predict_probabilities(self.network, image, self.plan, self.device, flips=flips), grid
+
+    @contextmanager
+    def _autocast(self) -> Iterator[None]:
+        kind = {"bf16": torch.bfloat16, "16": torch.float16}.get(self.precision)
+        with torch.autocast(self.device.type, dtype=kind, enabled=kind is not None):
+            yield
+
+
+def load_model(run_folder: Path, device: str = "auto", precision: str = "auto") -> Model:
+    """The network of a finished fine-tuning or self-training run, ready to predict.
+
+    Raises:
+        InputError: the run is not finished, is a pre-training run, or the device does not exist.
+    """
+    if not (run_folder / WEIGHTS).exists():
+        raise InputError(f"run {run_folder.name!r} has no weights", file=str(run_folder),
+                         remedy="See `medssl runs PROJECT` for finished runs")
+    facts, config, plan = read_run(run_folder), read_config(run_folder), read_plan(run_folder)
+    if config.command == "pretrain":
+        raise InputError(f"run {run_folder.name!r} is a pre-trained encoder, it segments nothing yet",
+                         remedy=f"Train with `medssl finetune PROJECT --init {run_folder.name}` and predict with that run")
+    where = resolve_device(device)
+    network = network_of(config, plan, len(facts["data"]["classes"]))
+    tensors, _ = load_tensors(run_folder / WEIGHTS)
+    network.load_state_dict(tensors)
+    network.eval().to(where).to(memory_format=memory_format(plan.dim))
+    values = tuple(facts["data"]["values"])
+    return Model(network, plan, values, where, resolve_precision(precision, where))
+
+
+def network_of(config: RunConfig, plan: Plan, classes: int) -> SegmentationNet:
+    """The network a configuration and plan describe, newly initialised."""
+    encoder = build_encoder(plan.dim, plan.channels, plan.strides, config.network)
+    return SegmentationNet(encoder, classes, config.network.deep_supervision)
+
+
+def predict_case(
+    model: Model, volumes: Sequence[Volume], options: PredictOptions
+) -> tuple[Volume, np.ndarray]:
+    """Label volume (values of the label files) and class probabilities ``[k, *shape]``, both on the source grid."""
+    source = volumes[0].geometry
+    probabilities, grid = model.probabilities(volumes, flips=options.flips)
+    on_source = np.stack([
+        io.resample(Volume(p, grid), source, interpolation="linear", outside=float(index == 0)).array
+        for index, p in enumerate(probabilities.numpy())
+    ])
+    classes = on_source.argmax(0).astype(np.uint8)
+    if options.largest_component:
+        classes = largest_components(classes)
+    return Volume(np.asarray(model.values, np.int32)[classes].astype(_label_type(model.values)), source), on_source
+
+
+def largest_components(classes: np.ndarray) -> np.ndarray:
+    """A class map in which each foreground class keeps its largest face-connected component."""
+    from scipy import ndimage
+
+    result = np.zeros_like(classes)
+    for value in np.unique(classes[classes > 0]):
+        components, count = ndimage.label(classes == value)
+        sizes = np.bincount(components.ravel())[1:]
+        if count:
+            result[components == 1 + int(sizes.argmax())] = value
+    return result
+
+
+def run_predict(
+    project: Project, run: str, out: Path, events: Events, *,
+    cases: str | None = None, images: Sequence[Path] = (), options: PredictOptions | None = None,
+) -> list[Path]:
+    """Predict cases of the project (all of them by default) or image files; returns the label files written.
+
+    A case that cannot be read is named in a warning, and the others go on.
+
+    Raises:
+        InputError: no usable case, or an unusable run.
+    """
+    options = options or PredictOptions()
+    model = load_model(project.run_folder(run), options.device, options.precision)
+    jobs = _jobs(project, cases, images)
+    events.emit("start", command="predict", run=run, cases=len(jobs), device=str(model.device))
+    names = project.classes
+    written, refused = [], []
+    for number, (name, paths) in enumerate(jobs.items(), 1):
+        try:
+            volumes = [io.read_image(path, case=name) for path in paths]
+            label, probabilities = predict_case(model, volumes, options)
+        except InputError as error:
+            refused.append(error)
+            events.emit("warning", message=str(error))
+            continue
+        written.append(_write(out, name, label, probabilities, names, options))
+        events.progress("predict", number, len(jobs))
+    if not written:
+        raise refused[0]
+    events.emit("done", run=run, cases=len(written), refused=len(refused), folder=str(out))
+    return written
+
+
+def _jobs(project: Project, cases: str | None, images: Sequence[Path]) -> dict[str, tuple[Path, ...]]:
+    if images:
+        found = [path for item in images for path in (_expand(item))]
+        jobs = {io.case_name(path): (path,) for path in found}
+        if len(jobs) < len(found):
+            raise InputError("two images have the same file name", remedy="Rename one, or predict them into two folders")
+        return jobs
+    chosen = project.cases if cases is None else project.select(cases)
+    if not chosen:
+        raise InputError("no case is selected", remedy="Name cases with --cases, or image files with --images")
+    return {case.name: case.images for case in chosen}
+
+
+def _expand(item: Path) -> list[Path]:
+    if item.is_dir():
+        found = io.find_images(item)
+        return found or [item]
+    return [item]
+
+
+def _write(
+    out: Path, name: str, label: Volume, probabilities: np.ndarray, classes: Sequence[str], options: PredictOptions
+) -> Path:
+    path = out / f"{name}.nii.gz"
+    if options.probabilities:
+        for index, p in enumerate(probabilities):
+            io.write_image(out / "probabilities" / f"{name}_{index}_{_file_name(classes[index])}.nii.gz",
+                           Volume(p.astype(np.float32), label.geometry))
+    if options.uncertainty:
+        entropy = uncertainty(torch.from_numpy(probabilities)).numpy().astype(np.float32)
+        io.write_image(out / "uncertainty" / f"{name}.nii.gz", Volume(entropy, label.geometry))
+    io.write_image(path, label)
+    return path
+
+
+def _file_name(text: str) -> str:
+    return "".join(c if c.isalnum() else "-" for c in text)
+
+
+def _label_type(values: Sequence[int]) -> type[np.uint8] | type[np.int16]:
+    return np.uint8 if max(values) < 256 else np.int16

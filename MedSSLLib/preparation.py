@@ -1,0 +1,187 @@
+"""What every training command does first: device, run folder, plan, cache, encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+
+from MedSSLLib import io
+from MedSSLLib.cache import Cache
+from MedSSLLib.checkpoint import TransferReport, load_tensors, transfer, unprefixed
+from MedSSLLib.config import RunConfig
+from MedSSLLib.device import make_fabric
+from MedSSLLib.errors import InputError
+from MedSSLLib.events import Events
+from MedSSLLib.labels import class_indices, simulate_annotation, slice_axis
+from MedSSLLib.manifest import Case
+from MedSSLLib.networks import Encoder, build_encoder
+from MedSSLLib.planning import Plan, make_plan
+from MedSSLLib.project import Project
+from MedSSLLib.runfolder import WEIGHTS, open_run, owned, read_plan, read_run, write_config
+
+BATCH = {2: 12, 3: 2}  # samples a step when not set; not from the paper
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """The things a training command works with."""
+
+    project: Project
+    config: RunConfig
+    folder: Path
+    fabric: Fabric
+    events: Events
+
+    @property
+    def device(self) -> torch.device:
+        """Where tensors live."""
+        return self.fabric.device
+
+    def batch(self, plan: Plan) -> int:
+        """Samples of the global batch."""
+        return self.config.training.batch or BATCH[plan.dim]
+
+
+def prepare(project: Project, config: RunConfig, events: Events, stack: ExitStack) -> Preparation:
+    """Open the run folder on the first process and hold it; other processes stay silent."""
+    fabric = make_fabric(config)
+    opened = open_run(project, config) if fabric.is_global_zero else None
+    folder, config = fabric.broadcast(opened)
+    if fabric.is_global_zero:
+        stack.enter_context(owned(folder))
+        events.open_run(folder)
+    else:
+        events = Events()
+    events.emit("start", command=config.command, method=config.method, run=folder.name, folder=str(folder),
+                device=str(fabric.device), seed=config.seed)
+    return Preparation(project, config, folder, fabric, events)
+
+
+def readable_headers(cases: Sequence[Case]) -> list[io.Geometry]:
+    """Geometries of the cases whose header can be read; unreadable ones are refused later, when cached."""
+    found = []
+    for case in cases:
+        try:
+            found.append(io.read_header(case.images[0]))
+        except InputError:
+            continue
+    return found
+
+
+def choose_plan(ready: Preparation, cases: Sequence[Case], init: Path | None = None) -> Plan:
+    """The plan of the run being resumed, of the run whose encoder is taken over, or a new one from the headers.
+
+    Raises:
+        InputError: no case can be read, or `--dim` contradicts the encoder that is taken over.
+    """
+    config = ready.config
+    if (ready.folder / "config.json").exists():
+        return read_plan(ready.folder)
+    plan = make_plan(readable_headers(cases), modality=ready.project.modalities, channels=ready.project.channels,
+                     dim=config.dim, voxel_budget=config.training.voxels)
+    if init is None or not (init.parent / "config.json").exists():
+        return plan
+    theirs = read_plan(init.parent)
+    if config.dim != "auto" and theirs.dim != int(config.dim[0]):
+        raise InputError(f"--dim {config.dim} contradicts the {theirs.dim}D encoder of {init.parent.name!r}",
+                         remedy="Leave --dim out, or pre-train again in that dimension")
+    if config.training.voxels is None:
+        return theirs
+    fitted = make_plan(readable_headers(cases), modality=ready.project.modalities, channels=ready.project.channels,
+                       dim=theirs.dim, voxel_budget=config.training.voxels)
+    return theirs.model_copy(update={"patch": fitted.patch}) if fitted.strides == theirs.strides else theirs
+
+
+def fill_cache(ready: Preparation, plan: Plan, cases: Sequence[Case], *, labels: bool) -> tuple[Cache, tuple[Case, ...]]:
+    """A cache that holds the usable cases; refused ones are named in warnings.
+
+    Raises:
+        InputError: no case is usable.
+    """
+    project, events = ready.project, ready.events
+    cache = Cache(project.cache_folder, plan)
+    refused = cache.prepare(
+        cases, labels=labels, values=project.values, ignore=project.ignore_value,
+        progress=lambda done, total: events.progress("preprocess", done, total),
+    )
+    for _, error in refused:
+        events.emit("warning", message=str(error))
+    bad = {case.name for case, _ in refused}
+    usable = tuple(case for case in cases if case.name not in bad)
+    if not usable:
+        raise InputError(f"none of the {len(cases)} cases can be used" + (f": {refused[0][1]}" if refused else ""),
+                         remedy="See the warnings, and `medssl status`")
+    return cache, usable
+
+
+def labelled_cases(project: Project, config: RunConfig) -> tuple[Case, ...]:
+    """The cases whose labels may be read, sparse where `annotated_slices` simulates it.
+
+    Raises:
+        InputError: there is none.
+    """
+    if config.labelled is not None:
+        project = project.with_labelled(",".join(config.labelled))
+    cases = tuple(case for case in project.labelled if case.label)
+    if not cases:
+        raise InputError("no case is labelled", file=str(project.folder),
+                         remedy="Name labelled cases with --labelled, or annotate slices in Slicer")
+    if config.annotated_slices:
+        cases = tuple(_simulated(project, case, config.annotated_slices) for case in cases)
+    return cases
+
+
+def _simulated(project: Project, case: Case, slices: int) -> Case:
+    geometry = io.read_header(case.images[0])
+    assert case.label is not None
+    volume = io.read_label(case.label, geometry, case=case.name)
+    classes = class_indices(volume.array, project.values, ignore=project.ignore_value)
+    return replace(case, annotated=simulate_annotation(classes, slices, slice_axis(geometry)))
+
+
+def resolve_weights(project: Project, name: str) -> Path | None:
+    """The weight file of ``--init``: None for 'none', a file, or the weights of a run.
+
+    Raises:
+        InputError: no such file or run, or the run is not finished.
+    """
+    if name in ("", "none"):
+        return None
+    if Path(name).suffix == ".safetensors":
+        if not Path(name).is_file():
+            raise InputError("does not exist", file=name, remedy="Check the path of --init")
+        return Path(name)
+    weights = project.run_folder(name) / WEIGHTS
+    if not weights.exists():
+        raise InputError(f"run {name!r} has no weights", file=str(project.folder),
+                         remedy="See `medssl runs PROJECT` for finished runs")
+    return weights
+
+
+def make_encoder(ready: Preparation, plan: Plan, init: Path | None) -> tuple[Encoder, TransferReport | None]:
+    """A new encoder, or one with transferred weights and the report of the transfer."""
+    network = ready.config.network
+    if init is not None and (init.parent / "config.json").exists():
+        theirs = read_run(init.parent)["config"]["network"]
+        network = network.model_copy(update={"widths": tuple(theirs["widths"]), "norm": theirs["norm"]})
+    encoder = build_encoder(plan.dim, plan.channels, plan.strides, network)
+    if init is None:
+        return encoder, None
+    tensors, _ = load_tensors(init)
+    report = transfer(encoder, unprefixed("encoder", tensors) or tensors)
+    if ready.fabric.is_global_zero:
+        (ready.folder / "transfer.txt").write_text(report.text() + "\n", encoding="utf-8")
+    return encoder, report
+
+
+def record(ready: Preparation, plan: Plan, facts: dict[str, Any]) -> None:
+    """Write ``config.json`` on the first process."""
+    if ready.fabric.is_global_zero:
+        write_config(ready.folder, ready.config, plan, {"classes": list(ready.project.classes),
+                                                                 "values": list(ready.project.values), **facts})

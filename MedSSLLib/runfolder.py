@@ -1,0 +1,120 @@
+"""A run's folder: made once, resumable, with a complete configuration, versions and a lock."""
+
+from __future__ import annotations
+
+import platform
+import re
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from MedSSLLib.config import RunConfig
+from MedSSLLib.errors import InputError
+from MedSSLLib.files import FileLock, read_json, write_json
+from MedSSLLib.planning import Plan
+from MedSSLLib.project import Project
+
+FORMAT, FORMAT_VERSION = "medssl-run", 1
+WEIGHTS = "weights.safetensors"
+_PACKAGES = ("medssl", "torch", "monai", "numpy", "SimpleITK", "lightning-fabric")
+
+
+def open_run(project: Project, config: RunConfig) -> tuple[Path, RunConfig]:
+    """The run folder for a configuration: a new one, or with ``resume`` the one to go on with (and its own settings).
+
+    Raises:
+        InputError: the name is taken, or there is nothing to resume.
+    """
+    if config.resume:
+        folder = _resumable(project, config)
+        return folder, read_config(folder).override({"resume": True, "device": config.device})
+    name = config.name or _free_name(project, config)
+    folder = project.run_folder(name)
+    if (folder / "config.json").exists():
+        raise InputError(f"run {name!r} exists already", file=str(folder),
+                         remedy="Choose another --name, or continue it with --resume")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder, config.override({"name": name})
+
+
+def _free_name(project: Project, config: RunConfig) -> str:
+    stem = config.method if config.command == "pretrain" else config.command
+    taken = [p.name for p in project.runs_folder.glob(f"{stem}-*")] if project.runs_folder.exists() else []
+    numbers = [int(m[1]) for name in taken if (m := re.fullmatch(rf"{re.escape(stem)}-(\d+)", name))]
+    return f"{stem}-{max(numbers, default=0) + 1}"
+
+
+def _resumable(project: Project, config: RunConfig) -> Path:
+    if config.name:
+        folder = project.run_folder(config.name)
+        if not (folder / "config.json").exists():
+            raise InputError(f"there is no run {config.name!r} to resume", file=str(project.folder),
+                             remedy="See `medssl runs PROJECT` for the names")
+        if (folder / WEIGHTS).exists():
+            raise InputError(f"run {config.name!r} is finished, nothing is left to resume", file=str(folder),
+                             remedy="Start a new run without --resume")
+        if not any((folder / "checkpoint").glob("*.safetensors")):
+            raise InputError(f"run {config.name!r} stopped before its first checkpoint, nothing can be resumed",
+                             file=str(folder), remedy="Start a new run without --resume")
+        return folder
+    open_runs = [
+        p.parent for p in project.runs_folder.glob("*/config.json")
+        if not (p.parent / WEIGHTS).exists() and any((p.parent / "checkpoint").glob("*.safetensors"))
+        and read_config(p.parent).command == config.command
+    ]
+    if not open_runs:
+        raise InputError(f"there is no unfinished {config.command} run to resume", file=str(project.folder),
+                         remedy="Start without --resume")
+    return max(open_runs, key=lambda p: (p / "config.json").stat().st_mtime)
+
+
+@contextmanager
+def owned(folder: Path) -> Iterator[None]:
+    """Hold the run folder against other processes; a stop request left from before is forgotten."""
+    with FileLock(folder / ".lock"):
+        (folder / "stop").unlink(missing_ok=True)
+        yield
+
+
+def write_config(folder: Path, config: RunConfig, plan: Plan, facts: dict[str, Any]) -> None:
+    """``config.json``: settings, plan, versions, and facts about the data (classes, cases)."""
+    if (folder / "config.json").exists():
+        return
+    write_json(folder / "config.json", {
+        "format": FORMAT, "format_version": FORMAT_VERSION, "config": config.model_dump(mode="json"),
+        "plan": plan.model_dump(mode="json"), "data": facts, "versions": versions(), "started": time.time(),
+    })
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """The contents of ``config.json``.
+
+    Raises:
+        InputError: it is missing, damaged or newer than this version.
+    """
+    return read_json(folder / "config.json", format_name=FORMAT, newest_version=FORMAT_VERSION)
+
+
+def read_config(folder: Path) -> RunConfig:
+    """The run's settings."""
+    return RunConfig._validated(read_run(folder)["config"])
+
+
+def read_plan(folder: Path) -> Plan:
+    """The run's plan."""
+    return Plan.model_validate(read_run(folder)["plan"])
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide a result."""
+    found = {"python": platform.python_version(), "platform": sys.platform}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found

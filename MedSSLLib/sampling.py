@@ -1,0 +1,267 @@
+"""Which cases, slices and patches make a batch, and the batch itself.
+
+Every sampler is a pure function of (seed, step): resuming, prefetching and splitting a batch over processes need no
+state. The global batch of a step is drawn whole and each part of it reads its own samples only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from MedSSLLib.config import AugmentConfig
+from MedSSLLib.intensity import Change, apply_intensity, sample_intensity
+from MedSSLLib.views import (
+    ViewGeometry,
+    resample,
+    resample_labels,
+    sample_boxes,
+    sample_flips,
+    sample_rotations,
+    sample_segmentation_views,
+    sampling_grid,
+)
+
+
+class CropReader(Protocol):
+    """What samplers ask of a cache: shapes and crops of preprocessed cases, ``[c, d, h, w]``."""
+
+    def shape(self, name: str) -> tuple[int, int, int, int]: ...
+
+    def image(self, name: str, lo: Sequence[int], hi: Sequence[int]) -> np.ndarray: ...
+
+    def label(self, name: str, lo: Sequence[int], hi: Sequence[int]) -> np.ndarray: ...
+
+    def foreground(self, name: str) -> dict[int, np.ndarray]: ...
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Views on the device: b samples, v views, c channels, s axes.
+
+    Attributes:
+        images: ``[b, v, c, *s]``.
+        geometry: where each view lies in its window.
+        labels: class maps ``[b, v, *s]`` uint8, IGNORE where a voxel does not count; None without labels.
+        meta: class index per meta label, ``[b]``, -1 where missing.
+    """
+
+    images: Tensor
+    geometry: ViewGeometry | None = None
+    labels: Tensor | None = None
+    meta: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class HostBatch:
+    """Source windows and the drawn view parameters, before anything moves to the device."""
+
+    windows: Tensor
+    geometry: ViewGeometry
+    changes: dict[str, Change]
+    noise_seed: int
+    labels: Tensor | None = None
+    meta: dict[str, Tensor] = field(default_factory=dict)
+    cases: tuple[str, ...] = ()
+
+    def pin(self) -> HostBatch:
+        """A copy in page-locked memory, for asynchronous transfer."""
+        labels = None if self.labels is None else self.labels.pin_memory()
+        return replace(self, windows=self.windows.pin_memory(), labels=labels)
+
+
+def make_views(host: HostBatch, patch: Sequence[int], device: torch.device) -> Batch:
+    """Resample all views of a batch on the device, once, then change their intensity."""
+    windows = host.windows.to(device, non_blocking=True)
+    geometry = host.geometry.to(device)
+    views = geometry.lo.shape[1]
+    grid = sampling_grid(geometry, windows.shape[2:], patch)
+    images = resample(windows, grid, views)
+    generator = noise_generator(device, host.noise_seed)
+    images = apply_intensity(images.flatten(0, 1), host.changes, generator).unflatten(0, (-1, views))
+    labels = None
+    if host.labels is not None:
+        labels = resample_labels(host.labels.to(device, non_blocking=True), grid, views)
+    meta = {name: value.to(device, non_blocking=True) for name, value in host.meta.items()}
+    return Batch(images, geometry, labels, meta)
+
+
+def noise_generator(device: torch.device, seed: int) -> torch.Generator | None:
+    """A seeded generator on the device; the meta device has none."""
+    return None if device.type == "meta" else torch.Generator(device=device).manual_seed(seed)
+
+
+def shuffled_order(seed: int, position: int, n: int) -> int:
+    """Element at `position` of an endless sequence of random permutations of ``range(n)``."""
+    epoch, offset = divmod(position, n)
+    return int(np.random.default_rng([seed, epoch, 7]).permutation(n)[offset])
+
+
+@dataclass(frozen=True)
+class SegmentationSampler:
+    """Patches (3D) or slice patches (2D) of labelled cases, a share of them centred on a structure.
+
+    Attributes:
+        reader: the cache.
+        cases: names of labelled cases.
+        patch: patch size, length 2 or 3.
+        spacing: voxel size in mm of the patch axes.
+        batch: samples of the global batch.
+        foreground: share of samples centred on a labelled foreground voxel.
+        margin: side of the window that is read, relative to the patch.
+    """
+
+    reader: CropReader
+    cases: tuple[str, ...]
+    patch: tuple[int, ...]
+    spacing: tuple[float, ...]
+    augment: AugmentConfig
+    batch: int
+    foreground: float
+    seed: int
+    margin: float = 1.4
+
+    @property
+    def window(self) -> tuple[int, ...]:
+        """Side lengths of a source window in voxels."""
+        return tuple(int(np.ceil(side * self.margin)) for side in self.patch)
+
+    def sample(self, step: int, part: int = 0, parts: int = 1) -> HostBatch:
+        """The samples of `part` (of `parts`) of the global batch of a step."""
+        rng = np.random.default_rng([self.seed, step, 1])
+        window = self.window
+        draws = [self._draw(rng, step, i) for i in range(self.batch)]
+        geometry = sample_segmentation_views(rng, self.batch, window, self.patch, self.spacing, self.augment)
+        mine = np.arange(self.batch)[part::parts]
+        rng_part = np.random.default_rng([self.seed, step, 2, part])
+        crops = [self._read(*draws[i]) for i in mine]
+        return HostBatch(
+            windows=torch.from_numpy(np.stack([image for image, _ in crops])),
+            labels=torch.from_numpy(np.stack([label for _, label in crops])),
+            geometry=select(geometry, mine),
+            changes=sample_intensity(rng_part, len(mine), self.augment),
+            noise_seed=int(rng_part.integers(2**31)),
+            cases=tuple(draws[i][0] for i in mine),
+        )
+
+    def _draw(self, rng: np.random.Generator, step: int, i: int) -> tuple[str, np.ndarray]:
+        """Case and lower window corner ``[3]`` of sample i."""
+        name = self.cases[shuffled_order(self.seed, step * self.batch + i, len(self.cases))]
+        centre = self._centre(rng, name, i < round(self.foreground * self.batch))
+        extent = np.asarray(self.reader.shape(name)[1:])
+        patch = np.asarray(self.patch if len(self.patch) == 3 else (1, *self.patch))
+        jitter = rng.uniform(-0.1, 0.1, 3) * patch * (patch > 1)
+        room = np.maximum(extent - patch, 0) / 2
+        middle = np.clip(centre + 0.5, extent / 2 - room, extent / 2 + room) + jitter
+        window = np.asarray(self.window if len(self.patch) == 3 else (1, *self.window))
+        low = np.rint(middle - window / 2).astype(int)
+        if len(self.patch) == 2:
+            low[0] = centre[0]
+        return name, low
+
+    def _centre(self, rng: np.random.Generator, name: str, foreground: bool) -> np.ndarray:
+        places = {c: xyz for c, xyz in self.reader.foreground(name).items() if len(xyz)}
+        structures = sorted(c for c in places if c > 0)
+        if foreground and structures:
+            chosen = places[structures[rng.integers(len(structures))]]
+            return chosen[rng.integers(len(chosen))]
+        counted = list(places.values())
+        if not counted:
+            return rng.integers(np.asarray(self.reader.shape(name)[1:]))
+        sizes = np.asarray([len(xyz) for xyz in counted], float)
+        chosen = counted[rng.choice(len(counted), p=sizes / sizes.sum())]
+        return chosen[rng.integers(len(chosen))]
+
+    def _read(self, name: str, low: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        window = self.window if len(self.patch) == 3 else (1, *self.window)
+        high = low + np.asarray(window)
+        image, label = self.reader.image(name, low, high), self.reader.label(name, low, high)
+        return (image[:, 0], label[0]) if len(self.patch) == 2 else (image, label)
+
+
+@dataclass(frozen=True)
+class Pick:
+    """One pre-training sample: a case, the slice (2D) and its meta labels."""
+
+    name: str
+    slice: int = 0
+    meta: dict[str, int] = field(default_factory=dict)
+
+
+Picker = Callable[[np.random.Generator, int], list[Pick]]
+
+
+@dataclass(frozen=True)
+class ViewSampler:
+    """Several views a sample for pre-training: boxes in a common window, flips, rotation, intensity.
+
+    Attributes:
+        pick: draws the samples of a step's global batch, ``pick(rng, step)``.
+        views: views a sample.
+        scale: side of a box relative to the patch.
+        min_overlap: least overlap of the boxes of a sample, share of the smaller box.
+        flip, rotation: as in the method's configuration.
+    """
+
+    reader: CropReader
+    pick: Picker
+    patch: tuple[int, ...]
+    spacing: tuple[float, ...]
+    augment: AugmentConfig
+    views: int
+    scale: tuple[float, float]
+    min_overlap: float
+    flip: float
+    rotation: float
+    seed: int
+
+    def sample(self, step: int, part: int = 0, parts: int = 1) -> HostBatch:
+        """The samples of `part` (of `parts`) of the global batch of a step."""
+        rng = np.random.default_rng([self.seed, step, 3])
+        picks = self.pick(rng, step)
+        dim = len(self.patch)
+        extents = [self.reader.shape(p.name)[-dim:] for p in picks]
+        boxes = [sample_boxes(rng, e, self.patch, self.scale, self.min_overlap, self.views) for e in extents]
+        flips = sample_flips(rng, (len(picks), self.views, dim), self.flip)
+        turns = sample_rotations(rng, len(picks) * self.views, self.spacing, self.rotation) if self.rotation else None
+        mine = np.arange(len(picks))[part::parts]
+        windows, lo, hi = self._windows([picks[i] for i in mine], [boxes[i] for i in mine])
+        rotation = None if turns is None else _float(turns.reshape(len(picks), self.views, dim, dim)[mine])
+        rng_part = np.random.default_rng([self.seed, step, 4, part])
+        return HostBatch(
+            windows=windows,
+            geometry=ViewGeometry(lo, hi, _float(flips[mine]), rotation),
+            changes=sample_intensity(rng_part, len(mine) * self.views, self.augment),
+            noise_seed=int(rng_part.integers(2**31)),
+            meta={key: torch.tensor([picks[i].meta[key] for i in mine]) for key in picks[0].meta},
+            cases=tuple(picks[i].name for i in mine),
+        )
+
+    def _windows(
+        self, picks: list[Pick], boxes: list[tuple[np.ndarray, np.ndarray]]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Windows of one size that hold all boxes of their sample, and the boxes in window voxels."""
+        corner = [np.floor(lo.min(0)).astype(int) for lo, _ in boxes]
+        size = np.max([np.ceil(hi.max(0)).astype(int) - c for (_, hi), c in zip(boxes, corner, strict=True)], axis=0)
+        crops = [self._read(p, c, c + size) for p, c in zip(picks, corner, strict=True)]
+        lo, hi = (np.stack([box[k] - c for box, c in zip(boxes, corner, strict=True)]) for k in (0, 1))
+        return torch.from_numpy(np.stack(crops)), _float(lo), _float(hi)
+
+    def _read(self, pick: Pick, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+        if len(self.patch) == 3:
+            return self.reader.image(pick.name, low, high)
+        return self.reader.image(pick.name, (pick.slice, *low), (pick.slice + 1, *high))[:, 0]
+
+
+def select(geometry: ViewGeometry, index: np.ndarray) -> ViewGeometry:
+    """The geometry of some samples."""
+    return ViewGeometry(**{k: None if v is None else v[torch.from_numpy(index)] for k, v in vars(geometry).items()})
+
+
+def _float(array: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array, np.float32))

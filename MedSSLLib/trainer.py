@@ -1,0 +1,293 @@
+"""The training loop: knows steps, devices, events and checkpoints; knows no method."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from MedSSLLib.averaging import WeightAverage
+from MedSSLLib.checkpoint import (
+    flatten_optimiser,
+    load_tensors,
+    prefixed,
+    restore_optimiser,
+    save_tensors,
+    unprefixed,
+)
+from MedSSLLib.config import OptimiserConfig
+from MedSSLLib.device import average_gradient, average_gradients, seed_step
+from MedSSLLib.errors import CancelledError, GuardError, MedSSLError
+from MedSSLLib.events import Events
+from MedSSLLib.optimisers import build_optimiser, set_rate, warmup_cosine
+from MedSSLLib.schedule import Budget
+
+STOP_FILE = "stop"
+
+
+class Task(Protocol):
+    """What is trained: a module, its batches and its losses."""
+
+    module: nn.Module
+
+    def host_batch(self, step: int, part: int, parts: int) -> Any:
+        """One part of the global batch of a step, on the host; called from a loader thread."""
+
+    def device_batch(self, host: Any) -> Any:
+        """The batch on the device."""
+
+    def losses(self, batch: Any, progress: float) -> dict[str, Tensor]:
+        """Named scalars to be minimised."""
+
+    def after_step(self, progress: float) -> None:
+        """Called after each optimiser step."""
+
+    def diagnostics(self) -> dict[str, Tensor]:
+        """0-d tensors to be shown; read only when a progress event is due."""
+
+    def check(self, figures: dict[str, float], progress: float) -> None:
+        """Stop the run (GuardError) when the figures show that it has failed."""
+
+    def validate(self) -> dict[str, float]:
+        """Figures on held-out labelled data; 'score' decides selection. Empty without held-out data."""
+
+    def gradient_rule(self) -> Any:
+        """A GradientRule, or None for the plain sum."""
+
+    def shared(self) -> list[nn.Parameter]:
+        """Parameters that a gradient rule treats one by one."""
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """Numbers of one training loop; see TrainingConfig for their meaning."""
+
+    stage: str
+    seed: int
+    budget: Budget
+    optimiser: OptimiserConfig
+    encoder_factor: float = 1.0
+    accumulate: int = 1
+    ema: float = 0.99
+    validate_every: float = 0.1
+    patience: int = 0
+    checkpoint_seconds: float = 30.0
+
+
+@dataclass
+class TrainState:
+    """What a checkpoint holds besides tensors."""
+
+    step: int = 0
+    progress: float = 0.0
+    elapsed: float = 0.0
+    best: float | None = None
+    best_step: int = 0
+    misses: int = 0
+    next_validation: float = 0.0
+    scores: list[dict[str, float]] = field(default_factory=list)
+
+
+class Trainer:
+    """Runs a task to the end of its budget, or to cancellation; resumes exactly where a checkpoint was written."""
+
+    def __init__(self, task: Task, config: LoopConfig, fabric: Fabric, folder: Path, events: Events) -> None:
+        self.task, self.config, self.fabric, self.folder, self.events = task, config, fabric, folder, events
+        self.module = task.module
+        self.optimiser = build_optimiser(self.module, config.optimiser, config.encoder_factor)
+        self.parameters = [p for p in self.module.parameters() if p.requires_grad]
+        self.average = WeightAverage(self.module, config.ema)
+        self.rule = task.gradient_rule()
+        if self.rule is not None and config.accumulate > 1:
+            raise MedSSLError("A gradient rule needs the whole batch at once: set training.accumulate to 1.")
+        self.scaler = torch.amp.GradScaler(fabric.device.type, enabled=fabric._precision.precision == "16-mixed")
+        self.state = TrainState(next_validation=config.validate_every)
+        self.best_weights: dict[str, Tensor] | None = None
+
+    @property
+    def checkpoint_path(self) -> Path:
+        """The file that holds everything needed to resume this stage."""
+        return self.folder / "checkpoint" / f"{self.config.stage}.safetensors"
+
+    def run(self) -> dict[str, Tensor]:
+        """Train; returns the weights to keep: the best validated average, else the last average.
+
+        Raises:
+            CancelledError: a stop file appeared or the process was asked to end; the checkpoint is written.
+            GuardError: a loss is not finite, or the task's own check failed; the last good checkpoint is kept.
+        """
+        budget, state = self.config.budget, self.state
+        budget.start(state.step, state.progress, state.elapsed)
+        last_saved = time.monotonic()
+        self.module.train()
+        with ThreadPoolExecutor(1, thread_name_prefix="loader") as loader:
+            upcoming = self._load(loader, state.step)
+            while not budget.finished:
+                host, upcoming = upcoming, self._load(loader, state.step + 1)
+                losses = self._step(host)
+                state.step, state.progress, state.elapsed = budget.advance()
+                self._report(losses)
+                if state.progress >= state.next_validation and self._validate_and_maybe_stop():
+                    break
+                self._stop_if_asked()
+                if time.monotonic() - last_saved > self.config.checkpoint_seconds:
+                    self.save()
+                    last_saved = time.monotonic()
+        self.save()
+        return self.final_weights()
+
+    def final_weights(self) -> dict[str, Tensor]:
+        """The weights to keep, on the CPU."""
+        if self.best_weights is not None:
+            return self.best_weights
+        with self.average.applied():
+            return {name: t.detach().cpu().clone() for name, t in self.module.state_dict().items()}
+
+    def _load(self, loader: ThreadPoolExecutor, step: int) -> list[Future[Any]]:
+        parts = self.fabric.world_size * self.config.accumulate
+        first = self.fabric.global_rank * self.config.accumulate
+        mine = range(first, first + self.config.accumulate)
+        return [loader.submit(self.task.host_batch, step, part, parts) for part in mine]
+
+    def _step(self, parts: list[Future[Any]]) -> dict[str, Tensor]:
+        """One optimiser step; nothing in here waits for the device."""
+        seed_step(self.config.seed, self.state.step)
+        set_rate(self.optimiser, warmup_cosine(self.state.progress, self.config.optimiser.warmup))
+        self.optimiser.zero_grad(set_to_none=True)
+        totals: dict[str, Tensor] = {}
+        for part in parts:
+            batch = self.task.device_batch(part.result())
+            with self.fabric.autocast():
+                losses = self.task.losses(batch, self.state.progress)
+            self._backward(losses, 1 / len(parts))
+            for name, loss in losses.items():
+                totals[name] = totals.get(name, 0) + loss.detach() / len(parts)
+        self._update()
+        self.task.after_step(self.state.progress)
+        self.average.update()
+        return totals
+
+    def _backward(self, losses: dict[str, Tensor], weight: float) -> None:
+        scaled = {name: self.scaler.scale(loss * weight) for name, loss in losses.items()}
+        if self.rule is None:
+            torch.stack(list(scaled.values())).sum().backward()
+            return
+        shared = self.task.shared()
+        known = {id(p) for p in shared}
+        others = [p for p in self.parameters if id(p) not in known]
+        self.rule(scaled, shared, others, average_gradient)
+
+    def _update(self) -> None:
+        if self.rule is None:
+            average_gradients(self.parameters)
+        self.scaler.unscale_(self.optimiser)
+        if self.config.optimiser.clip:
+            nn.utils.clip_grad_norm_(self.parameters, self.config.optimiser.clip, foreach=True)
+        self.scaler.step(self.optimiser)
+        self.scaler.update()
+
+    def _report(self, losses: dict[str, Tensor]) -> None:
+        budget = self.config.budget
+        if not self.events.due(self.config.stage, self.state.step, budget.steps):
+            return
+        figures = _read({**losses, **self.task.diagnostics()})
+        bad = [name for name in losses if not _finite(figures[name])]
+        if bad:
+            raise GuardError(
+                f"The loss {', '.join(bad)!s} is not a finite number at step {self.state.step}. The last good checkpoint "
+                f"is kept. Lower optimiser.lr (now {self.config.optimiser.lr:g}) or use --precision 32."
+            )
+        shown = {name: figures[name] for name in losses}
+        others = {name: value for name, value in figures.items() if name not in losses}
+        self.events.progress(
+            self.config.stage, self.state.step, budget.steps, shown, seconds_left=budget.seconds_left,
+            steps_per_second=budget.rate, **({"figures": others} if others else {}),
+        )
+        self.task.check(figures, self.state.progress)
+
+    def _validate_and_maybe_stop(self) -> bool:
+        """Validate the averaged weights; True when patience has run out."""
+        state = self.state
+        state.next_validation += self.config.validate_every
+        started = time.monotonic()
+        with self.average.applied():
+            self.module.eval()
+            figures = self.task.validate()
+            self.module.train()
+            if not figures:
+                return False
+            self.events.emit("metric", stage=self.config.stage, step=state.step, **figures)
+            state.scores.append({"step": state.step, **figures})
+            if state.best is None or figures["score"] > state.best:
+                state.best, state.best_step, state.misses = figures["score"], state.step, 0
+                self.best_weights = {n: t.detach().cpu().clone() for n, t in self.module.state_dict().items()}
+            else:
+                state.misses += 1
+        self.config.budget.pause(time.monotonic() - started)
+        return bool(self.config.patience) and state.misses >= self.config.patience
+
+    def _stop_if_asked(self) -> None:
+        if os.path.exists(self.folder / STOP_FILE) or stop_requested():
+            self.save()
+            raise CancelledError(f"Stopped at step {self.state.step}; continue with --resume.")
+
+    def save(self) -> None:
+        """Write the checkpoint (first process only)."""
+        if not self.fabric.is_global_zero:
+            return
+        tensors = {
+            **prefixed("module", self.module.state_dict()),
+            **prefixed("optimiser", flatten_optimiser(self.optimiser)),
+            **prefixed("average", self.average.state_dict()),
+            **prefixed("rule", {} if self.rule is None else self.rule.state_dict()),
+            **prefixed("best", self.best_weights or {}),
+        }
+        save_tensors(self.checkpoint_path, tensors, {"state": vars(self.state), "scaler": self.scaler.state_dict()})
+        self.events.emit("checkpoint", stage=self.config.stage, step=self.state.step, path=str(self.checkpoint_path))
+
+    def resume(self) -> bool:
+        """Continue from the checkpoint if there is one."""
+        if not self.checkpoint_path.exists():
+            return False
+        tensors, facts = load_tensors(self.checkpoint_path)
+        self.module.load_state_dict(unprefixed("module", tensors))
+        restore_optimiser(self.optimiser, unprefixed("optimiser", tensors))
+        self.average.load_state_dict(unprefixed("average", tensors))
+        if self.rule is not None:
+            self.rule.load_state_dict(unprefixed("rule", tensors))
+        self.best_weights = unprefixed("best", tensors) or None
+        self.state = TrainState(**facts["state"])
+        self.scaler.load_state_dict(facts["scaler"])
+        return True
+
+
+_stop_check: Callable[[], bool] = lambda: False  # noqa: E731
+
+
+def on_stop_request(check: Callable[[], bool]) -> None:
+    """Install the function that says whether the process was asked to end (SIGTERM)."""
+    global _stop_check
+    _stop_check = check
+
+
+def stop_requested() -> bool:
+    """Whether the process was asked to end."""
+    return _stop_check()
+
+
+def _read(figures: dict[str, Tensor]) -> dict[str, float]:
+    """All figures in one transfer."""
+    values = torch.stack([torch.as_tensor(v).detach().float().reshape(()) for v in figures.values()]).tolist()
+    return dict(zip(figures, values, strict=True))
+
+
+def _finite(value: float) -> bool:
+    return value == value and abs(value) != float("inf")

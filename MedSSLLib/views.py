@@ -1,0 +1,168 @@
+"""Random views made on the device in one resampling, with their exact geometry.
+
+Parameters are sampled on the host with an explicit generator; applying them is a pure function of tensors.
+Coordinates are continuous: voxel ``i`` of a window covers ``[i, i + 1)`` and a window of ``n`` voxels ``[0, n)``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from MedSSLLib.config import AugmentConfig
+from MedSSLLib.labels import IGNORE
+
+Rng = np.random.Generator
+
+
+@dataclass(frozen=True)
+class ViewGeometry:
+    """Where each view lies in its source window (b samples, v views, s axes).
+
+    Attributes:
+        lo: lower edges of the box, in window voxels, ``[b, v, s]``.
+        hi: upper edges of the box, ``[b, v, s]``.
+        flip: 1 where the axis is reversed, else 0, ``[b, v, s]``.
+        rotation: rotation about the box centre in window voxels, ``[b, v, s, s]``, or None.
+        displacement: smooth offsets at control points, as a share of the box, ``[b, v, s, *g]``, or None.
+    """
+
+    lo: Tensor
+    hi: Tensor
+    flip: Tensor
+    rotation: Tensor | None = None
+    displacement: Tensor | None = None
+
+    def to(self, device: torch.device | str) -> ViewGeometry:
+        """A copy on the device, without waiting for it."""
+        moved = {k: v.to(device, non_blocking=True) for k, v in vars(self).items() if v is not None}
+        return replace(self, **moved)
+
+
+def sample_boxes(
+    rng: Rng, extent: Sequence[int], patch: Sequence[int], scale: tuple[float, float], min_overlap: float, views: int = 2
+) -> tuple[np.ndarray, np.ndarray]:
+    """Crop boxes of one case (PGL views): sides `scale` x patch, limited by the volume; overlap by rejection.
+
+    The overlap is measured against the smaller box. After 50 rejected draws the later boxes move to the centre of
+    the first one, where the overlap is as large as it can be.
+
+    Returns:
+        lo, hi: float arrays ``[v, s]`` in voxels of the volume.
+    """
+    extent_, patch_ = np.asarray(extent, float), np.asarray(patch, float)
+    for _ in range(50):
+        side = np.minimum(rng.uniform(*scale, size=(views, len(patch_))) * patch_, extent_)
+        lo = rng.uniform(size=side.shape) * (extent_ - side)
+        if overlap_share(lo, lo + side) >= min_overlap:
+            return lo, lo + side
+    centre = lo[:1] + side[:1] / 2
+    lo = np.clip(centre - side / 2, 0, extent_ - side)
+    return lo, lo + side
+
+
+def overlap_share(lo: np.ndarray, hi: np.ndarray) -> float:
+    """Common volume of all boxes ``[v, s]`` over the smallest box's volume, in [0, 1]."""
+    common = np.prod(np.clip(hi.min(0) - lo.max(0), 0, None))
+    return float(common / np.prod(hi - lo, axis=1).min())
+
+
+def sample_flips(rng: Rng, shape: tuple[int, ...], probability: float) -> np.ndarray:
+    """Independent flips per axis, 0 or 1."""
+    return (rng.random(shape) < probability).astype(np.float32)
+
+
+def sample_rotations(rng: Rng, n: int, spacing: Sequence[float], degrees: float) -> np.ndarray:
+    """Rotations in mm, expressed in voxels: ``diag(1/spacing) R diag(spacing)``, ``[n, s, s]``.
+
+    In 3D, an axis whose spacing is more than twice the finest is kept fixed: only in-plane rotations are drawn.
+    """
+    dim = len(spacing)
+    mm = np.asarray(spacing, float)
+    matrices = np.tile(np.eye(dim), (n, 1, 1))
+    for first, second in _rotation_planes(mm):
+        angle = np.deg2rad(rng.uniform(-degrees, degrees, size=n))
+        turn = np.tile(np.eye(dim), (n, 1, 1))
+        turn[:, first, first] = turn[:, second, second] = np.cos(angle)
+        turn[:, first, second], turn[:, second, first] = -np.sin(angle), np.sin(angle)
+        matrices = turn @ matrices
+    return matrices * mm[None, None, :] / mm[None, :, None]
+
+
+def _rotation_planes(mm: np.ndarray) -> list[tuple[int, int]]:
+    fine = np.flatnonzero(mm <= 2 * mm.min())
+    return [(int(a), int(b)) for i, a in enumerate(fine) for b in fine[i + 1 :]]
+
+
+def sample_segmentation_views(
+    rng: Rng, n: int, window: Sequence[int], patch: Sequence[int], spacing: Sequence[float], config: AugmentConfig
+) -> ViewGeometry:
+    """One augmented view a sample for training a segmentation: zoom, rotation, flips and elastic deformation."""
+    dim = len(patch)
+    active = rng.random(n) < config.affine
+    zoom = np.where(active[:, None], np.exp(rng.uniform(*np.log(config.scale), size=(n, 1))), 1.0)
+    half = np.asarray(patch, float) * zoom / 2
+    centre = np.asarray(window, float) / 2
+    rotation = np.tile(np.eye(dim), (n, 1, 1))
+    if config.rotation and active.any():
+        rotation[active] = sample_rotations(rng, int(active.sum()), spacing, config.rotation)
+    tensors = [np.float32(x)[:, None] for x in (centre - half, centre + half, sample_flips(rng, (n, dim), config.flip))]
+    lo, hi, flip = map(torch.from_numpy, tensors)
+    return ViewGeometry(lo, hi, flip, torch.from_numpy(np.float32(rotation)[:, None]), _sample_elastic(rng, n, dim, config))
+
+
+def _sample_elastic(rng: Rng, n: int, dim: int, config: AugmentConfig, points: int = 6) -> Tensor | None:
+    active = rng.random(n) < config.elastic
+    if not active.any() or not config.elastic_size:
+        return None
+    field = rng.normal(scale=config.elastic_size, size=(n, 1, dim) + (points,) * dim)
+    field *= active.reshape((n,) + (1,) * (dim + 2))
+    return torch.from_numpy(field.astype(np.float32))
+
+
+def sampling_grid(geometry: ViewGeometry, window: Sequence[int], patch: Sequence[int]) -> Tensor:
+    """`grid_sample` coordinates of every view's voxels, ``[b*v, *patch, s]``, last axis first, align_corners=False."""
+    b, v, dim = geometry.lo.shape
+    size = torch.tensor(list(window), dtype=geometry.lo.dtype).to(geometry.lo.device, non_blocking=True)
+    half = (geometry.hi - geometry.lo) / 2 * (1 - 2 * geometry.flip)
+    centre = (geometry.hi + geometry.lo) / size - 1
+    linear = torch.diag_embed(half)
+    if geometry.rotation is not None:
+        linear = geometry.rotation @ linear
+    linear = linear * (2 / size)[:, None]
+    theta = torch.cat([linear, centre[..., None]], -1).flatten(0, 1)
+    theta = torch.cat([theta[:, :, :dim].flip(1, 2), theta[:, :, dim:].flip(1)], -1)
+    grid = F.affine_grid(theta, [b * v, 1, *patch], align_corners=False)
+    if geometry.displacement is None:
+        return grid
+    return grid + _offsets(geometry, size, patch)
+
+
+def _offsets(geometry: ViewGeometry, size: Tensor, patch: Sequence[int]) -> Tensor:
+    """Displacements up-sampled to the patch, in `grid_sample` units, ``[b*v, *patch, s]``."""
+    assert geometry.displacement is not None
+    share = ((geometry.hi - geometry.lo) * 2 / size).flatten(0, 1)
+    field = geometry.displacement.flatten(0, 1) * share.reshape(*share.shape, *(1,) * len(patch))
+    mode = "bicubic" if len(patch) == 2 else "trilinear"
+    return F.interpolate(field, list(patch), mode=mode, align_corners=True).flip(1).movedim(1, -1)
+
+
+def resample(images: Tensor, grid: Tensor, views: int, *, mode: str = "bilinear") -> Tensor:
+    """Windows ``[b, c, *w]`` at a grid ``[b*v, *p, s]`` to views ``[b, v, c, *p]``; edges continue outwards."""
+    source = images if views == 1 else images.repeat_interleave(views, 0)
+    out = F.grid_sample(source, grid, mode=mode, padding_mode="border", align_corners=False)
+    return out.unflatten(0, (-1, views))
+
+
+def resample_labels(labels: Tensor, grid: Tensor, views: int) -> Tensor:
+    """Class maps ``[b, *w]`` (uint8) to ``[b, v, *p]``, nearest neighbour; outside the window is IGNORE."""
+    shifted = (labels.to(grid.dtype) + 1)[:, None]
+    source = shifted if views == 1 else shifted.repeat_interleave(views, 0)
+    out = F.grid_sample(source, grid, mode="nearest", padding_mode="zeros", align_corners=False)[:, 0]
+    labelled = torch.where(out > 0.5, out - 1, torch.full_like(out, IGNORE))
+    return labelled.to(torch.uint8).unflatten(0, (-1, views))

@@ -23,6 +23,7 @@ from MedSSLLib.errors import InputError, printable
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
+
 class JsonLines:
     """One JSON object a line, each written in a single flushed call, so no reader sees half a line."""
 

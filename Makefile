@@ -1,0 +1,54 @@
+# make demo | make test | make lint | make bench     (Linux, macOS; needs Python 3.11+, git and make)
+#
+# Each makes .venv on its first call. Useful variables:
+#   make test PYTHON=/path/to/python3     another Python
+#   make test ARGS="-k cache -x"          arguments for pytest, or for `medssl demo`
+#   make demo PIP="--extra-index-url https://download.pytorch.org/whl/cpu"
+#                                         a small torch without CUDA, for Linux without an NVIDIA card
+
+VENV ?= .venv
+ARGS ?=
+PIP  ?=
+CANDIDATES = python3 python3.12 python3.13 python3.11 python3.14
+PYTHON ?= $(shell for p in $(CANDIDATES); do \
+	"$$p" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 \
+	&& command -v "$$p" && break; done)
+RUN = $(VENV)/bin/python
+INSTALL = $(RUN) -m pip install --quiet --disable-pip-version-check $(PIP) -c constraints.txt
+TORCH = $(shell sed -n '/^torch==/p' constraints.txt)
+
+.PHONY: demo test lint bench clean
+.NOTPARALLEL:
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/.with-demo
+	$(RUN) -m MedSSLLib demo $(ARGS)
+
+test: $(VENV)/.with-demo $(VENV)/.with-test
+	OMP_NUM_THREADS=1 $(RUN) -m pytest $(ARGS)
+
+lint: $(VENV)/.with-demo $(VENV)/.with-test $(VENV)/.with-dev
+	$(RUN) -m ruff check .
+	$(RUN) -m mypy
+	$(VENV)/bin/lint-imports
+
+bench: $(VENV)/.with-demo $(VENV)/.with-test
+	for bench in Testing/bench/bench_*.py; do echo "== $$bench"; $(RUN) $$bench $(ARGS) || exit 1; done
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+
+# torch comes first and by its exact version, so that no other package pulls in a second one of several GB
+$(VENV)/.with-torch: constraints.txt
+	@test -n "$(PYTHON)" || { echo "MedSSL needs Python 3.11 or newer with the venv module."; \
+	echo "  Debian, Ubuntu: sudo apt install python3 python3-venv    macOS: brew install python@3.12"; \
+	echo "  or name one:    make $(MAKECMDGOALS) PYTHON=/path/to/python3"; exit 1; }
+	@echo "Preparing $(VENV) with $(PYTHON) (once; a few minutes)"
+	@$(RUN) -m pip --version >/dev/null 2>&1 || "$(PYTHON)" -m venv --clear $(VENV)
+	@$(RUN) -m pip install --quiet --disable-pip-version-check --upgrade pip
+	@$(INSTALL) "$(TORCH)"
+	@touch $@
+
+$(VENV)/.with-%: $(VENV)/.with-torch pyproject.toml
+	@$(INSTALL) -e ".[$*]"
+	@touch $@

@@ -1,0 +1,176 @@
+"""``init``, ``add``, ``status``, ``runs``, ``show``: the project folder."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from MedSSLLib.commands.base import SEL, Command, output_options, say
+from MedSSLLib.events import Events
+
+if TYPE_CHECKING:
+    from MedSSLLib.project import Project
+
+
+def _init_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("project", type=Path, metavar="PROJECT", help="folder to make, for manifest, cache and runs")
+    parser.add_argument(
+        "--images", type=Path, required=True, metavar="DIR|JSON",
+        help="folder of NIfTI, NRRD, MetaImage files or DICOM series, or a dataset.json / data-set folder",
+    )  # fmt: skip
+    parser.add_argument("--labels", type=Path, metavar="DIR", help="folder of label files named like the images")
+    parser.add_argument(
+        "--metadata", type=Path, metavar="CSV", help="table with a column 'case'; patient, phase, scanner ..."
+    )
+    parser.add_argument(
+        "--labelled",
+        metavar="SEL",
+        help="the only cases whose labels may be read (default: all that have one)",
+    )
+    parser.add_argument("--test", metavar="SEL", default="", help="cases that training never reads")
+    output_options(parser, events=False)
+
+
+def init(args: argparse.Namespace, events: Events) -> None:
+    from MedSSLLib.project import Project
+
+    project = Project.create(
+        args.project,
+        args.images,
+        labels=args.labels,
+        metadata=args.metadata,
+        labelled=args.labelled,
+        test=args.test,
+    )
+    _report(project, events)
+    say(args, f"Project {project.folder}: {_counts(project)}.")
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("project", type=Path, metavar="PROJECT")
+    parser.add_argument("paths", type=Path, nargs="+", metavar="PATH", help="image files or folders")
+    parser.add_argument("--labels", type=Path, metavar="DIR", help="folder of label files named like the images")
+    parser.add_argument("--metadata", type=Path, metavar="CSV", help="table with a column 'case'")
+    output_options(parser, events=False)
+
+
+def add(args: argparse.Namespace, events: Events) -> None:
+    from MedSSLLib.project import Project
+
+    project = Project.open(args.project)
+    new = project.add(args.paths, labels=args.labels, metadata=args.metadata)
+    project.save()
+    _report(project, events)
+    say(args, f"{len(new)} new, in all {_counts(project)}.")
+
+
+def _status_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("project", type=Path, metavar="PROJECT")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    output_options(parser, events=False)
+
+
+def status(args: argparse.Namespace, events: Events) -> None:
+    from MedSSLLib.commands import tables
+    from MedSSLLib.project import Project
+
+    project = Project.open(args.project)
+    rows = [tables.case_row(case) for case in project.cases]
+    runs = [tables.run_row(run) for run in project.runs()]
+    if args.json:
+        facts = {"name": project.name, "folder": project.folder, "modality": project.modalities}
+        _print_json(facts | {"labels": project.labels, "cases": rows, "runs": runs})
+        return
+    kinds = f"{', '.join(project.modalities)}; classes {', '.join(project.classes)}"
+    say(args, f"{project.folder}: {_counts(project)}; {kinds}.")
+    tables.print_cases(rows)
+    tables.print_runs(runs)
+
+
+def _runs_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("project", type=Path, metavar="PROJECT")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    output_options(parser, events=False)
+
+
+def runs(args: argparse.Namespace, events: Events) -> None:
+    from MedSSLLib.commands import tables
+    from MedSSLLib.project import Project
+
+    rows = [tables.run_row(run) for run in Project.open(args.project).runs()]
+    if args.json:
+        _print_json(rows)
+    elif rows:
+        tables.print_runs(rows)
+    else:
+        say(args, "No runs yet. Start with: medssl pretrain or medssl finetune.")
+
+
+def _show_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("project", type=Path, metavar="PROJECT")
+    parser.add_argument("run", metavar="RUN", help="name of a run")
+    parser.add_argument("--json", action="store_true", help="print JSON, the whole configuration included")
+    output_options(parser, events=False)
+
+
+def show(args: argparse.Namespace, events: Events) -> None:
+    from MedSSLLib.commands import tables
+    from MedSSLLib.errors import InputError
+    from MedSSLLib.project import Project
+    from MedSSLLib.runs import summary
+
+    project = Project.open(args.project)
+    folder = project.run_folder(args.run)
+    if not folder.is_dir():
+        known = ", ".join(run["name"] for run in project.runs()) or "none yet"
+        raise InputError("this run does not exist", file=folder, remedy=f"Runs: {known}")
+    run = summary(folder)
+    if args.json:
+        _print_json(run)
+    else:
+        tables.print_run(run)
+
+
+def _report(project: Project, events: Events) -> None:
+    """Tell what was left out and why; the good cases went on."""
+    for problem in project.refused:
+        events.emit("warning", message=f"left out: {problem}", case=problem.case, file=problem.file)
+    for text in project.warnings:
+        events.emit("warning", message=text)
+
+
+def _counts(project: Project) -> str:
+    roles = {"labelled": project.labelled, "unlabelled": project.unlabelled, "test": project.test}
+    parts = [f"{len(cases)} {role}" for role, cases in roles.items() if cases]
+    noun = "case" if len(project.cases) == 1 else "cases"
+    return f"{len(project.cases)} {noun} ({', '.join(parts)})" if parts else "no cases"
+
+
+def _print_json(value: Any) -> None:
+    from MedSSLLib.events import to_json
+
+    print(json.dumps(to_json(value), indent=1, ensure_ascii=False, allow_nan=False))
+
+
+COMMANDS = (
+    Command(
+        "init", "Make a project from a folder of scans.", _init_arguments, init,
+        "PROJECT --images DIR|dataset.json [options]",
+        ("medssl init heart --images scans/",
+         "medssl init heart --images scans/ --labels masks/ --labelled case03,case17 --test @test.txt",
+         "medssl init heart --images Task02_Heart/dataset.json"),
+        "Images are referenced, never copied or changed. Cases that cannot be used are listed with the "
+        f"reason; the others go on. {SEL}",
+    ),
+    Command("add", "Add scans to a project.", _add_arguments, add, "PROJECT PATH ... [options]",
+            ("medssl add heart more-scans/", "medssl add heart case42.nii.gz --labels masks/")),
+    Command("status", "Show cases, labels and runs of a project.", _status_arguments, status,
+            "PROJECT [--json]",
+            ("medssl status heart",)),
+    Command("runs", "List the runs of a project.", _runs_arguments, runs, "PROJECT [--json]",
+            ("medssl runs heart", "medssl runs heart --json")),
+    Command("show", "Show one run: settings, results, files.", _show_arguments, show, "PROJECT RUN [--json]",
+            ("medssl show heart finetune-1",)),
+)  # fmt: skip

@@ -1,0 +1,149 @@
+"""Tables for the terminal. Cells are plain text: nothing in a case name or DICOM field is read as markup."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from MedSSLLib.errors import InputError, printable
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+    from rich.console import Console
+
+    from MedSSLLib.project import Case
+
+Row = dict[str, Any]
+
+
+def case_row(case: Case) -> Row:
+    """Facts of one case, from the image's header alone. ``problem`` says why the image cannot be read."""
+    from MedSSLLib.io import read_header
+
+    row: Row = {"case": case.name, "role": case.role, "size": None, "spacing": None, "label": case.label,
+                "annotated": case.annotated.to_json() if case.annotated else None,
+                "metadata": case.metadata, "image": case.images[0], "problem": ""}  # fmt: skip
+    try:
+        geometry = read_header(case.images[0])
+    except InputError as error:
+        return row | {"problem": str(error)}
+    return row | {"size": list(geometry.size), "spacing": [round(step, 4) for step in geometry.spacing]}
+
+
+def run_row(run: Row) -> Row:
+    """The short facts of a run summary (see ``runs.summary``)."""
+    config: Row = run["config"] or {}
+    metrics: Row = run["metrics"] or {}
+    training = config.get("config", config)
+    state = "done" if run["finished"] else "can be resumed" if run["resumable"] else "unfinished"
+    return {
+        "name": run["name"], "command": training.get("command", ""), "method": training.get("method", ""),
+        "init": training.get("init", ""), "state": run["problem"] or state, "dice": _dice(metrics),
+        "folder": run["folder"],
+    }  # fmt: skip
+
+
+def print_cases(rows: Sequence[Row]) -> None:
+    cells = []
+    for row in rows:
+        size, spacing = (" x ".join(f"{n:g}" for n in row[key] or ()) for key in ("size", "spacing"))
+        metadata = ", ".join(f"{key} {value}" for key, value in row["metadata"].items())
+        cells.append((row["case"], row["problem"] or size, spacing, _label(row), row["role"], metadata))
+    print_table(("case", "size", "spacing (mm)", "label", "role", "metadata"), cells)
+
+
+def print_runs(rows: Sequence[Row]) -> None:
+    cells = [
+        (row["name"], row["command"], row["method"], row["init"], row["state"],
+         "" if row["dice"] is None else f"{row['dice']:.3f}")
+        for row in rows
+    ]  # fmt: skip
+    print_table(("run", "command", "method", "start", "state", "Dice"), cells)
+
+
+def print_run(run: Row) -> None:
+    row = run_row(run)
+    facts = [(name, str(value)) for name, value in row.items() if value not in (None, "")]
+    print_table(("", ""), facts)
+    config: Row = run["config"] or {}
+    print_table(("setting", "value"), list(flat(config.get("config", config))))
+    if run["metrics"]:
+        print_table(("metric", "value"), list(flat(run["metrics"].get("summary", run["metrics"]))))
+    files = sorted(path.relative_to(run["folder"]) for path in Path(run["folder"]).iterdir())
+    print_table(("file",), [(str(path),) for path in files])
+
+
+def print_metrics(result: Row) -> None:
+    """The summary of ``evaluate``: a line per metric, mean over cases, then per class."""
+    summary = result["summary"]
+    classes = list(summary["dice"]["per_class"])
+    cells = []
+    for name, entry in summary.items():
+        numbers = [_number(entry["mean"]), *(_number(entry["per_class"].get(label)) for label in classes)]
+        cells.append((name.replace("_", " "), *numbers, str(entry["n"]), str(entry["undefined"])))
+    print_table(("metric", "mean", *classes, "n", "undefined"), cells)
+
+
+def setting_rows(config: BaseModel, prefix: str = "") -> list[tuple[str, str, str]]:
+    """(dotted key, value, help) of every field of a configuration."""
+    rows = []
+    for name, field in type(config).model_fields.items():
+        value = getattr(config, name)
+        if hasattr(value, "model_fields"):
+            rows += setting_rows(value, f"{prefix}{name}.")
+        else:
+            rows.append((f"{prefix}{name}", str(value), field.description or ""))
+    return rows
+
+
+def flat(tree: Row, prefix: str = "") -> Iterable[tuple[str, str]]:
+    """Nested dictionaries as (dotted key, text) pairs."""
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table to stdout, unless it has no rows."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+    from rich.text import Text
+
+    if not rows:
+        return
+    table = Table(box=SIMPLE_HEAD, show_header=any(head), pad_edge=False, expand=False)
+    for name in head:
+        table.add_column(name, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(printable(cell)) for cell in row))
+    _console().print(table)
+
+
+def _console() -> Console:
+    """Stdout; a pipe gets long lines rather than folded cells."""
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=240)
+
+
+def _label(row: Row) -> str:
+    if row["label"] is None:
+        return "-"
+    if row["annotated"] is None:
+        return "all slices"
+    return ", ".join(f"{len(part['indices'])} slices of {'ijk'[part['axis']]}" for part in row["annotated"])
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _dice(metrics: Row) -> float | None:
+    """The headline number wherever a run keeps it."""
+    dice = (metrics.get("summary") or metrics).get("dice")
+    dice = dice.get("mean") if isinstance(dice, dict) else dice
+    return float(dice) if isinstance(dice, (int, float)) else None

@@ -1,0 +1,114 @@
+"""``pretrain``, ``finetune``: commands that train (self-training joins them with its worker)."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from MedSSLLib.commands.base import SEL, Command, parse_settings, positive, say, training_options
+from MedSSLLib.errors import InputError
+from MedSSLLib.events import Events
+from MedSSLLib.methods import METHODS
+
+if TYPE_CHECKING:
+    from MedSSLLib.config import RunConfig
+    from MedSSLLib.project import Project
+
+_KEYS = {
+    "name": "name", "dim": "dim", "device": "device", "devices": "devices", "precision": "precision",
+    "seed": "seed", "steps": "training.steps", "minutes": "training.minutes", "batch": "training.batch",
+    "init": "init", "annotated_slices": "annotated_slices", "semi": "semi", "mixup": "mixup",
+}  # fmt: skip
+
+
+def _pretrain_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("project", type=Path, metavar="PROJECT")
+    parser.add_argument("--method", choices=tuple(METHODS), required=True, help="what to learn from unlabelled scans")
+    parser.add_argument("--meta", metavar="A,B", help="what makes slices alike (gcl): position, patient, phase ...")
+    training_options(parser)
+
+
+def pretrain(args: argparse.Namespace, events: Events) -> None:
+    from MedSSLLib.pretrain import run_pretrain
+    from MedSSLLib.project import Project
+
+    project = Project.open(args.project)
+    extra: dict[str, Any] = {}
+    if args.meta is not None:
+        extra["options.meta"] = [name.strip() for name in args.meta.split(",") if name.strip()]
+    config = configuration(args, args.method, extra)
+    say(args, f"Run folder: {run_pretrain(project, config, events)}")
+
+
+def _finetune_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("project", type=Path, metavar="PROJECT")
+    parser.add_argument("--init", metavar="RUN|FILE|none", help="pre-trained weights to start from (default: none)")
+    parser.add_argument("--labelled", metavar="SEL", help="the only cases whose labels may be read")
+    parser.add_argument(
+        "--annotated-slices",
+        type=positive(int),
+        metavar="N",
+        help="use only N slices of each label, evenly spaced",
+    )
+    parser.add_argument("--freeze-encoder", action="store_true", help="train the decoder only")
+    parser.add_argument(
+        "--semi", choices=("none", "mean-teacher"), help="also learn from unlabelled scans (default: none)"
+    )
+    parser.add_argument("--mixup", type=float, metavar="A", help="mix pairs of samples, weights Beta(A, A); 0 = off")
+    training_options(parser)
+
+
+def finetune(args: argparse.Namespace, events: Events) -> None:
+    from MedSSLLib.finetune import run_finetune
+    from MedSSLLib.project import Project
+
+    project = Project.open(args.project)
+    extra = {"freeze_encoder": True} if args.freeze_encoder else {}
+    config = configuration(args, "supervised", extra | _labelled(args, project))
+    say(args, f"Run folder: {run_finetune(project, config, events)}")
+
+
+def configuration(args: argparse.Namespace, method: str, extra: dict[str, Any]) -> RunConfig:
+    """The run configuration of parsed options: preset, then options, then ``--set``.
+
+    Raises:
+        InputError: a setting that does not exist, does not fit, or is given as an option and by --set.
+    """
+    from MedSSLLib.config import RunConfig
+
+    options = {key: getattr(args, option, None) for option, key in _KEYS.items()}
+    given = {key: value for key, value in options.items() if value is not None} | extra
+    settings = parse_settings(args.settings)
+    if twice := settings.keys() & given.keys():
+        raise InputError(f"{sorted(twice)[0]!r} is given as an option and by --set", remedy="Keep one of them")
+    return RunConfig.build(
+        args.command, preset=args.preset, method=method, overrides=given | settings | {"resume": args.resume}
+    )
+
+
+def _labelled(args: argparse.Namespace, project: Project) -> dict[str, tuple[str, ...]]:
+    if args.labelled is None:
+        return {}
+    return {"labelled": tuple(case.name for case in project.select(args.labelled))}
+
+
+COMMANDS = (
+    Command(
+        "pretrain", "Learn from unlabelled scans.", _pretrain_arguments, pretrain,
+        "PROJECT --method METHOD [options]",
+        ("medssl pretrain heart --method gcl --minutes 30",
+         "medssl pretrain heart --method pgl --dim 3d --name pgl-a --set optimiser.lr=1e-3",
+         "medssl pretrain heart --method pgl --name pgl-a --resume"),
+        "Reads the images of all cases but the test cases, and no label. The result is an encoder that "
+        "'medssl finetune --init RUN' starts from.",
+    ),
+    Command(
+        "finetune", "Train a segmentation model on labelled scans or slices.", _finetune_arguments, finetune,
+        "PROJECT [options]",
+        ("medssl finetune heart --init pgl-a --minutes 10",
+         "medssl finetune heart --labelled case03,case17 --annotated-slices 3",
+         "medssl finetune heart --preset quick --device cpu --events - > events.jsonl"),
+        SEL,
+    ),
+)  # fmt: skip

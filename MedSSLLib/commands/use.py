@@ -1,0 +1,112 @@
+"""``predict``, ``evaluate``, ``report``: commands that use a trained model or its results."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from MedSSLLib.commands.base import SEL, Command, device_options, output_options, positive, say
+from MedSSLLib.events import Events
+
+
+def _predict_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("project", type=Path, metavar="PROJECT")
+    parser.add_argument("--run", required=True, metavar="RUN", help="a finished finetune or selftrain run")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--cases", metavar="SEL", help="cases of the project (default: all)")
+    which.add_argument("--images", type=Path, nargs="+", metavar="PATH", help="image files, DICOM folders or folders")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for CASE.nii.gz")
+    parser.add_argument("--probabilities", action="store_true", help="also write the probability of each class")
+    parser.add_argument("--uncertainty", action="store_true", help="also write where the model is unsure, 0 to 1")
+    parser.add_argument(
+        "--flips", action="store_true", help="average over mirrored images: better, 4 to 8 times slower"
+    )
+    parser.add_argument("--largest-component", action="store_true", help="keep the largest piece of each class")
+    group = parser.add_argument_group("device")
+    device_options(group)
+    output_options(parser)
+
+
+def predict(args: argparse.Namespace, events: Events) -> None:
+    from MedSSLLib.predict import PredictOptions, run_predict
+    from MedSSLLib.project import Project
+
+    options = PredictOptions(
+        probabilities=args.probabilities,
+        uncertainty=args.uncertainty,
+        flips=args.flips,
+        largest_component=args.largest_component,
+        device=args.device or "auto",
+        precision=args.precision or "auto",
+    )
+    written = run_predict(
+        Project.open(args.project), args.run, args.out, events,
+        cases=args.cases, images=args.images or (), options=options,
+    )  # fmt: skip
+    say(args, f"{len(written)} segmentations written to {args.out}")
+
+
+def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--predictions", type=Path, required=True, metavar="DIR", help="folder of CASE.nii.gz or .nrrd")
+    parser.add_argument("--references", type=Path, required=True, metavar="DIR", help="labels with the same names")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="JSON file to write")
+    parser.add_argument(
+        "--tolerance",
+        type=positive(float),
+        default=1.0,
+        metavar="MM",
+        help="tolerance of surface Dice (default: 1 mm)",
+    )
+    parser.add_argument(
+        "--project",
+        type=Path,
+        help="name the classes as in this project, and count only slices annotated there",
+    )
+    output_options(parser, events=False)
+
+
+def evaluate(args: argparse.Namespace, events: Events) -> None:
+    from MedSSLLib.commands import tables
+    from MedSSLLib.evaluate import evaluate_folder
+
+    known = _known(args.project) if args.project else {}
+    result = evaluate_folder(args.predictions, args.references, args.out, args.tolerance, **known)
+    for case, problem in result["errors"].items():
+        events.emit("warning", message=f"not scored: {problem}", case=case)
+    unpaired = {"missing": "references without a prediction", "extra": "predictions without a reference"}
+    for key, what in unpaired.items():
+        if result[key]:
+            events.emit("warning", message=f"{len(result[key])} {what}: {', '.join(result[key][:10])}")
+    if not args.quiet:
+        tables.print_metrics(result)
+    say(args, f"{len(result['cases'])} cases scored, written to {args.out}")
+
+
+def _known(folder: Path) -> dict[str, Any]:
+    from MedSSLLib.project import Project
+
+    project = Project.open(folder)
+    return {
+        "classes": dict(zip(project.classes[1:], project.values[1:], strict=True)),
+        "annotated": {case.name: case.annotated for case in project.cases if case.annotated},
+    }
+
+
+COMMANDS = (
+    Command(
+        "predict", "Segment scans with a trained model.", _predict_arguments, predict,
+        "PROJECT --run RUN --out DIR [options]",
+        ("medssl predict heart --run finetune-1 --out segmentations/",
+         "medssl predict heart --run finetune-1 --images new/case42.nii.gz --out new/seg --uncertainty"),
+        f"Results lie on the grid of the source image. {SEL}",
+    ),
+    Command(
+        "evaluate", "Compare segmentations with reference labels.", _evaluate_arguments, evaluate,
+        "--predictions DIR --references DIR --out FILE [options]",
+        ("medssl evaluate --predictions segmentations/ --references masks/ --out metrics.json",
+         "medssl evaluate --predictions a/ --references b/ --out m.json --tolerance 2"),
+        "Dice, 95 % Hausdorff distance, mean surface distance and surface Dice in mm, volumes in ml, per "
+        "case and class, with summaries. A class absent from prediction and reference is not counted.",
+    ),
+)  # fmt: skip

@@ -1,0 +1,379 @@
+"""PGL against closed forms and a plain re-computation, its switches, its target, its gradients."""
+
+from __future__ import annotations
+
+import math
+from copy import deepcopy
+from itertools import product
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from MedSSLLib.alignment import Boxes, align
+from MedSSLLib.errors import InputError
+from MedSSLLib.methods.base import MethodContext
+from MedSSLLib.methods.ema import ema_update, frozen_copy, momentum_at
+from MedSSLLib.methods.pgl import PGL, PGLConfig
+from MedSSLLib.networks import Encoder
+from MedSSLLib.sampling import Batch
+from MedSSLLib.views import ViewGeometry, resample, sampling_grid
+
+PATCH = {2: (16, 32), 3: (8, 16, 16)}
+STRIDES = {2: ((1, 1), (2, 2), (2, 2)), 3: ((1, 1, 1), (1, 2, 2), (2, 2, 2))}
+
+
+class Pass(nn.Module):
+    """Heads that do nothing."""
+
+    def forward(self, maps: list[Tensor]) -> list[Tensor]:
+        return list(maps)
+
+
+def sampling_encoder(dim: int) -> Encoder:
+    """An encoder whose kernels pick their centre voxel: features are the image at every strided voxel, times 2^n."""
+    channels = dim + 1
+    encoder = Encoder(dim, channels, [channels] * 3, STRIDES[dim])
+    for part in list(encoder.modules()):
+        for name, child in part.named_children():
+            if isinstance(child, nn.BatchNorm2d | nn.BatchNorm3d | nn.LeakyReLU):
+                setattr(part, name, nn.Identity())
+        if isinstance(part, nn.Conv2d | nn.Conv3d):
+            middle = tuple(k // 2 for k in part.kernel_size)
+            nn.init.zeros_(part.weight)
+            part.weight.data[(range(channels), range(channels), *middle)] = 1
+    return encoder
+
+
+def coordinate_batch(dim: int, seed: int, flips: list[Any]) -> Batch:
+    """Views of a volume whose channels are the coordinates and a constant."""
+    rng = np.random.default_rng(seed)
+    n, patch = len(flips), np.array(PATCH[dim])
+    size = tuple(int(2 * s) for s in patch)
+    side = rng.uniform(1.1, 1.4, (n, 2, dim)) * patch
+    lo = rng.uniform(0.5, 0.5 + 0.4 * patch, side.shape)
+    geometry = ViewGeometry(torch.tensor(lo), torch.tensor(lo + side), torch.tensor(flips, dtype=torch.float64))
+    axes = torch.meshgrid(*(torch.arange(s, dtype=torch.float64) + 0.5 for s in size), indexing="ij")
+    volume = torch.stack([*axes, torch.full_like(axes[0], 10.0)])[None].expand(n, *[-1] * (dim + 1))
+    return Batch(resample(volume, sampling_grid(geometry, size, PATCH[dim]), 2), geometry)
+
+
+def linear_pgl(dim: int, **options: Any) -> PGL:
+    """PGL without learning: features are the image, heads are the identity."""
+    config = PGLConfig(hidden=4, out=dim + 1, **options)
+    method = PGL(sampling_encoder(dim), config, MethodContext(dim, dim + 1, PATCH[dim])).double()
+    method.projectors = method.target_projectors = Pass()  # type: ignore[assignment]
+    method.predictors = nn.ModuleList([nn.Identity() for _ in method.levels])  # type: ignore[assignment]
+    return method
+
+
+def random_batch(dim: int, b: int = 3, channels: int = 2, dtype: torch.dtype = torch.float64) -> Batch:
+    patch = torch.tensor(PATCH[dim], dtype=dtype)
+    lo = torch.rand(b, 2, dim, dtype=dtype) * patch * 0.4
+    hi = lo + (1.1 + 0.3 * torch.rand(b, 2, dim, dtype=dtype)) * patch
+    flip = (torch.rand(b, 2, dim) < 0.5).to(dtype)
+    return Batch(torch.randn(b, 2, channels, *PATCH[dim], dtype=dtype), ViewGeometry(lo, hi, flip))
+
+
+def small_pgl(dim: int, norm: str = "batch", **options: Any) -> PGL:
+    context = options.pop("context", MethodContext(dim, 2, PATCH[dim]))
+    encoder = Encoder(dim, 2, (4, 6, 8), STRIDES[dim], norm)
+    return PGL(encoder, PGLConfig(**{"hidden": 16, "out": 8, "head_norm": norm, **options}), context)
+
+
+# ------------------------------------------------------------------------------- geometry, end to end
+
+
+@pytest.mark.parametrize("level", [0, 1, 2])
+@pytest.mark.parametrize("dim", [2, 3])
+def test_views_of_a_linear_volume_agree_at_every_place(dim: int, level: int) -> None:
+    """All pairs of flips x random boxes through views, a strided encoder and the alignment: the loss vanishes."""
+    flips = list(product(product((0, 1), repeat=dim), repeat=2))
+    method = linear_pgl(dim, levels=(level,))
+    batch = coordinate_batch(dim, seed=level, flips=flips)
+    (compared,) = method.compared(batch)
+    difference = (compared.prediction - compared.target).abs() * compared.weight[:, None]
+    assert difference.max() <= 1e-6
+    assert compared.weight.flatten(1).sum(1).min() > 0
+    (loss,) = method.losses(batch, 0.0).values()
+    assert loss <= 1e-12
+
+
+@pytest.mark.parametrize("options", [{"use_flip_prior": False}, {"use_scale_prior": False}])
+@pytest.mark.parametrize("dim", [2, 3])
+def test_without_a_prior_places_do_not_agree(dim: int, options: dict[str, bool]) -> None:
+    flips = list(product(product((0, 1), repeat=dim), repeat=2))
+    (loss,) = linear_pgl(dim, **options).losses(coordinate_batch(dim, 1, flips), 0.0).values()
+    assert loss > 1e-3
+
+
+def test_ignoring_where_strided_features_lie_would_misplace_flipped_views() -> None:
+    """The half-voxel shift of strided convolutions is real: with plain boxes the flipped views disagree."""
+    method = linear_pgl(3)
+    batch = coordinate_batch(3, 0, [((0, 0, 0), (1, 1, 1))] * 4)
+    plain = torch.tensor([[0.0] * 3, [1.0] * 3]).expand_as(method.extents)
+    method.extents = plain
+    (compared,) = method.compared(batch)
+    assert ((compared.prediction - compared.target).abs() * compared.weight[:, None]).max() > 1.0
+
+
+@pytest.mark.parametrize("flips", [False, True])
+@pytest.mark.parametrize("dim", [2, 3])
+def test_without_scale_prior_whole_maps_are_compared_position_by_position(dim: int, flips: bool) -> None:
+    method, batch = small_pgl(dim, use_scale_prior=False, use_flip_prior=flips).double(), random_batch(dim)
+    images = batch.images.flatten(0, 1)
+    assert batch.geometry is not None
+    with torch.no_grad():
+        z = method.projectors([method.encoder(images)[-1]])[0]
+        t = method.target_projectors([method.target_encoder(images)[-1]])[0]
+        if flips:
+            z, t = (
+                torch.stack([_turn(x, f) for x, f in zip(y, batch.geometry.flip.flatten(0, 1), strict=True)])
+                for y in (z, t)
+            )
+        p = method.predictors[0](z)
+        distance = 2 - 2 * torch.cosine_similarity(p, t.unflatten(0, (-1, 2)).flip(1).flatten(0, 1), dim=1)
+    (loss,) = method.losses(batch, 0.0).values()
+    torch.testing.assert_close(loss.detach(), distance[0::2].mean() + distance[1::2].mean(), atol=1e-9, rtol=0)
+
+
+def _turn(x: Tensor, flip: Tensor) -> Tensor:
+    return x.flip([a + 1 for a, f in enumerate(flip.tolist()) if f])
+
+
+# ------------------------------------------------------------------------------- loss and gradients
+
+
+def plain_loss(method: PGL, batch: Batch) -> Tensor:
+    """The loss of a single-level method written out sample by sample; the target is treated as data."""
+    images, geometry = batch.images.flatten(0, 1), batch.geometry
+    assert geometry is not None
+    level = method.levels[0]
+    z = method.projectors([method.encoder(images)[level]])[0]
+    t = method.target_projectors([method.target_encoder(images)[level]])[0].detach()
+    aligned, targets, masks = [], [], []
+    for i, v in product(range(len(geometry.lo)), range(2)):
+        lo, hi, f = geometry.lo[i, v], geometry.hi[i, v], geometry.flip[i, v]
+        start, stop = method.extents[0] * (hi - lo)
+        box = [torch.where(f > 0, hi - stop, lo + start)[None], torch.where(f > 0, hi - start, lo + stop)[None]]
+        shared = Boxes(torch.maximum(*geometry.lo[i])[None], torch.minimum(*geometry.hi[i])[None])
+        k = 2 * i + v
+        one = align(z[k : k + 1], Boxes(*box), shared, f[None], z.shape[2:], method.config.samples)
+        aligned.append(one.features)
+        masks.append(one.mask)
+        targets.append(align(t[k : k + 1], Boxes(*box), shared, f[None], z.shape[2:], method.config.samples).features)
+    predictions = method.predictors[0](torch.cat(aligned))
+    sums = {0: [0.0, 0.0], 1: [0.0, 0.0]}
+    for k, prediction in enumerate(predictions):
+        other = k + 1 - 2 * (k % 2)
+        weight = (masks[k] * masks[other])[0, 0]
+        distance = 2 - 2 * torch.cosine_similarity(prediction, targets[other][0], dim=0)
+        sums[k % 2][0] = sums[k % 2][0] + (distance * weight).sum()
+        sums[k % 2][1] = sums[k % 2][1] + weight.sum()
+    return sums[0][0] / sums[0][1] + sums[1][0] / sums[1][1]
+
+
+@pytest.mark.parametrize("dim", [2, 3])
+def test_loss_and_gradients_equal_the_formula_written_out(dim: int) -> None:
+    method, batch = small_pgl(dim).double(), random_batch(dim)
+    for parameter in method.target_encoder.parameters():
+        parameter.data.add_(0.1 * torch.randn_like(parameter))  # the target differs from the online branch
+    trained = [p for p in method.parameters() if p.requires_grad]
+    (loss,) = method.losses(batch, 0.0).values()
+    want = plain_loss(method, batch)
+    torch.testing.assert_close(loss, want, atol=1e-10, rtol=0)
+    got = torch.autograd.grad(loss, trained)
+    for a, b in zip(got, torch.autograd.grad(want, trained), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-9, rtol=1e-6)
+
+
+def test_only_the_online_branch_learns() -> None:
+    method = small_pgl(3)
+    sum(method.losses(random_batch(3, dtype=torch.float32), 0.0).values()).backward()
+    for name, parameter in method.named_parameters():
+        if name.startswith("target"):
+            assert not parameter.requires_grad and parameter.grad is None, name
+        elif name.startswith("encoder.stages.0"):
+            assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
+    online = {id(p) for p in (*method.encoder.parameters(), *method.projectors.parameters())}
+    target = {id(p) for p in (*method.target_encoder.parameters(), *method.target_projectors.parameters())}
+    assert not online & target
+
+
+def test_gradient_is_the_derivative_with_the_target_held_fixed() -> None:
+    """A central difference over an online weight, in float64; a target that follows it would give another slope."""
+    method, batch = small_pgl(2).double(), random_batch(2)
+    weight = method.projectors[0][0].weight
+    (loss,) = method.losses(batch, 0.0).values()
+    slope = torch.autograd.grad(loss, weight)[0].flatten()[3]
+    values = []
+    for sign in (1, -1):
+        weight.data.view(-1)[3] += sign * 1e-5
+        values.append(method.losses(batch, 0.0)["consistency"].detach())
+        weight.data.view(-1)[3] -= sign * 1e-5
+    torch.testing.assert_close((values[0] - values[1]) / 2e-5, slope, rtol=1e-5, atol=1e-9)
+
+
+def test_losses_change_nothing_but_running_statistics_of_the_online_branch() -> None:
+    method = small_pgl(3)
+    before = deepcopy(method.state_dict())
+    method.losses(random_batch(3, dtype=torch.float32), 0.5)
+    for name, value in method.state_dict().items():
+        if "running" not in name and "num_batches" not in name or name.startswith("target"):
+            torch.testing.assert_close(value, before[name], atol=0, rtol=0, msg=name)
+
+
+def test_samples_without_common_part_do_not_count() -> None:
+    method, batch = small_pgl(2, norm="group").double(), random_batch(2, b=3)
+    assert batch.geometry is not None
+    (alone,) = method.losses(Batch(batch.images[:2], _first(batch.geometry, 2)), 0.0).values()
+    batch.geometry.lo[2, 1] += 1000
+    batch.geometry.hi[2, 1] += 1000
+    (loss,) = method.losses(batch, 0.0).values()
+    torch.testing.assert_close(loss, alone, atol=1e-10, rtol=0)
+    far = ViewGeometry(*(x[2:] for x in (batch.geometry.lo, batch.geometry.hi, batch.geometry.flip)))
+    (nothing,) = method.losses(Batch(batch.images[2:], far), 0.0).values()
+    nothing.backward()
+    assert nothing == 0 and all(p.grad is None or p.grad.isfinite().all() for p in method.parameters())
+
+
+def _first(geometry: ViewGeometry, n: int) -> ViewGeometry:
+    return ViewGeometry(geometry.lo[:n], geometry.hi[:n], geometry.flip[:n])
+
+
+def test_parts_of_a_batch_reduce_to_the_loss_of_the_whole() -> None:
+    """Two processes that add up their sums see the loss of the global batch."""
+    whole = small_pgl(2, norm="group").double()
+    batch = random_batch(2, b=4)
+    assert batch.geometry is not None
+    (want,) = whole.losses(batch, 0.0).values()
+    parts = [
+        Batch(
+            batch.images[i::2],
+            ViewGeometry(*(x[i::2] for x in (batch.geometry.lo, batch.geometry.hi, batch.geometry.flip))),
+        )
+        for i in (0, 1)
+    ]
+    seen: list[Tensor] = []
+    context = MethodContext(2, 2, PATCH[2], reduce=lambda x: seen.append(x) or x)
+    method = small_pgl(2, norm="group", context=context).double()
+    method.load_state_dict(whole.state_dict())
+    for part in parts:
+        method.losses(part, 0.0)
+    (total, count) = seen[0] + seen[1]
+    torch.testing.assert_close(2 * total / count, want, atol=1e-10, rtol=0)
+
+
+def test_prediction_may_be_aligned_instead_of_the_projection() -> None:
+    torch.manual_seed(0)
+    first = small_pgl(3).double()
+    second = small_pgl(3, align_after="predictor").double()
+    second.load_state_dict(first.state_dict())
+    batch = random_batch(3)
+    a, b = first.losses(batch, 0.0)["consistency"], second.losses(batch, 0.0)["consistency"]
+    assert a.isfinite() and b.isfinite() and not torch.isclose(a, b)
+
+
+def test_several_levels_give_one_term_each() -> None:
+    method = small_pgl(3, levels=(-1, 1), bins=3)
+    losses = method.losses(random_batch(3, dtype=torch.float32), 0.0)
+    assert list(losses) == ["consistency_1", "consistency_2"]
+    assert all(loss.dim() == 0 and 0 <= loss <= 8 for loss in losses.values())
+    assert method.compared(random_batch(3, dtype=torch.float32))[0].weight.shape[1:] == (3, 3, 3)
+
+
+# ------------------------------------------------------------------------------- moving average
+
+
+def test_momentum_schedule_in_closed_form() -> None:
+    assert momentum_at(0.0, 0.996) == pytest.approx(0.996)
+    assert momentum_at(0.5, 0.996) == pytest.approx(0.998)
+    assert momentum_at(1.0, 0.996) == pytest.approx(1.0)
+    assert momentum_at(1 / 3, 0.9) == pytest.approx(1 - 0.1 * 0.75)
+    values = [momentum_at(t, 0.9) for t in np.linspace(0, 1, 50)]
+    assert values == sorted(values)
+
+
+def test_target_follows_weights_and_buffers_exactly() -> None:
+    method = small_pgl(2, momentum=0.9).double()
+    start = {n: p.clone() for n, p in method.state_dict().items() if n.startswith("target")}
+    for tensor in (*method.encoder.state_dict().values(), *method.projectors.state_dict().values()):
+        tensor.add_(1 if not tensor.is_floating_point() else torch.randn_like(tensor))
+    online = {n: p.clone() for n, p in method.state_dict().items()}
+    remaining = 1.0
+    for progress in (0.0, 0.25, 0.5):
+        method.after_step(progress)
+        remaining *= 1 - 0.1 * (math.cos(math.pi * progress) + 1) / 2
+    for name, value in method.state_dict().items():
+        if name.startswith("target"):
+            new = online[name.removeprefix("target_")]
+            want = remaining * start[name] + (1 - remaining) * new if value.is_floating_point() else new
+            torch.testing.assert_close(value, want, atol=1e-12, rtol=1e-12, msg=name)
+            assert not torch.equal(value, start[name]), f"{name} did not move"
+        else:
+            torch.testing.assert_close(value, online[name], atol=0, rtol=0, msg=name)
+
+
+def test_target_batch_norm_uses_its_batch_and_keeps_its_buffers() -> None:
+    online = nn.BatchNorm2d(3)
+    target = frozen_copy(online)
+    x = torch.randn(4, 3, 5, 5) * 3 + 2
+    torch.testing.assert_close(target(x), online(x))
+    assert target.running_mean.eq(0).all() and not online.running_mean.eq(0).all()
+    ema_update(target, online, 0.25)
+    torch.testing.assert_close(target.running_mean, 0.75 * online.running_mean)
+
+
+# ------------------------------------------------------------------------------- diagnostics, guards, devices
+
+
+def test_diagnostics_tell_collapse_and_places_apart() -> None:
+    method = linear_pgl(3)
+    flips = [((0, 0, 0), (1, 0, 1))] * 4
+    method.losses(coordinate_batch(3, 0, flips), 0.0)
+    method.after_step(0.0)
+    shown = method.diagnostics()
+    assert shown["cosine"] == pytest.approx(1.0, abs=1e-9)
+    assert shown["cosine_mismatched"] < 0.999
+    assert float(shown["ema_momentum"]) == pytest.approx(0.996, abs=1e-6)
+    assert all(value.dim() == 0 and not value.requires_grad for value in shown.values())
+    constant = coordinate_batch(3, 0, flips)
+    collapsed = Batch(torch.ones_like(constant.images), constant.geometry)
+    healthy = float(shown["feature_std"])
+    method.losses(collapsed, 0.0)
+    assert float(method.diagnostics()["feature_std"]) < 1e-6 < healthy
+
+
+def test_refuses_what_cannot_be_aligned() -> None:
+    with pytest.raises(InputError, match="do not exist"):
+        small_pgl(3, levels=(3,))
+    with pytest.raises(InputError, match="too small to align"):
+        small_pgl(3, context=MethodContext(3, 2, (2, 16, 16)))
+    with pytest.raises(ValidationError):
+        PGLConfig(rotation=10.0)
+
+
+@pytest.mark.parametrize("dim", [2, 3])
+def test_a_whole_step_on_the_meta_device(dim: int) -> None:
+    with torch.device("meta"):
+        method = small_pgl(dim, levels=(1, 2))
+        shape = (3, 2, dim)
+        geometry = ViewGeometry(torch.zeros(shape), torch.ones(shape), torch.zeros(shape))
+        batch = Batch(torch.randn(3, 2, 2, *PATCH[dim]), geometry)
+    optimiser = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], lr=0.1)
+    losses = method.losses(batch, 0.1)
+    torch.stack(list(losses.values())).sum().backward()
+    optimiser.step()
+    method.after_step(0.1)
+    assert all(value.is_meta for value in (*losses.values(), *method.diagnostics().values()))
+
+
+def test_runs_under_autocast() -> None:
+    method, batch = small_pgl(3), random_batch(3, dtype=torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        (loss,) = method.losses(batch, 0.0).values()
+    loss.backward()
+    assert loss.dtype == torch.float32 and loss.isfinite()

@@ -32,9 +32,10 @@ def dice_ce(
 ) -> Tensor:
     """Soft Dice loss plus cross-entropy over the voxels that count.
 
-    ``mean_c [1 - (2 I_c + e) / (P_c + Y_c + e)] - 1/N sum_v log p(v, label_v)``, where I, P and Y are the sums
-    over batch and space of overlap, prediction and reference of class c and N the number of counted voxels.
-    A class absent from the reference costs P / (P + e): pushed out where predicted, free where it is not.
+    ``mean_c [1 - (2 I_c + e) / (P_c + Y_c + e)] - 1/N sum_v log p(v, label_v)``, where I, P and Y are the
+    sums over batch and space of overlap, prediction and reference of class c and N the number of counted
+    voxels. A class absent from the reference costs P / (P + e): pushed out where predicted, free where it
+    is not.
 
     Args:
         logits: ``[b, k, *s]``, any floating type; computed in at least float32.

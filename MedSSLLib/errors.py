@@ -6,6 +6,8 @@ Exit codes: 0 done, 1 failed, 2 bad input or usage, 3 cancelled (checkpoint kept
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class MedSSLError(Exception):
@@ -36,12 +38,12 @@ class InputError(MedSSLError):
         text = ": ".join([*where, printable(self.finding)]) + "."
         return f"{text} {self.remedy}" if self.remedy else text
 
-    def __reduce__(self) -> tuple[object, ...]:
-        return _rebuild, (type(self), self.finding, self.case, self.file, self.remedy)
-
     def for_case(self, case: str) -> InputError:
         """The same error with the case named, unless it already names one."""
         return type(self)(self.finding, case=self.case or case, file=self.file, remedy=self.remedy)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _rebuild, (type(self), self.finding, self.case, self.file, self.remedy)
 
 
 class CancelledError(MedSSLError):
@@ -54,6 +56,18 @@ class GuardError(MedSSLError):
     """A guard stopped the command: loss not finite, collapse, no memory."""
 
     exit_code = 4
+
+
+@contextmanager
+def naming(case: str, file: str = "") -> Iterator[None]:
+    """Name the case, and the file where none is named, in every InputError raised within."""
+    try:
+        yield
+    except InputError as error:
+        if (error.case or not case) and (error.file or not file):
+            raise
+        raise InputError(error.finding, case=error.case or case, file=error.file or file,
+                         remedy=error.remedy) from error.__cause__
 
 
 def printable(text: str) -> str:

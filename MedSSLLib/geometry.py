@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 
 from MedSSLLib.errors import InputError
 
+T = TypeVar("T")
 _LPS = {"L": (0, 1), "R": (0, -1), "P": (1, 1), "A": (1, -1), "S": (2, 1), "I": (2, -1)}
 
 
@@ -116,16 +119,16 @@ def oriented(geometry: Geometry, code: str = "LPS") -> Geometry:
     signs = np.where(flips, -1.0, 1.0)
     direction = np.reshape(geometry.direction, (3, 3))[:, list(order)] * signs + 0.0
     return Geometry(
-        size=_triple(geometry.size[axis] for axis in order),
-        spacing=_triple(geometry.spacing[axis] for axis in order),
-        origin=_triple(float(x) for x in geometry.points(start)),
+        size=triple(geometry.size[axis] for axis in order),
+        spacing=triple(geometry.spacing[axis] for axis in order),
+        origin=triple(float(x) for x in geometry.points(start)),
         direction=tuple(float(x) for x in direction.ravel()),
     )
 
 
 def moved(geometry: Geometry, start: tuple[int, int, int], size: tuple[int, int, int]) -> Geometry:
     """The part of a grid (or its continuation) that starts at voxel `start` = i, j, k with `size` voxels."""
-    return replace(geometry, size=size, origin=_triple(float(x) for x in geometry.points(np.array(start))))
+    return replace(geometry, size=size, origin=triple(float(x) for x in geometry.points(np.array(start))))
 
 
 def _moves(geometry: Geometry, code: str) -> tuple[tuple[int, int, int], tuple[bool, bool, bool]]:
@@ -136,8 +139,8 @@ def _moves(geometry: Geometry, code: str) -> tuple[tuple[int, int, int], tuple[b
         raise InputError(f"the orientation {code!r} is unknown", remedy="Use one letter of each pair: L/R, P/A, S/I.")
     direction = np.reshape(geometry.direction, (3, 3))
     closest = _closest_rows(direction)
-    order = _triple(closest.index(row) for row in rows)
-    flips = _triple(bool((direction[row, axis] < 0) == (pair[1] > 0))
+    order = triple(closest.index(row) for row in rows)
+    flips = triple(bool((direction[row, axis] < 0) == (pair[1] > 0))
                     for row, axis, pair in zip(rows, order, (p for p in wanted if p), strict=True))
     return order, flips
 
@@ -146,10 +149,11 @@ def _closest_rows(direction: np.ndarray) -> tuple[int, int, int]:
     """For each axis (column) the patient axis (row) it follows; the assignment with the greatest total cosine."""
     size = np.abs(direction)
     best = max(itertools.permutations(range(3)), key=lambda rows: sum(size[row, axis] for axis, row in enumerate(rows)))
-    return _triple(best)
+    return triple(best)
 
 
-def _triple(values):  # type: ignore[no-untyped-def]
+def triple(values: Iterable[T]) -> tuple[T, T, T]:
+    """Exactly three values as a tuple."""
     first, second, third = values
     return first, second, third
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from MedSSLLib.errors import InputError
-from MedSSLLib.io import check_label, modality_of, read_header, read_label, segment_names
+from MedSSLLib.io import case_name, check_label, modality_of, read_header, read_label, segment_names
 from MedSSLLib.labels import label_values
 from MedSSLLib.manifest import Case, Manifest
 from MedSSLLib.selection import names_in, with_roles
@@ -36,23 +37,27 @@ def admit(manifest: Manifest, source: Source, metadata: dict[str, dict[str, str]
           labelled: str | None, test: str) -> Admission:
     """Check the cases of `source` and give them roles.
 
-    Labels are opened only for cases that become labelled. Raises InputError when a selection names an unknown case
-    or no case is left.
+    Only headers are read, and labels (headers and, where classes were not declared, values) only of cases that become
+    labelled. Raises InputError when a selection names an unknown case or no case is left.
     """
-    result = Admission(refused=list(source.refused), warnings=list(source.warnings), labels_from=manifest.labels_from)
+    result = Admission(labels_from=manifest.labels_from, refused=list(source.refused), warnings=list(source.warnings))
     result.modality = _modality(manifest, source)
+    present = {name.casefold() for name in manifest.cases}
     for found in source.cases:
         try:
-            if found.name.casefold() in {name.casefold() for name in manifest.cases}:
-                raise InputError("is in the project already", file=found.images[0], remedy="Rename the file.")
+            if found.name.casefold() in present:
+                raise InputError("is in the project already", file=found.images[0], remedy="Rename the new file.")
             result.cases[found.name] = _checked(found, len(result.modality))
         except InputError as error:
             result.refused.append(error.for_case(found.name))
-    _describe(result, metadata)
-    _give_roles(result, source, labelled, test)
+    if not result.cases:
+        raise _nothing_left(result.refused)
+    _describe(result, metadata, manifest)
+    _give_roles(result, labelled, test)
     _find_classes(result, manifest, source)
     if not result.cases:
         raise _nothing_left(result.refused)
+    _warn_of_shared_patients(result, manifest)
     return result
 
 
@@ -72,12 +77,14 @@ def with_scanned_labels(manifest: Manifest, cases: Iterable[Case]) -> Manifest:
 
 
 def _modality(manifest: Manifest, source: Source) -> tuple[str, ...]:
+    """Of the project, else as declared, else of the first usable image."""
     if manifest.cases:
         return manifest.modality
     if source.modality:
         return source.modality
-    channels = len(source.cases[0].images) if source.cases else 1
-    for found in source.cases[:3]:
+    counts = Counter(len(found.images) for found in source.cases)
+    channels = counts.most_common(1)[0][0] if counts else 1
+    for found in [found for found in source.cases if len(found.images) == channels][:5]:
         try:
             return tuple(modality_of(image) for image in found.images)
         except InputError:
@@ -87,10 +94,10 @@ def _modality(manifest: Manifest, source: Source) -> tuple[str, ...]:
 
 def _checked(found: Found, channels: int) -> Case:
     images = tuple(Path(os.path.abspath(image)) for image in found.images)
-    if len(images) != channels:
-        raise InputError(f"has {len(images)} channels, expected {channels}", file=images[0],
-                         remedy="Give every case the same channels.")
     first = read_header(images[0])
+    if len(images) != channels:
+        raise InputError(f"has {len(images)} channel{'s' * (len(images) > 1)}, expected {channels}", file=images[0],
+                         remedy="Give every case the same channels, as case_0000, case_0001 ...")
     for image in images[1:]:
         difference = read_header(image).difference(first)
         if difference:
@@ -98,27 +105,29 @@ def _checked(found: Found, channels: int) -> Case:
                              remedy="Resample the channels of a case onto one grid.")
     label = Path(os.path.abspath(found.label)) if found.label else None
     if label is not None and not label.exists():
-        raise InputError("the label does not exist", file=label, remedy="Restore the file or remove it from the list.")
+        raise InputError("is listed as the label, but does not exist", file=label,
+                         remedy="Restore the file, or take the label out of the list.")
     return Case(found.name, images, label, role="test" if found.test else "unlabelled")
 
 
-def _describe(result: Admission, metadata: dict[str, dict[str, str]] | None) -> None:
+def _describe(result: Admission, metadata: dict[str, dict[str, str]] | None, manifest: Manifest) -> None:
     if metadata is None:
         return
-    for name, case in result.cases.items():
-        result.cases[name] = replace(case, metadata=metadata.get(name, {}))
-    known = set(result.cases) | {error.case for error in result.refused}
-    for text, names in (("the metadata name unknown cases", sorted(set(metadata) - known)),
-                        ("cases without metadata", sorted(set(result.cases) - set(metadata)))):
+    known = {*result.cases, *manifest.cases, *(error.case for error in result.refused)}
+    table = {name if name in known else case_name(name): entry for name, entry in metadata.items()}
+    result.cases = {name: replace(case, metadata=table.get(name, {})) for name, case in result.cases.items()}
+    for text, names in (("the metadata name unknown cases", set(table) - known),
+                        ("cases without metadata", set(result.cases) - set(table))):
         if names:
-            result.warnings.append(f"{text} ({len(names)}): {', '.join(names[:20])}{' ...' if len(names) > 20 else ''}")
+            shown = ", ".join(sorted(names)[:20]) + (" ..." if len(names) > 20 else "")
+            result.warnings.append(f"{text} ({len(names)}): {shown}")
 
 
-def _give_roles(result: Admission, source: Source, labelled: str | None, test: str) -> None:
+def _give_roles(result: Admission, labelled: str | None, test: str) -> None:
     refused = {error.case for error in result.refused}
 
     def usable(selection: str) -> str:
-        return ",".join(name for name in names_in(selection) if name not in refused)
+        return ",".join(name for name in names_in(selection) if name not in refused and case_name(name) not in refused)
 
     tests = [name for name, case in result.cases.items() if case.role == "test"]
     manifest = with_roles(Manifest("", cases=result.cases), None, ",".join([*tests, usable(test)]))
@@ -126,23 +135,27 @@ def _give_roles(result: Admission, source: Source, labelled: str | None, test: s
         chosen = ",".join(name for name, case in manifest.cases.items() if case.label and case.role != "test")
     else:
         chosen = usable(labelled)
-        if names_in(labelled) and not names_in(chosen):
-            raise next(error for error in result.refused if error.case in names_in(labelled))
+        if names_in(labelled) and not chosen:
+            raise _nothing_left([error for error in result.refused if error.case in labelled])
     result.cases = with_roles(manifest, chosen, None).cases
 
 
 def _find_classes(result: Admission, manifest: Manifest, source: Source) -> None:
-    if source.labels is not None and manifest.labels_from == () and not manifest.cases:
-        result.labels, result.labels_from = dict(source.labels), None
-    labels, scanned = dict(manifest.labels) | result.labels, list(result.labels_from or ())
+    """Check the labels of labelled cases, and find their values unless the classes are declared."""
+    labels, scanned = dict(manifest.labels), list(manifest.labels_from or ())
+    if source.labels is not None and not manifest.cases:
+        labels, result.labels_from = dict(source.labels), None
     for name, case in list(result.cases.items()):
         if case.role != "labelled" or case.label is None:
             continue
         try:
             check_label(case.label, read_header(case.images[0]), case=name)
             if result.labels_from is not None:
-                _merge(labels, _scan(case), case)
+                found = _scan(case)
+                _merge(labels, found, case)
                 scanned.append(name)
+                if not found:
+                    result.warnings.append(f"{name}: the label is empty")
         except InputError as error:
             result.refused.append(error.for_case(name))
             del result.cases[name]
@@ -151,29 +164,41 @@ def _find_classes(result: Admission, manifest: Manifest, source: Source) -> None
 
 
 def _scan(case: Case) -> dict[int, str]:
+    """Values other than 0 in a case's label, with the names that the file gives them (else "")."""
     assert case.label is not None
     names = segment_names(case.label)
     volume = read_label(case.label, read_header(case.images[0]), case=case.name)
-    return {value: names.get(value, "") for value in label_values(volume.array) if value != 0} | names
+    return {value: "" for value in label_values(volume.array) if value != 0} | names
 
 
 def _merge(labels: dict[int, str], found: dict[int, str], case: Case) -> None:
-    """Add the found values to `labels`; a named segment that contradicts a known name is refused."""
+    """Add found values to `labels`. Raises InputError for negative or too many values and contradicting names."""
+    label = case.label or ""
+    if min(found, default=0) < 0 or len(labels.keys() | found.keys()) > 255:
+        raise InputError(f"has impossible label values (from {min(found)}, {len(found)} of them)", case=case.name,
+                         file=label, remedy="Use whole numbers from 0, at most 254 classes. Is this an image?")
     for value, name in found.items():
-        if value < 0:
-            raise InputError(f"the label has the negative value {value}", case=case.name, file=case.label or "",
-                             remedy="Use values from 0.")
         other = next((v for v, known in labels.items() if name and known == name), value)
         if other != value or (name and labels.get(value, name) not in (name, f"class_{value}")):
-            raise InputError(f"calls the value {value} {name!r}, other cases use {labels.get(value, other)!r}",
-                             case=case.name, file=case.label or "", remedy="Use the same segments in every case.")
+            known = labels.get(value, f"{other} for {name!r}")
+            raise InputError(f"calls the value {value} {name!r}, other cases use {known!r}", case=case.name, file=label,
+                             remedy="Use the same segments, in the same order, in every case.")
     labels |= {value: name or labels.get(value, f"class_{value}") for value, name in found.items()}
 
 
+def _warn_of_shared_patients(result: Admission, manifest: Manifest) -> None:
+    cases = [*manifest.cases.values(), *result.cases.values()]
+    tests = {case.patient for case in cases if case.role == "test"}
+    shared = sorted(tests & {case.patient for case in cases if case.role != "test"})
+    if shared:
+        result.warnings.append(f"patients with both test and training cases ({len(shared)}): {', '.join(shared[:20])}")
+
+
 def _nothing_left(refused: list[InputError]) -> InputError:
+    """One error for several refused cases: the first, and the others' words."""
     first = refused[0]
     if len(refused) == 1:
         return first
-    rest = "; ".join(str(error) for error in refused[1:4])
-    return InputError(f"{first.finding} (and {len(refused) - 1} more cases cannot be used: {rest})", case=first.case,
+    others = "; ".join(f"{error.case}: {error.finding}" for error in refused[1:4])
+    return InputError(f"{first.finding} (no case can be used; {len(refused) - 1} more: {others})", case=first.case,
                       file=first.file, remedy=first.remedy)

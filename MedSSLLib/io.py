@@ -7,127 +7,230 @@ that names the case, the file, what was found and what to do.
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
 
 import numpy as np
-import SimpleITK as sitk
+import SimpleITK as sitk  # noqa: N813
 
-from MedSSLLib.errors import InputError, MedSSLError
+from MedSSLLib.dicom_tags import is_dicom
+from MedSSLLib.errors import InputError, MedSSLError, naming
 from MedSSLLib.files import atomic_path
 from MedSSLLib.geometry import Geometry as Geometry
 from MedSSLLib.geometry import Volume as Volume
 from MedSSLLib.geometry import orient as orient
 from MedSSLLib.geometry import oriented
+from MedSSLLib.integrity import check_whole
+from MedSSLLib.io_dicom import dicom_files, read_pixels, read_series
+from MedSSLLib.io_headers import checked_grid, geometry_of, grid_of, open_header, segments_of, unreadable
+from MedSSLLib.io_segments import check_inside, flattened
+from MedSSLLib.labels import whole_numbers
 
-EXTENSIONS = (".nii.gz", ".nii", ".seg.nrrd", ".nrrd", ".nhdr", ".mha", ".mhd", ".hdr")
-"""File name extensions of images, longest first; a folder holds a DICOM series."""
+EXTENSIONS = (".nii.gz", ".seg.nrrd", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".hdr")
+"""File name extensions of images; a folder may hold a DICOM series, a .dcm file a multi-frame image."""
+_WRITABLE = (".nii.gz", ".nii", ".nrrd", ".mha")
 _INTERPOLATORS = {"linear": sitk.sitkLinear, "nearest": sitk.sitkNearestNeighbor, "cubic": sitk.sitkBSpline}
+_FOLDER_DEPTH = 4
 
 
 def case_name(path: str | os.PathLike[str]) -> str:
-    """The case a file belongs to: its name without image extensions (a folder's whole name)."""
+    """The case a file belongs to: its name without image extensions (of a DICOM folder, its whole name)."""
     name = Path(path).name
-    lower = name.lower()
-    for extension in EXTENSIONS:
-        if lower.endswith(extension) and len(name) > len(extension):
+    for extension in (*EXTENSIONS, ".dcm"):
+        if name.lower().endswith(extension) and len(name) > len(extension):
             return name[: -len(extension)]
     return name
 
 
 def find_images(folder: str | os.PathLike[str]) -> list[Path]:
-    """Images of a folder, sorted by name: image files, and sub-folders with a DICOM series. Hidden ones are left out.
+    """Images of a folder, sorted by name: image files, or the folder itself or those below it with a DICOM series.
 
-    Raises InputError when the folder is missing or holds none.
+    Hidden files are left out; image files in folders below are not looked for.
+    Raises InputError when the folder is missing, holds none, or mixes image files with DICOM slices.
     """
     root = Path(folder)
     if not root.is_dir():
         raise InputError("is not a folder", file=root, remedy="Give the folder that holds the images.")
-    found = [p for p in sorted(root.iterdir()) if not p.name.startswith(".") and p.name.lower().endswith(EXTENSIONS)]
-    if not found:
-        raise InputError("holds no images", file=root, remedy=f"Give a folder with {', '.join(EXTENSIONS)} files.")
-    return found
-
-
-def read_header(path: str | os.PathLike[str]) -> Geometry:
-    """The grid of an image, from its header alone."""
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(os.fspath(path))
     try:
-        reader.ReadImageInformation()
-    except RuntimeError as error:
-        raise InputError("cannot be read as an image", file=path, remedy="Check the file.") from error
-    if reader.GetDimension() != 3 or reader.GetNumberOfComponents() != 1:
-        raise InputError("is not a scalar 3D volume", file=path, remedy="Give one 3D volume.")
-    return Geometry(reader.GetSize(), reader.GetSpacing(), reader.GetOrigin(), reader.GetDirection())
+        entries = [p for p in sorted(root.iterdir()) if not p.name.startswith(".")]
+        files = [p for p in entries if p.name.lower().endswith(EXTENSIONS)]
+        if any(p.is_file() and is_dicom(p) for p in entries):
+            if files:
+                raise InputError(f"holds image files ({files[0].name}) and DICOM slices", file=root,
+                                 remedy="Put them into separate folders.")
+            return [root]
+        series = [found for p in entries if p.is_dir() for found in _series_below(p, _FOLDER_DEPTH)]
+    except OSError as error:
+        raise InputError(f"cannot be read ({error.strerror})", file=root, remedy="Check its permissions.") from error
+    if not files and not series:
+        raise InputError(_nothing_found(entries), file=root,
+                         remedy=f"Give a folder with {', '.join(EXTENSIONS)} files or DICOM series.")
+    return sorted(files + series)
+
+
+def read_header(path: str | os.PathLike[str], *, case: str = "") -> Geometry:
+    """The grid of an image, from its headers alone.
+
+    Raises InputError for what is no scalar 3D volume with a usable grid: missing, unreadable, visibly truncated, 2D,
+    4D, colour or complex images, impossible spacing, sheared axes, and the DICOM faults of `io_dicom.read_series`.
+    """
+    with naming(case, os.fspath(path)):
+        source = Path(path)
+        if source.is_dir() or is_dicom(source):
+            return checked_grid(read_series(source).geometry, source)
+        return grid_of(open_header(source), source)
 
 
 def read_image(path: str | os.PathLike[str], *, case: str = "") -> Volume:
-    """A scalar 3D volume in its stored type."""
-    read_header(path)
-    image = sitk.ReadImage(os.fspath(path))
-    return Volume(sitk.GetArrayFromImage(image), _geometry(image))
+    """A scalar 3D volume in its stored type; `path` is a file or a folder with one DICOM series.
+
+    Raises InputError as `read_header` does, and for truncated or damaged data, values that are not finite and
+    images of one value.
+    """
+    with naming(case, os.fspath(path)):
+        source = Path(path)
+        volume = _read(source)
+        array = volume.array
+        if array.dtype.kind == "f":
+            bad = array.size - int(np.isfinite(array).sum())
+            if bad:
+                raise InputError(f"has {bad:,} voxels that are not finite (NaN or infinite)", file=source,
+                                 remedy="Replace them, for example by 0, and save the image again.")
+        if array.min() == array.max():
+            raise InputError(f"is constant: every voxel is {array.flat[0]}", file=source,
+                             remedy="Export the image again, or leave the case out.")
+        return volume
 
 
 def read_label(path: str | os.PathLike[str], reference: Geometry, *, case: str = "") -> Volume:
-    """A label map on the grid `reference`."""
-    volume = read_image(path, case=case)
-    found = volume.geometry.difference(reference)
-    if found:
-        raise InputError(f"lies on another grid than its image: {found}", case=case, file=path,
-                         remedy="Export the label on the image's grid.")
-    return volume
+    """A label map on the grid `reference`: whole numbers, uint8 where they fit, else int32 or int64.
+
+    A label that is stored with other axis directions is reordered, exactly. A .seg.nrrd may be cropped or finer: it is
+    resampled (nearest neighbour); its layers are flattened unless segments overlap (see `io_segments`).
+    Raises InputError as `read_header` does, and for another grid, values that are not whole numbers, segments that
+    overlap or reach outside the image.
+    """
+    with naming(case, os.fspath(path)):
+        source = Path(path)
+        volume = _read(source)
+        array = _compact(whole_numbers(volume.array))
+        if volume.geometry.close_to(reference):
+            return Volume(array, reference)
+        volume = Volume(array, volume.geometry)
+        if segments_of(source):
+            check_inside(volume.array, volume.geometry, reference)
+            return resample(volume, reference, interpolation="nearest")
+        check_label(source, reference)
+        moved = orient(volume, reference.code)
+        return Volume(moved.array, reference)
 
 
 def check_label(path: str | os.PathLike[str], reference: Geometry, *, case: str = "") -> None:
-    """Check from the header alone that a label lies on the grid `reference` (a .seg.nrrd may be cropped)."""
-    if Path(path).name.lower().endswith(".seg.nrrd"):
-        return
-    found = read_header(path).difference(reference)
-    if found:
-        raise InputError(f"lies on another grid than its image: {found}", case=case, file=path,
-                         remedy="Export the label on the image's grid.")
+    """Check from headers alone that a label can lie on the grid `reference` (InputError naming the difference)."""
+    with naming(case, os.fspath(path)):
+        geometry = read_header(path)
+        if segments_of(Path(path)):
+            return
+        found = geometry.difference(reference)
+        if found and not oriented(geometry, reference.code).close_to(reference):
+            raise InputError(f"lies on another grid than its image: {found}", file=path,
+                             remedy="Export the label on the image's grid (if only its header was lost, copy the "
+                                    "image's header).")
 
 
 def segment_names(path: str | os.PathLike[str]) -> dict[int, str]:
-    """Values and names of the segments of a .seg.nrrd; empty for other files."""
-    return {}
+    """Values and names of the segments of a .seg.nrrd, as `read_label` gives them; empty for other files."""
+    return {segment.value: segment.name for segment in segments_of(Path(path))}
 
 
 def modality_of(path: str | os.PathLike[str]) -> str:
-    """The modality of an image."""
-    return "MR"
+    """The modality, from DICOM; elsewhere "CT" if values reach below -500 (air in Hounsfield units), else "MR"."""
+    source = Path(path)
+    if source.is_dir() or is_dicom(source):
+        return read_series(source).modality
+    return "CT" if read_image(source).array.min() < -500 else "MR"
 
 
 def write_image(path: str | os.PathLike[str], volume: Volume) -> None:
-    """Write a volume, compressed and atomically, as .nii.gz, .nii, .nrrd or .mha."""
+    """Write a volume, compressed and atomically, as .nii.gz, .nii, .nrrd or .mha; the file is checked before it counts.
+
+    Raises InputError for another extension, MedSSLError when it cannot be written (full disk, no permission).
+    """
+    if not os.fspath(path).lower().endswith(_WRITABLE):
+        raise InputError("has an extension that cannot be written", file=path, remedy=f"Use {', '.join(_WRITABLE)}.")
     with atomic_path(path) as temporary:
+        temporary.touch()
         try:
             sitk.WriteImage(_image(volume), os.fspath(temporary), useCompression=True)
-        except RuntimeError as error:
-            raise MedSSLError(f"{path}: cannot be written.") from error
+            check_whole(temporary, pixels=True)
+            if temporary.suffix == ".nrrd":
+                sitk.ReadImage(os.fspath(temporary))
+        except (RuntimeError, InputError) as error:
+            raise MedSSLError(f"{path}: cannot be written in full. Check the disk for space and permission.") from error
 
 
 def resample(volume: Volume, geometry: Geometry, *, interpolation: str = "linear", outside: float = 0.0) -> Volume:
-    """`volume` at the voxels of `geometry`, through physical space."""
+    """`volume` at the voxels of `geometry`, through physical space (any directions, left-handed ones too).
+
+    interpolation: "linear" and "cubic" (B-spline; linear when an axis has fewer than 4 voxels) give float32,
+    "nearest" keeps the type. Voxels more than half a voxel outside `volume` become `outside`.
+    """
     if interpolation not in _INTERPOLATORS:
-        raise InputError(f"interpolation {interpolation!r} is unknown", remedy=f"Use {', '.join(_INTERPOLATORS)}.")
+        raise InputError(f"the interpolation {interpolation!r} is unknown", remedy=f"Use {', '.join(_INTERPOLATORS)}.")
     kind = sitk.sitkUnknown if interpolation == "nearest" else sitk.sitkFloat32
+    if interpolation == "cubic" and min(volume.geometry.size) < 4:
+        interpolation = "linear"
     result = sitk.Resample(_image(volume), geometry.size, sitk.Transform(), _INTERPOLATORS[interpolation],
                            geometry.origin, geometry.spacing, geometry.direction, outside, kind)
     return Volume(sitk.GetArrayFromImage(result), geometry)
 
 
+def _series_below(folder: Path, depth: int) -> list[Path]:
+    if depth == 0 or folder.name.startswith("."):
+        return []
+    if dicom_files(folder):
+        return [folder]
+    return [found for p in sorted(folder.iterdir()) if p.is_dir() for found in _series_below(p, depth - 1)]
+
+
+def _nothing_found(entries: list[Path]) -> str:
+    below = [p.name for p in entries if p.is_dir() and any(q.name.lower().endswith(EXTENSIONS) for q in p.iterdir())]
+    kinds = sorted({p.suffix for p in entries if p.is_file() and p.suffix})
+    hint = f", but its folder {below[0]} does" if below else f" (only {', '.join(kinds[:5])} files)" if kinds else ""
+    return f"{'is empty' if not entries else 'holds no images'}{hint}"
+
+
+def _read(path: Path) -> Volume:
+    """Voxels and grid of an image or a (flattened) segmentation."""
+    if path.is_dir() or is_dicom(path):
+        series = read_series(path)
+        checked_grid(series.geometry, path)
+        return read_pixels(series)
+    grid_of(open_header(path), path)
+    check_whole(path, pixels=True)
+    try:
+        image = sitk.ReadImage(os.fspath(path))
+    except RuntimeError as error:
+        raise unreadable(path, str(error)) from None
+    array = sitk.GetArrayFromImage(image)
+    found = segments_of(path)
+    return Volume(flattened(array, found) if found else array, checked_grid(geometry_of(image), path))
+
+
+def _compact(array: np.ndarray) -> np.ndarray:
+    low, high = int(array.min()), int(array.max())
+    for kind in (np.uint8, np.int32):
+        if np.iinfo(kind).min <= low and high <= np.iinfo(kind).max:
+            return array.astype(kind, copy=False)
+    return array.astype(np.int64, copy=False)
+
+
 def _image(volume: Volume) -> sitk.Image:
-    array = volume.array
-    array = array.astype(np.uint8) if array.dtype == bool else array
-    array = array.astype(np.float32) if array.dtype == np.float16 else array
-    image = sitk.GetImageFromArray(array)
+    array = np.ascontiguousarray(volume.array)
+    special: dict[str, np.dtype] = {"?": np.dtype(np.uint8), "e": np.dtype(np.float32)}
+    kind = special.get(array.dtype.char, array.dtype.newbyteorder("="))
+    image = sitk.GetImageFromArray(array.astype(kind, copy=False))
     image.SetSpacing(volume.geometry.spacing)
     image.SetOrigin(volume.geometry.origin)
     image.SetDirection(volume.geometry.direction)
     return image
 
-
-def _geometry(image: sitk.Image) -> Geometry:
-    return Geometry(image.GetSize(), image.GetSpacing(), image.GetOrigin(), image.GetDirection())

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 import unicodedata
 from pathlib import Path
 
 from MedSSLLib.errors import InputError
 
 
-def read_metadata(path: str | Path) -> dict[str, dict[str, str]]:
+def read_metadata(path: str | os.PathLike[str]) -> dict[str, dict[str, str]]:
     """Metadata by case name, empty cells left out. Commas, semicolons or tabs; UTF-8 (also with BOM) or Latin-1.
 
     Raises InputError for an unreadable table, a missing `case` column, repeated columns, a row of another length
@@ -42,7 +43,7 @@ def read_metadata(path: str | Path) -> dict[str, dict[str, str]]:
     return table
 
 
-def _rows(path: str | Path) -> list[tuple[int, list[str]]]:
+def _rows(path: str | os.PathLike[str]) -> list[tuple[int, list[str]]]:
     try:
         data = Path(path).read_bytes()
     except OSError as error:

@@ -54,7 +54,7 @@ class Project:
         if (project.folder / FILE_NAME).exists():
             raise InputError("is a project already", file=project.folder,
                              remedy="Use medssl add, or choose another folder.")
-        project._admit(discover(images, labels), metadata, labelled, test)
+        project._admit(discover([images], labels), metadata, labelled, test)
         project.save()
         return project
 
@@ -183,8 +183,7 @@ class Project:
             metadata: str | os.PathLike[str] | None = None) -> tuple[Case, ...]:
         """Add images, DICOM folders or folders of images; returns the new cases. Call `save` afterwards."""
         before = set(self._manifest.cases)
-        for path in paths:
-            self._admit(discover(path, labels), metadata, None, "")
+        self._admit(discover(list(paths), labels), metadata, None, "")
         return tuple(case for case in self.cases if case.name not in before)
 
     def set_annotated(self, case: str, annotated: Annotated | None) -> None:

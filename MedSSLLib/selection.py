@@ -4,43 +4,50 @@ from __future__ import annotations
 
 import difflib
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from MedSSLLib.errors import InputError
 from MedSSLLib.io import case_name
-from MedSSLLib.manifest import Manifest
+from MedSSLLib.manifest import Case, Manifest
 
 
 def names_in(selection: str) -> list[str]:
-    """The names a selection lists, in order, each once: "a,b", or "@FILE" with commas or lines; "" lists none."""
+    """The names a selection lists, in order, each once: "a,b", or "@FILE" with commas or lines; "" lists none.
+
+    Raises InputError for a file that cannot be read.
+    """
     text = selection.strip()
     if text.startswith("@"):
         try:
             text = Path(text[1:]).read_text(encoding="utf-8-sig")
-        except (OSError, UnicodeDecodeError, ValueError) as error:
-            raise InputError(f"cannot be read as a list of cases ({error})", file=text[1:],
+        except (OSError, ValueError) as error:
+            raise InputError("cannot be read as a list of cases", file=text[1:],
                              remedy="Give a UTF-8 text file with one case a line.") from error
     names = (unicodedata.normalize("NFC", name.strip()) for line in text.splitlines() for name in line.split(","))
     return list(dict.fromkeys(name for name in names if name))
 
 
-def selected(selection: str, known: Iterable[str]) -> list[str]:
-    """Names of known cases that a selection lists; a file name stands for its case.
+def selected(selection: str, cases: Mapping[str, Case]) -> list[str]:
+    """Names of the cases that a selection lists, in its order, each once.
 
-    Raises InputError for unknown ones, with similar names.
+    A file name stands for its case, and a patient's name (where no case has it) for all cases of that patient.
+    Raises InputError for unknown names, with similar ones.
     """
-    known = set(known)
-    names, unknown = [], []
+    found: dict[str, None] = {}
+    unknown: list[str] = []
     for name in names_in(selection):
-        found = name if name in known else case_name(name)
-        (names if found in known else unknown).append(found)
+        matches = [match for match in (name, case_name(name)) if match in cases][:1]
+        matches = matches or [case.name for case in cases.values() if case.patient == name]
+        found |= dict.fromkeys(matches)
+        unknown += [] if matches else [name]
     if unknown:
-        similar = difflib.get_close_matches(unknown[0], sorted(known), n=3)
+        similar = difflib.get_close_matches(unknown[0], sorted(cases), n=3)
         hint = f"Did you mean {', '.join(similar)}?" if similar else "Case names are file names without extensions."
-        raise InputError(f"no case is called {', '.join(unknown[:5])}", remedy=hint)
-    return list(dict.fromkeys(names))
+        more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
+        raise InputError(f"no case is called {', '.join(unknown[:5])}{more}", remedy=hint)
+    return list(found)
 
 
 def with_roles(manifest: Manifest, labelled: str | None, test: str | None) -> Manifest:

@@ -1,10 +1,11 @@
-"""What a folder of images offers: plain folders, nnU-Net raw folders, Decathlon folders. Nothing is opened here."""
+"""What folders of images offer: plain folders, nnU-Net raw folders, Decathlon folders. Pixels are not read here."""
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from MedSSLLib.io import case_name, find_images
 from MedSSLLib.manifest import check_name, parse_labels, parse_modality
 
 _CHANNEL = re.compile(r"^(.+)_(\d{4})$")
+_TRAINING, _TEST = "imagesTr", "imagesTs"
 
 
 @dataclass(frozen=True)
@@ -28,93 +30,114 @@ class Found:
 
 @dataclass(frozen=True)
 class Source:
-    """Cases in order of name, declared classes and modality (None when not declared), refusals and warnings."""
+    """Cases sorted by name, declared classes and modality (None when not declared), refusals and warnings."""
 
-    cases: tuple[Found, ...]
+    cases: tuple[Found, ...] = ()
     labels: dict[int, str] | None = None
     modality: tuple[str, ...] | None = None
     refused: tuple[InputError, ...] = ()
     warnings: tuple[str, ...] = ()
-    extra: dict[str, Any] = field(default_factory=dict)
 
 
-def discover(images: str | Path, labels: str | Path | None = None) -> Source:
-    """The cases of a folder of images, of a data set folder or of a dataset.json; `labels` adds a folder of labels.
+def discover(paths: Sequence[str | os.PathLike[str]], labels: str | os.PathLike[str] | None = None) -> Source:
+    """The cases of image files, folders of images, data set folders or dataset.json files, with a folder of labels.
 
-    Raises InputError when there is no image, no label fits, or a dataset.json is malformed or points outside its folder.
+    Raises InputError when a path is missing or holds no image, no label is named like an image, or a dataset.json is
+    malformed. Cases with the same name, missing channels or paths outside their dataset.json's folder are refused.
     """
-    root = Path(images)
-    if root.suffix.lower() == ".json":
-        source = _from_dataset(root)
-    elif (root / "dataset.json").is_file():
-        source = _from_dataset(root / "dataset.json")
-    else:
-        source = _from_folder(root, labels)
+    if labels is not None and any(os.path.abspath(path) == os.path.abspath(labels) for path in paths):
+        raise InputError("is given both as images and as labels", file=labels, remedy="Keep them in separate folders.")
+    parts = [_one(Path(path), labels) for path in paths]
+    source = Source(
+        cases=tuple(case for part in parts for case in part.cases),
+        labels=next((part.labels for part in parts if part.labels is not None), None),
+        modality=next((part.modality for part in parts if part.modality is not None), None),
+        refused=tuple(error for part in parts for error in part.refused),
+    )
     if labels is not None:
         source = _with_labels(source, Path(labels))
     return _without_duplicates(source)
 
 
-def _from_folder(root: Path, labels: str | Path | None) -> Source:
+def _one(path: Path, labels: str | os.PathLike[str] | None) -> Source:
+    if path.suffix.lower() == ".json":
+        return _from_dataset(path)
+    if (path / "dataset.json").is_file():
+        return _from_dataset(path / "dataset.json")
+    if path.is_file():
+        return Source((Found(case_name(path), (path,)),))
+    if not path.exists():
+        raise InputError("does not exist", file=path, remedy="Check the path of the images.")
+    return _from_folder(path, labels)
+
+
+def _from_folder(root: Path, labels: str | os.PathLike[str] | None) -> Source:
     files = find_images(root)
+    raw = root.name in (_TRAINING, _TEST)
+    cases, refused = _grouped(files, root, channels=raw or _labels_name_stems(files, labels))
     declared = root.parent / "dataset.json"
-    channels = root.name in ("imagesTr", "imagesTs") or _labels_name_stems(files, labels)
-    cases, refused = _group(files, channels=channels)
-    source = Source(tuple(cases), refused=tuple(refused))
-    if root.name in ("imagesTr", "imagesTs") and declared.is_file():
-        names, modality = _declared(load_json(declared), declared)
-        source = replace(source, labels=names, modality=modality)
-    return source
+    names, modality = _declared(load_json(declared), declared) if raw and declared.is_file() else (None, None)
+    return Source(tuple(cases), names, modality, tuple(refused))
 
 
-def _labels_name_stems(files: list[Path], labels: str | Path | None) -> bool:
-    """Whether the label files are named like nnU-Net's: case.nii.gz for the images case_0000.nii.gz ..."""
-    if labels is None or not Path(labels).is_dir():
-        return False
+def _labels_name_stems(files: list[Path], labels: str | os.PathLike[str] | None) -> bool:
+    """Whether label files are named like nnU-Net's: case.nii.gz for the images case_0000.nii.gz, case_0001.nii.gz."""
     matches = [_CHANNEL.match(case_name(file)) for file in files]
+    if labels is None or not all(matches):
+        return False
     names = {case_name(file) for file in find_images(labels)}
-    return all(matches) and not any(m.group(0) in names for m in matches if m) and any(
-        m.group(1) in names for m in matches if m)
+    stems = {match.group(1) for match in matches if match}
+    return bool(stems & names) and not any(match.group(0) in names for match in matches if match)
 
 
-def _group(files: Iterable[Path], *, channels: bool) -> tuple[list[Found], list[InputError]]:
+def _grouped(files: Iterable[Path], root: Path, *, channels: bool) -> tuple[list[Found], list[InputError]]:
+    """Cases of image files: each file its own, or (channels) case_0000, case_0001 ... together."""
     if not channels:
-        return [Found(case_name(file), (file,)) for file in files], []
-    grouped: dict[str, dict[int, Path]] = {}
+        return [Found(_name_below(file, root), (file,)) for file in files], []
+    groups: dict[str, dict[int, Path]] = {}
     for file in files:
         match = _CHANNEL.match(case_name(file))
         name, channel = (match.group(1), int(match.group(2))) if match else (case_name(file), 0)
-        grouped.setdefault(name, {})[channel] = file
+        groups.setdefault(name, {})[channel] = file
     cases, refused = [], []
-    for name, parts in grouped.items():
+    for name, parts in groups.items():
         if sorted(parts) == list(range(len(parts))):
             cases.append(Found(name, tuple(parts[n] for n in sorted(parts))))
         else:
             refused.append(InputError(f"has the channels {sorted(parts)}, expected 0 to {max(parts)}", case=name,
-                                      file=next(iter(parts.values())), remedy="Add the missing channel files."))
+                                      file=parts[min(parts)], remedy="Add the missing channel files."))
     return cases, refused
+
+
+def _name_below(file: Path, root: Path) -> str:
+    """The case's name; a DICOM folder further down is named by its way there (patient_study_series)."""
+    if file.is_dir() and file != root:
+        return "_".join(file.relative_to(root).parts)
+    return case_name(file)
 
 
 def _from_dataset(path: Path) -> Source:
     content = load_json(path)
     labels, modality = _declared(content, path)
-    root = path.parent
+    source = Source(labels=labels, modality=modality)
     if isinstance(content.get("training"), list):
-        return _listed(content, path, labels, modality)
-    cases: list[Found] = []
-    refused: list[InputError] = []
-    for folder, test in (("imagesTr", False), ("imagesTs", True)):
-        if (root / folder).is_dir() and any((root / folder).iterdir()):
-            found, bad = _group(find_images(root / folder), channels=True)
-            cases += [replace(case, test=test) for case in found]
-            refused += bad
-    source = Source(tuple(cases), labels, modality, tuple(refused))
-    for folder in ("labelsTr", "labelsTs"):
-        if (root / folder).is_dir() and any((root / folder).iterdir()):
-            source = _with_labels(source, root / folder)
-    if not cases and not refused:
-        raise InputError("lists no cases and has no imagesTr beside it", file=path, remedy="Give the data set's folder.")
+        return _listed(source, content, path)
+    for images, label, test in ((_TRAINING, "labelsTr", False), (_TEST, "labelsTs", True)):
+        if not _filled(path.parent / images):
+            continue
+        found, bad = _grouped(find_images(path.parent / images), path.parent / images, channels=True)
+        part = Source(tuple(replace(case, test=test) for case in found))
+        part = _with_labels(part, path.parent / label) if _filled(path.parent / label) else part
+        source = replace(source, cases=source.cases + part.cases, refused=(*source.refused, *bad),
+                         warnings=source.warnings + part.warnings)
+    if not source.cases and not source.refused:
+        raise InputError(f"lists no cases and has no {_TRAINING} beside it", file=path,
+                         remedy="Give the data set's folder.")
     return source
+
+
+def _filled(folder: Path) -> bool:
+    return folder.is_dir() and any(not p.name.startswith(".") for p in folder.iterdir())
 
 
 def _declared(content: Any, path: Path) -> tuple[dict[int, str] | None, tuple[str, ...] | None]:
@@ -128,56 +151,64 @@ def _declared(content: Any, path: Path) -> tuple[dict[int, str] | None, tuple[st
         raise InputError(error.finding, file=path, remedy=error.remedy) from None
 
 
-def _listed(content: dict[str, Any], path: Path, labels: dict[int, str] | None,
-            modality: tuple[str, ...] | None) -> Source:
+def _listed(source: Source, content: dict[str, Any], path: Path) -> Source:
+    """The cases that a Decathlon (or nnU-Net v1) dataset.json lists."""
     cases: list[Found] = []
     refused: list[InputError] = []
     tests = content.get("test", [])
-    for entry, test in [(e, False) for e in content["training"]] + [(e, True) for e in tests]:
+    entries = [(entry, False) for entry in content["training"]]
+    entries += [(entry, True) for entry in (tests if isinstance(tests, list) else [])]
+    for entry, test in entries:
         try:
-            cases.append(_entry(entry, path, len(modality or ()), test))
+            cases.append(_entry(entry, path, len(source.modality or ()), test))
         except InputError as error:
             refused.append(error)
-    if not cases:
-        raise refused[0] if refused else InputError("lists no cases", file=path, remedy="List them under training.")
-    return Source(tuple(cases), labels, modality, tuple(refused))
+    if not entries:
+        raise InputError("lists no cases", file=path, remedy='List them under "training".')
+    return replace(source, cases=tuple(cases), refused=tuple(refused))
 
 
 def _entry(entry: Any, path: Path, channels: int, test: bool) -> Found:
-    entry = {"image": entry} if isinstance(entry, str) else entry
-    images = entry.get("image") if isinstance(entry, dict) else None
-    images = images if isinstance(images, list) else [images]
-    label = entry.get("label") if isinstance(entry, dict) else None
-    for text in (*images, *([label] if label is not None else [])):
+    fields = entry if isinstance(entry, dict) else {"image": entry}
+    images, label = fields.get("image"), fields.get("label")
+    images = images if isinstance(images, list) and images else [images]
+    for text in (*images, *([label] if label else [])):
         if not isinstance(text, str) or not text:
             raise InputError(f"lists the case {entry!r}", file=path, remedy='Write {"image": "...", "label": "..."}.')
         if not is_inside(text):
-            raise InputError(f"points outside its folder: {text!r}", file=path,
+            raise InputError(f"points outside its own folder: {text!r}", file=path,
                              remedy="Use paths under the folder of dataset.json.")
-    first = path.parent / images[0]
-    name = entry.get("name") or case_name(first)
-    if len(images) == 1 and not first.exists():  # nnU-Net v1 lists case.nii.gz for case_0000.nii.gz ...
-        parts = [first.with_name(first.name.replace(name, f"{name}_{n:04d}", 1)) for n in range(max(1, channels))]
-        if parts[0].exists():
-            return Found(name, tuple(parts), path.parent / label if label else None, test)
-    return Found(name, tuple(path.parent / text for text in images), path.parent / label if label else None, test)
+    files = tuple(path.parent / text for text in images)
+    name = fields.get("name") or case_name(files[0])
+    if len(files) == 1 and not files[0].exists():  # nnU-Net v1 lists case.nii.gz for case_0000.nii.gz ...
+        extension = files[0].name.removeprefix(case_name(files[0]))
+        parts = [files[0].with_name(f"{case_name(files[0])}_{n:04d}{extension}") for n in range(max(1, channels))]
+        files = tuple(parts) if parts[0].exists() else files
+    return Found(name, files, path.parent / label if label else None, test)
 
 
 def _with_labels(source: Source, folder: Path) -> Source:
     found: dict[str, Path] = {}
     for file in find_images(folder):
-        if case_name(file) in found:
-            raise InputError(f"has two labels for {case_name(file)}: {found[case_name(file)].name} and {file.name}",
-                             file=folder, remedy="Keep one of them.")
-        found[case_name(file)] = file
-    cases = tuple(replace(case, label=found.get(case.name, case.label)) for case in source.cases)
-    unused = sorted(set(found) - {case.name for case in cases})
-    if found and not any(case.name in found for case in cases):
-        raise InputError(f"has no label named like an image (labels: {', '.join(unused[:3])} ...; "
-                         f"images: {', '.join(case.name for case in cases[:3])} ...)", file=folder,
-                         remedy="Give label files the names of their images.")
-    warnings = source.warnings + ((f"{len(unused)} labels belong to no image: {', '.join(unused[:10])}",) if unused else ())
-    return replace(source, cases=cases, warnings=warnings)
+        name = check_name(case_name(file), "label")
+        if name in found:
+            raise InputError(f"has two labels for {name}: {found[name].name} and {file.name}", file=folder,
+                             remedy="Keep one of them.")
+        found[name] = file
+    cases = tuple(replace(case, label=found.pop(_nfc(case.name), case.label)) for case in source.cases)
+    if found and all(case.label is None for case in cases):
+        images = ", ".join(case.name for case in cases[:3])
+        raise InputError(f"has no label named like an image (labels: {', '.join(sorted(found)[:3])}; images: {images})",
+                         file=folder, remedy="Give label files the names of their images.")
+    unused = f"{len(found)} labels belong to no image: {', '.join(sorted(found)[:10])}" if found else ""
+    return replace(source, cases=cases, warnings=source.warnings + ((unused,) if unused else ()))
+
+
+def _nfc(name: Any) -> str:
+    try:
+        return check_name(name)
+    except InputError:
+        return ""  # refused later, with its file
 
 
 def _without_duplicates(source: Source) -> Source:
@@ -185,12 +216,13 @@ def _without_duplicates(source: Source) -> Source:
     refused = list(source.refused)
     for case in source.cases:
         try:
-            groups.setdefault(check_name(case.name).casefold(), []).append(replace(case, name=check_name(case.name)))
+            named = replace(case, name=check_name(case.name))
+            groups.setdefault(named.name.casefold(), []).append(named)
         except InputError as error:
-            refused.append(InputError(error.finding, file=case.images[0], remedy="Rename the file. " + error.remedy))
+            refused.append(InputError(error.finding, file=case.images[0], remedy=f"Rename it. {error.remedy}"))
     for same in groups.values():
         if len(same) > 1:
-            refused.append(InputError("is the name of " + " and ".join(str(case.images[0]) for case in same),
-                                      case=same[0].name, file=same[0].images[0], remedy="Rename or remove one of them."))
+            refused.append(InputError(f"is the name of {len(same)} images: {', '.join(str(c.images[0]) for c in same)}",
+                                      case=same[0].name, remedy="Rename or remove all but one of them."))
     kept = sorted((same[0] for same in groups.values() if len(same) == 1), key=lambda case: case.name)
     return replace(source, cases=tuple(kept), refused=tuple(refused))

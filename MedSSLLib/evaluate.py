@@ -42,36 +42,58 @@ def evaluate_folder(
     Raises:
         InputError: a folder is missing, the tolerance is not positive, or not a single case could be scored.
     """
-    if not tolerance_mm > 0:
-        raise InputError(f"tolerance is {tolerance_mm} mm", remedy="Give a positive tolerance")
-    errors: dict[str, str] = {}
-    predicted, expected = _by_case(Path(predictions), errors), _by_case(Path(references), errors)
-    cases: dict[str, CaseMetrics] = {}
-    for name in sorted((predicted.keys() & expected.keys()) - errors.keys()):
-        try:
-            counts = (annotated or {}).get(name)
-            cases[name] = _evaluate_files(
-                name, (predicted[name], expected[name]), tolerance_mm, classes, counts
-            )
-        except MedSSLError as error:
-            errors[name] = str(error)
-    result: dict[str, Any] = {
-        "format": "medssl-metrics",
-        "format_version": 1,
-        "tolerance_mm": tolerance_mm,
-        "cases": _completed(cases),
-        "missing": sorted(expected.keys() - predicted.keys()),
-        "extra": sorted(predicted.keys() - expected.keys()),
-        "errors": errors,
-    }
-    if not cases:
+    twice: dict[str, str] = {}
+    predicted, expected = _by_case(Path(predictions), twice), _by_case(Path(references), twice)
+    missing, extra = sorted(expected.keys() - predicted.keys()), sorted(predicted.keys() - expected.keys())
+    paired = sorted((predicted.keys() & expected.keys()) - twice.keys())
+    if not paired and not twice:
         raise InputError(
-            _nothing_scored(result), file=str(predictions), remedy="Name predictions like references"
+            f"the predictions ({_some(extra)}) and the references ({_some(missing)}) have no name in common",
+            file=predictions,
+            remedy="Give both files of a case the same name",
         )
-    result["summary"] = summarise(result["cases"])
+    pairs = {name: (predicted[name], expected[name]) for name in paired}
+    result = evaluate_pairs(pairs, tolerance_mm, classes=classes, annotated=annotated, errors=twice)
+    result |= {"missing": missing, "extra": extra}
     if out is not None:
         write_json(Path(out), result)
     return result
+
+
+def evaluate_pairs(
+    pairs: Mapping[str, tuple[Path, Path]],
+    tolerance_mm: float = 1.0,
+    *,
+    classes: Mapping[str, int] | None = None,
+    annotated: Mapping[str, Annotated] | None = None,
+    errors: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """As :func:`evaluate_folder`, for ``{case: (prediction, reference)}`` files; nothing is written.
+
+    ``errors`` are cases that were given up before, listed with those found here.
+    """
+    if not tolerance_mm > 0:
+        raise InputError(f"tolerance is {tolerance_mm} mm", remedy="Give a positive tolerance")
+    failed, cases = dict(errors or {}), {}
+    for name, files in pairs.items():
+        try:
+            cases[name] = _evaluate_files(name, files, tolerance_mm, classes, (annotated or {}).get(name))
+        except MedSSLError as error:
+            failed[name] = str(error)
+    if not cases:
+        first = next(iter(failed.values()), "there is none")
+        raise InputError(f"no case could be scored: {first}", remedy="Correct the files that are named")
+    completed = _completed(cases)
+    return {
+        "format": "medssl-metrics",
+        "format_version": 1,
+        "tolerance_mm": tolerance_mm,
+        "cases": completed,
+        "summary": summarise(completed),
+        "missing": [],
+        "extra": [],
+        "errors": failed,
+    }
 
 
 def _by_case(folder: Path, errors: dict[str, str]) -> dict[str, Path]:
@@ -80,22 +102,10 @@ def _by_case(folder: Path, errors: dict[str, str]) -> dict[str, Path]:
         name = io.case_name(path)
         if name in found:
             errors[name] = str(
-                InputError(
-                    f"named twice: {found[name].name} and {path.name}", case=name, remedy="Keep one of them"
-                )
+                InputError(f"named twice: {found[name].name} and {path.name}", case=name, remedy="Keep one of them")
             )
         found[name] = path
     return found
-
-
-def _nothing_scored(result: Mapping[str, Any]) -> str:
-    reasons = list(result["errors"].values())
-    if reasons:
-        return f"no case could be scored, first reason: {reasons[0]}"
-    return (
-        f"no case could be scored: the predictions ({_some(result['extra'])}) and the references "
-        f"({_some(result['missing'])}) have no name in common"
-    )
 
 
 def _some(names: Sequence[str]) -> str:
@@ -124,9 +134,7 @@ def _completed(cases: Mapping[str, CaseMetrics]) -> dict[str, CaseMetrics]:
     """Every case with every class; a class that a case lacks on both sides has volume 0 and is undefined."""
     names = sorted({name for case in cases.values() for name in case}, key=_natural)
     absent: Record = dict.fromkeys(METRICS) | {"volume_ml": 0.0, "reference_ml": 0.0}
-    return {
-        case: {name: records.get(name, dict(absent)) for name in names} for case, records in cases.items()
-    }
+    return {case: {name: records.get(name, dict(absent)) for name in names} for case, records in cases.items()}
 
 
 def _natural(name: str) -> tuple[int, str]:

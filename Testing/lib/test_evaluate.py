@@ -243,7 +243,7 @@ def test_nothing_to_score_and_bad_tolerance(tmp_path):
     with pytest.raises(InputError, match="left.*right"):
         evaluate_folder(predictions, references, None, 1.0)
     with pytest.raises(InputError, match="tolerance"):
-        evaluate_folder(predictions, references, None, 0.0)
+        evaluate_folder(references, references, None, 0.0)
     with pytest.raises(InputError, match="nowhere"):
         evaluate_folder(tmp_path / "nowhere", references, None, 1.0)
 

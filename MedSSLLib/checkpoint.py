@@ -37,12 +37,13 @@ def load_tensors(path: Path, device: str = "cpu") -> tuple[dict[str, Tensor], di
         with safe_open(str(path), framework="pt", device=device) as file:
             header = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
+            version, facts = int(header.get("format_version", FORMAT_VERSION)), json.loads(header.get("facts", "{}"))
+    except (OSError, SafetensorError, ValueError) as error:
         raise InputError(f"cannot be read as safetensors ({error})", file=str(path),
                          remedy="Choose a weights.safetensors file, or run the training again") from None
-    if int(header.get("format_version", FORMAT_VERSION)) > FORMAT_VERSION:
+    if version > FORMAT_VERSION:
         raise InputError("was written by a newer version of MedSSL", file=str(path), remedy="Update MedSSL")
-    return tensors, json.loads(header.get("facts", "{}"))
+    return tensors, facts
 
 
 def flatten_optimiser(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -95,31 +96,31 @@ def transfer(module: nn.Module, source: Mapping[str, Tensor]) -> TransferReport:
     that the sum over channels stays the same.
 
     Raises:
-        InputError: not one tensor fits.
+        InputError: not one convolution fits. (Vectors of normalisation layers may fit by chance.)
     """
     loaded, adapted, kept, state = [], {}, {}, {}
+    channels = getattr(module, "in_channels", None)
     for name, target in module.state_dict().items():
         if name not in source:
             kept[name] = "not in the file"
         elif source[name].shape == target.shape:
             state[name] = source[name].to(target.dtype)
             loaded.append(name)
-        elif _differs_in_channels(source[name], target):
+        elif target.dim() > 2 and target.shape[1] == channels and _same_but_channels(source[name], target):
             state[name] = _spread_channels(source[name], target).to(target.dtype)
             adapted[name] = f"{source[name].shape[1]} input channels spread over {target.shape[1]}"
         else:
             kept[name] = f"shape {tuple(source[name].shape)} in the file, {tuple(target.shape)} here"
-    if not state:
-        raise InputError("no tensor of the weight file fits this network",
+    if all(tensor.dim() < 2 for tensor in state.values()):
+        raise InputError("no convolution of the weight file fits this network",
                          remedy="Use weights pre-trained with the same dimension (2D or 3D) and network widths")
     module.load_state_dict(state, strict=False)
     unused = tuple(name for name in source if name not in state and name not in kept)
     return TransferReport(tuple(loaded), adapted, kept, unused)
 
 
-def _differs_in_channels(source: Tensor, target: Tensor) -> bool:
-    same_rest = source.dim() == target.dim() and source.shape[:1] + source.shape[2:] == target.shape[:1] + target.shape[2:]
-    return source.dim() > 2 and same_rest
+def _same_but_channels(source: Tensor, target: Tensor) -> bool:
+    return source.shape[:1] + source.shape[2:] == target.shape[:1] + target.shape[2:]
 
 
 def _spread_channels(source: Tensor, target: Tensor) -> Tensor:

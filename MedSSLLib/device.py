@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor
@@ -25,8 +27,8 @@ def resolve_device(name: str) -> torch.device:
     except RuntimeError:
         raise InputError(f"device {name!r} is not known", remedy="Use auto, cpu, cuda or cuda:N") from None
     if device.type == "cuda" and not torch.cuda.is_available():
-        built = "this torch was built without CUDA" if torch.version.cuda is None else "no CUDA driver or card was found"
-        raise InputError(f"device {name!r} is not available: {built}", remedy="Use --device cpu, or run `medssl doctor`")
+        why = "this torch was built without CUDA" if torch.version.cuda is None else "no CUDA driver or card was found"
+        raise InputError(f"device {name!r} is not available: {why}", remedy="Use --device cpu, or run `medssl doctor`")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise InputError(f"device {name!r} does not exist: {torch.cuda.device_count()} CUDA device(s) found",
                          remedy="Choose a smaller index")
@@ -63,7 +65,7 @@ def make_fabric(config: RunConfig) -> Fabric:
 
 def seed_step(seed: int, step: int) -> None:
     """Seed torch's global generators from (seed, step), so that drop-out too is a function of the step."""
-    torch.manual_seed((seed << 32) + step)
+    torch.manual_seed(((seed << 32) + step) % 2**63)
 
 
 def gather_embeddings(x: Tensor) -> Tensor:
@@ -101,6 +103,20 @@ def average_gradients(parameters: list[torch.nn.Parameter]) -> None:
     flat = average_gradient(torch.cat([g.flatten() for g in gradients]))
     for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
         gradient.copy_(part.view_as(gradient))
+
+
+def from_first_process(values: list[float]) -> list[float]:
+    """The numbers of the first process, on every process, over the CPU: no device is waited for."""
+    if not _distributed():
+        return values
+    numbers = torch.tensor(values, dtype=torch.float64)
+    torch.distributed.broadcast(numbers, 0, group=_control_group())
+    return numbers.tolist()
+
+
+@cache
+def _control_group() -> torch.distributed.ProcessGroup:
+    return torch.distributed.new_group(backend="gloo")
 
 
 def _distributed() -> bool:

@@ -19,13 +19,19 @@ from MedSSLLib.config import AugmentConfig
 
 @dataclass(frozen=True)
 class Change:
-    """One kind of change: indices of the samples it touches and its strength for each."""
+    """One kind of change: indices of the samples it touches, its strength and a seed for each."""
 
     samples: np.ndarray
     strength: np.ndarray
+    seeds: np.ndarray
 
     def __bool__(self) -> bool:
         return len(self.samples) > 0
+
+    def only(self, kept: np.ndarray) -> Change:
+        """The change of the samples at the sorted positions `kept`, which become 0, 1, 2 ..."""
+        mine = np.isin(self.samples, kept)
+        return Change(np.searchsorted(kept, self.samples[mine]), self.strength[mine], self.seeds[mine])
 
 
 def sample_intensity(rng: np.random.Generator, n: int, config: AugmentConfig) -> dict[str, Change]:
@@ -41,20 +47,26 @@ def sample_intensity(rng: np.random.Generator, n: int, config: AugmentConfig) ->
     changes = {}
     for name, (probability, low, high) in ranges.items():
         samples = np.flatnonzero(rng.random(n) < probability)
-        changes[name] = Change(samples, rng.uniform(low, high, len(samples)).astype(np.float32))
+        strength = rng.uniform(low, high, len(samples)).astype(np.float32)
+        changes[name] = Change(samples, strength, rng.integers(2**31, size=len(samples)))
     return changes
 
 
-def apply_intensity(images: Tensor, changes: dict[str, Change], generator: torch.Generator | None) -> Tensor:
-    """Changed copies of ``images [n, c, *s]``; `generator` (on the images' device) drives the noise."""
+def apply_intensity(images: Tensor, changes: dict[str, Change]) -> Tensor:
+    """Changed copies of ``images [n, c, *s]``."""
     images = images.clone()
     for name, change in changes.items():
         if change:
-            _KINDS[name](images, change, generator)
+            _KINDS[name](images, change)
     return images
 
 
-Kind = Callable[[Tensor, Change, "torch.Generator | None"], None]
+def noise_generator(device: torch.device, seed: int) -> torch.Generator | None:
+    """A seeded generator on the device; the meta device has none."""
+    return None if device.type == "meta" else torch.Generator(device=device).manual_seed(seed)
+
+
+Kind = Callable[[Tensor, Change], None]
 
 
 def _replace(images: Tensor, change: Change, apply: Callable[[Tensor, Tensor], Tensor]) -> None:
@@ -64,14 +76,15 @@ def _replace(images: Tensor, change: Change, apply: Callable[[Tensor, Tensor], T
     images.index_copy_(0, index, apply(images.index_select(0, index), strength))
 
 
-def _noise(images: Tensor, change: Change, generator: torch.Generator | None) -> None:
-    def apply(x: Tensor, variance: Tensor) -> Tensor:
-        return x + variance.sqrt() * torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+def _noise(images: Tensor, change: Change) -> None:
+    """Each sample has its own seed, so that its noise does not depend on the others in the batch."""
+    for sample, variance, seed in zip(*(x.tolist() for x in vars(change).values()), strict=True):
+        x = images[sample]
+        generator = noise_generator(x.device, seed)
+        x += variance**0.5 * torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
 
-    _replace(images, change, apply)
 
-
-def _blur(images: Tensor, change: Change, generator: torch.Generator | None) -> None:
+def _blur(images: Tensor, change: Change) -> None:
     _replace(images, change, gaussian_blur)
 
 
@@ -83,11 +96,12 @@ def gaussian_blur(x: Tensor, sigma: Tensor, radius: int = 2) -> Tensor:
     for axis in range(2, x.dim()):
         pad = [0, 0] * (x.dim() - 1 - axis) + [radius, radius] + [0, 0] * (axis - 2)
         padded = F.pad(x, pad, mode="replicate")
-        x = sum(w / total * padded.narrow(axis, k + radius, x.shape[axis]) for k, w in zip(offsets, weights, strict=True))
+        size = x.shape[axis]
+        x = sum(w / total * padded.narrow(axis, k + radius, size) for k, w in zip(offsets, weights, strict=True))
     return x
 
 
-def _brightness(images: Tensor, change: Change, generator: torch.Generator | None) -> None:
+def _brightness(images: Tensor, change: Change) -> None:
     def apply(x: Tensor, factor: Tensor) -> Tensor:
         low, high = _range(x)
         return torch.minimum(torch.maximum(x * factor, low), high)
@@ -95,7 +109,7 @@ def _brightness(images: Tensor, change: Change, generator: torch.Generator | Non
     _replace(images, change, apply)
 
 
-def _contrast(images: Tensor, change: Change, generator: torch.Generator | None) -> None:
+def _contrast(images: Tensor, change: Change) -> None:
     def apply(x: Tensor, factor: Tensor) -> Tensor:
         low, high = _range(x)
         mean = x.mean(_space(x), keepdim=True)
@@ -104,7 +118,7 @@ def _contrast(images: Tensor, change: Change, generator: torch.Generator | None)
     _replace(images, change, apply)
 
 
-def _gamma(images: Tensor, change: Change, generator: torch.Generator | None) -> None:
+def _gamma(images: Tensor, change: Change) -> None:
     def apply(x: Tensor, exponent: Tensor) -> Tensor:
         low, high = _range(x)
         span = (high - low).clamp_min(1e-6)
@@ -113,11 +127,12 @@ def _gamma(images: Tensor, change: Change, generator: torch.Generator | None) ->
     _replace(images, change, apply)
 
 
-def _low_resolution(images: Tensor, change: Change, generator: torch.Generator | None) -> None:
+def _low_resolution(images: Tensor, change: Change) -> None:
+    """Linear both ways: both keep the centre, so structures stay where their labels are."""
     mode = "bilinear" if images.dim() == 4 else "trilinear"
     for sample, factor in zip(change.samples.tolist(), change.strength.tolist(), strict=True):
         x = images[sample : sample + 1]
-        small = F.interpolate(x, _reduced(x.shape[2:], factor), mode="nearest")
+        small = F.interpolate(x, _reduced(x.shape[2:], factor), mode=mode, align_corners=False)
         images[sample : sample + 1] = F.interpolate(small, list(x.shape[2:]), mode=mode, align_corners=False)
 
 

@@ -39,7 +39,9 @@ class LARS(torch.optim.Optimizer):
         if parameter.dim() > 1:
             gradient = _lars_gradient(parameter, gradient, group["weight_decay"], group["trust"])
         state = self.state[parameter]
-        velocity = state.setdefault("momentum_buffer", torch.zeros_like(parameter))
+        if "momentum_buffer" not in state:
+            state["momentum_buffer"] = torch.zeros_like(parameter)
+        velocity = state["momentum_buffer"]
         velocity.mul_(group["momentum"]).add_(gradient, alpha=group["lr"])
         parameter.sub_(velocity)
 

@@ -6,6 +6,7 @@ state. The global batch of a step is drawn whole and each part of it reads its o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from MedSSLLib.config import AugmentConfig
 from MedSSLLib.intensity import Change, apply_intensity, sample_intensity
+from MedSSLLib.intensity import noise_generator as noise_generator
 from MedSSLLib.views import (
     ViewGeometry,
     resample,
@@ -64,7 +66,6 @@ class HostBatch:
     windows: Tensor
     geometry: ViewGeometry
     changes: dict[str, Change]
-    noise_seed: int
     labels: Tensor | None = None
     meta: dict[str, Tensor] = field(default_factory=dict)
     cases: tuple[str, ...] = ()
@@ -82,18 +83,12 @@ def make_views(host: HostBatch, patch: Sequence[int], device: torch.device) -> B
     views = geometry.lo.shape[1]
     grid = sampling_grid(geometry, windows.shape[2:], patch)
     images = resample(windows, grid, views)
-    generator = noise_generator(device, host.noise_seed)
-    images = apply_intensity(images.flatten(0, 1), host.changes, generator).unflatten(0, (-1, views))
+    images = apply_intensity(images.flatten(0, 1), host.changes).unflatten(0, (-1, views))
     labels = None
     if host.labels is not None:
         labels = resample_labels(host.labels.to(device, non_blocking=True), grid, views)
     meta = {name: value.to(device, non_blocking=True) for name, value in host.meta.items()}
     return Batch(images, geometry, labels, meta)
-
-
-def noise_generator(device: torch.device, seed: int) -> torch.Generator | None:
-    """A seeded generator on the device; the meta device has none."""
-    return None if device.type == "meta" else torch.Generator(device=device).manual_seed(seed)
 
 
 def shuffled_order(seed: int, position: int, n: int) -> int:
@@ -128,8 +123,8 @@ class SegmentationSampler:
 
     @property
     def window(self) -> tuple[int, ...]:
-        """Side lengths of a source window in voxels."""
-        return tuple(int(np.ceil(side * self.margin)) for side in self.patch)
+        """Side lengths of a source window in voxels: an even number more than the patch, so that voxels coincide."""
+        return tuple(side + 2 * math.ceil(side * (self.margin - 1) / 2) for side in self.patch)
 
     def sample(self, step: int, part: int = 0, parts: int = 1) -> HostBatch:
         """The samples of `part` (of `parts`) of the global batch of a step."""
@@ -137,15 +132,14 @@ class SegmentationSampler:
         window = self.window
         draws = [self._draw(rng, step, i) for i in range(self.batch)]
         geometry = sample_segmentation_views(rng, self.batch, window, self.patch, self.spacing, self.augment)
+        changes = sample_intensity(rng, self.batch, self.augment)
         mine = np.arange(self.batch)[part::parts]
-        rng_part = np.random.default_rng([self.seed, step, 2, part])
         crops = [self._read(*draws[i]) for i in mine]
         return HostBatch(
             windows=torch.from_numpy(np.stack([image for image, _ in crops])),
             labels=torch.from_numpy(np.stack([label for _, label in crops])),
             geometry=select(geometry, mine),
-            changes=sample_intensity(rng_part, len(mine), self.augment),
-            noise_seed=int(rng_part.integers(2**31)),
+            changes={kind: change.only(mine) for kind, change in changes.items()},
             cases=tuple(draws[i][0] for i in mine),
         )
 
@@ -179,8 +173,8 @@ class SegmentationSampler:
 
     def _read(self, name: str, low: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         window = self.window if len(self.patch) == 3 else (1, *self.window)
-        high = low + np.asarray(window)
-        image, label = self.reader.image(name, low, high), self.reader.label(name, low, high)
+        corners = low.tolist(), (low + np.asarray(window)).tolist()
+        image, label = self.reader.image(name, *corners), self.reader.label(name, *corners)
         return (image[:, 0], label[0]) if len(self.patch) == 2 else (image, label)
 
 
@@ -229,15 +223,15 @@ class ViewSampler:
         boxes = [sample_boxes(rng, e, self.patch, self.scale, self.min_overlap, self.views) for e in extents]
         flips = sample_flips(rng, (len(picks), self.views, dim), self.flip)
         turns = sample_rotations(rng, len(picks) * self.views, self.spacing, self.rotation) if self.rotation else None
+        changes = sample_intensity(rng, len(picks) * self.views, self.augment)
         mine = np.arange(len(picks))[part::parts]
+        kept = (mine[:, None] * self.views + np.arange(self.views)).ravel()
         windows, lo, hi = self._windows([picks[i] for i in mine], [boxes[i] for i in mine])
         rotation = None if turns is None else _float(turns.reshape(len(picks), self.views, dim, dim)[mine])
-        rng_part = np.random.default_rng([self.seed, step, 4, part])
         return HostBatch(
             windows=windows,
             geometry=ViewGeometry(lo, hi, _float(flips[mine]), rotation),
-            changes=sample_intensity(rng_part, len(mine) * self.views, self.augment),
-            noise_seed=int(rng_part.integers(2**31)),
+            changes={kind: change.only(kept) for kind, change in changes.items()},
             meta={key: torch.tensor([picks[i].meta[key] for i in mine]) for key in picks[0].meta},
             cases=tuple(picks[i].name for i in mine),
         )
@@ -254,13 +248,14 @@ class ViewSampler:
 
     def _read(self, pick: Pick, low: np.ndarray, high: np.ndarray) -> np.ndarray:
         if len(self.patch) == 3:
-            return self.reader.image(pick.name, low, high)
+            return self.reader.image(pick.name, low.tolist(), high.tolist())
         return self.reader.image(pick.name, (pick.slice, *low), (pick.slice + 1, *high))[:, 0]
 
 
 def select(geometry: ViewGeometry, index: np.ndarray) -> ViewGeometry:
     """The geometry of some samples."""
-    return ViewGeometry(**{k: None if v is None else v[torch.from_numpy(index)] for k, v in vars(geometry).items()})
+    chosen = {k: v[torch.from_numpy(index)] for k, v in vars(geometry).items() if v is not None}
+    return ViewGeometry(**chosen)
 
 
 def _float(array: np.ndarray) -> Tensor:

@@ -48,7 +48,8 @@ class Budget:
     def _fitted(self) -> float:
         if self._step_time is None:
             return self.progress
-        return self.progress + (1 - self.progress) / max(1, self._remaining() + 1)
+        remaining = self._remaining()
+        return self.progress + (1 - self.progress) / (remaining + 1) if remaining else 1.0
 
     def _remaining(self) -> int:
         """Steps still to come."""
@@ -77,5 +78,5 @@ class Budget:
 
     @property
     def finished(self) -> bool:
-        """Whether the budget is used up."""
-        return self._remaining() == 0 and self.step > 0
+        """Whether the budget is used up, which is when the progress, and with it the schedule, has reached its end."""
+        return self.progress >= 1

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
+from MedSSLLib import stopping
 from MedSSLLib.averaging import WeightAverage
 from MedSSLLib.checkpoint import (
     flatten_optimiser,
@@ -24,7 +24,7 @@ from MedSSLLib.checkpoint import (
     unprefixed,
 )
 from MedSSLLib.config import OptimiserConfig
-from MedSSLLib.device import average_gradient, average_gradients, seed_step
+from MedSSLLib.device import average_gradient, average_gradients, from_first_process, seed_step
 from MedSSLLib.errors import CancelledError, GuardError, MedSSLError
 from MedSSLLib.events import Events
 from MedSSLLib.optimisers import build_optimiser, set_rate, warmup_cosine
@@ -36,7 +36,8 @@ STOP_FILE = "stop"
 class Task(Protocol):
     """What is trained: a module, its batches and its losses."""
 
-    module: nn.Module
+    @property
+    def module(self) -> nn.Module: ...
 
     def host_batch(self, step: int, part: int, parts: int) -> Any:
         """One part of the global batch of a step, on the host; called from a loader thread."""
@@ -93,6 +94,7 @@ class TrainState:
     best_step: int = 0
     misses: int = 0
     next_validation: float = 0.0
+    stopped_early: bool = False
     scores: list[dict[str, float]] = field(default_factory=list)
 
 
@@ -122,22 +124,25 @@ class Trainer:
 
         Raises:
             CancelledError: a stop file appeared or the process was asked to end; the checkpoint is written.
-            GuardError: a loss is not finite, or the task's own check failed; the last good checkpoint is kept.
+            GuardError: a loss or weight is not finite, or the task's own check failed; the last good checkpoint is
+                kept.
         """
         budget, state = self.config.budget, self.state
         budget.start(state.step, state.progress, state.elapsed)
         last_saved = time.monotonic()
         self.module.train()
-        with ThreadPoolExecutor(1, thread_name_prefix="loader") as loader:
+        with stopping.deferred(), ThreadPoolExecutor(1, thread_name_prefix="loader") as loader:
             upcoming = self._load(loader, state.step)
-            while not budget.finished:
+            while not (budget.finished or state.stopped_early):
                 host, upcoming = upcoming, self._load(loader, state.step + 1)
                 losses = self._step(host)
-                state.step, state.progress, state.elapsed = budget.advance()
+                asked = self._advance()
                 self._report(losses)
-                if state.progress >= state.next_validation and self._validate_and_maybe_stop():
-                    break
-                self._stop_if_asked()
+                if state.progress >= min(1.0, state.next_validation):
+                    self._validate()
+                if asked:
+                    self.save()
+                    raise CancelledError(f"Stopped at step {state.step}; continue with --resume.")
                 if time.monotonic() - last_saved > self.config.checkpoint_seconds:
                     self.save()
                     last_saved = time.monotonic()
@@ -201,10 +206,7 @@ class Trainer:
         figures = _read({**losses, **self.task.diagnostics()})
         bad = [name for name in losses if not _finite(figures[name])]
         if bad:
-            raise GuardError(
-                f"The loss {', '.join(bad)!s} is not a finite number at step {self.state.step}. The last good checkpoint "
-                f"is kept. Lower optimiser.lr (now {self.config.optimiser.lr:g}) or use --precision 32."
-            )
+            raise self._not_finite(f"The loss {', '.join(bad)} is")
         shown = {name: figures[name] for name in losses}
         others = {name: value for name, value in figures.items() if name not in losses}
         self.events.progress(
@@ -213,17 +215,26 @@ class Trainer:
         )
         self.task.check(figures, self.state.progress)
 
-    def _validate_and_maybe_stop(self) -> bool:
-        """Validate the averaged weights; True when patience has run out."""
-        state = self.state
-        state.next_validation += self.config.validate_every
-        started = time.monotonic()
+    def _advance(self) -> bool:
+        """Count the step; whether a stop was asked for. All processes take the first one's clock and answer."""
+        budget, state = self.config.budget, self.state
+        state.step, progress, elapsed = budget.advance()
+        asked = stopping.requested() or os.path.exists(self.folder / STOP_FILE)
+        state.progress, state.elapsed, stop = from_first_process([progress, elapsed, float(asked)])
+        budget.progress = state.progress
+        return bool(stop)
+
+    def _validate(self) -> None:
+        """Validate the averaged weights on the first process; keep the best, stop when patience has run out."""
+        state, started = self.state, time.monotonic()
+        while state.next_validation <= state.progress:
+            state.next_validation += self.config.validate_every
         with self.average.applied():
             self.module.eval()
-            figures = self.task.validate()
+            figures = self.fabric.broadcast(self.task.validate() if self.fabric.is_global_zero else None)
             self.module.train()
             if not figures:
-                return False
+                return
             self.events.emit("metric", stage=self.config.stage, step=state.step, **figures)
             state.scores.append({"step": state.step, **figures})
             if state.best is None or figures["score"] > state.best:
@@ -232,17 +243,20 @@ class Trainer:
             else:
                 state.misses += 1
         self.config.budget.pause(time.monotonic() - started)
-        return bool(self.config.patience) and state.misses >= self.config.patience
-
-    def _stop_if_asked(self) -> None:
-        if os.path.exists(self.folder / STOP_FILE) or stop_requested():
-            self.save()
-            raise CancelledError(f"Stopped at step {self.state.step}; continue with --resume.")
+        state.stopped_early = bool(self.config.patience) and state.misses >= self.config.patience
 
     def save(self) -> None:
-        """Write the checkpoint (first process only)."""
+        """Write the checkpoint (first process only).
+
+        Raises:
+            GuardError: a weight is not finite; the file is left as it is.
+        """
         if not self.fabric.is_global_zero:
             return
+        started = time.monotonic()
+        weights = [t for t in self.module.state_dict().values() if t.is_floating_point()]
+        if not bool(torch.stack([t.isfinite().all() for t in weights]).all()):
+            raise self._not_finite("A weight is")
         tensors = {
             **prefixed("module", self.module.state_dict()),
             **prefixed("optimiser", flatten_optimiser(self.optimiser)),
@@ -252,6 +266,13 @@ class Trainer:
         }
         save_tensors(self.checkpoint_path, tensors, {"state": vars(self.state), "scaler": self.scaler.state_dict()})
         self.events.emit("checkpoint", stage=self.config.stage, step=self.state.step, path=str(self.checkpoint_path))
+        self.config.budget.pause(time.monotonic() - started)
+
+    def _not_finite(self, what: str) -> GuardError:
+        return GuardError(
+            f"{what} not a finite number at step {self.state.step}. The last good checkpoint is kept. Lower "
+            f"optimiser.lr (now {self.config.optimiser.lr:g}) or use --precision 32."
+        )
 
     def resume(self) -> bool:
         """Continue from the checkpoint if there is one."""
@@ -265,22 +286,9 @@ class Trainer:
             self.rule.load_state_dict(unprefixed("rule", tensors))
         self.best_weights = unprefixed("best", tensors) or None
         self.state = TrainState(**facts["state"])
-        self.scaler.load_state_dict(facts["scaler"])
+        if facts["scaler"]:
+            self.scaler.load_state_dict(facts["scaler"])
         return True
-
-
-_stop_check: Callable[[], bool] = lambda: False  # noqa: E731
-
-
-def on_stop_request(check: Callable[[], bool]) -> None:
-    """Install the function that says whether the process was asked to end (SIGTERM)."""
-    global _stop_check
-    _stop_check = check
-
-
-def stop_requested() -> bool:
-    """Whether the process was asked to end."""
-    return _stop_check()
 
 
 def _read(figures: dict[str, Tensor]) -> dict[str, float]:

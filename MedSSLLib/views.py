@@ -45,12 +45,13 @@ class ViewGeometry:
 
 
 def sample_boxes(
-    rng: Rng, extent: Sequence[int], patch: Sequence[int], scale: tuple[float, float], min_overlap: float, views: int = 2
+    rng: Rng, extent: Sequence[int], patch: Sequence[int], scale: tuple[float, float], min_overlap: float, views: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Crop boxes of one case (PGL views): sides `scale` x patch, limited by the volume; overlap by rejection.
 
-    The overlap is measured against the smaller box. After 50 rejected draws the later boxes move to the centre of
-    the first one, where the overlap is as large as it can be.
+    The later boxes are drawn from the places where they meet the first one, so that draws are rarely rejected even
+    where the volume is large. The overlap is measured against the smaller box. After 50 rejected draws the later
+    boxes move to the centre of the first one, where the overlap is as large as it can be.
 
     Returns:
         lo, hi: float arrays ``[v, s]`` in voxels of the volume.
@@ -58,7 +59,10 @@ def sample_boxes(
     extent_, patch_ = np.asarray(extent, float), np.asarray(patch, float)
     for _ in range(50):
         side = np.minimum(rng.uniform(*scale, size=(views, len(patch_))) * patch_, extent_)
-        lo = rng.uniform(size=side.shape) * (extent_ - side)
+        first = rng.uniform(size=len(patch_)) * (extent_ - side[0])
+        lowest = np.maximum(first - side[1:], 0) if min_overlap else np.zeros_like(side[1:])
+        highest = np.minimum(first + side[0], extent_ - side[1:]) if min_overlap else extent_ - side[1:]
+        lo = np.concatenate([first[None], rng.uniform(lowest, highest)])
         if overlap_share(lo, lo + side) >= min_overlap:
             return lo, lo + side
     centre = lo[:1] + side[:1] / 2
@@ -113,7 +117,8 @@ def sample_segmentation_views(
         rotation[active] = sample_rotations(rng, int(active.sum()), spacing, config.rotation)
     tensors = [np.float32(x)[:, None] for x in (centre - half, centre + half, sample_flips(rng, (n, dim), config.flip))]
     lo, hi, flip = map(torch.from_numpy, tensors)
-    return ViewGeometry(lo, hi, flip, torch.from_numpy(np.float32(rotation)[:, None]), _sample_elastic(rng, n, dim, config))
+    turn = torch.from_numpy(np.float32(rotation)[:, None])
+    return ViewGeometry(lo, hi, flip, turn, _sample_elastic(rng, n, dim, config))
 
 
 def _sample_elastic(rng: Rng, n: int, dim: int, config: AugmentConfig, points: int = 6) -> Tensor | None:

@@ -1,0 +1,246 @@
+"""GCL: contrastive learning guided by several meta labels (Wu et al. 2023, arXiv 2309.08888).
+
+For every meta label an image-level loss (Eq. 1) and a pixel-level loss (Eqs. 5-8), summed (Eq. 9); the
+labels' gradients meet in GradMitigator (Eqs. 2-4). Both heads stand on the encoder's deepest feature map,
+as in the paper.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from MedSSLLib.contrastive import (
+    Pace,
+    choose_partner,
+    filter_positives,
+    full_precision,
+    pixel_contrast,
+    pool_size,
+    positive_gradients,
+    positive_pairs,
+    positive_pool,
+    retrieval,
+    supervised_contrast,
+)
+from MedSSLLib.errors import InputError
+from MedSSLLib.gradients import GradMitigator, SumGradients
+from MedSSLLib.intensity import noise_generator
+from MedSSLLib.methods.base import GradientRule, Method, MethodConfig, MethodContext
+from MedSSLLib.networks import Encoder
+from MedSSLLib.sampling import Batch
+
+INSTANCE = "instance"
+"""Name of the objective without a meta label: the only positive is the image's other view (SimCLR)."""
+
+
+class GCLConfig(MethodConfig):
+    """Settings of GCL and its ablations."""
+
+    meta: tuple[str, ...] = Field(
+        (), description="Meta labels in use; empty = every usable one. None usable = plain SimCLR."
+    )
+    instance: bool = Field(
+        False,
+        description="Add the objective without a meta label as one more perspective. Not from the paper.",
+    )
+    temperature: float = Field(0.1, gt=0, description="Temperature of all softmaxes. Not from the paper.")
+    out: int = Field(128, ge=1, description="Output channels of both heads (GCL: 128).")
+    image_level: int = Field(
+        -1, description="Encoder level of the image head: 0 = finest, -1 = deepest, as in the paper."
+    )
+    pixel_level: int = Field(
+        -1, description="Encoder level of the pixel head: 0 = finest, -1 = deepest, as in the paper."
+    )
+    pixel: bool = Field(True, description="Pixel loss (Eqs. 5-6); off for the ablation.")
+    top_k: int = Field(8, ge=1, description="Pixels in the pool of positives, K. Not from the paper.")
+    anchors: int = Field(64, ge=1, description="Most anchor pixels a view. Not from the paper.")
+    candidates: int = Field(
+        1024, ge=2, description="Most pixels a view that may be positives or negatives. Not from the paper."
+    )
+    grad_filter: bool = Field(True, description="GradFilter (Eqs. 7-8); off for the ablation.")
+    pace: Pace = Field("linear", description="How the positives in use grow to K. Not from the paper.")
+    start: float = Field(0.0, ge=0, le=1, description="Share of K in use at the start. Not from the paper.")
+    gradient: Literal["mitigator", "sum"] = Field(
+        "mitigator", description="GradMitigator (Eqs. 3-4), or the naive average of the gradients (Eq. 2)."
+    )
+    beta: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="Weight of the new cosine in the target's average (Eq. 4). Not from the paper.",
+    )
+
+
+class ProjectionHead(nn.Module):
+    """1x1 convolution, ReLU, 1x1 convolution; written as linear maps of pixels ``[..., c]``."""
+
+    def __init__(self, inputs: int, out: int) -> None:
+        super().__init__()
+        self.first = nn.Linear(inputs, inputs)
+        self.last = nn.Linear(inputs, out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Pixels ``[..., c]`` to projections ``[..., out]``."""
+        return self.last(self.first(x).relu())
+
+    @torch.no_grad()
+    @full_precision
+    def pull_back(self, x: Tensor, gradient: Tensor) -> Tensor:
+        """Gradients at the outputs of pixels ``x [..., c]`` to gradients at x.
+
+        `gradient` is ``[..., k, out]``, k of them a pixel; the result ``[..., k, c]``.
+        """
+        active = (self.first(x) > 0).unsqueeze(-2)
+        return (gradient @ self.last.weight * active) @ self.first.weight
+
+
+@dataclass(frozen=True)
+class _Pixels:
+    """The same randomly ordered pixels of n views: in the image-projection space, as features, projected."""
+
+    affinity: Tensor  # (n, s, d)
+    features: Tensor  # (n, s, c)
+    projection: Tensor  # (n, s, d)
+
+
+class GCL(Method):
+    """Contrastive pre-training under several meta labels.
+
+    One objective a label and M backward passes through one forward pass. Cost of the pixel loss a label,
+    for n views: affinities and similarities ``n x anchors x candidates`` and filter gradients ``n x anchors
+    x top_k x 128`` floats (at most 64 x 64 x 1024 and 64 x 64 x 8 x 128 for 64 views by default: 16 MiB
+    each). Image embeddings are gathered over processes; pixels meet those of their own process.
+    """
+
+    Config: ClassVar[type[GCLConfig]] = GCLConfig
+    config: GCLConfig
+    needs_meta: ClassVar[bool] = True
+
+    def __init__(self, encoder: Encoder, config: GCLConfig, context: MethodContext) -> None:
+        """Raises InputError for a label that the data lacks or a level that the encoder lacks."""
+        super().__init__(encoder, config, context)
+        self.labels = _labels(config, context)
+        self.image_level = _level(config.image_level, encoder, "image_level")
+        self.pixel_level = _level(config.pixel_level, encoder, "pixel_level")
+        self.image_head = ProjectionHead(encoder.widths[self.image_level], config.out)
+        if config.pixel:
+            self.pixel_head = ProjectionHead(encoder.widths[self.pixel_level], config.out)
+        mitigate = config.gradient == "mitigator"
+        self._rule = GradMitigator(config.beta, context.seed) if mitigate else SumGradients(average=True)
+        self._measured: dict[str, Tensor] = {}
+
+    def losses(self, batch: Batch, progress: float) -> dict[str, Tensor]:
+        """Eq. 9: one loss a meta label, image and pixel part together."""
+        n, views = batch.images.shape[:2]
+        device = batch.images.device
+        generator = noise_generator(device, self.context.seed + int(progress * 2**40))
+        maps = self.encoder(batch.images.flatten(0, 1))
+        image_map = self.image_head(_channels_last(maps[self.image_level]))  # (n v, *s, d)
+        z = self.context.gather(image_map.flatten(1, -2).mean(1).unflatten(0, (n, views)))
+        pixels = self._pixels(image_map, maps[self.pixel_level], generator) if self.config.pixel else None
+        losses, self._measured = {}, {}
+        for name in self.labels:
+            labels = None if name == INSTANCE else batch.meta[name]
+            losses[name] = self._image_loss(name, z, labels)
+            if pixels is not None:
+                positive = positive_pairs(labels, n, views, device)
+                noise = torch.rand(positive.shape, generator=generator, device=device)
+                losses[name] = losses[name] + self._pixel_loss(pixels, choose_partner(positive, noise), progress)
+        return losses
+
+    def diagnostics(self) -> dict[str, Tensor]:
+        """Per label retrieval and share of images with a positive; pool size; relations of gradients."""
+        rule = {f"gradient/{name}": value for name, value in self._rule.diagnostics().items()}
+        return {**self._measured, **rule}
+
+    def gradient_rule(self) -> GradientRule | None:
+        """GradMitigator, or the plain average for the ablation."""
+        return self._rule
+
+    @torch.no_grad()
+    def embed(self, images: Tensor) -> Tensor:
+        """Image embeddings ``[n, out]``, not normalised, of images ``[n, c, *s]``."""
+        return self.image_head(_channels_last(self.encoder(images)[self.image_level])).flatten(1, -2).mean(1)
+
+    def _image_loss(self, name: str, z: Tensor, labels: Tensor | None) -> Tensor:
+        """Eq. 1 over all processes; measures how well the label is recognised."""
+        if labels is None:
+            return supervised_contrast(z, None, self.config.temperature)
+        labels = self.context.gather(labels)
+        self._measured[f"retrieval/{name}"] = retrieval(z, labels)
+        self._measured[f"with_positive/{name}"] = share_with_positive(labels)
+        return supervised_contrast(z, labels, self.config.temperature)
+
+    def _pixels(self, image_map: Tensor, features: Tensor, generator: torch.Generator | None) -> _Pixels:
+        """At most `candidates` random pixels a view, with the nearest pixels of the image map."""
+        shape = features.shape[2:]
+        features = _channels_last(features).flatten(1, -2)  # (n, s, c)
+        noise = torch.rand(features.shape[:2], generator=generator, device=features.device)
+        index = noise.argsort(1)[:, : self.config.candidates]
+        features = _take(features, index)
+        coarse = nearest_index(index, shape, image_map.shape[1:-1])
+        affinity = _take(image_map.detach().flatten(1, -2), coarse)
+        return _Pixels(affinity, features, self.pixel_head(features))
+
+    def _pixel_loss(self, pixels: _Pixels, partner: Tensor, progress: float) -> Tensor:
+        """Eqs. 5-8 for all views at once, each against its partner view."""
+        config, a = self.config, self.config.anchors
+        anchors, others = pixels.projection[:, :a], pixels.projection[partner]
+        size = min(config.top_k, others.shape[1])
+        pool = positive_pool(pixels.affinity[:, :a], pixels.affinity[partner], size)
+        kept, dropped = pool, pool[..., :0]
+        if config.grad_filter:
+            gradient = positive_gradients(anchors, others, pool, config.temperature)
+            gradient = self.pixel_head.pull_back(pixels.features[:, :a].detach(), gradient)
+            kept, dropped = filter_positives(pool, gradient, pool_size(size, progress, config.start, config.pace))
+        self._measured["pool"] = torch.full((), kept.shape[2], dtype=torch.float32, device=kept.device)
+        return pixel_contrast(anchors, others, kept, dropped, config.temperature)
+
+
+def share_with_positive(labels: Tensor) -> Tensor:
+    """Share of images ``[n]`` that have another image of the same label (-1 = missing), in [0, 1]."""
+    same = (labels.unsqueeze(1) == labels) & (labels >= 0)
+    return (same.sum(1) > 1).float().mean()
+
+
+def nearest_index(index: Tensor, shape: Sequence[int], other: Sequence[int]) -> Tensor:
+    """Flat indices into a grid of `shape` to those of the nearest pixels of a grid of `other` shape."""
+    result, scale = torch.zeros_like(index), 1
+    for size, other_size in zip(reversed(shape), reversed(other), strict=True):
+        result = result + scale * ((2 * (index % size) + 1) * other_size // (2 * size))
+        index, scale = index // size, scale * other_size
+    return result
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    return x.movedim(1, -1)
+
+
+def _take(x: Tensor, index: Tensor) -> Tensor:
+    """Pixels ``[n, s, c]`` at ``index [n, k]``."""
+    return x.gather(1, index.unsqueeze(2).expand(-1, -1, x.shape[2]))
+
+
+def _labels(config: GCLConfig, context: MethodContext) -> tuple[str, ...]:
+    unknown = [name for name in config.meta if name not in context.meta]
+    if unknown:
+        available = ", ".join(context.meta) or "none"
+        raise InputError(
+            f"meta label {', '.join(unknown)} cannot be used (usable: {available})",
+            remedy="Choose others, or add the column to the project's metadata.",
+        )
+    names = config.meta or tuple(context.meta)
+    return (*names, INSTANCE) if config.instance or not names else names
+
+
+def _level(level: int, encoder: Encoder, field: str) -> int:
+    count = len(encoder.widths)
+    if not -count <= level < count:
+        raise InputError(f"{field} {level} does not exist", remedy=f"Use {-count} to {count - 1}.")
+    return level % count

@@ -79,7 +79,7 @@ def build_parser() -> argparse.ArgumentParser:
                 description="\n".join(filter(None, (command.help, wrapped(command.detail)))),
             )  # fmt: skip
             command.arguments(sub)
-            sub.set_defaults(run=command.run)
+            sub.set_defaults(work=command.run)
     return parser
 
 
@@ -114,8 +114,8 @@ def _run(args: argparse.Namespace) -> int:
 def _guarded(args: argparse.Namespace, events: Events) -> int:
     """Run the command; a failure becomes an event, a message and an exit code."""
     try:
-        code = args.run(args, events)
-        if events.last_kind not in ("", "done"):
+        code = args.work(args, events)
+        if hasattr(args, "events") and events.last_kind != "done":
             events.emit("done", command=args.command)
         return code or DONE
     except BrokenPipeError:

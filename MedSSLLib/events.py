@@ -23,7 +23,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
-from MedSSLLib.errors import CancelledError
+from MedSSLLib import stopping
 from MedSSLLib.sinks import JsonLines, PlainLines, TensorBoardScalars
 
 KINDS = ("start", "progress", "metric", "image", "warning", "checkpoint", "done", "error")
@@ -48,9 +48,7 @@ class Events:
         tensorboard: also write scalars for TensorBoard into the run folder (needs ``tensorboard``).
     """
 
-    def __init__(
-        self, sinks: Iterable[Sink] = (), *, min_interval: float = 0.25, tensorboard: bool = False
-    ) -> None:
+    def __init__(self, sinks: Iterable[Sink] = (), *, min_interval: float = 0.25, tensorboard: bool = False) -> None:
         self._sinks = list(sinks)
         self._min_interval = min_interval
         self._tensorboard = tensorboard
@@ -65,7 +63,7 @@ class Events:
 
         Raises:
             ValueError: an unknown kind, or fields named ``event`` or ``time``.
-            CancelledError: the reader of a JSON stream has gone away.
+            CancelledError: the reader of a JSON stream has gone away (not inside a training loop, which then ends).
         """
         if kind not in KINDS:
             raise ValueError(f"unknown event {kind!r}; expected one of {', '.join(KINDS)}")
@@ -136,7 +134,7 @@ class Events:
             sink.write(event)
         except BrokenPipeError:
             self._sinks.remove(sink)
-            raise CancelledError("The program that read the events has gone away.") from None
+            stopping.ask("Cancelled: the program that read the events has gone away.")
         except OSError as error:
             self._sinks.remove(sink)
             return f"{getattr(sink, 'name', type(sink).__name__)} is no longer written: {error}"

@@ -223,9 +223,10 @@ def describe(event: dict[str, Any], rate: float = 0.0) -> str:
     known = ("event", "time", "message")
     empty: tuple[object, ...] = (None, "", {}, [])
     rest = {key: value for key, value in event.items() if key not in known and value not in empty}
-    words = [printable(str(event["message"]))] if event.get("message") else []
-    words += [f"{name.replace('_', ' ')} {_value(value)}" for name, value in rest.items()]
-    return f"{kind}: {', '.join(words)}" if words else kind
+    facts = ", ".join(f"{name.replace('_', ' ')} {_value(value)}" for name, value in rest.items())
+    message = printable(str(event.get("message", "")))
+    text = f"{message} ({facts})" if message and facts else message or facts
+    return f"{kind}: {text}" if text else kind
 
 
 def duration(seconds: float) -> str:

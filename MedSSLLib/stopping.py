@@ -50,8 +50,13 @@ def on_signals() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _handle(number: int, frame: FrameType | None) -> None:
+def ask(reason: str) -> None:
+    """Ask the command to stop. Raises CancelledError with the reason unless inside :func:`deferred` and new."""
     second = _asked.is_set()
     _asked.set()
     if second or not _depth:
-        raise CancelledError("Cancelled.")
+        raise CancelledError(reason)
+
+
+def _handle(number: int, frame: FrameType | None) -> None:
+    ask("Cancelled.")

@@ -48,8 +48,7 @@ def print_cases(rows: Sequence[Row]) -> None:
     cells = []
     for row in rows:
         size, spacing = (" x ".join(f"{n:g}" for n in row[key] or ()) for key in ("size", "spacing"))
-        metadata = ", ".join(f"{key} {value}" for key, value in row["metadata"].items())
-        cells.append((row["case"], row["problem"] or size, spacing, _label(row), row["role"], metadata))
+        cells.append((row["case"], row["problem"] or size, spacing, _label(row), row["role"], _metadata(row)))
     print_table(("case", "size", "spacing (mm)", "label", "role", "metadata"), cells)
 
 
@@ -133,9 +132,17 @@ def _console() -> Console:
 def _label(row: Row) -> str:
     if row["label"] is None:
         return "-"
+    if row["role"] == "unlabelled":
+        return "present, not read"
     if row["annotated"] is None:
         return "all slices"
     return ", ".join(f"{len(part['indices'])} slices of {'ijk'[part['axis']]}" for part in row["annotated"])
+
+
+def _metadata(row: Row, shown: int = 3) -> str:
+    entries = [f"{key} {value}" for key, value in row["metadata"].items()]
+    more = [f"{len(entries) - shown} more"] if len(entries) > shown else []
+    return ", ".join(entries[:shown] + more)
 
 
 def _number(value: float | None) -> str:

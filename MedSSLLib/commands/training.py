@@ -30,7 +30,6 @@ def _pretrain_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def pretrain(args: argparse.Namespace, events: Events) -> None:
-    from MedSSLLib.pretrain import run_pretrain
     from MedSSLLib.project import Project
 
     project = Project.open(args.project)
@@ -38,6 +37,8 @@ def pretrain(args: argparse.Namespace, events: Events) -> None:
     if args.meta is not None:
         extra["options.meta"] = [name.strip() for name in args.meta.split(",") if name.strip()]
     config = configuration(args, args.method, extra)
+    from MedSSLLib.pretrain import run_pretrain  # takes seconds: only once the options are known to be good
+
     say(args, f"Run folder: {run_pretrain(project, config, events)}")
 
 
@@ -60,12 +61,13 @@ def _finetune_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def finetune(args: argparse.Namespace, events: Events) -> None:
-    from MedSSLLib.finetune import run_finetune
     from MedSSLLib.project import Project
 
     project = Project.open(args.project)
     extra = {"freeze_encoder": True} if args.freeze_encoder else {}
     config = configuration(args, "supervised", extra | _labelled(args, project))
+    from MedSSLLib.finetune import run_finetune
+
     say(args, f"Run folder: {run_finetune(project, config, events)}")
 
 

@@ -29,8 +29,10 @@ def _predict_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def predict(args: argparse.Namespace, events: Events) -> None:
-    from MedSSLLib.predict import PredictOptions, run_predict
     from MedSSLLib.project import Project
+
+    project = Project.open(args.project)
+    from MedSSLLib.predict import PredictOptions, run_predict
 
     options = PredictOptions(
         probabilities=args.probabilities,
@@ -41,7 +43,7 @@ def predict(args: argparse.Namespace, events: Events) -> None:
         precision=args.precision or "auto",
     )
     written = run_predict(
-        Project.open(args.project), args.run, args.out, events,
+        project, args.run, args.out, events,
         cases=args.cases, images=args.images or (), options=options,
     )  # fmt: skip
     say(args, f"{len(written)} segmentations written to {args.out}")
@@ -77,7 +79,8 @@ def evaluate(args: argparse.Namespace, events: Events) -> None:
     unpaired = {"missing": "references without a prediction", "extra": "predictions without a reference"}
     for key, what in unpaired.items():
         if result[key]:
-            events.emit("warning", message=f"{len(result[key])} {what}: {', '.join(result[key][:10])}")
+            names = ", ".join(result[key][:5]) + (" ..." if len(result[key]) > 5 else "")
+            events.emit("warning", message=f"{len(result[key])} {what}: {names}")
     if not args.quiet:
         tables.print_metrics(result)
     say(args, f"{len(result['cases'])} cases scored, written to {args.out}")

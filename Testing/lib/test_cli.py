@@ -1,0 +1,435 @@
+"""The command line: names that scripts depend on, exit codes, streams, signals, project commands."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from MedSSLLib import cli, config
+from MedSSLLib.cli import main
+from MedSSLLib.commands import base, training
+from MedSSLLib.errors import CancelledError, GuardError, InputError, MedSSLError
+from MedSSLLib.events import read_events
+
+ROOT = Path(__file__).parents[2]
+COMMANDS = {command.name: command for _, group in cli.GROUPS for command in group}
+COMMON = {
+    "--name", "--preset", "--dim", "--steps", "--minutes", "--device", "--devices", "--precision", "--batch",
+    "--seed", "--set", "--resume", "--events", "--quiet", "--debug",
+}  # fmt: skip
+CONTRACT = {
+    "init": {"--images", "--labels", "--metadata", "--labelled", "--test"},
+    "add": set(),
+    "status": set(),
+    "runs": {"--json"},
+    "show": set(),
+    "pretrain": {"--method", "--meta"} | COMMON,
+    "finetune": {"--init", "--labelled", "--annotated-slices", "--freeze-encoder", "--semi", "--mixup"} | COMMON,
+    "predict": {"--run", "--cases", "--images", "--out", "--probabilities", "--uncertainty"},
+    "evaluate": {"--predictions", "--references", "--out", "--tolerance"},
+    "doctor": set(),
+}
+
+
+def run_medssl(*args: str, **options) -> subprocess.CompletedProcess:
+    env = os.environ | {"PYTHONPATH": str(ROOT)} | options.pop("env", {})
+    return subprocess.run(
+        [sys.executable, "-m", "MedSSLLib", *args], capture_output=True, text=True, env=env, timeout=120, **options
+    )
+
+
+@pytest.fixture
+def scans(tmp_path) -> Path:
+    """Three images with labels, one named to be mistaken for markup, and one file that is no image."""
+    random = np.random.default_rng(0)
+    for name in ("a", "b", "[red]c"):
+        image = sitk.GetImageFromArray(random.normal(size=(6, 10, 12)).astype(np.float32))
+        image.SetSpacing((1.0, 1.5, 5.0))
+        label = sitk.GetImageFromArray((random.random((6, 10, 12)) > 0.7).astype(np.uint8))
+        label.CopyInformation(image)
+        for folder, content in (("images", image), ("labels", label)):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            sitk.WriteImage(content, str(tmp_path / folder / f"{name}.nii.gz"))
+    (tmp_path / "images" / "broken.nii.gz").write_bytes(b"not an image")
+    return tmp_path
+
+
+@pytest.fixture
+def project(scans) -> Path:
+    folder = scans / "project"
+    images, labels = str(scans / "images"), str(scans / "labels")
+    assert main(["init", str(folder), "--images", images, "--labels", labels, "--labelled", "a", "--test", "b"]) == 0
+    return folder
+
+
+# ------------------------------------------------------------------------------------------------- parsing
+
+
+@pytest.mark.parametrize("command", CONTRACT)
+def test_every_option_of_the_contract_exists(command, capsys):
+    assert main([command, "--help"]) == 0
+    text = capsys.readouterr().out
+    words = set(text.replace(",", " ").replace("[", " ").split())
+    assert words >= CONTRACT[command]
+    assert text.startswith(f"usage: medssl {command} ") and "examples:" in text
+
+
+def test_help_lists_every_command_and_no_other(capsys):
+    assert main(["--help"]) == 0
+    text = capsys.readouterr().out
+    listed = [line.split()[0] for line in text.splitlines() if line.startswith("  ") and line[2:3].isalpha()]
+    assert [name for name in listed if name != "medssl"] == list(COMMANDS)
+
+
+def test_examples_in_the_help_are_accepted_by_the_parser():
+    import shlex
+
+    for command in COMMANDS.values():
+        for line in command.examples:
+            words = shlex.split(line.split(" > ")[0])
+            assert cli.build_parser().parse_args(words[1:]).command == command.name
+
+
+def test_choices_agree_with_the_configuration():
+    options = {action.dest: action.choices for action in _actions("finetune") if action.choices}
+    fields = config.RunConfig.model_fields
+    for name in ("preset", "dim", "precision", "semi"):
+        assert set(options[name]) == set(fields[name].annotation.__args__), name
+    for key in training._KEYS.values():
+        assert key in config.setting_names()
+
+
+def _actions(command: str) -> list:
+    parser = base.argparse.ArgumentParser()
+    COMMANDS[command].arguments(parser)
+    return parser._actions
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [["nonsense"], ["finetune"], ["finetune", "p", "--steps", "0"], ["finetune", "p", "--minutes", "nan"],
+     ["finetune", "p", "--steps", "5", "--minutes", "1"], ["pretrain", "p", "--method", "none"],
+     ["finetune", "p", "--prese", "quick"],
+     ["predict", "p", "--run", "r", "--out", "o", "--cases", "", "--images", "b"]],
+)  # fmt: skip
+def test_wrong_usage_is_exit_code_2_with_one_reason(argv, capsys):
+    assert main(argv) == 2
+    output = capsys.readouterr()
+    assert "error: " in output.err and "Traceback" not in output.err and not output.out
+
+
+def test_no_command_shows_the_help(capsys):
+    assert main([]) == 2
+    assert "Exit codes" in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------------- options -> configuration
+
+
+def _configuration(*argv: str) -> config.RunConfig:
+    args = cli.build_parser().parse_args(["finetune", "p", *argv])
+    return training.configuration(args, "supervised", {})
+
+
+def test_options_reach_the_configuration_and_set_wins_over_the_preset():
+    made = _configuration(
+        "--preset", "quick", "--steps", "7", "--batch", "3", "--seed", "5", "--device", "cpu", "--dim", "2d",
+        "--set", "optimiser.lr=1e-4", "--set", "network.widths=[8, 16]", "--name", "r", "--init", "other",
+    )  # fmt: skip
+    assert (made.training.steps, made.training.batch, made.seed, made.device, made.dim) == (7, 3, 5, "cpu", "2d")
+    assert (made.optimiser.lr, made.network.widths, made.name, made.init) == (1e-4, (8, 16), "r", "other")
+    assert made.preset == "quick" and made.command == "finetune"
+
+
+def test_what_is_not_given_keeps_the_default():
+    assert _configuration() == config.RunConfig.build("finetune")
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [("--set", "optimiser.lr"), ("--set", "=1"), ("--set", "seed=1", "--seed", "2"), ("--set", "optimiser.lrr=1"),
+     ("--set", "seed=1", "--set", "seed=2"), ("--set", "optimiser.lr=fast")],
+)  # fmt: skip
+def test_bad_settings_are_input_errors(argv):
+    with pytest.raises(InputError) as caught:
+        _configuration(*argv)
+    assert caught.value.remedy
+
+
+# ------------------------------------------------------------------------------------- exit codes, errors
+
+
+def _raising(error: BaseException, monkeypatch) -> None:
+    def work(args, events):
+        raise error
+
+    changed = [base.Command("doctor", "h", COMMANDS["finetune"].arguments, work, "", ())]
+    monkeypatch.setattr(cli, "GROUPS", (("g", changed),))
+
+
+class OutOfMemoryError(RuntimeError):
+    """Named like torch's."""
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "word"),
+    [(MedSSLError("m"), 1, "m"), (InputError("found", remedy="Do it."), 2, "Do it."), (CancelledError("c"), 3, "c"),
+     (KeyboardInterrupt(), 3, "Cancelled"), (GuardError("g"), 4, "g"), (MemoryError(), 4, "memory"),
+     (OutOfMemoryError("CUDA"), 4, "--batch"), (OSError(28, "No space left", "f"), 1, "disk is full"),
+     (PermissionError(13, "Permission denied", "f"), 1, "f: Permission denied"), (ZeroDivisionError("z"), 1, "--debug"),
+     (ModuleNotFoundError("x", name="monai"), 1, "medssl doctor")],
+)  # fmt: skip
+def test_errors_become_exit_codes_and_one_message(error, code, word, monkeypatch, capsys):
+    _raising(error, monkeypatch)
+    assert main(["doctor", "p"]) == code
+    output = capsys.readouterr()
+    assert word in output.err and "Traceback" not in output.err and not output.out
+
+
+def test_debug_shows_the_traceback_and_keeps_the_code(monkeypatch, capsys):
+    _raising(InputError("found"), monkeypatch)
+    assert main(["doctor", "p", "--debug"]) == 2
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_failure_is_also_an_event(monkeypatch, tmp_path):
+    _raising(InputError("found", case="a"), monkeypatch)
+    file = tmp_path / "e.jsonl"
+    assert main(["doctor", "p", "--events", str(file)]) == 2
+    (event,) = read_events(file)
+    assert (event["event"], event["exit_code"], event["message"]) == ("error", 2, "a: found.")
+    assert event["where"].startswith("test_cli.py:")
+
+
+def test_control_characters_in_an_error_are_escaped(monkeypatch, capsys):
+    _raising(MedSSLError("bad \x1b[31m name"), monkeypatch)
+    main(["doctor", "p"])
+    assert "\x1b" not in capsys.readouterr().err
+
+
+def test_an_events_file_that_cannot_be_written_is_bad_input(tmp_path, capsys):
+    assert main(["finetune", str(tmp_path), "--events", str(tmp_path / "absent" / "e.jsonl")]) == 2
+    assert "--events" in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------------------------------- streams
+
+_PRINTING = """
+import os, subprocess, sys
+from MedSSLLib import cli
+from MedSSLLib.commands.base import Command
+def work(args, events):
+    events.emit("start", run="r")
+    print("from python")
+    os.write(1, b"from a library\\n")
+    subprocess.run([sys.executable, "-c", "print('from a child')"])
+    events.emit("metric", value=1)
+arguments = next(c for c in cli.training.COMMANDS if c.name == "finetune").arguments
+cli.GROUPS = (("g", [Command("finetune", "h", arguments, work, "", ())]),)
+sys.exit(cli.main(["finetune", "p", *sys.argv[1:]]))
+"""
+
+
+def _printing(*args: str, **options) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-c", _PRINTING, *args], capture_output=True, text=True, cwd=ROOT, **options)
+
+
+def test_stdout_holds_nothing_but_events_when_events_go_there():
+    done = _printing("--events", "-")
+    assert [json.loads(line)["event"] for line in done.stdout.splitlines()] == ["start", "metric", "done"]
+    assert all(f"from {who}" in done.stderr for who in ("python", "a library", "a child"))
+
+
+def test_without_events_stdout_is_as_usual_and_progress_goes_to_stderr():
+    done = _printing()
+    assert "from python" in done.stdout and "start: run r" in done.stderr and "start" not in done.stdout
+
+
+def test_quiet_leaves_stderr_empty():
+    assert _printing("--quiet").stderr == ""
+
+
+@pytest.mark.parametrize("rank", ["RANK", "LOCAL_RANK"])
+def test_only_the_first_process_of_a_parallel_run_speaks(rank):
+    done = _printing("--events", "-", env=os.environ | {rank: "1"})
+    assert '"event"' not in done.stdout and "start" not in done.stderr
+
+
+def test_events_survive_an_ascii_locale():
+    env = os.environ | {"PYTHONIOENCODING": "ascii", "LC_ALL": "C"}
+    done = _printing("--events", "-", env=env)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_closed_pipe_is_no_traceback(project):
+    command = f'"{sys.executable}" -m MedSSLLib runs "{project}" --json | true'
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, cwd=ROOT)  # noqa: S602
+    assert "Traceback" not in done.stderr and "Exception" not in done.stderr
+
+
+# ------------------------------------------------------------------------------------------------- signals
+
+_WAITING = """
+import sys, time
+from MedSSLLib import cli, stopping
+from MedSSLLib.commands.base import Command
+from MedSSLLib.errors import CancelledError
+def work(args, events):
+    if "loop" in sys.argv:
+        with stopping.deferred():
+            print("ready", flush=True)
+            while not stopping.requested():
+                time.sleep(0.01)
+            print("saved", flush=True)
+            raise CancelledError("stopped in good order")
+    print("ready", flush=True)
+    time.sleep(60)
+arguments = next(c for c in cli.training.COMMANDS if c.name == "finetune").arguments
+cli.GROUPS = (("g", [Command("finetune", "h", arguments, work, "", ())]),)
+sys.exit(cli.main(["finetune", "p"]))
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX systems")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("place", ["loop", "elsewhere"])
+def test_a_signal_stops_a_loop_in_good_order_and_anything_else_at_once(number, place):
+    process = subprocess.Popen(
+        [sys.executable, "-c", _WAITING, place], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
+    )
+    assert process.stdout and process.stdout.readline() == "ready\n"
+    started = time.monotonic()
+    process.send_signal(number)
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 3 and "Traceback" not in err and time.monotonic() - started < 10
+    assert ("saved" in out and "good order" in err) if place == "loop" else "Cancelled." in err
+
+
+# ----------------------------------------------------------------------------------------- project commands
+
+
+def test_init_lists_what_it_leaves_out_and_goes_on(scans, capsys):
+    assert main(["init", str(scans / "p"), "--images", str(scans / "images")]) == 0
+    output = capsys.readouterr()
+    assert "3 cases (3 unlabelled)" in output.out
+    assert "left out" in output.err and "broken" in output.err
+
+
+def test_init_without_a_usable_image_is_bad_input(tmp_path, capsys):
+    (tmp_path / "images").mkdir()
+    assert main(["init", str(tmp_path / "p"), "--images", str(tmp_path / "images")]) == 2
+    assert not (tmp_path / "p" / "medssl.json").exists()
+
+
+def test_status_shows_cases_literally(project, capsys):
+    capsys.readouterr()
+    assert main(["status", str(project)]) == 0
+    text = capsys.readouterr().out
+    row = next(line for line in text.splitlines() if "[red]c" in line)
+    assert "12 x 10 x 6" in row and "1 x 1.5 x 5" in row and "not read" in row and "unlabelled" in row
+    assert "1 labelled, 1 unlabelled, 1 test" in text
+
+
+def test_status_names_an_image_that_has_vanished(project, scans, capsys):
+    (scans / "images" / "b.nii.gz").unlink()
+    capsys.readouterr()
+    assert main(["status", str(project), "--json"]) == 0
+    cases = {row["case"]: row for row in json.loads(capsys.readouterr().out)["cases"]}
+    assert "b.nii.gz" in cases["b"]["problem"] and cases["a"]["size"] == [12, 10, 6]
+
+
+def test_add_takes_new_images_only(project, scans, capsys):
+    (scans / "more").mkdir()
+    (scans / "images" / "a.nii.gz").rename(scans / "more" / "z.nii.gz")
+    assert main(["add", str(project), str(scans / "more")]) == 0
+    assert "1 new, in all 4 cases" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "command", [["status"], ["runs"], ["add", "x"], ["finetune"], ["pretrain", "--method", "byol"]]
+)
+def test_a_folder_without_project_is_bad_input(command, tmp_path, capsys):
+    name, *rest = command
+    assert main([name, str(tmp_path), *rest]) == 2
+    assert "medssl init" in capsys.readouterr().err
+
+
+def test_runs_and_show_tell_what_a_run_folder_holds(project, capsys):
+    run = project / "runs" / "first"
+    run.mkdir(parents=True)
+    facts = {"config": {"command": "finetune", "method": "supervised", "init": "none", "optimiser": {"lr": 0.5}}}
+    (run / "config.json").write_text(json.dumps(facts))
+    (run / "metrics.json").write_text(json.dumps({"summary": {"dice": {"mean": 0.81234}}}))
+    capsys.readouterr()
+    assert main(["runs", str(project), "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert (row["name"], row["command"], row["dice"]) == ("first", "finetune", 0.81234)
+    assert main(["show", str(project), "first"]) == 0
+    text = capsys.readouterr().out
+    assert "optimiser.lr" in text and "0.5" in text and "0.8123" in text and "config.json" in text
+
+
+@pytest.mark.parametrize("name", ["absent", "../..", "/"])
+def test_show_stays_inside_the_project(project, name, capsys):
+    assert main(["show", str(project), name]) == 2
+
+
+def test_evaluate_scores_and_names_what_it_could_not_score(scans, tmp_path, capsys):
+    (scans / "labels" / "bad.nii.gz").write_bytes(b"x")
+    out = tmp_path / "m.json"
+    argv = [
+        "evaluate",
+        "--predictions",
+        str(scans / "labels"),
+        "--references",
+        str(scans / "labels"),
+        "--out",
+        str(out),
+    ]
+    assert main(argv) == 0
+    output = capsys.readouterr()
+    assert "3 cases scored" in output.out and "bad" in output.err
+    assert json.loads(out.read_text())["summary"]["dice"]["mean"] == 1.0
+
+
+def test_settings_lists_every_key_with_its_default(capsys):
+    assert main(["settings", "finetune", "--json"]) == 0
+    rows = {row["key"]: row for row in json.loads(capsys.readouterr().out)}
+    assert rows["optimiser.lr"]["value"] == str(config.RunConfig.build("finetune").optimiser.lr)
+    assert set(rows) <= set(config.setting_names())
+
+
+# -------------------------------------------------------------------------------------------- real process
+
+
+def test_help_is_quick_and_loads_nothing_heavy():
+    code = (
+        "import sys; from MedSSLLib.cli import main; main(['--help']);"
+        "print(sorted({'torch', 'monai', 'SimpleITK', 'numpy', 'pydantic', 'rich', 'matplotlib'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.splitlines()[-1] == "[]", done.stderr
+
+
+def test_the_module_runs_as_a_command():
+    done = run_medssl("--version")
+    assert done.returncode == 0 and done.stdout.startswith("medssl ")
+    assert run_medssl("status", "/nonexistent").returncode == 2
+
+
+def test_parse_settings_keeps_everything_after_the_first_equals_sign():
+    assert base.parse_settings(["a.b=1=2", " c = x "]) == {"a.b": "1=2", "c": "x"}
+
+
+def test_say_is_silent_when_quiet(capsys):
+    base.say(SimpleNamespace(quiet=True), "x")
+    base.say(SimpleNamespace(quiet=False), "a\x1bb\nc")
+    assert capsys.readouterr().out == "a\\x1bb\nc\n"

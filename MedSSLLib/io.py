@@ -187,9 +187,8 @@ def resample(volume: Volume, geometry: Geometry, *, interpolation: str = "linear
 def _series_below(folder: Path, depth: int) -> list[Path]:
     if depth == 0 or folder.name.startswith("."):
         return []
-    if dicom_files(folder):
-        return [folder]
-    return [found for p in sorted(folder.iterdir()) if p.is_dir() for found in _series_below(p, depth - 1)]
+    here = [folder] if dicom_files(folder) else []
+    return here + [found for p in sorted(folder.iterdir()) if p.is_dir() for found in _series_below(p, depth - 1)]
 
 
 def _nothing_found(entries: list[Path]) -> str:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 IGNORE = 255
 """Value of voxels that do not count, in every class map."""
-_MAX_CLASSES = 255
+_MAX_CLASSES, _TABLE = 255, 2**16
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,8 @@ def class_indices(label: np.ndarray, values: Sequence[int], *, ignore: int | Non
     if known.size > _MAX_CLASSES:
         raise InputError(f"{known.size} classes are declared, at most {_MAX_CLASSES} are possible",
                          remedy="Merge classes.")
-    present, inverse = np.unique(whole_numbers(label), return_inverse=True)
+    numbers = whole_numbers(label)
+    present = np.array(label_values(numbers), dtype=np.int64)
     table = np.searchsorted(known, present).clip(0, known.size - 1)
     unknown = known[table] != present
     if ignore is not None:
@@ -131,12 +132,19 @@ def class_indices(label: np.ndarray, values: Sequence[int], *, ignore: int | Non
         raise InputError(
             f"the label has unknown values {present[unknown][:10].tolist()}, known are {known.tolist()}",
             remedy='Correct the label, or add the values to "labels" in medssl.json.')
-    return table.astype(np.uint8)[inverse.reshape(label.shape)]
+    if present.size and present[-1] - present[0] < _TABLE:
+        lookup = np.zeros(present[-1] - present[0] + 1, np.uint8)
+        lookup[present - present[0]] = table
+        return lookup[numbers.astype(np.int64, copy=False) - present[0]]
+    return table.astype(np.uint8)[np.searchsorted(present, numbers)]
 
 
 def label_values(label: np.ndarray) -> tuple[int, ...]:
     """The values that occur, sorted. Raises InputError when they are not whole numbers."""
-    return tuple(int(value) for value in np.unique(whole_numbers(label)))
+    numbers = whole_numbers(label)
+    if numbers.dtype == np.uint8:  # counting is much faster than sorting
+        return tuple(int(value) for value in np.flatnonzero(np.bincount(numbers.ravel(), minlength=1)))
+    return tuple(int(value) for value in np.unique(numbers))
 
 
 def whole_numbers(label: np.ndarray) -> np.ndarray:

@@ -9,10 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from MedSSLLib import intake
+from MedSSLLib.copies import copied
 from MedSSLLib.errors import InputError
 from MedSSLLib.files import FileLock
 from MedSSLLib.labels import Annotated
-from MedSSLLib.manifest import FILE_NAME, Manifest, check_name, read_manifest, write_manifest
+from MedSSLLib.manifest import (
+    FILE_NAME,
+    Manifest,
+    check_name,
+    parse_labels,
+    parse_modality,
+    read_manifest,
+    write_manifest,
+)
 from MedSSLLib.manifest import Case as Case
 from MedSSLLib.metadata import read_metadata
 from MedSSLLib.selection import selected, with_roles
@@ -158,7 +167,10 @@ class Project:
 
     def case(self, name: str) -> Case:
         """The case of that name. Raises InputError, with similar names, when there is none."""
-        return self.select(name)[0]
+        found = (self._manifest.cases[name],) if name in self._manifest.cases else self.select(name)
+        if len(found) != 1:
+            raise InputError(f"{name!r} names {len(found)} cases, expected one", remedy="Give one case name.")
+        return found[0]
 
     def select(self, selection: str) -> tuple[Case, ...]:
         """Cases of a selection: names separated by commas, "@FILE" (commas or lines), or "" for none.
@@ -204,6 +216,24 @@ class Project:
         """Choose the labelled and the test cases by selections; None leaves them as they are."""
         self._change(lambda manifest: with_roles(manifest, labelled, test))
 
+    def set_modality(self, *modality: str) -> None:
+        """Record the modality ("MR", "CT", ...), one per channel. Raises InputError for another number of channels."""
+        if len(modality) != self.channels:
+            raise InputError(f"{len(modality)} modalities were given for {self.channels} channels",
+                             remedy="Give one per channel.")
+        self._change(lambda manifest: replace(manifest, modality=parse_modality(list(modality))))
+
+    def set_labels(self, labels: Mapping[int, str]) -> None:
+        """Declare the classes: label values and names. Raises InputError for repeated or impossible ones."""
+        declared = parse_labels({str(value): name for value, name in labels.items()})
+        self._change(lambda manifest: replace(manifest, labels=declared, labels_from=None))
+
+    def copy_images(self) -> None:
+        """Copy every case's images and label into the project folder. Call `save` afterwards."""
+        for case in self.cases:
+            found = copied(case, self.folder)
+            self._replace(case.name, images=found.images, label=found.label)
+
     def save(self) -> None:
         """Write the manifest, atomically and under a lock; changes made by others meanwhile are kept."""
         with FileLock(self.folder / f".{FILE_NAME}.lock"):
@@ -221,7 +251,13 @@ class Project:
 
     def _replace(self, case: str, **fields: Any) -> None:
         name = self.case(case).name
-        self._change(lambda manifest: manifest.with_cases(replace(manifest.cases[name], **fields)))
+
+        def change(manifest: Manifest) -> Manifest:
+            if name not in manifest.cases:
+                raise InputError("was removed from the project meanwhile", case=name, remedy="Open the project again.")
+            return manifest.with_cases(replace(manifest.cases[name], **fields))
+
+        self._change(change)
 
     def _admit(self, source: Source, metadata: str | os.PathLike[str] | None, labelled: str | None, test: str) -> None:
         admission = intake.admit(self._manifest, source, read_metadata(metadata) if metadata else None, labelled, test)

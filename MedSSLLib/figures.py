@@ -107,8 +107,10 @@ def training_curves(
         for number, (run, curves) in enumerate(runs.items()):
             _curve(axes, curves.get(name, ()), PALETTE[number % len(PALETTE)], run)
         axes.set(title=name.replace("_", " "), xlabel="step", ylabel=ylabel if panel == 0 else "", ylim=bounds)
-    if len(runs) > 1 and names:
-        figure.axes[-1].legend(loc="best")
+    lines = {str(line.get_label()): line for axes in figure.axes for line in axes.lines}
+    shown = {name: line for name, line in lines.items() if name in runs}
+    if len(runs) > 1 and shown:
+        figure.legend(list(shown.values()), list(shown), loc="outside upper center", ncols=min(4, len(shown)))
     return figure
 
 

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy import ndimage
@@ -44,15 +45,9 @@ class Protocol:
 _AXIAL = ((1, 0, 0), (0, 1, 0), (0, 0, 1))
 _SAGITTAL = ((0, 1, 0), (0, 0, -1), (-1, 0, 0))
 PROTOCOLS = {
-    "Axial2D": Protocol(
-        _AXIAL, (2.2, 2.2, 4.0), ((-15, -5), (0, 0), (0, 0)), gamma=1.0, gain=900, noise=0.03
-    ),
-    "Sagittal3D": Protocol(
-        _SAGITTAL, (2.5, 2.5, 2.5), ((0, 0), (0, 0), (0, 0)), gamma=1.6, gain=240, noise=0.05
-    ),
-    "Oblique3D": Protocol(
-        _AXIAL, (2.0, 2.0, 3.0), ((-12, 12), (-8, 8), (-8, 8)), gamma=0.8, gain=6500, noise=0.04
-    ),
+    "Axial2D": Protocol(_AXIAL, (2.2, 2.2, 4.0), ((-15, -5), (0, 0), (0, 0)), gamma=1.0, gain=900, noise=0.03),
+    "Sagittal3D": Protocol(_SAGITTAL, (2.5, 2.5, 2.5), ((0, 0), (0, 0), (0, 0)), gamma=1.6, gain=240, noise=0.05),
+    "Oblique3D": Protocol(_AXIAL, (2.0, 2.0, 3.0), ((-12, 12), (-8, 8), (-8, 8)), gamma=0.8, gain=6500, noise=0.04),
 }
 
 
@@ -189,7 +184,7 @@ def _label(maps: np.ndarray) -> np.ndarray:
 def simulate_cohort(
     out: Path | str, *, subjects: int = 24, seed: int = 0, progress: Callable[[int, int], None] | None = None
 ) -> Path:
-    """Write ``images/``, ``labels/``, ``metadata.csv`` and ``splits.json`` of a cohort; the same seed, the
+    """Write ``images/``, ``labels/``, ``metadata.csv``, ``splits.json``, ``dataset.json``; the same seed, the
     same files.
 
     Subject n does not depend on how many follow. The last quarter is for testing; labelled subjects are drawn
@@ -199,9 +194,7 @@ def simulate_cohort(
         InputError: fewer than 4 subjects, or a seed below 0.
     """
     if subjects < 4 or seed < 0:
-        raise InputError(
-            f"{subjects} subjects with seed {seed}", remedy="Ask for at least 4, and a seed from 0"
-        )
+        raise InputError(f"{subjects} subjects with seed {seed}", remedy="Ask for at least 4, and a seed from 0")
     folder, template, scanners = Path(out), load_atlas(), list(PROTOCOLS)
     atlases = {scanner: blurred(template, protocol) for scanner, protocol in PROTOCOLS.items()}
     rows = []
@@ -217,17 +210,35 @@ def simulate_cohort(
         writer = csv.DictWriter(stream, fieldnames=list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
-    write_json(folder / "splits.json", _splits(rows, seed))
+    splits = _splits(rows, seed)
+    write_json(folder / "splits.json", splits)
+    write_json(folder / "dataset.json", _dataset(splits))
     return folder
 
 
-def _splits(rows: list[dict[str, str]], seed: int) -> dict[str, object]:
+def _splits(rows: list[dict[str, str]], seed: int) -> dict[str, Any]:
     """Last quarter for testing; of the rest, five choices of 1, 2 and 8 labelled."""
     generator = np.random.default_rng([seed, len(rows), 1])
     pool, test = rows[: -(len(rows) // 4)], rows[-(len(rows) // 4) :]
     labelled = {str(n): [_choice(pool, n, generator) for _ in range(5)] for n in (1, 2, 8) if n <= len(pool)}
     names = {role: [row["case"] for row in part] for role, part in (("test", test), ("pool", pool))}
     return {"unit": "case", **names, "labelled": labelled, "classes": CLASSES}
+
+
+def _dataset(splits: dict[str, Any]) -> dict[str, Any]:
+    """The cohort in the Decathlon's form, so that class names are known to whoever reads it."""
+
+    def entries(names: list[str]) -> list[dict[str, str]]:
+        return [{"image": f"images/{name}.nii.gz", "label": f"labels/{name}.nii.gz"} for name in names]
+
+    return {
+        "name": "Simulated brains",
+        "description": "T1-weighted brain scans simulated from the ICBM152 template",
+        "modality": {"0": "MR"},
+        "labels": {"0": "background", **CLASSES},
+        "training": entries(splits["pool"]),
+        "test": entries(splits["test"]),
+    }
 
 
 def _choice(pool: list[dict[str, str]], n: int, generator: np.random.Generator) -> list[str]:

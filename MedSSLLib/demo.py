@@ -1,0 +1,210 @@
+"""The whole pipeline on one page: a cohort, two sparsely annotated subjects, pre-training, and what it brings.
+
+Two models are fine-tuned on the same few annotated slices for the same time: one from random weights, one from an
+encoder pre-trained on the unlabelled scans.  Both segment the test cases, which neither has seen.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from MedSSLLib import io
+from MedSSLLib.config import RunConfig
+from MedSSLLib.demo_data import gather
+from MedSSLLib.demo_report import write_demo_report
+from MedSSLLib.errors import InputError
+from MedSSLLib.events import Events
+from MedSSLLib.files import write_json
+from MedSSLLib.labels import Annotated, simulate_annotation, slice_axis
+from MedSSLLib.project import Project
+from MedSSLLib.results import Scored, score_predictions
+
+Budget = Literal["quick", "standard"]
+MINUTES: dict[str, tuple[float, float]] = {"quick": (1.2, 0.9), "standard": (15.0, 6.0)}
+"""Minutes of pre-training and of each fine-tuning. Not from the papers."""
+SLICES = 3
+METHOD = "pgl"
+TOLERANCE_MM = 2.0
+
+
+@dataclass(frozen=True)
+class Demo:
+    """What the demo leaves behind.
+
+    report: the HTML file. methods: both models' scores, random weights first. seconds: time of every stage.
+    """
+
+    folder: Path
+    report: Path
+    methods: tuple[Scored, Scored]
+    seconds: Mapping[str, float]
+
+    def table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+        """Head and rows of the result table for the terminal."""
+        classes = tuple(self.methods[0].metrics["summary"]["dice"]["per_class"])
+        head = ("start", "mean Dice", *classes, "surface Dice", "HD95 mm")
+        return head, [_row(scored, classes) for scored in self.methods]
+
+
+def _row(scored: Scored, classes: tuple[str, ...]) -> tuple[str, ...]:
+    summary = scored.metrics["summary"]
+    dice = [summary["dice"]["mean"], *(summary["dice"]["per_class"][name] for name in classes)]
+    values = [*dice, summary["surface_dice"]["mean"]]
+    distance = summary["hd95_mm"]["mean"]
+    text = ["-" if value is None else f"{value:.3f}" for value in values]
+    return (scored.name, *text, "-" if distance is None else f"{distance:.1f}")
+
+
+def run_demo(data: str, budget: str, out: Path | str, events: Events, *, device: str = "auto", seed: int = 0) -> Demo:
+    """Run the demo and write its project, predictions, metrics, figures and report into a new folder.
+
+    Args:
+        data: ``simulated`` (needs no network), ``hippocampus`` (downloaded and checked) or a folder of images and
+            labels, with ``splits.json`` honoured where there is one.
+        budget: ``quick`` (a few minutes on two cores) or ``standard``.
+        out: a folder that does not exist yet, or is empty.
+        events: where progress goes.
+        device: as in RunConfig.
+        seed: seed of the cohort, of the choice of cases and of training.
+
+    Raises:
+        InputError: the folder is in use, the budget is unknown or the data cannot be used.
+    """
+    folder = Path(out)
+    if budget not in get_args(Budget):
+        raise InputError(f"budget {budget!r} is unknown", remedy=f"Use {' or '.join(get_args(Budget))}")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError("is in use already", file=folder, remedy="Give a new folder with --out, or remove this one")
+    events.emit("start", command="demo", data=data, budget=budget, folder=str(folder))
+    clock = _Clock()
+    with clock.time("data"):
+        cohort = gather(data, folder, seed, events)
+        project = cohort.project(folder / "project", seed)
+        _tell(project, events)
+        annotate(project, SLICES)
+    methods = _train_and_score(project, _Settings(budget, device, seed), events, clock)
+    for scored, name in zip(methods, ("scratch", "pretrained"), strict=True):
+        write_json(folder / f"metrics-{name}.json", scored.metrics)
+    with clock.time("report"):
+        report = write_demo_report(folder, project, methods, cohort.words, clock.seconds)
+    means = {scored.name: scored.metrics["summary"]["dice"]["mean"] for scored in methods}
+    events.emit("done", command="demo", folder=str(folder), report=str(report), dice=means)
+    return Demo(folder, report, methods, dict(clock.seconds))
+
+
+@dataclass(frozen=True)
+class _Settings:
+    budget: str
+    device: str
+    seed: int
+
+    def config(self, command: Literal["pretrain", "finetune"], **settings: Any) -> RunConfig:
+        minutes = MINUTES[self.budget][0 if command == "pretrain" else 1]
+        overrides = {"training.minutes": minutes, "device": self.device, "seed": self.seed, **settings}
+        return RunConfig.build(
+            command, preset="quick", method=overrides.pop("method", "supervised"), overrides=overrides
+        )
+
+
+class _Clock:
+    """Keeps how long each stage took."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def time(self, stage: str) -> Iterator[None]:
+        started = time.monotonic()
+        yield
+        self.seconds[stage] = round(time.monotonic() - started, 1)
+
+
+def _train_and_score(project: Project, settings: _Settings, events: Events, clock: _Clock) -> tuple[Scored, Scored]:
+    from MedSSLLib.finetune import run_finetune
+    from MedSSLLib.pretrain import run_pretrain
+
+    with relayed(events, "pre-train") as inner, clock.time("pre-training"):
+        run_pretrain(project, settings.config("pretrain", method=METHOD, name="pretrain"), inner)
+    scored = []
+    for run, name, init in (("scratch", "random weights", "none"), ("pretrained", "pre-trained", "pretrain")):
+        with relayed(events, name) as inner:
+            with clock.time(f"fine-tuning, {name}"):
+                run_finetune(project, settings.config("finetune", name=run, init=init), inner)
+            with clock.time(f"testing, {name}"):
+                _predict(project, run, settings.device, inner)
+                scored.append(score_predictions(project, _predictions(project, run), name, TOLERANCE_MM))
+    return scored[0], scored[1]
+
+
+def _predictions(project: Project, run: str) -> Path:
+    return project.run_folder(run) / "predictions"
+
+
+def _predict(project: Project, run: str, device: str, events: Events) -> None:
+    from MedSSLLib.predict import PredictOptions, run_predict
+
+    names = ",".join(case.name for case in project.test)
+    run_predict(project, run, _predictions(project, run), events, cases=names, options=PredictOptions(device=device))
+
+
+def annotate(project: Project, slices: int) -> None:
+    """Let only a few slices of every labelled case count, as if someone had annotated just those; saves the project.
+
+    Where there are three classes or more the slices are spread over the extent of all but the largest, as a person
+    does who looks for the small structures.
+    """
+    for case in project.labelled:
+        assert case.label is not None
+        geometry = io.read_header(case.images[0])
+        label = io.read_label(case.label, geometry, case=case.name).array
+        project.set_annotated(case.name, _chosen_slices(label, project.values[1:], slices, slice_axis(geometry)))
+    project.save()
+
+
+def _chosen_slices(label: np.ndarray, values: tuple[int, ...], slices: int, axis: int) -> Annotated:
+    sizes = {value: int((label == value).sum()) for value in values}
+    present = sorted((value for value, size in sizes.items() if size), key=lambda value: sizes[value])
+    small = present[:-1] if len(present) > 2 else present
+    return simulate_annotation(np.isin(label, small).astype(np.uint8), slices, axis)
+
+
+def _tell(project: Project, events: Events) -> None:
+    for problem in project.refused:
+        events.emit("warning", message=f"left out: {problem}")
+    for text in project.warnings:
+        events.emit("warning", message=text)
+
+
+def relayed(events: Events, name: str) -> Events:
+    """Events of one stage, passed on to ``events`` with the stage named, and closed with the stage.
+
+    A run adds its own log files to the events it is given; the next run must not write into them.
+    """
+    return Events([_Relay(events, name)])
+
+
+class _Relay:
+    """A sink that passes events on; only the demo itself starts and ends."""
+
+    def __init__(self, events: Events, name: str) -> None:
+        self._events = events
+        self._name = name
+
+    def write(self, event: dict[str, Any]) -> None:
+        kind = event["event"]
+        if kind in ("start", "done"):
+            return
+        fields = {key: value for key, value in event.items() if key not in ("event", "time")}
+        if "stage" in fields:
+            fields["stage"] = f"{self._name}: {fields['stage']}"
+        self._events.emit(kind, **fields)
+
+    def close(self) -> None:
+        """The events behind stay open."""

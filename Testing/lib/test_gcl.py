@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from MedSSLLib.contrastive import (
     positive_pool,
     supervised_contrast,
 )
+from MedSSLLib.device import average_gradient, gather_embeddings
 from MedSSLLib.errors import InputError
 from MedSSLLib.gradients import GradMitigator, SumGradients
 from MedSSLLib.methods.base import MethodContext
@@ -50,11 +52,11 @@ def make_batch(dim: int = 2, n: int = 6, seed: int = 1) -> Batch:
     return Batch(images, meta=meta)
 
 
-def step(method: GCL, batch: Batch, progress: float = 0.3) -> dict[str, Tensor]:
+def step(method: GCL, batch: Batch, progress: float = 0.3, reduce: Any = lambda g: g) -> dict[str, Tensor]:
     losses = method.losses(batch, progress)
     shared = list(method.encoder.parameters())
     others = [p for name, p in method.named_parameters() if not name.startswith("encoder.")]
-    method.gradient_rule()(losses, shared, others, lambda g: g)
+    method.gradient_rule()(losses, shared, others, reduce)
     return losses
 
 
@@ -247,6 +249,28 @@ def test_embeddings_are_gathered() -> None:
     parts = small_gcl(pixel=False, context={"gather": gather}).losses(half, 0)
     for name in META:
         torch.testing.assert_close(parts[name], whole[name])
+
+
+def _one_of_two(rank: int, folder: str) -> None:
+    """A process of the test below: its half of the batch, the rule, its gradients to a file."""
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    batch = make_batch()
+    method = small_gcl(pixel=False, context={"gather": gather_embeddings})
+    half = Batch(batch.images[rank::2], meta={name: value[rank::2] for name, value in batch.meta.items()})
+    step(method, half, reduce=average_gradient)
+    torch.save([p.grad for p in method.parameters()], f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_gradients_of_one(tmp_path: Path) -> None:
+    method = small_gcl(pixel=False)
+    step(method, make_batch())
+    torch.multiprocessing.spawn(_one_of_two, (str(tmp_path),), nprocs=2)
+    expected = [p.grad for p in method.parameters()]
+    for rank in range(2):
+        torch.testing.assert_close(torch.load(tmp_path / f"{rank}.pt"), expected, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("dim", [2, 3])

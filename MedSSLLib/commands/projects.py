@@ -29,6 +29,9 @@ def _init_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SEL",
         help="the only cases whose labels may be read (default: all that have one)",
     )
+    parser.add_argument("--modality", metavar="NAME", help="MR (default), CT ...; one per channel, with commas")
+    parser.add_argument("--classes", metavar="1=A,2=B", help="names of the label values")
+    parser.add_argument("--copy", action="store_true", help="copy the images into the project")
     parser.add_argument("--test", metavar="SEL", default="", help="cases that training never reads")
     output_options(parser, events=False)
 
@@ -44,6 +47,13 @@ def init(args: argparse.Namespace, events: Events) -> None:
         labelled=args.labelled,
         test=args.test,
     )
+    if args.modality:
+        project.set_modality(*args.modality.split(","))
+    if args.classes:
+        project.set_labels(_class_names(args.classes))
+    if args.copy:
+        project.copy_images()
+    project.save()
     _report(project, events)
     say(args, f"Project {project.folder}: {_counts(project)}.")
 
@@ -141,6 +151,18 @@ def _report(project: Project, events: Events) -> None:
         events.emit("warning", message=text)
 
 
+def _class_names(text: str) -> dict[int, str]:
+    """``"1=liver,2=tumour"`` -> ``{0: "background", 1: "liver", 2: "tumour"}``."""
+    from MedSSLLib.errors import InputError
+
+    pairs = [item.partition("=") for item in text.split(",")]
+    if not all(value.strip().isdecimal() and name.strip() for value, _, name in pairs):
+        raise InputError(
+            f"--classes {text!r} is not a list of VALUE=NAME", remedy="Example: --classes 1=liver,2=tumour"
+        )
+    return {0: "background"} | {int(value): name.strip() for value, _, name in pairs}
+
+
 def _counts(project: Project) -> str:
     roles = {"labelled": project.labelled, "unlabelled": project.unlabelled, "test": project.test}
     parts = [f"{len(cases)} {role}" for role, cases in roles.items() if cases]
@@ -161,7 +183,7 @@ COMMANDS = (
         ("medssl init heart --images scans/",
          "medssl init heart --images scans/ --labels masks/ --labelled case03,case17 --test @test.txt",
          "medssl init heart --images Task02_Heart/dataset.json"),
-        "Images are referenced, never copied or changed. Cases that cannot be used are listed with the "
+        "Images are referenced, never changed. Cases that cannot be used are listed with the "
         f"reason; the others go on. {SEL}",
     ),
     Command("add", "Add scans to a project.", _add_arguments, add, "PROJECT PATH ... [options]",

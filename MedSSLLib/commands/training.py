@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _KEYS = {
     "name": "name", "dim": "dim", "device": "device", "devices": "devices", "precision": "precision",
     "seed": "seed", "steps": "training.steps", "minutes": "training.minutes", "batch": "training.batch",
-    "init": "init", "annotated_slices": "annotated_slices", "semi": "semi", "mixup": "mixup",
+    "init": "init", "annotated_slices": "annotated_slices",
 }  # fmt: skip
 
 
@@ -53,10 +53,6 @@ def _finetune_arguments(parser: argparse.ArgumentParser) -> None:
         help="use only N slices of each label, evenly spaced",
     )
     parser.add_argument("--freeze-encoder", action="store_true", help="train the decoder only")
-    parser.add_argument(
-        "--semi", choices=("none", "mean-teacher"), help="also learn from unlabelled scans (default: none)"
-    )
-    parser.add_argument("--mixup", type=float, metavar="A", help="mix pairs of samples, weights Beta(A, A); 0 = off")
     training_options(parser)
 
 

@@ -86,6 +86,29 @@ def evaluate(args: argparse.Namespace, events: Events) -> None:
     say(args, f"{len(result['cases'])} cases scored, written to {args.out}")
 
 
+def _report_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("project", type=Path, metavar="PROJECT")
+    parser.add_argument("--run", required=True, metavar="RUN")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE.html")
+    parser.add_argument("--predictions", type=Path, metavar="DIR", help="segmentations by this run, to score and show")
+    parser.add_argument(
+        "--tolerance", type=positive(float), default=1.0, metavar="MM", help="tolerance of surface Dice (default: 1 mm)"
+    )
+    output_options(parser, events=False)
+
+
+def report(args: argparse.Namespace, events: Events) -> None:
+    from MedSSLLib.project import Project
+
+    project = Project.open(args.project)
+    from MedSSLLib.report import write_run_report
+
+    written = write_run_report(
+        project, args.run, args.out, predictions=args.predictions, tolerance_mm=args.tolerance
+    )  # fmt: skip
+    say(args, f"Report: {written}")
+
+
 def _known(folder: Path) -> dict[str, Any]:
     from MedSSLLib.project import Project
 
@@ -111,5 +134,13 @@ COMMANDS = (
          "medssl evaluate --predictions a/ --references b/ --out m.json --tolerance 2"),
         "Dice, 95 % Hausdorff distance, mean surface distance and surface Dice in mm, volumes in ml, per "
         "case and class, with summaries. A class absent from prediction and reference is not counted.",
+    ),
+    Command(
+        "report", "Write a run's report as one HTML file.", _report_arguments, report,
+        "PROJECT --run RUN --out FILE.html [options]",
+        ("medssl report heart --run finetune-1 --out report.html",
+         "medssl report heart --run finetune-1 --predictions segmentations/ --out report.html"),
+        "Curves, settings and environment; with --predictions also scores and overlays of the best, the median "
+        "and the worst case. The file is self-contained.",
     ),
 )  # fmt: skip

@@ -32,9 +32,10 @@ CONTRACT = {
     "runs": {"--json"},
     "show": set(),
     "pretrain": {"--method", "--meta"} | COMMON,
-    "finetune": {"--init", "--labelled", "--annotated-slices", "--freeze-encoder", "--semi", "--mixup"} | COMMON,
+    "finetune": {"--init", "--labelled", "--annotated-slices", "--freeze-encoder"} | COMMON,
     "predict": {"--run", "--cases", "--images", "--out", "--probabilities", "--uncertainty"},
     "evaluate": {"--predictions", "--references", "--out", "--tolerance"},
+    "report": {"--run", "--out"},
     "doctor": set(),
 }
 
@@ -101,7 +102,7 @@ def test_examples_in_the_help_are_accepted_by_the_parser():
 def test_choices_agree_with_the_configuration():
     options = {action.dest: action.choices for action in _actions("finetune") if action.choices}
     fields = config.RunConfig.model_fields
-    for name in ("preset", "dim", "precision", "semi"):
+    for name in ("preset", "dim", "precision"):
         assert set(options[name]) == set(fields[name].annotation.__args__), name
     for key in training._KEYS.values():
         assert key in config.setting_names()
@@ -321,6 +322,23 @@ def test_init_lists_what_it_leaves_out_and_goes_on(scans, capsys):
     output = capsys.readouterr()
     assert "3 cases (3 unlabelled)" in output.out
     assert "left out" in output.err and "broken" in output.err
+
+
+def test_init_takes_modality_class_names_and_copies(scans, capsys):
+    images, labels = str(scans / "images"), str(scans / "labels")
+    words = ["--modality", "CT", "--classes", "1=left part", "--copy"]
+    assert main(["init", str(scans / "p"), "--images", images, "--labels", labels, *words]) == 0
+    capsys.readouterr()
+    assert main(["status", str(scans / "p"), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["modality"] == ["CT"] and facts["labels"] == {"0": "background", "1": "left part"}
+    assert all(Path(row["image"]).is_relative_to(scans / "p") and not row["problem"] for row in facts["cases"])
+
+
+@pytest.mark.parametrize("classes", ["liver", "x=liver", "1=", "1=a,,2=b"])
+def test_class_names_that_cannot_be_read_are_bad_input(classes, scans, capsys):
+    assert main(["init", str(scans / "p"), "--images", str(scans / "images"), "--classes", classes]) == 2
+    assert "--classes" in capsys.readouterr().err
 
 
 def test_init_without_a_usable_image_is_bad_input(tmp_path, capsys):

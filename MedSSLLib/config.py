@@ -185,7 +185,11 @@ def _group_model(model: type[BaseModel] | None, group: str, key: str) -> type[Ba
     if model is None or group not in model.model_fields:
         raise _unknown(key)
     annotation = model.model_fields[group].annotation
-    return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    if group != "options":
+        raise _unknown(key)
+    return None
 
 
 def _parsed(text: str) -> Any:

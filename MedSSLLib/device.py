@@ -10,6 +10,7 @@ from torch import Tensor
 
 from MedSSLLib.config import RunConfig
 from MedSSLLib.errors import InputError
+from MedSSLLib.intensity import mixed_seed
 
 _PRECISIONS = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
 
@@ -65,7 +66,7 @@ def make_fabric(config: RunConfig) -> Fabric:
 
 def seed_step(seed: int, step: int) -> None:
     """Seed torch's global generators from (seed, step), so that drop-out too is a function of the step."""
-    torch.manual_seed(((seed << 32) + step) % 2**63)
+    torch.manual_seed(mixed_seed(seed, step))
 
 
 def gather_embeddings(x: Tensor) -> Tensor:

@@ -63,7 +63,12 @@ def apply_intensity(images: Tensor, changes: dict[str, Change]) -> Tensor:
 
 def noise_generator(device: torch.device, seed: int) -> torch.Generator | None:
     """A seeded generator on the device; the meta device has none."""
-    return None if device.type == "meta" else torch.Generator(device=device).manual_seed(seed)
+    return None if device.type == "meta" else torch.Generator(device=device).manual_seed(mixed_seed(seed))
+
+
+def mixed_seed(*numbers: int) -> int:
+    """A seed of 32 bits in which every bit of all numbers counts: torch's CPU generator drops the higher bits."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
 Kind = Callable[[Tensor, Change], None]

@@ -77,7 +77,7 @@ class Decoder(nn.Module):
         for stage, skip in zip(self.stages, features[-2::-1], strict=True):
             x = stage(x, skip)
             outputs.append(x)
-        return outputs
+        return outputs or [x]
 
 
 class SegmentationNet(nn.Module):

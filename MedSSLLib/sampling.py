@@ -226,25 +226,31 @@ class ViewSampler:
         changes = sample_intensity(rng, len(picks) * self.views, self.augment)
         mine = np.arange(len(picks))[part::parts]
         kept = (mine[:, None] * self.views + np.arange(self.views)).ravel()
-        windows, lo, hi = self._windows([picks[i] for i in mine], [boxes[i] for i in mine])
-        rotation = None if turns is None else _float(turns.reshape(len(picks), self.views, dim, dim)[mine])
+        lo, hi = np.moveaxis(np.asarray(boxes), 1, 0)[:, mine]
+        turns = None if turns is None else turns.reshape(len(picks), self.views, dim, dim)[mine]
+        windows, corner = self._windows([picks[i] for i in mine], lo, hi, turns)
         return HostBatch(
             windows=windows,
-            geometry=ViewGeometry(lo, hi, _float(flips[mine]), rotation),
+            geometry=ViewGeometry(
+                _float(lo - corner), _float(hi - corner), _float(flips[mine]), None if turns is None else _float(turns)
+            ),
             changes={kind: change.only(kept) for kind, change in changes.items()},
             meta={key: torch.tensor([picks[i].meta[key] for i in mine]) for key in picks[0].meta},
             cases=tuple(picks[i].name for i in mine),
         )
 
     def _windows(
-        self, picks: list[Pick], boxes: list[tuple[np.ndarray, np.ndarray]]
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Windows of one size that hold all boxes of their sample, and the boxes in window voxels."""
-        corner = [np.floor(lo.min(0)).astype(int) for lo, _ in boxes]
-        size = np.max([np.ceil(hi.max(0)).astype(int) - c for (_, hi), c in zip(boxes, corner, strict=True)], axis=0)
+        self, picks: list[Pick], lo: np.ndarray, hi: np.ndarray, turns: np.ndarray | None
+    ) -> tuple[Tensor, np.ndarray]:
+        """Windows of one size that hold all voxels the views of a sample look at, and their corners ``[b, 1, s]``."""
+        reach = (hi - lo) / 2 * (1 - 1 / np.asarray(self.patch))  # from a view's centre to that of its last voxel
+        if turns is not None:
+            reach = np.einsum("bvij,bvj->bvi", np.abs(turns), reach)
+        centre = (lo + hi) / 2
+        corner = np.floor((centre - reach - 0.5).min(1)).astype(int)
+        size = (np.ceil((centre + reach + 0.5).max(1)).astype(int) - corner).max(0)
         crops = [self._read(p, c, c + size) for p, c in zip(picks, corner, strict=True)]
-        lo, hi = (np.stack([box[k] - c for box, c in zip(boxes, corner, strict=True)]) for k in (0, 1))
-        return torch.from_numpy(np.stack(crops)), _float(lo), _float(hi)
+        return torch.from_numpy(np.stack(crops)), corner[:, None]
 
     def _read(self, pick: Pick, low: np.ndarray, high: np.ndarray) -> np.ndarray:
         if len(self.patch) == 3:

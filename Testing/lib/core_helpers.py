@@ -14,9 +14,7 @@ from MedSSLLib.labels import IGNORE
 from MedSSLLib.project import Project
 
 torch.set_num_threads(1)
-PLAIN = AugmentConfig(
-    flip=0, affine=0, elastic=0, noise=0, blur=0, brightness=0, contrast=0, gamma=0, low_resolution=0
-)
+PLAIN = AugmentConfig(flip=0, affine=0, elastic=0, noise=0, blur=0, brightness=0, contrast=0, gamma=0, low_resolution=0)
 
 
 class MemoryReader:
@@ -36,12 +34,11 @@ class MemoryReader:
         return np.ascontiguousarray(x[:, index[0]][:, :, index[1]][:, :, :, index[2]])
 
     def label(self, name, lo, hi):
-        out = np.full([b - a for a, b in zip(lo, hi, strict=True)], IGNORE, np.uint8)
-        for at in np.ndindex(*out.shape):
-            source = tuple(a + i for a, i in zip(lo, at, strict=True))
-            if all(0 <= i < n for i, n in zip(source, self.labels[name].shape, strict=True)):
-                out[at] = self.labels[name][source]
-        return out
+        x = self.labels[name]
+        index = [np.arange(a, b) for a, b in zip(lo, hi, strict=True)]
+        d, h, w = [(i >= 0) & (i < n) for i, n in zip(index, x.shape, strict=True)]
+        out = x[np.ix_(*[np.clip(i, 0, n - 1) for i, n in zip(index, x.shape, strict=True)])]
+        return np.where(d[:, None, None] & h[:, None] & w, out, IGNORE).astype(np.uint8)
 
     def foreground(self, name):
         label = self.labels[name]
@@ -67,8 +64,13 @@ class Record:
 def lone_fabric(device="cpu"):
     """What the trainer asks of Fabric, for one process on any device, the meta device included."""
     return SimpleNamespace(
-        world_size=1, global_rank=0, is_global_zero=True, device=torch.device(device), autocast=nullcontext,
-        broadcast=lambda x: x, _precision=SimpleNamespace(precision="32-true"),
+        world_size=1,
+        global_rank=0,
+        is_global_zero=True,
+        device=torch.device(device),
+        autocast=nullcontext,
+        broadcast=lambda x: x,
+        _precision=SimpleNamespace(precision="32-true"),
     )
 
 
@@ -102,7 +104,11 @@ def tiny_project(folder: Path, cases: int = 4, **options) -> Project:
 def tiny_config(command="finetune", **overrides) -> RunConfig:
     """A run of seconds; keyword names use two underscores for a dot."""
     values = {
-        "network.widths": (4, 8), "training.steps": 6, "training.batch": 2, "training.voxels": 512, "device": "cpu",
+        "network.widths": (4, 8),
+        "training.steps": 6,
+        "training.batch": 2,
+        "training.voxels": 512,
+        "device": "cpu",
         "dim": "3d",
     }
     values |= {key.replace("__", "."): value for key, value in overrides.items()}

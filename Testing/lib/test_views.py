@@ -118,7 +118,9 @@ def test_label_and_image_agree_and_outside_is_ignored():
     window, patch = (24, 26, 22), (12, 12, 12)
     image = ramp(window, 8, (1.0, 0.5, -0.25)).float()
     label = (image[:, 0] > image.mean()).to(torch.uint8) * 3
-    geometry = sample_segmentation_views(rng, 8, window, patch, (1.0, 1.2, 1.5), AugmentConfig(affine=1, flip=0.5, elastic=1))
+    geometry = sample_segmentation_views(
+        rng, 8, window, patch, (1.0, 1.2, 1.5), AugmentConfig(affine=1, flip=0.5, elastic=1)
+    )
     grid = sampling_grid(geometry, window, patch)
     seen, labels = resample(image, grid, 1)[:, 0, 0], resample_labels(label, grid, 1)[:, 0]
     inside = (grid.abs() < 1 - 0.1).all(-1)
@@ -126,15 +128,23 @@ def test_label_and_image_agree_and_outside_is_ignored():
     assert (inside & clear).float().mean() > 0.5
     assert torch.equal(labels[inside & clear], ((seen > image.mean()) * 3).to(torch.uint8)[inside & clear])
     shifted = ViewGeometry(torch.full((1, 1, 3), -6.0), torch.full((1, 1, 3), 6.0), torch.zeros(1, 1, 3))
-    outside = resample_labels(torch.zeros(1, 24, 24, 24, dtype=torch.uint8), sampling_grid(shifted, (24,) * 3, (12,) * 3), 1)
+    outside = resample_labels(
+        torch.zeros(1, 24, 24, 24, dtype=torch.uint8), sampling_grid(shifted, (24,) * 3, (12,) * 3), 1
+    )
     assert (outside[0, 0, 6:, 6:, 6:] == 0).all() and (outside == 0).sum() == 6**3
     assert (outside[0, 0, :6] == IGNORE).all()
 
 
 def test_ignored_voxels_stay_ignored_and_no_class_is_invented():
     label = torch.from_numpy(np.random.default_rng(0).choice([0, 7, IGNORE], (2, 16, 16)).astype(np.uint8))
-    geometry = sample_segmentation_views(np.random.default_rng(1), 2, (16, 16), (10, 10), (1.0, 1.0), AugmentConfig(affine=1))
-    assert set(resample_labels(label, sampling_grid(geometry, (16, 16), (10, 10)), 1).unique().tolist()) <= {0, 7, IGNORE}
+    geometry = sample_segmentation_views(
+        np.random.default_rng(1), 2, (16, 16), (10, 10), (1.0, 1.0), AugmentConfig(affine=1)
+    )
+    assert set(resample_labels(label, sampling_grid(geometry, (16, 16), (10, 10)), 1).unique().tolist()) <= {
+        0,
+        7,
+        IGNORE,
+    }
 
 
 @pytest.mark.parametrize("dim", [2, 3])
@@ -150,14 +160,18 @@ def test_a_zero_elastic_field_is_the_identity_and_a_constant_one_a_shift(dim):
     moved = ViewGeometry(lo, hi, flip, displacement=field + share.view(1, 1, dim, *(1,) * dim))
     image = ramp(window, 1, slopes)
     before, after = (resample(image, sampling_grid(g, window, patch), 1) for g in (plain, moved))
-    torch.testing.assert_close(after - before, torch.full_like(before, float((share * (hi - lo)[0, 0]) @ slopes)), rtol=0, atol=1e-9)
+    torch.testing.assert_close(
+        after - before, torch.full_like(before, float((share * (hi - lo)[0, 0]) @ slopes)), rtol=0, atol=1e-9
+    )
 
 
 def test_a_batch_equals_its_items():
     rng = np.random.default_rng(5)
     window, patch = (20, 18, 16), (10, 10, 8)
     images = torch.randn(4, 2, *window)
-    geometry = sample_segmentation_views(rng, 4, window, patch, (1.0, 1.0, 1.0), AugmentConfig(affine=1, elastic=1, flip=0.5))
+    geometry = sample_segmentation_views(
+        rng, 4, window, patch, (1.0, 1.0, 1.0), AugmentConfig(affine=1, elastic=1, flip=0.5)
+    )
     whole = resample(images, sampling_grid(geometry, window, patch), 1)
     for i in range(4):
         one = ViewGeometry(**{k: v[i : i + 1] for k, v in vars(geometry).items()})

@@ -37,6 +37,7 @@ def _init_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def init(args: argparse.Namespace, events: Events) -> None:
+    from MedSSLLib.manifest import FILE_NAME
     from MedSSLLib.project import Project
 
     project = Project.create(
@@ -47,6 +48,17 @@ def init(args: argparse.Namespace, events: Events) -> None:
         labelled=args.labelled,
         test=args.test,
     )
+    try:
+        _describe(project, args)
+    except Exception:
+        project.folder.joinpath(FILE_NAME).unlink()  # no project rather than half of one
+        raise
+    _report(project, events)
+    say(args, f"Project {project.folder}: {_counts(project)}.")
+
+
+def _describe(project: Project, args: argparse.Namespace) -> None:
+    """What the options say beyond the files themselves."""
     if args.modality:
         project.set_modality(*args.modality.split(","))
     if args.classes:
@@ -54,8 +66,6 @@ def init(args: argparse.Namespace, events: Events) -> None:
     if args.copy:
         project.copy_images()
     project.save()
-    _report(project, events)
-    say(args, f"Project {project.folder}: {_counts(project)}.")
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:

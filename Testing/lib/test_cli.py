@@ -339,6 +339,7 @@ def test_init_takes_modality_class_names_and_copies(scans, capsys):
 def test_class_names_that_cannot_be_read_are_bad_input(classes, scans, capsys):
     assert main(["init", str(scans / "p"), "--images", str(scans / "images"), "--classes", classes]) == 2
     assert "--classes" in capsys.readouterr().err
+    assert not (scans / "p" / "medssl.json").exists()
 
 
 def test_init_without_a_usable_image_is_bad_input(tmp_path, capsys):

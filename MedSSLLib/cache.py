@@ -130,7 +130,10 @@ class Cache:
         low, high, size = (np.asarray(x, int) for x in (lo, hi, entry.shape[1:]))
         first, last = low.clip(0, size - 1), high.clip(1, size)
         values = self._handles.read(entry.folder, (slice(None), *map(slice, first, last)))
-        before, after = np.maximum(first - low, 0), np.maximum(high - last, 0)
+        outside = (high <= 0) | (low >= size)
+        for axis in np.flatnonzero(outside):
+            values = values.repeat(high[axis] - low[axis], axis + 1)
+        before, after = (np.where(outside, 0, np.maximum(n, 0)) for n in (first - low, high - last))
         return _edge_padded(values, before, after)
 
     def label(self, name: str, lo: Sequence[int], hi: Sequence[int]) -> np.ndarray:
@@ -216,8 +219,9 @@ def clear_cache(folder: str | os.PathLike[str]) -> int:
     with explained_os_errors(root):
         for entry in itertools.chain(root.glob("images/*/"), root.glob("labels/*/")):
             with FileLock(_lock_path(entry), timeout=_PATIENCE):
-                freed += sum(path.stat().st_size for path in entry.iterdir())
-                shutil.rmtree(entry)
+                if entry.is_dir():
+                    freed += sum(path.stat().st_size for path in entry.iterdir())
+                    shutil.rmtree(entry)
         (root / "hashes.json").unlink(missing_ok=True)
     return freed
 

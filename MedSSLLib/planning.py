@@ -1,7 +1,7 @@
 """The plan of a data set: dimension, grid spacing, patch and strides, decided from image headers alone.
 
-The rules below are not from the papers. They follow common practice for U-Nets; the default patches suit a CPU.
-Labels are never looked at.
+The rules below are not from the papers. They follow common practice for U-Nets; the default patches suit a
+CPU. Labels are never looked at.
 """
 
 from __future__ import annotations
@@ -171,8 +171,8 @@ def _patch_and_strides(
     strides = _strides(wanted, spacing)
     step = np.prod(strides, axis=0)
     patch = np.maximum(np.floor(wanted / step + 1e-6).astype(int), 1) * step
-    while True:  # grow the least covered axis that still fits
-        covered = np.where(patch < extent - 1e-6, patch / extent, np.inf)
+    while True:  # round up the least covered axis for which there is room
+        covered = np.where(patch < wanted - 1e-3, patch / extent, np.inf)
         covered[patch.prod() // patch * (patch + step) > budget] = np.inf
         axis = int(np.argmin(covered))
         if not np.isfinite(covered[axis]):
@@ -194,9 +194,8 @@ def _equal_length(extent: np.ndarray, spacing: np.ndarray, budget: int) -> np.nd
 
 def _strides(voxels: np.ndarray, spacing: np.ndarray) -> tuple[tuple[int, ...], ...]:
     strides = [(1,) * len(voxels)]
-    voxels, spacing = np.ceil(voxels - 1e-6), spacing.astype(float)
     while len(strides) < MOST_LEVELS:
-        halve = (voxels / 2 >= SMALLEST_MAP) & (spacing / spacing.min() < 2)
+        halve = (voxels / 2 >= SMALLEST_MAP - 1e-6) & (spacing / spacing.min() < 2)
         if not halve.any():
             break
         stride = np.where(halve, 2, 1)

@@ -6,6 +6,7 @@ size and checksum: a folder without it, or that does not agree with it, is not a
 
 from __future__ import annotations
 
+import shutil
 import threading
 import zlib
 from collections import OrderedDict
@@ -38,7 +39,8 @@ def write_entry(
         MedSSLError: the disk is full or the folder may not be written.
     """
     with explained_os_errors(folder):
-        (folder / _INFO).unlink(missing_ok=True)
+        if folder.exists():  # damaged, or left by a process that was killed
+            shutil.rmtree(folder)
     files = {_ARRAY: _compressed(array, dim)}
     with atomic_path(folder / _ARRAY) as path:
         path.write_bytes(files[_ARRAY])
@@ -140,7 +142,7 @@ class _Array(_Handle):
 class _Table(_Handle):
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        self.table = np.load(path, mmap_mode="r", allow_pickle=False)
+        self.table = np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
 
 
 def _compressed(array: np.ndarray, dim: int) -> bytes:

@@ -69,12 +69,10 @@ class Geometry:
         limit = tolerance * min(*self.spacing, *other.spacing)
         if np.linalg.norm(self.corners() - other.corners(), axis=1).max() <= limit:
             return ""
-        for name in ("spacing", "direction", "origin"):
-            mine, theirs = np.array(getattr(self, name)), np.array(getattr(other, name))
-            scale = limit if name == "origin" else 1e-3 * np.abs(theirs).max()
-            if np.abs(mine - theirs).max() > scale:
-                return f"{name} {_rounded(mine)}, expected {_rounded(theirs)}"
-        return "corners further apart than a tenth of a voxel"
+        scales = {"spacing": 1e-4 * max(other.spacing), "direction": 1e-4, "origin": limit}
+        pairs = {name: (np.array(getattr(self, name)), np.array(getattr(other, name))) for name in scales}
+        worst = max(scales, key=lambda name: np.abs(pairs[name][0] - pairs[name][1]).max() / scales[name])
+        return f"{worst} {_rounded(pairs[worst][0])}, expected {_rounded(pairs[worst][1])}"
 
     @property
     def code(self) -> str:
@@ -147,7 +145,9 @@ def _moves(geometry: Geometry, code: str) -> tuple[tuple[int, int, int], tuple[b
 
 def _closest_rows(direction: np.ndarray) -> tuple[int, int, int]:
     """For each axis (column) the patient axis (row) it follows; the assignment with the greatest total cosine."""
-    size = np.abs(direction)
+    # at exactly 45 degrees the second term decides, the same way whatever the order and signs of the columns
+    weights = np.array([[1.0], [2.0], [3.0]])
+    size = np.abs(direction) + 1e-6 * weights * direction * np.roll(direction, -1, axis=0)
     best = max(itertools.permutations(range(3)), key=lambda rows: sum(size[row, axis] for axis, row in enumerate(rows)))
     return triple(best)
 
@@ -159,4 +159,4 @@ def triple(values: Iterable[T]) -> tuple[T, T, T]:
 
 
 def _rounded(values: np.ndarray) -> tuple[float, ...]:
-    return tuple(float(f"{value:.5g}") for value in values)
+    return tuple(float(f"{value:.6g}") for value in values)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import unicodedata
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -178,7 +179,7 @@ def parse_labels(entries: Any) -> dict[int, str]:
         if isinstance(value, list):
             raise InputError(f"declares {name!r} as a region of several values, which is not supported",
                              remedy="Declare one value per class.")
-        if not str(value).isdecimal() or not isinstance(name, str) or not name.strip():
+        if not re.fullmatch("[0-9]{1,9}", str(value)) or not isinstance(name, str) or not name.strip():
             raise InputError(f"declares the label {key!r}: {other!r}, which is not a value and a name",
                              remedy='Write labels as {"0": "background", "1": "liver"}.')
         if int(value) in labels or name.strip() in labels.values():

@@ -27,6 +27,8 @@ from MedSSLLib.metadata import read_metadata
 from MedSSLLib.selection import selected, with_roles
 from MedSSLLib.sources import Source, discover
 
+LOCK_SECONDS = 30.0
+
 
 class Project:
     """A project folder opened for reading and changing. Changes take effect on disk with `save`.
@@ -236,7 +238,7 @@ class Project:
 
     def save(self) -> None:
         """Write the manifest, atomically and under a lock; changes made by others meanwhile are kept."""
-        with FileLock(self.folder / f".{FILE_NAME}.lock"):
+        with FileLock(self.folder / f".{FILE_NAME}.lock", timeout=LOCK_SECONDS):
             if (self.folder / FILE_NAME).exists():
                 manifest = read_manifest(self.folder)
                 for change in self._pending:

@@ -1,0 +1,203 @@
+"""Pre-training: an encoder from unlabelled images, by any method of METHODS."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from MedSSLLib.cache import Cache
+from MedSSLLib.checkpoint import save_tensors, unprefixed
+from MedSSLLib.config import RunConfig
+from MedSSLLib.device import gather_embeddings, seed_step, sum_over_processes
+from MedSSLLib.errors import GuardError, InputError
+from MedSSLLib.events import Events
+from MedSSLLib.files import write_json
+from MedSSLLib.finetune import loop_config, stage_budget
+from MedSSLLib.manifest import Case
+from MedSSLLib.methods import load_method
+from MedSSLLib.methods.base import Method, MethodConfig, MethodContext
+from MedSSLLib.model_card import write_model_card
+from MedSSLLib.networks import memory_format
+from MedSSLLib.metalabels import MetaLabels, build_metalabels
+from MedSSLLib.picking import MetaPicker, UniformPicker, share_with_positive
+from MedSSLLib.planning import Plan
+from MedSSLLib.preparation import Preparation, choose_plan, fill_cache, make_encoder, prepare, record, resolve_weights
+from MedSSLLib.project import Project
+from MedSSLLib.runfolder import WEIGHTS
+from MedSSLLib.sampling import Batch, HostBatch, ViewSampler, make_views
+from MedSSLLib.trainer import Trainer
+
+VIEW_VOXELS = {2: 96 * 96, 3: 32 * 32 * 32}  # voxels of a pre-training view; not from the paper
+SAMPLES = {2: 32, 3: 8}  # samples a step, each with all its views; not from the paper
+COLLAPSED = 1e-3  # standard deviation of features below which a run is stopped; not from the paper
+
+
+def run_pretrain(project: Project, config: RunConfig, events: Events) -> Path:
+    """Pre-train on all cases but the test cases, reading no label; returns the run folder.
+
+    Raises:
+        InputError: the method, its options or the data do not fit.
+        CancelledError: stopped by the user; the checkpoint is kept.
+        GuardError: a loss is not finite or the features have collapsed.
+    """
+    with ExitStack() as stack:
+        ready = prepare(project, config, events, stack)
+        kind = load_method(ready.config.method)
+        init = resolve_weights(project, ready.config.init)
+        plan = choose_plan(ready, project.pool, init)
+        if plan.dim not in kind.dims:
+            raise InputError(f"method {ready.config.method!r} does not work in {plan.dim}D",
+                             remedy=f"Use --dim {kind.dims[0]}d or another --method")
+        cache, cases = fill_cache(ready, plan, project.pool, labels=False)
+        if len(cases) < 2:
+            raise InputError(f"{len(cases)} usable case(s); pre-training needs at least 2", remedy="Add cases")
+        task, facts = build_task(ready, plan, cache, cases, init)
+        record(ready, plan, {"unlabelled": [c.name for c in cases], "view": list(task.sampler.patch), **facts})
+        started = time.monotonic()
+        trainer = Trainer(task, loop_config(ready.config, "pretrain", stage_budget(ready.config)), ready.fabric,
+                          ready.folder, ready.events)
+        if ready.config.resume:
+            trainer.resume()
+        weights = trainer.run()
+        finish(ready, plan, weights, {"steps": trainer.state.step, "seconds": round(time.monotonic() - started, 1),
+                                      **facts})
+        return ready.folder
+
+
+def build_task(
+    ready: Preparation, plan: Plan, cache: Cache, cases: Sequence[Case], init: Path | None
+) -> tuple[PretrainTask, dict[str, Any]]:
+    """The method on the device with its sampler, and facts about the meta labels."""
+    kind = load_method(ready.config.method)
+    options = method_options(kind, ready.config)
+    patch = view_patch(plan, ready.config.training.voxels)
+    pick, facts = make_picker(ready, plan, cache, cases, options)
+    seed_step(ready.config.seed, 0)
+    encoder, report = make_encoder(ready, plan, init)
+    if report is not None:
+        ready.events.emit("metric", stage="transfer", tensors_loaded=len(report.loaded), report=report.text())
+    counts = pick.meta.counts if isinstance(pick, MetaPicker) else {}
+    context = MethodContext(
+        plan.dim, plan.channels, patch, counts, gather_embeddings, sum_over_processes, ready.config.seed
+    )
+    method = kind(encoder, options, context).to(ready.device).to(memory_format=memory_format(plan.dim))
+    spacing = tuple(float(mm) for mm in plan.spacing[3 - plan.dim :] if mm)
+    sampler = ViewSampler(cache, pick, patch, spacing, ready.config.augment, kind.views, options.view_scale,
+                          options.min_overlap, options.flip, options.rotation, ready.config.seed)
+    return PretrainTask(method, sampler, ready.device), facts
+
+
+def make_picker(
+    ready: Preparation, plan: Plan, cache: Cache, cases: Sequence[Case], options: MethodConfig
+) -> tuple[UniformPicker | MetaPicker, dict[str, Any]]:
+    """What chooses cases and slices; for methods with meta labels balanced over them, with facts for the record."""
+    samples, seed = ready.config.training.batch or SAMPLES[plan.dim], ready.config.seed
+    if not load_method(ready.config.method).needs_meta:
+        return UniformPicker(cache, cases, samples, plan.dim, seed), {}
+    slices = [cache.shape(case.name)[1] for case in cases] if plan.dim == 2 else None
+    meta: MetaLabels = build_metalabels(cases, slices, getattr(options, "meta", ()))
+    for sentence in meta.describe():
+        ready.events.emit("metric" if "not used" not in sentence else "warning", message=sentence)
+    picker = MetaPicker(cache, cases, samples, meta, plan.dim, seed)
+    shares = share_with_positive(picker(np.random.default_rng([seed, 0, 3]), 0)) if meta.names else {}
+    return picker, {"meta": meta.counts, "dropped": meta.dropped, "anchors_with_positive": shares}
+
+
+def method_options(kind: type[Method], config: RunConfig) -> MethodConfig:
+    """The method's own configuration from ``options``.
+
+    Raises:
+        InputError: an option that the method does not have, or a value that does not fit.
+    """
+    try:
+        return kind.Config(**config.options)
+    except ValidationError as error:
+        first = error.errors()[0]
+        known = ", ".join(kind.Config.model_fields)
+        raise InputError(f"option {'.'.join(map(str, first['loc']))!r} of {config.method}: {first['msg']}",
+                         remedy=f"Known options: {known}") from None
+
+
+def view_patch(plan: Plan, voxels: int | None) -> tuple[int, ...]:
+    """Patch of a pre-training view: the plan's shape scaled to the voxel budget, in whole strides, at least two."""
+    step = np.prod(plan.strides, axis=0).astype(int)
+    patch = np.asarray(plan.patch)
+    scale = min(1.0, ((voxels or VIEW_VOXELS[plan.dim]) / patch.prod()) ** (1 / plan.dim))
+    whole = np.maximum(np.rint(patch * scale / step), np.minimum(2, patch // step)).astype(int)
+    return tuple(int(n) for n in whole * step)
+
+
+@dataclass
+class PretrainTask:
+    """A method over random views, as the trainer sees it."""
+
+    module: Method
+    sampler: ViewSampler
+    device: torch.device
+
+    def host_batch(self, step: int, part: int, parts: int) -> HostBatch:
+        """Windows and view parameters of one part of a step's batch."""
+        host = self.sampler.sample(step, part, parts)
+        return host.pin() if self.device.type == "cuda" else host
+
+    def device_batch(self, host: HostBatch) -> Batch:
+        """The views, on the device."""
+        return make_views(host, self.sampler.patch, self.device)
+
+    def losses(self, batch: Batch, progress: float) -> dict[str, Tensor]:
+        """The method's losses."""
+        return self.module.losses(batch, progress)
+
+    def after_step(self, progress: float) -> None:
+        """The method's own updates."""
+        self.module.after_step(progress)
+
+    def diagnostics(self) -> dict[str, Tensor]:
+        """The method's figures."""
+        return self.module.diagnostics()
+
+    def check(self, figures: dict[str, float], progress: float) -> None:
+        """Stop a collapsed run.
+
+        Raises:
+            GuardError: the features hardly vary any more.
+        """
+        spread = figures.get("feature_std")
+        if progress > 0.02 and spread is not None and spread < COLLAPSED:
+            raise GuardError(
+                f"The features have collapsed (standard deviation {spread:.1e}). Lower optimiser.lr, use "
+                "network.norm=batch, or raise the batch size; the last checkpoint is kept."
+            )
+
+    def validate(self) -> dict[str, float]:
+        """Pre-training has no labels to validate on."""
+        return {}
+
+    def gradient_rule(self) -> Any:
+        """The method's rule."""
+        return self.module.gradient_rule()
+
+    def shared(self) -> list[nn.Parameter]:
+        """The encoder's parameters."""
+        return [p for p in self.module.encoder.parameters() if p.requires_grad]
+
+
+def finish(ready: Preparation, plan: Plan, weights: dict[str, Tensor], figures: dict[str, Any]) -> None:
+    """Keep the encoder, metrics and model card."""
+    if not ready.fabric.is_global_zero:
+        return
+    encoder = {f"encoder.{name}": tensor for name, tensor in unprefixed("encoder", weights).items()}
+    write_json(ready.folder / "metrics.json", figures)
+    write_model_card(ready.folder, ready.project, ready.config, plan, figures)
+    save_tensors(ready.folder / WEIGHTS, encoder, {"kind": "encoder", "method": ready.config.method})
+    ready.events.emit("done", run=ready.folder.name, folder=str(ready.folder), steps=figures["steps"],
+                      seconds=figures["seconds"])

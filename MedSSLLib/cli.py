@@ -23,7 +23,7 @@ GROUPS: tuple[tuple[str, tuple[Command, ...]], ...] = (
     ("A folder of scans", projects.COMMANDS),
     ("Training", training.COMMANDS),
     ("Using a model", use.COMMANDS),
-    ("This computer", tools.COMMANDS),
+    ("Finding your way", tools.COMMANDS),
 )
 _SHOWN = ("start", "progress", "metric", "warning", "checkpoint", "done")  # _complain prints errors
 DONE, FAILED, BAD_INPUT, CANCELLED, GUARD = range(5)

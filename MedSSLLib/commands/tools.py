@@ -1,4 +1,4 @@
-"""``settings``, ``doctor``, ``demo``: finding one's way, and checking this computer."""
+"""``demo``, ``settings``, ``doctor``: finding one's way, and checking this computer."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from MedSSLLib.commands.base import Command, output_options
+from MedSSLLib.commands.base import Command, output_options, say
 from MedSSLLib.events import Events
 
 
@@ -45,7 +45,46 @@ def doctor(args: argparse.Namespace, events: Events) -> int:
     return 0 if facts["ok"] else 1
 
 
+def _demo_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--data", default="simulated", metavar="WHICH",
+        help="simulated (default, needs no network), hippocampus (downloaded) or a folder with images and labels",
+    )  # fmt: skip
+    parser.add_argument(
+        "--budget", choices=("quick", "standard"), default="quick", help="a few minutes (default) or about half an hour"
+    )
+    parser.add_argument("--out", type=Path, metavar="DIR", help="new folder (default: medssl-demo, medssl-demo-2 ...)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of everything random (default: 0)")
+    parser.add_argument("--device", default="auto", metavar="NAME", help="auto (default), cpu, cuda or cuda:N")
+    output_options(parser)
+
+
+def demo(args: argparse.Namespace, events: Events) -> None:
+    from MedSSLLib.commands import tables
+    from MedSSLLib.demo import run_demo
+
+    out = args.out or _free_folder()
+    result = run_demo(args.data, args.budget, out, events, device=args.device, seed=args.seed)
+    if not args.quiet:
+        tables.print_table(*result.table())
+    say(args, f"Report: {result.report}")
+
+
+def _free_folder() -> Path:
+    number = 1
+    while (folder := Path("medssl-demo" if number == 1 else f"medssl-demo-{number}")).exists():
+        number += 1
+    return folder
+
+
 COMMANDS = (
+    Command(
+        "demo", "See it work: a simulated cohort, a few annotated slices, a report.", _demo_arguments, demo,
+        "[--data simulated|hippocampus|DIR] [--budget quick|standard] [--out DIR]",
+        ("medssl demo", "medssl demo --data scans/ --budget standard --out heart-demo"),
+        "Annotates 3 slices in each of 2 subjects, trains with and without pre-training for the same time, segments "
+        "the other subjects, and writes tables, figures and an HTML report.",
+    ),
     Command(
         "settings", "List every setting that --set can change.", _settings_arguments, settings,
         "COMMAND [options]",

@@ -36,6 +36,7 @@ CONTRACT = {
     "predict": {"--run", "--cases", "--images", "--out", "--probabilities", "--uncertainty"},
     "evaluate": {"--predictions", "--references", "--out", "--tolerance"},
     "report": {"--run", "--out"},
+    "demo": {"--data", "--budget", "--out"},
     "doctor": set(),
 }
 

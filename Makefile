@@ -1,4 +1,4 @@
-# make demo | make test | make lint | make bench     (Linux, macOS; needs Python 3.11+, git and make)
+# make demo | make test | make test-gui | make lint | make bench     (Linux, macOS; needs Python 3.11+, git and make)
 #
 # Each makes .venv on its first call. Useful variables:
 #   make test PYTHON=/path/to/python3     another Python
@@ -17,7 +17,7 @@ RUN = $(VENV)/bin/python
 INSTALL = $(RUN) -m pip install --quiet --disable-pip-version-check $(PIP) -c constraints.txt
 TORCH = $(shell sed -n '/^torch==/p' constraints.txt)
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test test-gui lint bench clean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
@@ -26,6 +26,10 @@ demo: $(VENV)/.with-demo
 
 test: $(VENV)/.with-demo $(VENV)/.with-test
 	OMP_NUM_THREADS=1 $(RUN) -m pytest $(ARGS)
+
+test-gui: $(VENV)/.with-demo $(VENV)/.with-test $(VENV)/.with-gui
+	OMP_NUM_THREADS=1 QT_QPA_PLATFORM=offscreen ITK_GLOBAL_DEFAULT_THREADER=Platform \
+	$(RUN) -m pytest Testing/gui $(ARGS)
 
 lint: $(VENV)/.with-demo $(VENV)/.with-test $(VENV)/.with-dev
 	$(RUN) -m ruff check .

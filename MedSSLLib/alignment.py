@@ -54,7 +54,7 @@ def align(
     Returns:
         Features of the dtype given, and a mask in it. Masked are bins with a point outside the outer voxel
         centres ``[1/2, S - 1/2]``, where interpolation would have to extrapolate (with one sample: bins whose
-        *centre* lies there), and all bins of an empty region.
+        *centre* lies there); of a region that views do not share, these are all bins.
     """
     dtype = torch.promote_types(features.dtype, torch.float32)
     weights, inside = [], []
@@ -62,10 +62,9 @@ def align(
         points = _points([x[:, axis].to(dtype) for x in (*views, *region, flip)], size, n * samples)
         weights.append(_hat(points, size).unflatten(1, (n, samples)).mean(2))
         inside.append(_interpolated(points, size).unflatten(1, (n, samples)).all(2))
-    filled = (region.hi > region.lo).all(1)
     with _full_precision(features.device.type):
         out = _contract(features.to(dtype), weights).to(features.dtype)
-    return Aligned(out, _outer(inside, filled).to(features.dtype))
+    return Aligned(out, _outer(inside).to(features.dtype))
 
 
 def _points(edges: list[Tensor], size: int, n: int) -> Tensor:
@@ -102,9 +101,9 @@ def _contract(features: Tensor, weights: list[Tensor]) -> Tensor:
     return features
 
 
-def _outer(inside: list[Tensor], filled: Tensor) -> Tensor:
-    """Conjunction of the axes' masks ``[b, n]`` and of ``filled [b]`` as ``[b, 1, *n]``."""
-    mask = filled[:, None]
+def _outer(inside: list[Tensor]) -> Tensor:
+    """Conjunction of the axes' masks ``[b, n]`` as ``[b, 1, *n]``."""
+    mask = inside[0].new_ones(len(inside[0]), 1)
     for axis in inside:
         mask = mask[..., None] & axis.reshape(len(axis), *(1,) * (mask.dim() - 1), -1)
     return mask

@@ -189,13 +189,15 @@ def test_gradcheck() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-def test_keeps_the_dtype(dtype: torch.dtype) -> None:
+def test_keeps_the_dtype_and_rounds_once(dtype: torch.dtype) -> None:
     views = random_views(2, 2, seed=1)
-    out = align(
-        torch.ones(2, 3, 4, 4, dtype=dtype), view_of(views, 0), common_box(views), torch.zeros(2, 2), (3, 3)
-    )
+    views = Boxes(views.lo + 300, views.hi + 300)
+    x = torch.randn(2, 3, 4, 4, dtype=dtype)
+    args = (view_of(views, 0), common_box(views), torch.zeros(2, 2), (3, 3))
+    out = align(x, *args)
     assert out.features.dtype == out.mask.dtype == dtype
-    assert (out.features == 1).all(), "weights add up to one"
+    wide = x.to(torch.promote_types(dtype, torch.float32))
+    torch.testing.assert_close(out.features, align(wide, *args).features.to(dtype), atol=0, rtol=0)
 
 
 def test_is_not_rounded_by_autocast() -> None:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from MedSSLLib.config import AugmentConfig
+from MedSSLLib.errors import InputError
 from MedSSLLib.intensity import Change, apply_intensity, sample_intensity
 from MedSSLLib.intensity import noise_generator as noise_generator
 from MedSSLLib.views import (
@@ -97,6 +98,18 @@ def shuffled_order(seed: int, position: int, n: int) -> int:
     return int(np.random.default_rng([seed, epoch, 7]).permutation(n)[offset])
 
 
+def own_samples(n: int, part: int, parts: int) -> np.ndarray:
+    """Which of n samples belong to a part.
+
+    Raises:
+        InputError: there are fewer samples than parts.
+    """
+    if n < parts:
+        raise InputError(f"a batch of {n} cannot be split over {parts} processes or micro-batches",
+                         remedy="Raise --batch, or lower --devices or training.accumulate")
+    return np.arange(n)[part::parts]
+
+
 @dataclass(frozen=True)
 class SegmentationSampler:
     """Patches (3D) or slice patches (2D) of labelled cases, a share of them centred on a structure.
@@ -133,7 +146,7 @@ class SegmentationSampler:
         draws = [self._draw(rng, step, i) for i in range(self.batch)]
         geometry = sample_segmentation_views(rng, self.batch, window, self.patch, self.spacing, self.augment)
         changes = sample_intensity(rng, self.batch, self.augment)
-        mine = np.arange(self.batch)[part::parts]
+        mine = own_samples(self.batch, part, parts)
         crops = [self._read(*draws[i]) for i in mine]
         return HostBatch(
             windows=torch.from_numpy(np.stack([image for image, _ in crops])),
@@ -224,7 +237,7 @@ class ViewSampler:
         flips = sample_flips(rng, (len(picks), self.views, dim), self.flip)
         turns = sample_rotations(rng, len(picks) * self.views, self.spacing, self.rotation) if self.rotation else None
         changes = sample_intensity(rng, len(picks) * self.views, self.augment)
-        mine = np.arange(len(picks))[part::parts]
+        mine = own_samples(len(picks) - len(picks) % parts, part, parts)  # gathering needs parts of one size
         kept = (mine[:, None] * self.views + np.arange(self.views)).ravel()
         lo, hi = np.moveaxis(np.asarray(boxes), 1, 0)[:, mine]
         turns = None if turns is None else turns.reshape(len(picks), self.views, dim, dim)[mine]

@@ -195,7 +195,7 @@ class Trainer:
             average_gradients(self.parameters)
         self.scaler.unscale_(self.optimiser)
         if self.config.optimiser.clip:
-            nn.utils.clip_grad_norm_(self.parameters, self.config.optimiser.clip, foreach=True)
+            nn.utils.clip_grad_norm_(self.parameters, self.config.optimiser.clip)
         self.scaler.step(self.optimiser)
         self.scaler.update()
 

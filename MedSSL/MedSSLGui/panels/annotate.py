@@ -1,0 +1,313 @@
+"""Panel 3: drawing on a few slices and saying which ones are complete."""
+
+import qt
+from slicer.i18n import tr as _
+
+from .. import annotation, commands, scene
+from ..caseview import CaseView, readLabel
+from .annotationlog import AnnotationLog
+from .base import Panel, choose, chosen, fillCombo
+from .classtable import ClassTable
+from .embeddededitor import EmbeddedEditor
+
+
+class AnnotatePanel(Panel):
+    """Case, classes, segment editor, slices."""
+
+    NAME = "Annotate"
+
+    def __init__(self, session, parent=None):
+        super().__init__(session, parent)
+        self.view = None
+        self.suggested = []
+        self.editor = EmbeddedEditor(self.ui.segmentEditor)
+        self.log = AnnotationLog(session)
+        self.log.edited.connect(self._onEdited)
+        self.classes = ClassTable(session, self.ui)
+        self.classes.changed.connect(self._onClasses)
+        self._connect()
+        session.savers.append(self.save)
+        session.caseWanted.connect(lambda name: self.showCase(name))
+        self.refresh()
+
+    def _connect(self):
+        ui = self.ui
+        ui.loadCaseButton.clicked.connect(lambda: self.showCase(chosen(ui.annotateCaseComboBox)))
+        ui.directionComboBox.currentIndexChanged.connect(lambda index: self._onDirection())
+        ui.markSliceButton.clicked.connect(lambda: self.markShown())
+        ui.previousSliceButton.clicked.connect(lambda: self.step(-1))
+        ui.nextSliceButton.clicked.connect(lambda: self.step(1))
+        ui.jumpSliceButton.clicked.connect(lambda: self.jump())
+        ui.slicesList.itemDoubleClicked.connect(lambda item: self.jump())
+        ui.removeSliceButton.clicked.connect(lambda: self.unmark())
+        ui.saveAnnotationButton.clicked.connect(lambda: self.save())
+        ui.budgetSpinBox.valueChanged.connect(lambda value: self._suggestEvenly())
+        ui.suggestButton.clicked.connect(lambda: self.suggest())
+        ui.completeButton.clicked.connect(lambda: self.complete())
+
+    # -- the case -------------------------------------------------------------------------------------------------
+
+    def showCase(self, name):
+        """Bring a case and its annotation into the scene and the editor."""
+        case = self.store.case(name)
+        if case is None:
+            return
+        self.save()
+        if not self.store.classes():
+            self.store.setClasses([(1, _("structure"), (0.90, 0.36, 0.30), "")])
+        if not self.session.guarded(lambda: self._makeView(case)):
+            return
+        choose(self.ui.annotateCaseComboBox, name)
+        self.session.showVolume(self.view.image)
+        steps = self.view.fillSteps(case, self.store.classes())
+        self.session.stepper.start(steps, lambda result: self._onFilled(), self.session.sayError)
+
+    def _makeView(self, case):
+        self.log.stop()
+        self.view = CaseView(case, self.store.classes())
+
+    def _onFilled(self):
+        if not self._alive():
+            return
+        view = self.view
+        fillCombo(self.ui.directionComboBox, [(view.names[axis].capitalize(), str(axis)) for axis in range(3)], keep=False)
+        marked = view.annotated()
+        axis = next(iter(marked), annotation.thickestAxis(view.spacing))
+        choose(self.ui.directionComboBox, str(axis))
+        self.editor.edit(view.segmentation, view.image)
+        self.log.watch(view, axis)
+        self._suggestEvenly()
+        self._showSlices()
+        self.refresh()
+        self.session.say(_("{case}: draw on a slice, then mark it.").format(case=view.name))
+
+    def _alive(self):
+        if self.view is not None and not self.view.isAlive():
+            self.log.stop()
+            self.editor.edit(None, None)
+            self.view = None
+            self.session.say(_("The case's nodes were removed from the scene. Show the case again to go on; what was "
+                               "saved is kept."), "warning")
+        return self.view is not None
+
+    def _onClasses(self):
+        if self._alive():
+            scene.syncClasses(self.view.segmentation, self.store.classes())
+
+    def axis(self):
+        """The axis whose slices are annotated."""
+        return int(chosen(self.ui.directionComboBox) or 2)
+
+    def _onDirection(self):
+        if self._alive():
+            self.log.watch(self.view, self.axis())
+            self._suggestEvenly()
+            self._showSlices()
+
+    # -- slices ---------------------------------------------------------------------------------------------------
+
+    def markShown(self):
+        """Mark the slice that is shown as annotated."""
+        if not self._alive():
+            self.session.say(_("Show a case first."), "warning")
+            return
+        index = self.view.shownSlice(self.axis())
+        if index is None:
+            self.session.say(_("No slice of this case is shown in the {view} view.").format(
+                view=self.view.viewOf(self.axis())), "warning")
+            return
+        self.mark(self.axis(), [index])
+        self.session.sliceMarked.emit(index)
+
+    def mark(self, axis, indices):
+        """Mark slices as annotated."""
+        marked = self.view.annotated()
+        marked[axis] = sorted(set(marked.get(axis, [])) | set(indices))
+        self.view.setAnnotated(marked)
+        self.log.dirty = True
+        self._showSlices()
+
+    def unmark(self):
+        """The selected slice no longer counts."""
+        item = self.ui.slicesList.currentItem()
+        if item is None or not self._alive():
+            return
+        axis, index = (int(part) for part in item.data(qt.Qt.UserRole).split(":"))
+        marked = self.view.annotated()
+        marked[axis] = [each for each in marked.get(axis, []) if each != index]
+        self.view.setAnnotated(marked)
+        self.log.dirty = True
+        self._showSlices()
+
+    def jump(self):
+        """Show the selected slice."""
+        item = self.ui.slicesList.currentItem()
+        if item is not None and self._alive():
+            axis, index = (int(part) for part in item.data(qt.Qt.UserRole).split(":"))
+            self.view.jumpTo(axis, index)
+
+    def step(self, direction):
+        """Show the next (or previous) suggested slice."""
+        if not self._alive() or not self.suggested:
+            return
+        shown = self.view.shownSlice(self.axis())
+        shown = -1 if shown is None else shown
+        ahead = [i for i in self.suggested if (i > shown if direction > 0 else i < shown)]
+        index = (ahead[0] if direction > 0 else ahead[-1]) if ahead else self.suggested[0 if direction > 0 else -1]
+        self.view.jumpTo(self.axis(), index)
+
+    def _suggestEvenly(self):
+        if self._alive():
+            self.suggested = annotation.evenSlices(self.view.size[self.axis()], self.ui.budgetSpinBox.value)
+            self._showProgress()
+
+    def suggest(self):
+        """Have the library choose the slices that are worth most."""
+        if self.store.isOpen():
+            self.session.startJob(_("Choosing slices"), commands.suggest(self.store.folder, self.ui.budgetSpinBox.value,
+                                                                         self._latestModel()), kind="suggest")
+
+    def takeSuggestion(self, event):
+        """Slices that the library suggests for the shown case."""
+        chosenSlices = event.get("slices") or []
+        mine = [entry for entry in chosenSlices if isinstance(entry, dict) and self.view and entry.get("case") == self.view.name]
+        indices = sorted({int(entry["index"]) for entry in mine if "index" in entry})
+        if indices and self._alive():
+            self.suggested = indices
+            self._showProgress()
+
+    def complete(self):
+        """Have the slices between the annotated ones filled in."""
+        if not self._alive() or not self.view.annotated():
+            self.session.say(_("Mark at least one annotated slice first."), "warning")
+            return
+        self.session.startJob(_("Completing {case}").format(case=self.view.name), commands.complete(
+            self.store.folder, self.view.name, "none", "auto"), kind="complete", case=self.view.name)
+
+    def takeCorrection(self, wanted):
+        """Copy the shown slice of a prediction into the case's annotation and mark it."""
+        if self.view is None or self.view.name != wanted["case"]:
+            self.showCase(wanted["case"])
+        self.session.stepper.start(self._correctionSteps(wanted), None, self.session.sayError)
+
+    def _correctionSteps(self, wanted):
+        yield
+        if not self._alive():
+            return
+        axis = self.axis()
+        index = self.view.shownSlice(axis)
+        if index is None:
+            index = self.view.size[axis] // 2
+        others = [each for each in range(self.view.size[axis]) if each != index]
+        yield from scene.fillSteps(self.view.segmentation, self.view.image, wanted["label"], self.store.classes(),
+                                   {axis: others})
+        self.view.segmentation.GetDisplayNode().SetVisibility(True)
+        self.mark(axis, [index])
+        self.session.say(_("Slice {n} is in the annotation now: correct it, then fine-tune again.").format(n=index), "done")
+
+    def takeCompletion(self, path):
+        """Fill in what the library completed; annotated slices stay as drawn."""
+        if self._alive():
+            self.session.stepper.start(self._completionSteps(path), None, self.session.sayError)
+
+    def _completionSteps(self, path):
+        label = readLabel(path, self.view.image, self.store.classes())
+        yield
+        yield from scene.fillSteps(self.view.segmentation, self.view.image, label, self.store.classes(),
+                                   self.view.annotated())
+        self.session.say(_("{case}: the other slices are filled in. Check them before you mark them.").format(
+            case=self.view.name), "done")
+
+    def _latestModel(self):
+        from .. import advice
+
+        finished = [run["name"] for run in self.store.runs()
+                    if run["finished"] and advice.command(run) in ("finetune", "selftrain")]
+        return finished[-1] if finished else None
+
+    def _onEdited(self, indices):
+        """An edit changed these slices."""
+        if not self._alive():
+            return
+        if self.ui.autoMarkCheckBox.checked and 0 < len(indices) <= 3:
+            self.mark(self.axis(), indices)
+        elif len(indices) > 3:
+            self.session.say(_("{n} slices changed at once. Mark those that you checked.").format(n=len(indices)))
+
+    def _showSlices(self):
+        widget = self.ui.slicesList
+        widget.clear()
+        for axis, indices in self.view.annotated().items():
+            for index in indices:
+                item = qt.QListWidgetItem(_("{direction} slice {n}").format(
+                    direction=self.view.names[axis].capitalize(), n=index))
+                item.setData(qt.Qt.UserRole, f"{axis}:{index}")
+                widget.addItem(item)
+        self._showProgress()
+
+    def _showProgress(self):
+        bar = self.ui.annotationProgressBar
+        marked = len(self.view.annotated().get(self.axis(), []))
+        wanted = max(len(set(self.suggested) | set(self.view.annotated().get(self.axis(), []))), 1)
+        bar.setMaximum(wanted)
+        bar.setValue(marked)
+        bar.setFormat(_("{done} of {all} slices").format(done=marked, all=wanted))
+
+    # -- saving ---------------------------------------------------------------------------------------------------
+
+    def save(self):
+        """Write the annotation of the shown case into the project, if it changed."""
+        if not self._alive() or not self.store.isOpen() or self.store.case(self.view.name) is None:
+            return
+        self.log.flush()
+        if self.log.dirty:
+            self.log.dirty = False
+            steps = self._saveSteps(self.view)
+            self.session.stepper.start(steps, None, self.session.sayError)
+
+    def _saveSteps(self, view):
+        classes = scene.classesWith(view.segmentation, self.store.classes())
+        if classes != self.store.classes():
+            self.store.setClasses(classes)
+            scene.syncClasses(view.segmentation, classes)
+        array, shared = yield from scene.labelSteps(view.segmentation, view.image, classes)
+        path = self.store.folder / "labels" / f"{view.name}.nrrd"
+        yield from scene.nrrdSteps(path, array, view.matrix, True)
+        self.store.setLabel(view.name, path, annotation.toManifest(view.annotated()))
+        if shared:
+            self.session.say(_("{name}: segments overlap in {n} voxels; there the later segment counts.").format(
+                name=view.name, n=shared), "warning")
+
+    # -- module ---------------------------------------------------------------------------------------------------
+
+    def refresh(self):
+        entries = [(case.name, case.name) for case in self.store.cases if case.role != "test"]
+        fillCombo(self.ui.annotateCaseComboBox, entries)
+        self.classes.show()
+        ready = self.view is not None
+        hint = "" if ready else (_("Choose a case and press Show.") if entries else _("Add volumes in panel 1 first."))
+        self.setHint(self.ui.annotateHint, hint)
+        self.ui.loadCaseButton.setEnabled(bool(entries))
+        for name in ("markSliceButton", "previousSliceButton", "nextSliceButton", "completeButton", "suggestButton",
+                     "saveAnnotationButton", "jumpSliceButton", "removeSliceButton"):
+            getattr(self.ui, name).setEnabled(ready)
+
+    def enter(self):
+        self.editor.enter()
+
+    def exit(self):
+        self.save()
+        self.editor.exit()
+
+    def onSceneClosing(self):
+        """The scene is about to be closed: write what was drawn, then let go of it."""
+        self.save()
+        self.session.stepper.finish()
+        self.log.stop()
+        self.editor.edit(None, None)
+        self.view = None
+        self.refresh()
+
+    def cleanup(self):
+        self.log.stop()
+        self.editor.cleanup()

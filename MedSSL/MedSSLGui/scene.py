@@ -1,0 +1,271 @@
+"""Nodes to files and back. Every long step is a generator for `tasks.Stepper`; messages are for people.
+
+A node's role is kept in its attribute `MedSSL.Case` (the case it belongs to) and `MedSSL.Role` (image, annotation,
+prediction, uncertainty ...), so that nodes may be renamed or deleted at any time.
+"""
+
+import os
+import re
+
+import numpy as np
+import slicer
+import vtk
+from slicer.i18n import tr as _
+
+from . import annotation
+
+CASE, ROLE, CLASS = "MedSSL.Case", "MedSSL.Role", "MedSSL.Class"
+_READABLE = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
+_CHUNK = 4 << 20
+_NRRD_TYPES = {"i1": "int8", "u1": "uint8", "i2": "int16", "u2": "uint16", "i4": "int32", "u4": "uint32",
+               "f4": "float", "f8": "double"}
+
+
+class SceneError(Exception):
+    """Something in the scene cannot be used; the text says what and what to do."""
+
+
+def findNode(case, role):
+    """The scene's node of a case and role, or None."""
+    for node in slicer.util.getNodesByClass("vtkMRMLDisplayableNode"):
+        if node.GetAttribute(CASE) == case and node.GetAttribute(ROLE) == role:
+            return node
+    return None
+
+
+def mark(node, case, role):
+    """Remember what a node is."""
+    node.SetAttribute(CASE, case)
+    node.SetAttribute(ROLE, role)
+
+
+def addableVolumes():
+    """Loaded scalar volumes that are no case yet and were not made by MedSSL."""
+    nodes = slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode")
+    return [node for node in nodes if node.IsA("vtkMRMLScalarVolumeNode") and not node.GetHideFromEditors()
+            and not node.IsA("vtkMRMLLabelMapVolumeNode") and not node.GetAttribute(ROLE)]
+
+
+def segmentationsOf(volumeNode):
+    """Segmentations drawn on a volume (their reference geometry), MedSSL's own results left out."""
+    role = slicer.vtkMRMLSegmentationNode.GetReferenceImageGeometryReferenceRole()
+    return [node for node in slicer.util.getNodesByClass("vtkMRMLSegmentationNode")
+            if node.GetNodeReference(role) is volumeNode and node.GetAttribute(ROLE) in (None, "annotation")]
+
+
+def caseName(text, taken):
+    """A case name made of a node name: letters, digits, space, dot, dash, underscore; not one of `taken`."""
+    name = re.sub(r"[^\w .\-]", "_", text).strip(" .-_") or "case"
+    base, number = name[:100], 2
+    while name.casefold() in taken:
+        name, number = f"{base}_{number}", number + 1
+    return name
+
+
+def ijkToRas(volumeNode):
+    """4x4 of a volume in the world, its linear transforms included.
+
+    Raises SceneError for an empty volume, a warp, or axes that are not perpendicular.
+    """
+    image = volumeNode.GetImageData()
+    if image is None or image.GetNumberOfPoints() == 0:
+        raise SceneError(_("{name} holds no image.").format(name=volumeNode.GetName()))
+    if min(image.GetDimensions()) < 2 or image.GetNumberOfScalarComponents() != 1:
+        raise SceneError(_("{name} is not a scalar 3D volume.").format(name=volumeNode.GetName()))
+    matrix = vtk.vtkMatrix4x4()
+    volumeNode.GetIJKToRASMatrix(matrix)
+    result = slicer.util.arrayFromVTKMatrix(matrix)
+    transform = volumeNode.GetParentTransformNode()
+    if transform is not None:
+        if not transform.IsTransformToWorldLinear():
+            raise SceneError(_("{name} is under a transform that bends it. Harden the transform first "
+                               "(Transforms module).").format(name=volumeNode.GetName()))
+        transform.GetMatrixTransformToWorld(matrix)
+        result = slicer.util.arrayFromVTKMatrix(matrix) @ result
+    axes = result[:3, :3] / np.linalg.norm(result[:3, :3], axis=0)
+    if np.abs(axes.T @ axes - np.eye(3)).max() > 1e-3:
+        raise SceneError(_("{name} has axes that are not perpendicular. Resample it first (Resample Scalar/Vector/DWI "
+                           "Volume module).").format(name=volumeNode.GetName()))
+    return result
+
+
+def storedFile(volumeNode):
+    """The file a volume was read from, if the volume is still exactly what is in it; else ""."""
+    storage = volumeNode.GetStorageNode()
+    path = storage.GetFileName() if storage else None
+    if not path or volumeNode.GetParentTransformNode() is not None or storage.GetNumberOfFileNames() > 1:
+        return ""
+    if not path.lower().endswith(_READABLE) or not os.path.isfile(path) or volumeNode.GetModifiedSinceRead():
+        return ""
+    return os.path.abspath(path)
+
+
+def nrrdSteps(path, array, matrix, compress):
+    """Write `array` [k, j, i] with its 4x4 IJK-to-RAS `matrix` as NRRD, whole or not at all. Returns the path."""
+    import zlib
+
+    from MedSSLLib.files import atomic_path
+
+    data = np.ascontiguousarray(array)
+    squeeze = zlib.compressobj(1, zlib.DEFLATED, 31) if compress else None
+    flat = memoryview(data.reshape(-1)).cast("B")
+    with atomic_path(path) as temporary:
+        with open(temporary, "wb") as stream:
+            stream.write(_nrrdHeader(data, matrix, compress))
+            for start in range(0, len(flat), _CHUNK):
+                part = flat[start:start + _CHUNK]
+                stream.write(squeeze.compress(part) if squeeze else part)
+                yield
+            if squeeze:
+                stream.write(squeeze.flush())
+    return str(path)
+
+
+def _nrrdHeader(data, matrix, compress):
+    kind = _NRRD_TYPES.get(data.dtype.str[1:])
+    if kind is None:
+        raise SceneError(_("Voxels of type {kind} cannot be written.").format(kind=data.dtype))
+    lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ matrix
+    axes = " ".join("({})".format(",".join(repr(float(v)) for v in lps[:3, axis])) for axis in range(3))
+    origin = "({})".format(",".join(repr(float(v)) for v in lps[:3, 3]))
+    lines = ["NRRD0004", f"type: {kind}", "dimension: 3", "space: left-posterior-superior",
+             "sizes: {} {} {}".format(*data.shape[::-1]), f"space directions: {axes}", "kinds: domain domain domain",
+             "endian: little", f"encoding: {'gzip' if compress else 'raw'}", f"space origin: {origin}", "", ""]
+    return "\n".join(lines).encode("ascii")
+
+
+def volumeSteps(volumeNode, folder, name):
+    """A file for a volume: the one it was read from, else a copy in `folder`. Returns its path."""
+    matrix = ijkToRas(volumeNode)
+    path = storedFile(volumeNode)
+    if path:
+        return path
+    array = slicer.util.arrayFromVolume(volumeNode)
+    if array.dtype.byteorder == ">" or array.dtype.str[1:] not in _NRRD_TYPES:
+        array = array.astype(np.float32)
+    return (yield from nrrdSteps(os.path.join(str(folder), f"{name}.nrrd"), array, matrix, False))
+
+
+def segmentIds(segmentationNode):
+    """Identifiers of the segments, in order."""
+    segmentation = segmentationNode.GetSegmentation()
+    return [segmentation.GetNthSegmentID(n) for n in range(segmentation.GetNumberOfSegments())]
+
+
+def classOf(segment, classes):
+    """The class value of a segment: its tag, else the class of the same name; None for an unknown one."""
+    text = vtk.mutable("")
+    values = {value for value, _name, _colour, _term in classes}
+    if segment.GetTag(CLASS, text) and str(text).isdigit() and int(str(text)) in values:
+        return int(str(text))
+    return next((value for value, name, _c, _t in classes if name.casefold() == segment.GetName().casefold()), None)
+
+
+def classesWith(segmentationNode, classes):
+    """`classes` and the segments of a segmentation that are none of them yet, as new classes."""
+    result = list(classes)
+    for identifier in segmentIds(segmentationNode):
+        segment = segmentationNode.GetSegmentation().GetSegment(identifier)
+        if classOf(segment, result) is None:
+            value = max([entry[0] for entry in result], default=0) + 1
+            result.append((value, segment.GetName(), tuple(segment.GetColor()), terminologyOf(segment)))
+    return result
+
+
+def terminologyOf(segment):
+    """The terminology entry of a segment, "" without one."""
+    text = vtk.mutable("")
+    return str(text) if segment.GetTag(slicer.vtkSegment.GetTerminologyEntryTagName(), text) else ""
+
+
+def labelSteps(segmentationNode, volumeNode, classes):
+    """Class values uint8 [k, j, i] of a segmentation on its volume's grid, and how many voxels segments share.
+
+    Where segments overlap, the later one counts.
+    """
+    if segmentationNode.GetParentTransformNode() is not volumeNode.GetParentTransformNode():
+        raise SceneError(_("{name} is not under the same transform as its volume. Harden the transforms first.").format(
+            name=segmentationNode.GetName()))
+    shape = slicer.util.arrayFromVolume(volumeNode).shape
+    result, shared = np.zeros(shape, np.uint8), 0
+    for identifier in segmentIds(segmentationNode):
+        value = classOf(segmentationNode.GetSegmentation().GetSegment(identifier), classes)
+        if value is None:
+            continue
+        mask = slicer.util.arrayFromSegmentBinaryLabelmap(segmentationNode, identifier, volumeNode)
+        yield
+        if mask is None or mask.shape != shape:
+            continue
+        inside = mask > 0
+        shared += int(np.count_nonzero(result[inside]))
+        result[inside] = value
+        yield
+    return result, shared
+
+
+def makeSegmentation(case, role, volumeNode, classes, suffix):
+    """A new segmentation on a volume's grid with one empty segment a class."""
+    node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", f"{case} {suffix}")
+    node.CreateDefaultDisplayNodes()
+    node.SetReferenceImageGeometryParameterFromVolumeNode(volumeNode)
+    node.SetAndObserveTransformNodeID(volumeNode.GetTransformNodeID())
+    mark(node, case, role)
+    syncClasses(node, classes)
+    return node
+
+
+def syncClasses(segmentationNode, classes):
+    """Give a segmentation the project's classes: names, colours, terminology; missing segments are added empty."""
+    segmentation = segmentationNode.GetSegmentation()
+    present = {}
+    for identifier in segmentIds(segmentationNode):
+        present[classOf(segmentation.GetSegment(identifier), classes)] = identifier
+    for value, name, colour, terminology in classes:
+        if value not in present:
+            present[value] = segmentation.AddEmptySegment(f"class_{value}", name, colour)
+        segment = segmentation.GetSegment(present[value])
+        segment.SetName(name)
+        segment.SetColor(*colour)
+        segment.SetTag(CLASS, str(value))
+        if terminology:
+            segment.SetTag(slicer.vtkSegment.GetTerminologyEntryTagName(), terminology)
+
+
+def fillSteps(segmentationNode, volumeNode, label, classes, keep):
+    """Put class values `label` [k, j, i] into a segmentation; slices in `keep` ({axis: indices}) stay as drawn."""
+    if label.shape != slicer.util.arrayFromVolume(volumeNode).shape:
+        raise SceneError(_("The result lies on another grid than {name}.").format(name=volumeNode.GetName()))
+    kept = np.zeros(label.shape, bool)
+    for axis, indices in keep.items():
+        np.moveaxis(kept, 2 - axis, 0)[list(indices)] = True
+    syncClasses(segmentationNode, classes)
+    for identifier in segmentIds(segmentationNode):
+        value = classOf(segmentationNode.GetSegmentation().GetSegment(identifier), classes)
+        if value is None:
+            continue
+        mask = (label == value) & ~kept
+        if kept.any():
+            old = slicer.util.arrayFromSegmentBinaryLabelmap(segmentationNode, identifier, volumeNode)
+            if old is not None:
+                mask |= (old > 0) & kept
+        yield
+        slicer.util.updateSegmentBinaryLabelmapFromArray(mask.astype(np.uint8), segmentationNode, identifier, volumeNode)
+        yield
+
+
+def readTags(segmentationNode, names):
+    """Annotated slices {axis: indices} kept in a segmentation's tags."""
+    result = {}
+    for identifier in segmentIds(segmentationNode):
+        text = vtk.mutable("")
+        if segmentationNode.GetSegmentation().GetSegment(identifier).GetTag(annotation.TAG, text):
+            for axis, indices in annotation.readTag(str(text), names).items():
+                result[axis] = sorted(set(result.get(axis, [])) | set(indices))
+    return result
+
+
+def writeTags(segmentationNode, annotated, names):
+    """Keep annotated slices in the tags of every segment."""
+    text = annotation.writeTag(annotated, names)
+    for identifier in segmentIds(segmentationNode):
+        segmentationNode.GetSegmentation().GetSegment(identifier).SetTag(annotation.TAG, text)

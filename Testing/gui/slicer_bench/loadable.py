@@ -1,0 +1,146 @@
+"""Stand-ins for slicer.ScriptedLoadableModule, slicer.parameterNodeWrapper and slicer.i18n."""
+
+import typing
+import unittest
+
+import slicer
+
+
+class ScriptedLoadableModule:
+    """Describes the module; `parent` takes the description."""
+
+    def __init__(self, parent):
+        self.parent = parent
+        self.moduleName = type(self).__name__
+
+    def resourcePath(self, name):
+        import os
+
+        return os.path.join(os.path.dirname(self.parent.path), "Resources", name)
+
+
+class ScriptedLoadableModuleWidget:
+    """The panel's holder: `parent` is the widget the application gives, `layout` its layout."""
+
+    def __init__(self, parent=None):
+        self.moduleName = type(self).__name__[: -len("Widget")]
+        self.developerMode = False
+        self.parent = parent
+        self.layout = parent.layout()
+
+    def resourcePath(self, name):
+        import os
+
+        return os.path.join(os.path.dirname(slicer.util.modulePath(self.moduleName)), "Resources", name)
+
+    def setup(self):
+        pass
+
+    def cleanup(self):
+        pass
+
+    def enter(self):
+        pass
+
+    def exit(self):
+        pass
+
+
+class ScriptedLoadableModuleLogic:
+    """A logic with one parameter node in the scene."""
+
+    def __init__(self, parent=None):
+        self.moduleName = type(self).__name__[: -len("Logic")]
+        self.isSingletonParameterNode = True
+
+    def getParameterNode(self):
+        node = slicer.mrmlScene.GetSingletonNode(self.moduleName, "vtkMRMLScriptedModuleNode")
+        if node:
+            return node
+        node = slicer.vtkMRMLScriptedModuleNode()
+        node.SetSingletonTag(self.moduleName)
+        node.SetAttribute("ModuleName", self.moduleName)
+        node.SetName(slicer.mrmlScene.GenerateUniqueName(self.moduleName))
+        return slicer.mrmlScene.AddNode(node)
+
+
+class ScriptedLoadableModuleTest(unittest.TestCase):
+    """Self tests."""
+
+    def delayDisplay(self, message, msec=0):
+        pass
+
+
+def tr(text):
+    """No translation here; test_static.py checks that messages are constants."""
+    return text
+
+
+def translate(context, text):
+    return text
+
+
+_TYPES = {str: str, int: int, float: float, bool: lambda text: text == "True"}
+
+
+def _parameter(name, kind):
+    def get(self):
+        node = self.parameterNode
+        if kind not in _TYPES:
+            return node.GetNodeReference(name)
+        text = node.GetParameter(name)
+        default = getattr(type(self), f"_default_{name}")
+        return default if text == "" and node.GetParameterCount() >= 0 and not node.GetParameter(name) else _TYPES[kind](text)
+
+    def set_(self, value):
+        if kind not in _TYPES:
+            self.parameterNode.SetNodeReferenceID(name, value.GetID() if value else None)
+            return
+        if not isinstance(value, kind):
+            raise TypeError(f"parameter {name} is {kind.__name__}, not {value!r}")
+        self.parameterNode.SetParameter(name, str(value))
+
+    return property(get, set_)
+
+
+def parameterNodeWrapper(kind):
+    """Typed attributes kept in a parameter node: str, int, float, bool and MRML nodes."""
+    for name, annotation in typing.get_type_hints(kind).items():
+        setattr(kind, f"_default_{name}", kind.__dict__.get(name, _TYPES.get(annotation, lambda _: None)("")
+                                                            if annotation is str else None))
+        setattr(kind, name, _parameter(name, annotation))
+
+    def __init__(self, parameterNode):
+        self.parameterNode = parameterNode
+        self._connections = {}
+
+    def connectGui(self, gui):
+        from PySide6 import QtWidgets
+
+        found = {w.property("SlicerParameterName"): w for w in gui.findChildren(QtWidgets.QWidget)
+                 if w.property("SlicerParameterName")}
+        for name, widget in found.items():
+            if not hasattr(type(self), name):
+                raise ValueError(f"{name} is no parameter")
+            _connect(self, name, widget)
+        return len(found)
+
+    def disconnectGui(self, tag):
+        pass
+
+    kind.__init__, kind.connectGui, kind.disconnectGui = __init__, connectGui, disconnectGui
+    return kind
+
+
+def _connect(parameters, name, widget):
+    """Two-way, for the pairs of widget and type that Slicer's own connectors know."""
+    kind = widget.metaObject().className()
+    pairs = {"QCheckBox": ("checked", "toggled"), "QSpinBox": ("value", "valueChanged"),
+             "QDoubleSpinBox": ("value", "valueChanged"), "QLineEdit": ("text", "textChanged"),
+             "ctkSliderWidget": ("value", "valueChanged"), "QComboBox": ("currentText", "currentTextChanged")}
+    if kind not in pairs:
+        raise RuntimeError(f"no connector from {kind} to a parameter")
+    prop, signal = pairs[kind]
+    widget.setProperty(prop, getattr(parameters, name))
+    plain = type(getattr(parameters, name))
+    getattr(widget, signal).connect(lambda value: setattr(parameters, name, plain(value)))

@@ -50,7 +50,7 @@ class AugmentConfig(Frozen):
     """Random views, made on the device in one resampling. Ranges are not from the paper unless said."""
 
     flip: float = Field(0.0, ge=0, le=1, description="Probability of a flip per axis.")
-    rotation: float = Field(15.0, ge=0, description="Largest rotation in degrees, p as `affine` (local contrast paper: 15).")
+    rotation: float = Field(15.0, ge=0, description="Largest rotation in degrees (local contrast paper: 15).")
     scale: tuple[float, float] = Field((0.8, 1.25), description="Range of the zoom, p as `affine`.")
     affine: float = Field(0.8, ge=0, le=1, description="Probability of rotation and scaling.")
     elastic: float = Field(0.3, ge=0, le=1, description="Probability of a smooth deformation.")
@@ -58,7 +58,7 @@ class AugmentConfig(Frozen):
     noise: float = Field(0.1, ge=0, le=1, description="Probability of Gaussian noise, variance U(0, 0.1) (PGL code).")
     blur: float = Field(0.2, ge=0, le=1, description="Probability of a blur, sigma 0.5-1 voxels (PGL code).")
     brightness: float = Field(0.5, ge=0, le=1, description="Probability of a factor 0.75-1.25 (PGL code).")
-    contrast: float = Field(0.3, ge=0, le=1, description="Probability of a contrast change 0.7-1.3 (local contrast code).")
+    contrast: float = Field(0.3, ge=0, le=1, description="Probability of contrast 0.7-1.3 (local contrast code).")
     gamma: float = Field(0.5, ge=0, le=1, description="Probability of gamma 0.7-1.5 (PGL code).")
     low_resolution: float = Field(0.15, ge=0, le=1, description="Probability of simulated low resolution, 1-2 x.")
 
@@ -74,7 +74,7 @@ class TrainingConfig(Frozen):
     foreground: float = Field(0.5, ge=0, le=1, description="Share of samples centred on a labelled structure.")
     voxels: int | None = Field(None, ge=512, description="Voxels of a patch; chosen from dimension when not set.")
     folds: int = Field(0, ge=0, description="Cross-validation folds before the final fit; 0 = none.")
-    holdout: float = Field(0.2, ge=0, lt=1, description="Share of labelled cases held out when at least 10 are labelled.")
+    holdout: float = Field(0.2, ge=0, lt=1, description="Share of cases held out when 10 or more are labelled.")
     validate_every: float = Field(0.1, gt=0, le=1, description="Share of the run between validations.")
     patience: int = Field(0, ge=0, description="Validations without improvement before stopping; 0 = never stop early.")
 
@@ -92,7 +92,7 @@ class RunConfig(Frozen):
     precision: Literal["auto", "32", "bf16", "16"] = "auto"
     seed: int = Field(0, ge=0)
     init: str = Field("none", description="Run name, weight file or 'none'.")
-    labelled: tuple[str, ...] | None = Field(None, description="Only cases whose labels may be read; None = as the project.")
+    labelled: tuple[str, ...] | None = Field(None, description="Cases whose labels may be read; None = the project's.")
     annotated_slices: int | None = Field(None, ge=1, description="Simulate this many annotated slices a labelled case.")
     freeze_encoder: bool = False
     semi: Literal["none", "mean-teacher"] = "none"
@@ -105,7 +105,9 @@ class RunConfig(Frozen):
     resume: bool = False
 
     @classmethod
-    def build(cls, command: Command, *, preset: Preset = "standard", method: str = "supervised", **settings: Any) -> RunConfig:
+    def build(
+        cls, command: Command, *, preset: Preset = "standard", method: str = "supervised", **settings: Any
+    ) -> RunConfig:
         """Preset, then ``settings``: RunConfig fields, or dotted keys (``{"optimiser.lr": "1e-3"}``) as ``overrides``.
 
         Raises:

@@ -58,7 +58,7 @@ def make_fabric(config: RunConfig) -> Fabric:
         accelerator=device.type,
         devices=[device.index or 0] if single_card else config.devices,
         strategy="ddp" if parallel else "auto",
-        precision=_PRECISIONS[precision],  # type: ignore[arg-type]
+        precision=_PRECISIONS[precision],
     )
     fabric.launch()
     return fabric

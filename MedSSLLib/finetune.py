@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from MedSSLLib.events import Events
 from MedSSLLib.files import write_json
 from MedSSLLib.manifest import Case
 from MedSSLLib.model_card import write_model_card
-from MedSSLLib.networks import SegmentationNet, memory_format
+from MedSSLLib.networks import SegmentationNet, place
 from MedSSLLib.planning import Plan
 from MedSSLLib.preparation import (
     Preparation,
@@ -41,6 +42,22 @@ HOLDOUT_FROM = 10  # labelled cases from which some are held out; not from the p
 HOLDOUT_MOST = 8  # held-out cases at most; not from the paper
 
 
+@dataclass(frozen=True)
+class LabelledData:
+    """The preprocessed labelled cases: those trained on and those held out."""
+
+    plan: Plan
+    cache: Cache
+    training: tuple[Case, ...]
+    held_out: tuple[Case, ...] = ()
+
+    def facts(self) -> dict[str, Any]:
+        """Names and annotated slices, for the record."""
+        annotated = {c.name: c.annotated.to_json() for c in self.training + self.held_out if c.annotated}
+        return {"labelled": [c.name for c in self.training], "validation": [c.name for c in self.held_out],
+                "annotated": annotated}
+
+
 def run_finetune(project: Project, config: RunConfig, events: Events) -> Path:
     """Train, keep the weights, and write metrics and the model card; returns the run folder.
 
@@ -55,13 +72,13 @@ def run_finetune(project: Project, config: RunConfig, events: Events) -> Path:
         cases = labelled_cases(project, ready.config)
         plan = choose_plan(ready, project.pool, init)
         cache, cases = fill_cache(ready, plan, cases, labels=True)
-        training, held_out = split_holdout(cases, ready.config)
-        record(ready, plan, {"labelled": [c.name for c in training], "validation": [c.name for c in held_out],
-                             "annotated": {c.name: c.annotated.to_json() for c in cases if c.annotated}})
-        scores = cross_validate(ready, plan, cache, cases, init)
+        data = LabelledData(plan, cache, *split_holdout(cases, ready.config))
+        record(ready, plan, data.facts())
+        scores = cross_validate(ready, data, init)
         net = build_network(ready, plan, init)
-        figures = fit(ready, plan, cache, net, training, held_out, budget=stage_budget(ready.config))
-        finish(ready, plan, net, {**figures, **scores})
+        budget = stage_budget(ready.config, 1 - sum(row["share"] for row in scores))
+        figures = fit(ready, data, net, budget)
+        finish(ready, plan, net, {**figures, "cross_validation": scores} if scores else figures)
         return ready.folder
 
 
@@ -74,7 +91,8 @@ def build_network(ready: Preparation, plan: Plan, init: Path | None) -> Segmenta
     net = SegmentationNet(encoder, len(ready.project.classes), ready.config.network.deep_supervision)
     if ready.config.freeze_encoder:
         net.encoder.requires_grad_(False)
-    return net.to(ready.device).to(memory_format=memory_format(plan.dim))
+    place(net, ready.device, plan.dim)
+    return net
 
 
 def split_holdout(cases: Sequence[Case], config: RunConfig) -> tuple[tuple[Case, ...], tuple[Case, ...]]:
@@ -107,13 +125,13 @@ def make_sampler(ready: Preparation, plan: Plan, cache: Cache, cases: Sequence[C
 
 
 def fit(
-    ready: Preparation, plan: Plan, cache: Cache, net: SegmentationNet, training: Sequence[Case],
-    held_out: Sequence[Case], *, budget: Budget, stage: str = "finetune",
+    ready: Preparation, data: LabelledData, net: SegmentationNet, budget: Budget, stage: str = "finetune"
 ) -> dict[str, Any]:
     """Train one network in place (it ends with the weights to keep); returns what is worth recording."""
     config, started = ready.config, time.monotonic()
-    sampler = make_sampler(ready, plan, cache, training)
-    task = SegmentationTask(net, sampler, plan, ready.device, tuple(c.name for c in held_out), config.freeze_encoder)
+    sampler = make_sampler(ready, data.plan, data.cache, data.training)
+    held_out = tuple(case.name for case in data.held_out)
+    task = SegmentationTask(net, sampler, data.plan, ready.device, held_out, config.freeze_encoder)
     trainer = Trainer(task, loop_config(config, stage, budget), ready.fabric, ready.folder, ready.events)
     if config.resume:
         trainer.resume()
@@ -133,23 +151,23 @@ def loop_config(config: RunConfig, stage: str, budget: Budget) -> LoopConfig:
     )
 
 
-def cross_validate(
-    ready: Preparation, plan: Plan, cache: Cache, cases: Sequence[Case], init: Path | None
-) -> dict[str, Any]:
-    """Mean held-out Dice over `training.folds` folds, each with an equal share of the budget; {} without folds."""
+def cross_validate(ready: Preparation, data: LabelledData, init: Path | None) -> list[dict[str, Any]]:
+    """Held-out Dice of `training.folds` folds, each trained with an equal share of the budget; [] without folds."""
+    cases = data.training + data.held_out
     folds = min(ready.config.training.folds, len(cases))
     if folds < 2:
-        return {}
-    rows = []
+        return []
+    rows, share = [], 1 / (folds + 1)
     order = np.random.default_rng([ready.config.seed, 6]).permutation(len(cases))
     for fold in range(folds):
-        held_out = [cases[i] for i in order[fold::folds]]
-        rest = [case for case in cases if case not in held_out]
-        net = build_network(ready, plan, init)
-        figures = fit(ready, plan, cache, net, rest, held_out, stage=f"fold-{fold + 1}",
-                      budget=stage_budget(ready.config, 1 / (folds + 1)))
-        rows.append({"fold": fold + 1, "cases": [c.name for c in held_out], "dice": figures["best"]})
-    return {"cross_validation": rows}
+        held_out = tuple(cases[i] for i in order[fold::folds])
+        rest = tuple(case for case in cases if case not in held_out)
+        net = build_network(ready, data.plan, init)
+        figures = fit(ready, LabelledData(data.plan, data.cache, rest, held_out), net,
+                      stage_budget(ready.config, share), f"fold-{fold + 1}")
+        names = [case.name for case in held_out]
+        rows.append({"fold": fold + 1, "cases": names, "dice": figures["best"], "share": share})
+    return rows
 
 
 def finish(ready: Preparation, plan: Plan, net: SegmentationNet, figures: dict[str, Any]) -> None:

@@ -41,8 +41,7 @@ def predict_probabilities(
 
 def _averaged(network: Network, x: Tensor, plan: Plan, flips: bool) -> Tensor:
     axes_sets = list(_flip_sets(plan.dim)) if flips else [()]
-    total = sum(_tiled(network, x.flip(axes), plan).flip(axes) for axes in axes_sets)
-    return total / len(axes_sets)
+    return torch.stack([_tiled(network, x.flip(axes), plan).flip(axes) for axes in axes_sets]).mean(0)
 
 
 def _flip_sets(dim: int) -> Iterator[tuple[int, ...]]:
@@ -61,8 +60,10 @@ def _tiled(network: Network, x: Tensor, plan: Plan) -> Tensor:
     else:
         tile = tile_size(padded_size, plan.patch, TILE_VOXELS[plan.dim])
         logits = sliding_window_inference(padded, tile, 1, network, overlap=OVERLAP, mode="gaussian")
-    crop = (..., *(slice(n) for n in size))
-    return logits.float().softmax(1)[crop]
+    probabilities = logits.float().softmax(1)
+    for axis, n in enumerate(size, 2):
+        probabilities = probabilities.narrow(axis, 0, n)
+    return probabilities
 
 
 def tile_size(size: Sequence[int], patch: Sequence[int], budget: int) -> tuple[int, ...]:

@@ -96,13 +96,13 @@ def _blur(images: Tensor, change: Change) -> None:
 def gaussian_blur(x: Tensor, sigma: Tensor, radius: int = 2) -> Tensor:
     """Separable Gaussian of a width per sample (voxels), edges continued; ``x [n, c, *s]``, ``sigma [n, 1, ...]``."""
     offsets = range(-radius, radius + 1)
-    weights = [torch.exp(-(k**2) / (2 * sigma**2)) for k in offsets]
-    total = sum(weights)
+    weights = torch.stack([torch.exp(-(k**2) / (2 * sigma**2)) for k in offsets])
+    weights = weights / weights.sum(0)
     for axis in range(2, x.dim()):
         pad = [0, 0] * (x.dim() - 1 - axis) + [radius, radius] + [0, 0] * (axis - 2)
         padded = F.pad(x, pad, mode="replicate")
         size = x.shape[axis]
-        x = sum(w / total * padded.narrow(axis, k + radius, size) for k, w in zip(offsets, weights, strict=True))
+        x = torch.stack([w * padded.narrow(axis, k, size) for k, w in enumerate(weights)]).sum(0)
     return x
 
 

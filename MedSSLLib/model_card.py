@@ -26,7 +26,8 @@ def write_model_card(folder: Path, project: Project, config: RunConfig, plan: Pl
         f"# {folder.name}",
         "## Model\n" + _bullets({
             "command": config.command, "method": config.method, "preset": config.preset,
-            "network": f"{plan.dim}D U-Net, widths {', '.join(map(str, config.network.widths))}, {config.network.norm} norm",
+            "network": f"{plan.dim}D U-Net, {config.network.norm} norm",
+            "channels per level": ", ".join(map(str, config.network.widths)),
             "started from": config.init, "grid spacing d x h x w in mm": spacing,
             "patch": " x ".join(map(str, plan.patch)), "seed": config.seed,
         }),
@@ -35,8 +36,8 @@ def write_model_card(folder: Path, project: Project, config: RunConfig, plan: Pl
             "cases": len(project.cases), "labelled": len(project.labelled), "test": len(project.test),
         }),
         "## Figures of the training\n" + _bullets({k: v for k, v in figures.items() if not isinstance(v, list)}),
-        "## Intended use\nResearch. Segmentation of the named classes in images like those it was trained on, with every "
-        "result reviewed by a person. It is not a medical device.",
+        "## Intended use\nResearch. Segmentation of the named classes in images like those it was trained on, with "
+        "every result reviewed by a person. It is not a medical device.",
         "## Limits\nTrained on few labels: expect errors on other scanners, protocols, pathologies and fields of view. "
         "Accuracy on new data is unknown until it is measured with `medssl evaluate`.",
         "## Made with\n" + _bullets(versions()),

@@ -16,7 +16,7 @@ from MedSSLLib.config import NetworkConfig
 
 def conv_nd(dim: int) -> type[nn.Conv2d] | type[nn.Conv3d]:
     """The convolution class of a dimension (2 or 3)."""
-    return {2: nn.Conv2d, 3: nn.Conv3d}[dim]
+    return nn.Conv2d if dim == 2 else nn.Conv3d
 
 
 def norm_spec(norm: str, channels: int) -> str | tuple[str, dict[str, int | bool]]:
@@ -67,8 +67,8 @@ class Decoder(nn.Module):
         widths, strides = encoder.widths, encoder.strides
         self.widths = widths[-2::-1]
         self.stages = nn.ModuleList(
-            UnetUpBlock(encoder.dim, widths[i + 1], widths[i], 3, strides[i + 1], strides[i + 1], norm_spec(encoder.norm, widths[i]))
-            for i in reversed(range(len(widths) - 1))
+            UnetUpBlock(encoder.dim, below, width, 3, stride, stride, norm_spec(encoder.norm, width))
+            for below, width, stride in zip(widths[:0:-1], self.widths, strides[:0:-1], strict=True)
         )
 
     def forward(self, features: list[Tensor]) -> list[Tensor]:
@@ -103,7 +103,8 @@ class SegmentationNet(nn.Module):
     def all_logits(self, x: Tensor) -> list[Tensor]:
         """Logits, finest first, with those of the coarser levels under deep supervision."""
         features = self.features(x)
-        coarse = [head(f) for head, f in zip(self.coarse_heads, features[-1 - len(self.coarse_heads) : -1], strict=True)]
+        inner = features[-1 - len(self.coarse_heads) : -1]
+        coarse = [head(feature) for head, feature in zip(self.coarse_heads, inner, strict=True)]
         return [self.head(features[-1]), *reversed(coarse)]
 
 
@@ -117,3 +118,9 @@ def build_encoder(
 def memory_format(dim: int) -> torch.memory_format:
     """Channels-last for the dimension: the quick layout on CPU and CUDA alike."""
     return torch.channels_last if dim == 2 else torch.channels_last_3d
+
+
+def place(module: nn.Module, device: torch.device, dim: int) -> None:
+    """Move a module to the device in the quick layout, in place."""
+    module.to(device)
+    module._apply(lambda t: t.contiguous(memory_format=memory_format(dim)) if t.dim() == dim + 2 else t)

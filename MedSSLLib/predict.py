@@ -19,7 +19,7 @@ from MedSSLLib.errors import InputError
 from MedSSLLib.events import Events
 from MedSSLLib.geometry import Geometry, Volume
 from MedSSLLib.inference import predict_probabilities, uncertainty
-from MedSSLLib.networks import SegmentationNet, build_encoder, memory_format
+from MedSSLLib.networks import SegmentationNet, build_encoder, place
 from MedSSLLib.planning import Plan
 from MedSSLLib.preprocess import preprocess_image
 from MedSSLLib.project import Project
@@ -82,12 +82,13 @@ def load_model(run_folder: Path, device: str = "auto", precision: str = "auto") 
     facts, config, plan = read_run(run_folder), read_config(run_folder), read_plan(run_folder)
     if config.command == "pretrain":
         raise InputError(f"run {run_folder.name!r} is a pre-trained encoder, it segments nothing yet",
-                         remedy=f"Train with `medssl finetune PROJECT --init {run_folder.name}` and predict with that run")
+                         remedy=f"Run `medssl finetune PROJECT --init {run_folder.name}` and predict with that run")
     where = resolve_device(device)
     network = network_of(config, plan, len(facts["data"]["classes"]))
     tensors, _ = load_tensors(run_folder / WEIGHTS)
     network.load_state_dict(tensors)
-    network.eval().to(where).to(memory_format=memory_format(plan.dim))
+    network.eval()
+    place(network, where, plan.dim)
     values = tuple(facts["data"]["values"])
     return Model(network, plan, values, where, resolve_precision(precision, where))
 
@@ -127,7 +128,7 @@ def largest_components(classes: np.ndarray) -> np.ndarray:
     return result
 
 
-def run_predict(
+def run_predict(  # noqa: PLR0913 - the contract of the command
     project: Project, run: str, out: Path, events: Events, *,
     cases: str | None = None, images: Sequence[Path] = (), options: PredictOptions | None = None,
 ) -> list[Path]:
@@ -163,9 +164,9 @@ def run_predict(
 def _jobs(project: Project, cases: str | None, images: Sequence[Path]) -> dict[str, tuple[Path, ...]]:
     if images:
         found = [path for item in images for path in (_expand(item))]
-        jobs = {io.case_name(path): (path,) for path in found}
+        jobs: dict[str, tuple[Path, ...]] = {io.case_name(path): (path,) for path in found}
         if len(jobs) < len(found):
-            raise InputError("two images have the same file name", remedy="Rename one, or predict them into two folders")
+            raise InputError("two images have the same name", remedy="Rename one, or predict them into two folders")
         return jobs
     chosen = project.cases if cases is None else project.select(cases)
     if not chosen:

@@ -98,7 +98,9 @@ def choose_plan(ready: Preparation, cases: Sequence[Case], init: Path | None = N
     return theirs.model_copy(update={"patch": fitted.patch}) if fitted.strides == theirs.strides else theirs
 
 
-def fill_cache(ready: Preparation, plan: Plan, cases: Sequence[Case], *, labels: bool) -> tuple[Cache, tuple[Case, ...]]:
+def fill_cache(
+    ready: Preparation, plan: Plan, cases: Sequence[Case], *, labels: bool
+) -> tuple[Cache, tuple[Case, ...]]:
     """A cache that holds the usable cases; refused ones are named in warnings.
 
     Raises:

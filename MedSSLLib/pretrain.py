@@ -23,11 +23,11 @@ from MedSSLLib.events import Events
 from MedSSLLib.files import write_json
 from MedSSLLib.finetune import loop_config, stage_budget
 from MedSSLLib.manifest import Case
+from MedSSLLib.metalabels import MetaLabels, build_metalabels
 from MedSSLLib.methods import load_method
 from MedSSLLib.methods.base import Method, MethodConfig, MethodContext
 from MedSSLLib.model_card import write_model_card
-from MedSSLLib.networks import memory_format
-from MedSSLLib.metalabels import MetaLabels, build_metalabels
+from MedSSLLib.networks import place
 from MedSSLLib.picking import MetaPicker, UniformPicker, share_with_positive
 from MedSSLLib.planning import Plan
 from MedSSLLib.preparation import Preparation, choose_plan, fill_cache, make_encoder, prepare, record, resolve_weights
@@ -89,7 +89,8 @@ def build_task(
     context = MethodContext(
         plan.dim, plan.channels, patch, counts, gather_embeddings, sum_over_processes, ready.config.seed
     )
-    method = kind(encoder, options, context).to(ready.device).to(memory_format=memory_format(plan.dim))
+    method = kind(encoder, options, context)
+    place(method, ready.device, plan.dim)
     spacing = tuple(float(mm) for mm in plan.spacing[3 - plan.dim :] if mm)
     sampler = ViewSampler(cache, pick, patch, spacing, ready.config.augment, kind.views, options.view_scale,
                           options.min_overlap, options.flip, options.rotation, ready.config.seed)

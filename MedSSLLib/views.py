@@ -109,16 +109,17 @@ def sample_segmentation_views(
     """One augmented view a sample for training a segmentation: zoom, rotation, flips and elastic deformation."""
     dim = len(patch)
     active = rng.random(n) < config.affine
-    zoom = np.where(active[:, None], np.exp(rng.uniform(*np.log(config.scale), size=(n, 1))), 1.0)
+    zoom = np.where(active[:, None], np.exp(rng.uniform(np.log(config.scale[0]), np.log(config.scale[1]), (n, 1))), 1.0)
     half = np.asarray(patch, float) * zoom / 2
     centre = np.asarray(window, float) / 2
     rotation = np.tile(np.eye(dim), (n, 1, 1))
     if config.rotation and active.any():
         rotation[active] = sample_rotations(rng, int(active.sum()), spacing, config.rotation)
-    tensors = [np.float32(x)[:, None] for x in (centre - half, centre + half, sample_flips(rng, (n, dim), config.flip))]
-    lo, hi, flip = map(torch.from_numpy, tensors)
-    turn = torch.from_numpy(np.float32(rotation)[:, None])
-    return ViewGeometry(lo, hi, flip, turn, _sample_elastic(rng, n, dim, config))
+    flip = sample_flips(rng, (n, dim), config.flip)
+    lo, hi, flips, turn = (
+        torch.from_numpy(x.astype(np.float32)[:, None]) for x in (centre - half, centre + half, flip, rotation)
+    )
+    return ViewGeometry(lo, hi, flips, turn, _sample_elastic(rng, n, dim, config))
 
 
 def _sample_elastic(rng: Rng, n: int, dim: int, config: AugmentConfig, points: int = 6) -> Tensor | None:

@@ -107,6 +107,9 @@ def test_painting_replaces_boxes_or_all_but_boxes(dim: int) -> None:
     assert inside.painted.mean(axes).min() > low and inside.painted.mean(axes).max() < high
     assert outside.painted.mean(axes).max() < 1 - (3 / 7) ** dim * 0.5
     assert inside.painted.mean() < 0.5
+    middle = (slice(None), 0, *(n // 2 for n in PATCH[dim]))
+    corner = (slice(None), 0, *(0 for _ in PATCH[dim]))
+    assert outside.painted[corner].mean() > 0.8 > 0.4 > outside.painted[middle].mean()
     changed = corrupt(images, inside)
     kept = inside.painted.expand_as(images) == 0
     torch.testing.assert_close(changed[kept], images[kept])

@@ -16,27 +16,33 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
+
 from MedSSLLib.errors import InputError
 
 _GZIP, _MAX_RATIO, _CHUNK = b"\x1f\x8b", 1040, 4 * 2**20
 _META_BYTES = {"CHAR": 1, "SHORT": 2, "USHORT": 2, "INT": 4, "UINT": 4, "LONG": 4, "ULONG": 4, "FLOAT": 4,
                "UCHAR": 1, "LONG_LONG": 8, "ULONG_LONG": 8, "DOUBLE": 8}
+_REAL = {16: "f4", 64: "f8"}  # NIfTI data types
 _TRUNCATED = "Copy or download the file again."
 
 
 @dataclass(frozen=True)
 class _Promise:
-    """What a header promises: the number of bytes up to the end of the pixels, and where those are."""
+    """What a header promises: the file with the pixels, the bytes before and up to their end, their type if real."""
 
     data: Path
+    start: int
     end: int
+    real: str
 
 
 def check_whole(path: Path, *, pixels: bool) -> None:
     """Check a NIfTI or MetaImage file against its own header; other formats are left to ITK.
 
-    pixels: also decompress the data (length and checksum). Raises InputError for a truncated or damaged file, a header
-    without a usable size or spacing, and Analyze files, which do not say where left is.
+    pixels: also read the data: length, checksum and, in NIfTI, whether every value is finite (ITK turns NaN into 0).
+    Raises InputError for what fails, for a header without a usable size or spacing, and for Analyze files, which do not
+    say where left is.
     """
     name = path.name.lower()
     try:
@@ -63,9 +69,13 @@ def _check_nifti(path: Path, pixels: bool) -> None:
         raise InputError("is gzip-compressed but called .nii", file=path, remedy="Rename it to .nii.gz.")
     if not compressed or promise.end > size * _MAX_RATIO + _CHUNK:
         _expect(path, promise.end, size if not compressed else size * _MAX_RATIO)
-    elif pixels:
-        with gzip.open(promise.data) as unpacked:
-            _expect(path, promise.end, _length(unpacked, promise.end + 2**26))
+    if pixels and (compressed or promise.real):
+        with _opened(promise.data) as stream:
+            held, bad = _scanned(stream, promise)
+        _expect(path, promise.end, held)
+        if bad:
+            raise InputError(f"has {bad:,} voxels that are not finite (NaN or infinite)", file=path,
+                             remedy="Replace them, for example by 0, and save the image again.")
 
 
 def _nifti_promise(path: Path, header: bytes) -> _Promise:
@@ -88,13 +98,15 @@ def _nifti_promise(path: Path, header: bytes) -> _Promise:
     if not all(math.isfinite(value) and value != 0 for value in spacing):
         raise InputError(f"has the voxel spacing {[round(v, 6) for v in spacing]}", file=path,
                          remedy="Correct the spacing in the header, in millimetres.")
-    bits = struct.unpack_from(order + "h", header, type_at + 2)[0]
-    offset = int(struct.unpack_from(order + offset_type, header, offset_at)[0])
+    datatype, bits = struct.unpack_from(order + "2h", header, type_at)
+    offset = struct.unpack_from(order + offset_type, header, offset_at)[0]
+    start = int(offset) if math.isfinite(offset) and offset > 0 else 0
     pair = magic[:2] == b"ni"
     data = next((p for p in (path.with_suffix(".img"), path.with_suffix(".img.gz")) if pair and p.is_file()), path)
     if pair and data == path:
         raise InputError("has no .img file beside it", file=path, remedy="Keep the .hdr and .img files together.")
-    return _Promise(data, max(offset, 0) + math.prod(dims[1 : dims[0] + 1]) * max(bits, 0) // 8)
+    end = start + math.prod(dims[1 : dims[0] + 1]) * max(bits, 0) // 8
+    return _Promise(data, start, end, order + _REAL[datatype] if datatype in _REAL else "")
 
 
 def _check_meta(path: Path, pixels: bool) -> None:
@@ -158,12 +170,16 @@ def _starts_with(path: Path, magic: bytes) -> bool:
         return stream.read(len(magic)) == magic
 
 
-def _length(stream: gzip.GzipFile, limit: int) -> int:
-    """Bytes up to the end of the stream, whose checksum is verified there, or a little more than `limit`."""
-    total = 0
-    while total <= limit and (chunk := stream.read(_CHUNK)):
+def _scanned(stream: BinaryIO, promise: _Promise) -> tuple[int, int]:
+    """Bytes up to the end of the stream (where a checksum is verified; a bomb is left early), values not finite."""
+    total, bad = len(stream.read(promise.start)), 0
+    while total <= promise.end + 2**26 and (chunk := stream.read(_CHUNK)):
+        if promise.real and total < promise.end:
+            count = min(len(chunk), promise.end - total) // np.dtype(promise.real).itemsize
+            values = np.frombuffer(chunk, promise.real, count)
+            bad += values.size - int(np.count_nonzero(np.isfinite(values)))
         total += len(chunk)
-    return total
+    return total, bad
 
 
 def _expect(path: Path, promised: int, held: int) -> None:

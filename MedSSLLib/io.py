@@ -153,10 +153,13 @@ def modality_of(path: str | os.PathLike[str]) -> str:
 def write_image(path: str | os.PathLike[str], volume: Volume) -> None:
     """Write a volume, compressed and atomically, as .nii.gz, .nii, .nrrd or .mha; the file is checked before it counts.
 
-    Raises InputError for another extension, MedSSLError when it cannot be written (full disk, no permission).
+    Raises InputError for another extension and for values that are not finite, MedSSLError when it cannot be written
+    (full disk, no permission).
     """
     if not os.fspath(path).lower().endswith(_WRITABLE):
         raise InputError("has an extension that cannot be written", file=path, remedy=f"Use {', '.join(_WRITABLE)}.")
+    if volume.array.dtype.kind == "f" and not np.isfinite(volume.array).all():
+        raise InputError("would hold values that are not finite", file=path, remedy="Replace them before writing.")
     with atomic_path(path) as temporary:
         temporary.touch()
         try:

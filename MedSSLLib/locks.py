@@ -89,8 +89,8 @@ class FileLock:
     def _try(self) -> bool:
         if self._descriptor is not None:
             return False
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
         except OSError as error:
             raise MedSSLError(f"{self.path}: cannot be locked ({error.strerror}). "

@@ -45,7 +45,7 @@ def discover(paths: Sequence[str | os.PathLike[str]], labels: str | os.PathLike[
     Raises InputError when a path is missing or holds no image, no label is named like an image, or a dataset.json is
     malformed. Cases with the same name, missing channels or paths outside their dataset.json's folder are refused.
     """
-    if labels is not None and any(os.path.abspath(path) == os.path.abspath(labels) for path in paths):
+    if labels is not None and any(os.path.realpath(path) == os.path.realpath(labels) for path in paths):
         raise InputError("is given both as images and as labels", file=labels, remedy="Keep them in separate folders.")
     parts = [_one(Path(path), labels) for path in paths]
     source = Source(

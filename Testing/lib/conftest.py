@@ -12,6 +12,7 @@ import pytest
 
 from MedSSLLib import io
 from MedSSLLib.geometry import Geometry, Volume
+from MedSSLLib.project import Project
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -111,3 +112,10 @@ def data_set(tmp_path: Path, make_volume: Callable[..., Volume], make_label: Cal
     rows = [f"{name},P{number // 2},{'ED' if number % 2 else 'ES'}" for number, name in enumerate(names)]
     table.write_text("\n".join(["case,patient,phase", *rows]) + "\n", encoding="utf-8")
     return DataSet(images, labels, table, tuple(names))
+
+
+@pytest.fixture
+def project(tmp_path: Path, data_set: DataSet) -> Project:
+    """A project of the six cases: `oblique` test, `canonical` and `flipped` labelled."""
+    return Project.create(tmp_path / "project", data_set.images, labels=data_set.labels, metadata=data_set.metadata,
+                          labelled="canonical,flipped", test="oblique")

@@ -1,8 +1,7 @@
-"""The project folder: intake, roles, selections, classes, saving, other programs' data sets, runs."""
+"""The project folder: selections, changes, saving, paths, runs."""
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
@@ -19,139 +18,18 @@ from hypothesis import strategies as st
 import MedSSLLib
 from MedSSLLib import io
 from MedSSLLib.errors import InputError, MedSSLError
-from MedSSLLib.files import FileLock, read_json, write_json
-from MedSSLLib.geometry import Geometry, Volume
+from MedSSLLib.files import FileLock, write_json
+from MedSSLLib.geometry import Volume
 from MedSSLLib.labels import Annotated
 from MedSSLLib.manifest import (
-    Case,
-    Manifest,
     check_name,
-    parse_labels,
-    parse_modality,
-    read_manifest,
     stored_path,
-    write_manifest,
 )
-from MedSSLLib.metadata import read_metadata
 from MedSSLLib.project import Project
 from MedSSLLib.selection import names_in
 
 Make = Callable[..., Volume]
 
-
-@pytest.fixture
-def project(tmp_path: Path, data_set: Any) -> Project:
-    """A project of the six cases: `oblique` test, `canonical` and `flipped` labelled."""
-    return Project.create(tmp_path / "project", data_set.images, labels=data_set.labels, metadata=data_set.metadata,
-                          labelled="canonical,flipped", test="oblique")
-
-
-class TestCreate:
-    def test_roles_labels_and_metadata(self, project: Project, data_set: Any) -> None:
-        assert [case.name for case in project.cases] == sorted(data_set.names)
-        assert [case.name for case in project.labelled] == ["canonical", "flipped"]
-        assert [case.name for case in project.test] == ["oblique"]
-        assert {case.name for case in project.pool} == set(data_set.names) - {"oblique"}
-        assert len(project.unlabelled) == 3
-        assert all(case.label == data_set.labels / f"{case.name}.nii.gz" for case in project.cases)
-        assert project.case("flipped").metadata == {"patient": "P1", "phase": "ES"}
-        assert project.case("flipped").patient == "P1"
-        assert project.labels == {0: "background", 1: "class_1", 2: "class_2"}
-        assert (project.classes, project.values) == (("background", "class_1", "class_2"), (0, 1, 2))
-        assert (project.modality, project.channels, project.refused) == ("MR", 1, [])
-
-    def test_opening_gives_the_same(self, project: Project) -> None:
-        again = Project.open(project.folder)
-        assert again.cases == project.cases
-        assert (again.labels, again.modality, again.name) == (project.labels, project.modality, "project")
-
-    def test_the_manifest_is_a_decathlon_dataset_json(self, project: Project) -> None:
-        content = json.loads((project.folder / "medssl.json").read_text(encoding="utf-8"))
-        assert (content["format"], content["format_version"]) == ("medssl-project", 1)
-        assert content["modality"] == {"0": "MR"}
-        assert content["labels"] == {"0": "background", "1": "class_1", "2": "class_2"}
-        assert (content["numTraining"], content["numTest"], content["tensorImageSize"]) == (5, 1, "3D")
-        assert content["test"] == [{
-            "name": "oblique", "image": "../data/images/oblique.nii.gz", "label": "../data/labels/oblique.nii.gz",
-            "annotated": None, "role": "test", "metadata": {"patient": "P2", "phase": "ES"}}]
-        assert sorted(p.name for p in project.folder.iterdir()) == ["medssl.json"]
-
-    def test_only_labels_of_labelled_cases_are_opened(self, tmp_path: Path, data_set: Any) -> None:
-        for name in set(data_set.names) - {"canonical"}:
-            (data_set.labels / f"{name}.nii.gz").write_bytes(b"must not be read")
-        project = Project.create(tmp_path / "p", data_set.images, labels=data_set.labels, labelled="canonical")
-        assert project.refused == [] and len(project.cases) == 6
-        assert all(case.label for case in project.cases)
-
-    def test_labels_of_test_cases_are_not_opened(self, tmp_path: Path, data_set: Any) -> None:
-        (data_set.labels / "oblique.nii.gz").write_bytes(b"must not be read")
-        project = Project.create(tmp_path / "p", data_set.images, labels=data_set.labels, test="oblique")
-        assert project.refused == [] and len(project.labelled) == 5
-
-    def test_without_labels(self, tmp_path: Path, data_set: Any) -> None:
-        project = Project.create(tmp_path / "p", data_set.images)
-        assert len(project.unlabelled) == 6 and project.classes == ("background",)
-
-    def test_labelled_none_means_none(self, tmp_path: Path, data_set: Any) -> None:
-        project = Project.create(tmp_path / "p", data_set.images, labels=data_set.labels, labelled="")
-        assert project.labelled == () and project.classes == ("background",)
-
-    def test_good_cases_go_on_and_bad_ones_are_listed(self, tmp_path: Path, data_set: Any, make_volume: Make) -> None:
-        (data_set.images / "broken.nii.gz").write_bytes(b"nonsense")
-        io.write_image(data_set.labels / "canonical.nii.gz", make_volume(Geometry((5, 5, 5))))
-        project = Project.create(tmp_path / "p", data_set.images, labels=data_set.labels)
-        assert [case.name for case in project.cases] == sorted(set(data_set.names) - {"canonical"})
-        problems = {error.case: str(error) for error in project.refused}
-        assert set(problems) == {"broken", "canonical"}
-        assert "broken.nii.gz" in problems["broken"] and "another grid than its image: size" in problems["canonical"]
-
-    def test_a_selected_case_that_is_refused_does_not_stop_the_others(self, tmp_path: Path, data_set: Any) -> None:
-        (data_set.images / "flipped.nii.gz").write_bytes(b"nonsense")
-        project = Project.create(tmp_path / "p", data_set.images, labels=data_set.labels, labelled="flipped,canonical",
-                                 test="oblique")
-        assert [case.name for case in project.labelled] == ["canonical"]
-        with pytest.raises(InputError, match=r"^flipped: .*flipped.nii.gz"):
-            Project.create(tmp_path / "q", data_set.images, labels=data_set.labels, labelled="flipped")
-        assert not (tmp_path / "q").exists()
-
-    def test_metadata_warnings(self, tmp_path: Path, data_set: Any) -> None:
-        data_set.metadata.write_text("case;scanner\ncanonical.nii.gz;A\nother;B\n")
-        project = Project.create(tmp_path / "p", data_set.images, metadata=data_set.metadata)
-        assert project.case("canonical").metadata == {"scanner": "A"}
-        assert project.warnings[0] == "the metadata name unknown cases (1): other"
-        assert project.warnings[1].startswith("cases without metadata (5): anisotropic, flipped")
-
-    def test_other_warnings(self, tmp_path: Path, data_set: Any, make_volume: Make) -> None:
-        grid = Geometry((12, 10, 8))
-        io.write_image(data_set.labels / "canonical.nii.gz", Volume(np.zeros(grid.shape, np.uint8), grid))
-        io.write_image(data_set.labels / "stranger.nii.gz", make_volume())
-        project = Project.create(tmp_path / "p", data_set.images, labels=data_set.labels, metadata=data_set.metadata,
-                                 test="anisotropic")
-        assert project.warnings == [
-            "1 labels belong to no image: stranger", "canonical: the label is empty",
-            "patients with both test and training cases (1): P0"]
-
-    def test_an_existing_project_is_kept(self, project: Project, data_set: Any) -> None:
-        with pytest.raises(InputError, match="is a project already"):
-            Project.create(project.folder, data_set.images)
-
-    def test_real_data(self, tmp_path: Path, data_folder: Path) -> None:
-        heart = data_folder / "cardiac"
-        project = Project.create(tmp_path / "p", heart / "images", labels=heart / "labels",
-                                 metadata=heart / "metadata.csv", test="patient012,patient016",
-                                 labelled="patient011_frame01")
-        assert (len(project.cases), len(project.test), len(project.labelled)) == (80, 4, 1)
-        assert project.values == (0, 1, 2, 3) and project.warnings == [] and project.refused == []
-        assert project.test[0].metadata["phase"] == "ED"
-
-    def test_a_folder_of_which_no_case_is_usable(self, tmp_path: Path, data_folder: Path) -> None:
-        with pytest.raises(InputError, match=r"gantry tilt.*no case can be used; 5 more: notavolume_001: is not a vol"):
-            Project.create(tmp_path / "p", data_folder / "dicom" / "failing")
-        assert not (tmp_path / "p").exists()
-
-    def test_dicom_cases_are_named_by_their_folders(self, tmp_path: Path, data_folder: Path) -> None:
-        project = Project.create(tmp_path / "p", data_folder / "dicom" / "siemens")
-        assert [case.name for case in project.cases] == ["anatomical_001"]
 
 
 class TestSelect:
@@ -309,99 +187,6 @@ class TestStoredPaths:
         assert all(io.read_image(case.images[0]).array.any() for case in again.cases)
 
 
-class TestOtherDataSets:
-    def test_nnunet_raw_folder(self, tmp_path: Path, make_volume: Make, make_label: Make) -> None:
-        root = tmp_path / "Dataset001_X"
-        for name in ("a_1", "b_2", "c_3"):
-            for channel in range(2):
-                io.write_image(root / "imagesTr" / f"{name}_{channel:04d}.nii.gz", make_volume(seed=channel))
-            io.write_image(root / "labelsTr" / f"{name}.nii.gz", make_label(values=(1, 3)))
-        (root / "imagesTr" / "c_3_0000.nii.gz").unlink()
-        for channel in range(2):
-            io.write_image(root / "imagesTs" / f"t_{channel:04d}.nii.gz", make_volume())
-        write_json(root / "dataset.json", {
-            "channel_names": {"0": "T1", "1": "CT"}, "file_ending": ".nii.gz", "numTraining": 3,
-            "labels": {"background": 0, "organ": 1, "ignore": 3}})
-        for source in (root, root / "dataset.json"):
-            project = Project.create(tmp_path / f"p{source.suffix}", source)
-            assert [(c.name, len(c.images), c.role) for c in project.cases] == [
-                ("a_1", 2, "labelled"), ("b_2", 2, "labelled"), ("t", 2, "test")]
-            assert (project.modalities, project.channels) == (("T1", "CT"), 2)
-            assert (project.classes, project.values, project.ignore_value) == (("background", "organ"), (0, 1), 3)
-            assert "has the channels [1], expected 0 to 1" in str(project.refused[0])
-            assert "image" in read_json(project.folder / "medssl.json")["training"][0]
-
-    def test_images_of_an_nnunet_folder(self, tmp_path: Path, make_volume: Make, make_label: Make) -> None:
-        io.write_image(tmp_path / "imagesTr" / "a_0000.nii.gz", make_volume())
-        io.write_image(tmp_path / "imagesTr" / "a_0001.nii.gz", make_volume())
-        io.write_image(tmp_path / "labelsTr" / "a.nii.gz", make_label())
-        project = Project.create(tmp_path / "p", tmp_path / "imagesTr", labels=tmp_path / "labelsTr")
-        assert (len(project.case("a").images), project.channels) == (2, 2)
-
-    def test_numbered_files_of_a_plain_folder_are_cases(self, tmp_path: Path, make_volume: Make,
-                                                        make_label: Make) -> None:
-        for n in range(3):
-            io.write_image(tmp_path / "scans" / f"scan_{n:04d}.nii.gz", make_volume(seed=n))
-            io.write_image(tmp_path / "masks" / f"scan_{n:04d}.nii.gz", make_label())
-        project = Project.create(tmp_path / "p", tmp_path / "scans", labels=tmp_path / "masks")
-        assert [case.name for case in project.labelled] == ["scan_0000", "scan_0001", "scan_0002"]
-
-    def test_decathlon(self, tmp_path: Path, make_volume: Make, make_label: Make) -> None:
-        root = tmp_path / "Task04_X"
-        for name in ("x_001", "x_002"):
-            io.write_image(root / "imagesTr" / f"{name}.nii.gz", make_volume())
-            io.write_image(root / "labelsTr" / f"{name}.nii.gz", make_label())
-        io.write_image(root / "imagesTs" / "x_003.nii.gz", make_volume())
-        write_json(root / "dataset.json", {
-            "name": "X", "modality": {"0": "MRI"}, "labels": {"0": "background", "1": "Anterior", "2": "Posterior"},
-            "training": [{"image": f"./imagesTr/{n}.nii.gz", "label": f"./labelsTr/{n}.nii.gz"}
-                         for n in ("x_001", "x_002")],
-            "test": ["./imagesTs/x_003.nii.gz"]})
-        project = Project.create(tmp_path / "p", root, labelled="x_002")
-        assert [(c.name, c.role, bool(c.label)) for c in project.cases] == [
-            ("x_001", "unlabelled", True), ("x_002", "labelled", True), ("x_003", "test", False)]
-        assert (project.modality, project.classes) == ("MR", ("background", "Anterior", "Posterior"))
-
-    def test_declared_classes_spare_reading_labels(self, tmp_path: Path, data_set: Any,
-                                                   monkeypatch: pytest.MonkeyPatch) -> None:
-        write_json(data_set.images.parent / "dataset.json", {
-            "modality": {"0": "CT"}, "labels": {"0": "background", "1": "a", "2": "b"},
-            "training": [{"image": f"images/{n}.nii.gz", "label": f"labels/{n}.nii.gz"} for n in data_set.names]})
-        monkeypatch.setattr("MedSSLLib.intake.read_label", lambda *a, **k: pytest.fail("a label was read"))
-        project = Project.create(tmp_path / "p", data_set.images.parent)
-        assert (len(project.labelled), project.modality) == (6, "CT")
-        assert project.with_labelled("canonical").classes == ("background", "a", "b")
-
-    def test_paths_that_leave_the_data_set_are_refused(self, tmp_path: Path, data_set: Any) -> None:
-        good = {"image": "images/canonical.nii.gz", "label": "labels/canonical.nii.gz"}
-        entries = [good, {"image": "../secret.nii.gz"}, {"image": "/etc/passwd"}, {"image": "images/../../x.nii.gz"},
-                   {"image": "images/flipped.nii.gz", "label": "..\\..\\x.nii.gz"}, {"image": ["C:/x.nii.gz"]}]
-        write_json(data_set.images.parent / "dataset.json", {"labels": {"1": "a", "2": "b"}, "training": entries})
-        project = Project.create(tmp_path / "p", data_set.images.parent)
-        assert [case.name for case in project.cases] == ["canonical"]
-        assert len(project.refused) == 5
-        assert all("points outside its own folder" in str(error) for error in project.refused)
-
-    def test_segment_names_become_class_names_and_must_agree(self, tmp_path: Path, data_set: Any,
-                                                             make_label: Make) -> None:
-        import SimpleITK as sitk
-
-        shutil.rmtree(data_set.labels)
-        data_set.labels.mkdir()
-        for name, parts in (("canonical", ("liver", "spleen")), ("anisotropic", ("spleen", "liver"))):
-            image = sitk.Cast(sitk.ReadImage(data_set.images / f"{name}.nii.gz") * 0, sitk.sitkUInt8)
-            image[2:5, 2:5, 2:4] = 1
-            image[5:8, 2:5, 2:4] = 2
-            for n, part in enumerate(parts):
-                for key, value in (("Name", part), ("LabelValue", str(n + 1)), ("Layer", "0")):
-                    image.SetMetaData(f"Segment{n}_{key}", value)
-            sitk.WriteImage(image, data_set.labels / f"{name}.seg.nrrd")
-        project = Project.create(tmp_path / "p", data_set.images, labels=data_set.labels)
-        assert project.classes == ("background", "spleen", "liver")
-        assert [error.case for error in project.refused] == ["canonical"]
-        assert "calls the value 1 'liver', other cases use 'spleen'" in str(project.refused[0])
-
-
 class TestFolders:
     @pytest.mark.parametrize("name", ["../x", "/abs", "a/b", "a\\b", "..", ".", "", "a\nb", "a\0b", "-rf", "@x", "a,b",
                                       "x" * 200, "CON", "nul.txt", "a ", " a", "a.", "C:x", "a\u202eb", None, 3, "~x"])
@@ -449,93 +234,6 @@ class TestFolders:
         assert [runs[name]["finished"] for name in ("first", "second")] == [True, False]
         assert runs["second"]["resumable"]
         assert "is not valid JSON" in runs["broken"]["problem"] and runs["first"]["problem"] == ""
-
-
-class TestManifest:
-    def test_unknown_keys_are_kept(self, project: Project) -> None:
-        path = project.folder / "medssl.json"
-        write_json(path, read_json(path) | {"licence": "CC", "reference": {"a": 1}})
-        again = Project.open(project.folder)
-        again.set_metadata("canonical", {})
-        again.save()
-        assert read_json(path)["reference"] == {"a": 1}
-
-    def test_channels_and_annotations_survive(self, tmp_path: Path) -> None:
-        case = Case("a", (tmp_path / "a0.nii", tmp_path / "a1.nii"), None, Annotated.of([(1, [2])]), "test", {"k": "v"})
-        write_manifest(tmp_path, Manifest("n", ("MR", "CT"), {0: "bg", 7: "x"}, None, {"a": case}))
-        assert read_manifest(tmp_path) == Manifest("n", ("MR", "CT"), {0: "bg", 7: "x"}, None, {"a": case})
-
-    @settings(max_examples=150, deadline=None)
-    @given(data=st.data())
-    def test_damaged_manifests_never_give_a_traceback(self, tmp_path_factory: pytest.TempPathFactory,
-                                                      data: st.DataObject) -> None:
-        folder = tmp_path_factory.mktemp("p")
-        content: dict[str, Any] = {
-            "format": "medssl-project", "format_version": 1, "name": "x", "modality": {"0": "MR"},
-            "labels": {"0": "background", "1": "a"}, "labels_from": ["c"],
-            "training": [{"name": "c", "image": "c.nii", "label": "l.nii", "annotated": [{"axis": 2, "indices": [1]}],
-                          "role": "labelled", "metadata": {"a": "b"}}], "test": []}
-        junk = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-                            lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner,
-                                                                                       max_size=3), max_leaves=6)
-        target = data.draw(st.sampled_from([content, content["training"][0]]))
-        target[data.draw(st.sampled_from(sorted(target)))] = data.draw(junk)
-        (folder / "medssl.json").write_text(json.dumps(content), encoding="utf-8")
-        try:
-            opened = Project.open(folder)
-        except InputError as error:
-            assert error.file and error.remedy
-        else:
-            assert opened.classes and opened.modality and isinstance(opened.cases, tuple)
-            opened.save()
-
-    def test_labels_in_both_directions(self) -> None:
-        assert parse_labels({"0": "background", "2": "b", "1": "a"}) == {0: "background", 1: "a", 2: "b"}
-        assert parse_labels({"background": 0, "liver": 1}) == {0: "background", 1: "liver"}
-        assert parse_labels({}) == {0: "background"}
-
-    @pytest.mark.parametrize("entries", [[], "x", {"a": [1, 2]}, {"-1": "a"}, {"1": ""}, {"1": "a", "01": "b"},
-                                         {"1": "a", "2": "a"}, {"a": -1}, {"a": True}, {"1.5": "a"}, {"x": "y"},
-                                         {str(10**30): "a"}])
-    def test_impossible_labels(self, entries: Any) -> None:
-        with pytest.raises(InputError):
-            parse_labels(entries)
-
-    def test_modality(self) -> None:
-        assert parse_modality({"0": "MRI", "1": "ct"}) == ("MR", "CT")
-        for bad in ({}, [], "MR", {"0": 1}, None):
-            with pytest.raises(InputError):
-                parse_modality(bad)
-
-
-class TestMetadata:
-    @pytest.mark.parametrize("content", [
-        b"case,patient,age\na,P1,\nb,\"P,2\",3\n", b"\xef\xbb\xbfcase;patient;age\r\na;P1;\r\nb;\"P,2\";3\r\n",
-        b"case\tpatient\tage\na\tP1\t\nb\tP,2\t3\n\n", b"Age,CASE,patient\n,a,P1\n3,b,\"P,2\"\n"])
-    def test_dialects(self, tmp_path: Path, content: bytes) -> None:
-        (tmp_path / "m.csv").write_bytes(content)
-        table = {case: {key.lower(): value for key, value in entry.items()}
-                 for case, entry in read_metadata(tmp_path / "m.csv").items()}
-        assert table == {"a": {"patient": "P1"}, "b": {"patient": "P,2", "age": "3"}}
-
-    def test_latin_1(self, tmp_path: Path) -> None:
-        (tmp_path / "m.csv").write_bytes("case,name\na,Zoë\n".encode("latin-1"))
-        assert read_metadata(tmp_path / "m.csv") == {"a": {"name": "Zoë"}}
-
-    @settings(max_examples=300, deadline=None)
-    @given(content=st.binary(max_size=120) | st.text("case,;\t\"\n\rab\0", max_size=60).map(str.encode))
-    def test_any_bytes(self, tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
-        path = tmp_path_factory.mktemp("m") / "m.csv"
-        path.write_bytes(content)
-        try:
-            read_metadata(path)
-        except InputError as error:
-            assert error.file == str(path) and error.remedy
-
-    def test_patient_columns(self) -> None:
-        assert Case("c", (), metadata={"patient_id": "P"}).patient == "P"
-        assert Case("c", (), metadata={"Patient": "P"}).patient == "P"
-        assert Case("c", (), metadata={"patient": ""}).patient == "c"
 
 
 def test_importing_a_project_is_light() -> None:

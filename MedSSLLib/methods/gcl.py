@@ -123,7 +123,7 @@ class GCL(Method):
     needs_meta: ClassVar[bool] = True
 
     def __init__(self, encoder: Encoder, config: GCLConfig, context: MethodContext) -> None:
-        """Raises InputError for a label that the data lacks or a level that the encoder lacks."""
+        """Raises InputError when no wanted label is usable, or for a level that the encoder lacks."""
         super().__init__(encoder, config, context)
         self.labels = _labels(config, context)
         self.image_level = _level(config.image_level, encoder, "image_level")
@@ -228,14 +228,13 @@ def _take(x: Tensor, index: Tensor) -> Tensor:
 
 
 def _labels(config: GCLConfig, context: MethodContext) -> tuple[str, ...]:
-    unknown = [name for name in config.meta if name not in context.meta]
-    if unknown:
-        available = ", ".join(context.meta) or "none"
+    """The wanted labels among the usable ones; `build_metalabels` has said which are not and why."""
+    names = tuple(name for name in config.meta or context.meta if name in context.meta)
+    if config.meta and not names:
         raise InputError(
-            f"meta label {', '.join(unknown)} cannot be used (usable: {available})",
-            remedy="Choose others, or add the column to the project's metadata.",
+            f"meta label {', '.join(config.meta)} cannot be used",
+            remedy=f"Usable labels: {', '.join(context.meta) or 'none'}.",
         )
-    names = config.meta or tuple(context.meta)
     return (*names, INSTANCE) if config.instance or not names else names
 
 

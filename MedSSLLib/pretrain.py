@@ -92,8 +92,9 @@ def build_task(
     method = kind(encoder, options, context)
     place(method, ready.device, plan.dim)
     spacing = tuple(float(mm) for mm in plan.spacing[3 - plan.dim :] if mm)
-    sampler = ViewSampler(cache, pick, patch, spacing, ready.config.augment, kind.views, options.view_scale,
-                          options.min_overlap, options.flip, options.rotation, ready.config.seed)
+    augment = ready.config.augment if kind.intensity else None
+    sampler = ViewSampler(cache, pick, patch, spacing, augment, kind.views, options.view_scale, options.min_overlap,
+                          options.flip, options.rotation, ready.config.seed)
     return PretrainTask(method, sampler, ready.device), facts
 
 

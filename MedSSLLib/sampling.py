@@ -209,6 +209,7 @@ class ViewSampler:
 
     Attributes:
         pick: draws the samples of a step's global batch, ``pick(rng, step)``.
+        augment: changes of intensity; None leaves it alone.
         views: views a sample.
         scale: side of a box relative to the patch.
         min_overlap: least overlap of the boxes of a sample, share of the smaller box.
@@ -219,7 +220,7 @@ class ViewSampler:
     pick: Picker
     patch: tuple[int, ...]
     spacing: tuple[float, ...]
-    augment: AugmentConfig
+    augment: AugmentConfig | None
     views: int
     scale: tuple[float, float]
     min_overlap: float
@@ -236,7 +237,7 @@ class ViewSampler:
         boxes = [sample_boxes(rng, e, self.patch, self.scale, self.min_overlap, self.views) for e in extents]
         flips = sample_flips(rng, (len(picks), self.views, dim), self.flip)
         turns = sample_rotations(rng, len(picks) * self.views, self.spacing, self.rotation) if self.rotation else None
-        changes = sample_intensity(rng, len(picks) * self.views, self.augment)
+        changes = sample_intensity(rng, len(picks) * self.views, self.augment) if self.augment else {}
         mine = own_samples(len(picks) - len(picks) % parts, part, parts)  # gathering needs parts of one size
         kept = (mine[:, None] * self.views + np.arange(self.views)).ravel()
         lo, hi = np.moveaxis(np.asarray(boxes), 1, 0)[:, mine]

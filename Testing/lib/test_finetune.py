@@ -1,0 +1,130 @@
+"""``run_finetune`` on a tiny project: what it learns from, what it leaves behind, what it refuses."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from MedSSLLib.checkpoint import load_tensors, save_tensors
+from MedSSLLib.errors import InputError
+from MedSSLLib.events import Events
+from MedSSLLib.finetune import run_finetune, split_holdout, stage_budget
+from MedSSLLib.manifest import Case
+from MedSSLLib.networks import Encoder
+from MedSSLLib.runfolder import read_plan
+from Testing.lib.core_helpers import loud, tiny_config, tiny_project
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    return tiny_project(tmp_path_factory.mktemp("finetune"))
+
+
+def weights(folder):
+    return load_tensors(folder / "weights.safetensors")[0]
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(t, b[n]) for n, t in a.items())
+
+
+def test_a_run_leaves_a_complete_folder_and_learns(project):
+    events, record = loud()
+    config = tiny_config(name="learn", dim="2d", training__steps=120, optimiser__lr=1e-2, training__batch=4)
+    folder = run_finetune(project, config, events)
+    assert folder == project.run_folder("learn")
+    kept = {p.name for p in folder.iterdir()} - {".lock"}
+    assert kept >= {"config.json", "events.jsonl", "log.txt", "weights.safetensors", "checkpoint", "metrics.json", "model_card.md"}
+    facts = json.loads((folder / "config.json").read_text())
+    assert facts["config"]["training"]["steps"] == 120 and facts["versions"]["torch"] == torch.__version__
+    assert sorted(facts["data"]["labelled"]) == ["case0", "case1", "case2", "case3"]
+    losses = [e["losses"]["segmentation"] for e in record.of("progress") if e["stage"] == "finetune"]
+    assert len(losses) == 120 and np.mean(losses[-20:]) < 0.6 * np.mean(losses[:10])
+    assert record.of("start")[0]["run"] == "learn" and record.events[-1]["event"] == "done"
+    assert json.loads((folder / "metrics.json").read_text())["steps"] == 120
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(project):
+    first = weights(run_finetune(project, tiny_config(name="s1", seed=1), Events()))
+    assert same(first, weights(run_finetune(project, tiny_config(name="s2", seed=1), Events())))
+    assert not same(first, weights(run_finetune(project, tiny_config(name="s3", seed=2), Events())))
+
+
+def test_another_seed_starts_from_another_network(project):
+    still = {"optimiser__lr": 1e-30, "training__steps": 1, "optimiser__weight_decay": 0.0}
+    a, b = (weights(run_finetune(project, tiny_config(name=f"w{s}", seed=s, **still), Events())) for s in (0, 1))
+    assert not torch.equal(a["head.weight"], b["head.weight"])
+
+
+def test_only_the_named_labels_are_read(project, monkeypatch):
+    from MedSSLLib import io
+
+    read = []
+    plain = io.read_label
+    monkeypatch.setattr(io, "read_label", lambda path, *a, **k: read.append(path.name) or plain(path, *a, **k))
+    run_finetune(project, tiny_config(name="named", labelled='["case1"]', annotated_slices=2, training__steps=1), Events())
+    assert set(read) == {"case1.nii.gz"}
+    facts = json.loads((project.run_folder("named") / "config.json").read_text())["data"]
+    assert facts["labelled"] == ["case1"] and len(facts["annotated"]["case1"][0]["indices"]) == 2
+
+
+def test_a_transferred_encoder_is_used_reported_and_can_be_frozen(project):
+    first = run_finetune(project, tiny_config(name="source"), Events())
+    events, record = loud()
+    config = tiny_config(name="target", init="source", freeze_encoder=True, network__widths=(6, 12))
+    second = run_finetune(project, config, events)
+    a, b = weights(first), weights(second)
+    assert {n for n in a if n.startswith("encoder.")} and read_plan(first) == read_plan(second)
+    assert all(torch.equal(a[n], b[n]) for n in a if n.startswith("encoder.")), "frozen, in weights and statistics"
+    assert not torch.equal(a["head.weight"], b["head.weight"])
+    transfer = next(e for e in record.of("metric") if e["stage"] == "transfer")
+    assert transfer["tensors_loaded"] == sum(n.startswith("encoder.") for n in a)
+    assert (second / "transfer.txt").exists()
+
+
+def test_the_encoder_rate_slows_the_encoder_alone(project):
+    run_finetune(project, tiny_config(name="base", training__steps=2), Events())
+    a = weights(project.run_folder("base"))
+    options = {"init": "base", "optimiser__encoder_lr": 1e-9, "optimiser__weight_decay": 0.0}
+    b = weights(run_finetune(project, tiny_config(name="slow", **options), Events()))
+    convolutions = [n for n in a if n.startswith("encoder.") and n.endswith("conv.weight")]
+    assert all(torch.allclose(a[n], b[n], atol=1e-7) for n in convolutions)
+
+
+@pytest.mark.parametrize(("change", "words"), [
+    ({"init": "never"}, "has no weights"), ({"init": "x.safetensors"}, "does not exist"),
+    ({"labelled": '["nobody"]'}, "nobody"), ({"training__batch": 1, "training__accumulate": 2}, "cannot be split"),
+])  # fmt: skip
+def test_what_does_not_fit_is_refused(project, change, words):
+    with pytest.raises(InputError, match=words):
+        run_finetune(project, tiny_config(**change), Events())
+
+
+def test_weights_of_another_kind_are_refused(project, tmp_path):
+    alien = Encoder(2, 1, (4, 8), ((1, 1), (2, 2))).state_dict()
+    save_tensors(tmp_path / "alien.safetensors", alien, {})
+    with pytest.raises(InputError, match="2D or 3D"):
+        run_finetune(project, tiny_config(init=str(tmp_path / "alien.safetensors")), Events())
+
+
+def test_cross_validation_scores_every_case_once_within_the_budget(project):
+    config = tiny_config(name="cv", training__folds=2, training__steps=9, training__validate_every=1.0)
+    folder = run_finetune(project, config, Events())
+    rows = json.loads((folder / "metrics.json").read_text())["cross_validation"]
+    assert sorted(c for row in rows for c in row["cases"]) == ["case0", "case1", "case2", "case3"]
+    states = [load_tensors(p)[1]["state"]["step"] for p in (folder / "checkpoint").glob("*.safetensors")]
+    assert len(states) == 3 and sum(states) == 9, "folds and final fit share the budget"
+
+
+def test_patients_stay_on_one_side_of_the_holdout():
+    cases = [Case(f"c{i}", (), metadata={"patient": f"p{i // 2}"}) for i in range(24)]
+    training, held_out = split_holdout(cases, tiny_config())
+    assert {c.patient for c in training}.isdisjoint(c.patient for c in held_out)
+    assert len(held_out) == 4 and len(training) + len(held_out) == 24
+    assert split_holdout(cases[:9], tiny_config())[1] == (), "too few to hold any out"
+
+
+def test_minutes_become_seconds_of_a_stage():
+    assert stage_budget(tiny_config(training__minutes=2), 0.5)._seconds == 60
+    assert stage_budget(tiny_config(training__steps=9), 1 / 3).steps == 3

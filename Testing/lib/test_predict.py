@@ -1,0 +1,176 @@
+"""Prediction on the source grid, with a hand-set network: an asymmetric object must land where it lies."""
+
+import json
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+
+from MedSSLLib import io
+from MedSSLLib.checkpoint import save_tensors
+from MedSSLLib.errors import InputError
+from MedSSLLib.events import Events
+from MedSSLLib.geometry import Geometry, Volume
+from MedSSLLib.planning import Plan, make_plan
+from MedSSLLib.predict import PredictOptions, largest_components, load_model, network_of, predict_case, run_predict
+from MedSSLLib.runfolder import WEIGHTS, write_config
+from Testing.lib.core_helpers import loud, tiny_config, tiny_project
+
+
+def oblique(size, spacing, angles, flips=(1, 1, 1)):
+    rotation = sitk.Euler3DTransform((0, 0, 0), *angles).GetMatrix()
+    direction = np.reshape(rotation, (3, 3)) * np.asarray(flips)
+    return Geometry(size, spacing, (12.0, -30.0, 7.0), tuple(direction.ravel()))
+
+
+GRIDS = {
+    "plain": Geometry((24, 26, 20)),
+    "flipped": oblique((24, 26, 20), (1.0, 1.0, 1.0), (0, 0, 0), (-1, -1, 1)),
+    "left-handed": oblique((24, 26, 20), (1.0, 1.0, 1.2), (0, 0, 0), (1, 1, -1)),
+    "oblique": oblique((28, 26, 22), (1.0, 0.9, 1.3), (0.2, -0.3, 0.15)),
+    "anisotropic": oblique((30, 32, 12), (0.8, 0.8, 3.0), (0.1, 0.2, 0)),
+    "thick along i": oblique((9, 30, 32), (4.0, 0.9, 0.9), (0, 0.1, 0)),
+    "permuted": Geometry((22, 24, 26), (1.1, 1.0, 0.9), (0.0, 0.0, 0.0), (0.0, 0.0, 1.0, 1.0, 0.0, 0.0, 0.0, 1.0, 0.0)),
+    "fine": oblique((40, 44, 36), (0.5, 0.5, 0.6), (0, 0, 0.4)),
+}
+
+
+def object_in(geometry):
+    """An L of three different arms: no flip or permutation maps it onto itself."""
+    n = np.asarray(geometry.shape)
+    label = np.zeros(geometry.shape, np.uint8)
+    a, b = (n * 0.2).astype(int), np.maximum((n * 0.45).astype(int), (n * 0.2).astype(int) + 2)
+    label[a[0] : b[0], a[1] : b[1], a[2] : b[2]] = 1
+    label[a[0] : b[0], a[1] : b[1], a[2] : int(n[2] * 0.8)] = 1
+    label[a[0] : b[0], a[1] : int(n[1] * 0.65), a[2] : b[2]] = 1
+    return label
+
+
+def threshold_model(folder, plan, level=0.0, values=(0, 7)):
+    """A run whose network is a 1x1 classifier of the normalised image: class 1 above `level`."""
+    config = tiny_config(name="threshold", network__widths=(4, 8), dim="auto")
+    folder.mkdir(parents=True)
+    write_config(folder, config, plan, {"classes": ["background", "thing"], "values": list(values)})
+    save_tensors(folder / WEIGHTS, network_of(config, plan, 2).state_dict(), {})
+    model = load_model(folder, "cpu")
+
+    class Threshold(torch.nn.Module):
+        def forward(self, x):
+            return torch.cat([5 * (level - x), 5 * (x - level)], 1)
+
+    object.__setattr__(model, "network", Threshold())
+    return model
+
+
+def dice(a, b):
+    return 2 * (a & b).sum() / (a.sum() + b.sum())
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize("dim", ["2d", "3d"])
+@pytest.mark.parametrize("flips", [False, True])
+def test_an_asymmetric_object_lands_where_it_lies(tmp_path, grid, dim, flips):
+    geometry = GRIDS[grid]
+    label = object_in(geometry)
+    image = Volume((np.where(label, 100, -100) + np.random.default_rng(0).normal(size=label.shape)).astype(np.float32), geometry)
+    plan = make_plan([geometry], modality="MR", dim=dim)
+    share = (label > 0).mean()
+    halfway = (0.5 - share) / np.sqrt(share * (1 - share))  # of both normalised values
+    model = threshold_model(tmp_path / "run", plan, float(halfway))
+    predicted, probabilities = predict_case(model, [image], PredictOptions(flips=flips))
+    assert predicted.geometry == geometry and predicted.array.dtype == np.uint8
+    assert set(np.unique(predicted.array)) == {0, 7}, "the values of the label files"
+    assert probabilities.shape == (2, *geometry.shape)
+    np.testing.assert_allclose(probabilities.sum(0), 1, atol=1e-4)
+    assert dice(predicted.array == 7, label > 0) > 0.95
+    own = dice(predicted.array == 7, label > 0)
+    assert all(dice(predicted.array == 7, np.flip(label, axis) > 0) < own - 0.2 for axis in range(3))
+
+
+def test_a_constant_case_and_other_channels_are_refused(tmp_path):
+    model = threshold_model(tmp_path / "run", make_plan([GRIDS["plain"]], modality="MR", dim="3d"))
+    with pytest.raises(InputError, match="constant"):
+        predict_case(model, [Volume(np.ones(GRIDS["plain"].shape, np.float32), GRIDS["plain"])], PredictOptions())
+    volume = Volume(np.random.default_rng(0).normal(size=GRIDS["plain"].shape), GRIDS["plain"])
+    with pytest.raises(InputError, match="2 channels, expected 1"):
+        predict_case(model, [volume, volume], PredictOptions())
+
+
+def test_largest_components_by_hand():
+    classes = np.zeros((3, 8, 8), int)
+    classes[0, 0, :3], classes[0, 5, 5:7], classes[2, 2:4, 2:4], classes[2, 7, 7] = 1, 1, 2, 2
+    kept = largest_components(classes)
+    assert (kept == 1).sum() == 3 and kept[0, 0, :3].all() and (kept == 2).sum() == 4 and kept[2, 7, 7] == 0
+    assert (largest_components(np.zeros((2, 2, 2), int)) == 0).all()
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    project = tiny_project(tmp_path_factory.mktemp("predict"), 3)
+    from MedSSLLib.finetune import run_finetune
+
+    run_finetune(project, tiny_config(name="model", dim="2d"), Events())
+    return project
+
+
+def test_cases_are_written_on_their_grids_with_all_extras(trained, tmp_path):
+    events, record = loud()
+    options = PredictOptions(probabilities=True, uncertainty=True, largest_component=True, device="cpu")
+    written = run_predict(trained, "model", tmp_path, events, cases="case0,case2", options=options)
+    assert [p.name for p in written] == ["case0.nii.gz", "case2.nii.gz"]
+    for case in ("case0", "case2"):
+        source = io.read_header(trained.case(case).images[0])
+        label = io.read_label(tmp_path / f"{case}.nii.gz", source)
+        parts = sorted((tmp_path / "probabilities").glob(f"{case}_*.nii.gz"))
+        assert len(parts) == 2
+        p = np.stack([io.read_image(part).array for part in parts])
+        np.testing.assert_allclose(p.sum(0), 1, atol=1e-3)
+        u = io.read_image(tmp_path / "uncertainty" / f"{case}.nii.gz").array
+        entropy = -(p * np.log(np.maximum(p, 1e-12))).sum(0) / np.log(2)
+        np.testing.assert_allclose(u, entropy, atol=1e-3)
+        assert set(np.unique(label.array)) <= {0, 1}
+    assert [e["step"] for e in record.of("progress")] == [1, 2] and record.of("done")[0]["cases"] == 2
+
+
+def test_prediction_is_the_same_twice_and_does_not_touch_the_project(trained, tmp_path):
+    before = {p: p.stat().st_mtime_ns for p in trained.folder.rglob("*") if p.is_file()}
+    for name in ("a", "b"):
+        run_predict(trained, "model", tmp_path / name, Events(), cases="case1")
+    source = io.read_header(trained.case("case1").images[0])
+    a, b = (io.read_label(tmp_path / n / "case1.nii.gz", source).array for n in ("a", "b"))
+    assert np.array_equal(a, b)
+    assert before == {p: p.stat().st_mtime_ns for p in trained.folder.rglob("*") if p.is_file()}
+
+
+def test_a_bad_image_is_named_and_the_others_go_on(trained, tmp_path):
+    good = trained.case("case0").images[0]
+    bad = tmp_path / "bad.nii.gz"
+    bad.write_bytes(good.read_bytes()[:200])
+    events, record = loud()
+    written = run_predict(trained, "model", tmp_path / "out", events, images=[bad, good])
+    assert [p.name for p in written] == ["case0.nii.gz"] and "bad.nii.gz" in record.of("warning")[0]["message"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["case0.nii.gz"]
+    with pytest.raises(InputError, match=r"bad\.nii\.gz"):
+        run_predict(trained, "model", tmp_path / "out2", Events(), images=[bad])
+
+
+def test_refusals(trained, tmp_path):
+    for arguments, words in (
+        ({"run": "never"}, "has no weights"), ({"run": "model", "cases": "nobody"}, "nobody"),
+        ({"run": "model", "cases": ""}, "no case is selected"),
+        ({"run": "model", "images": [trained.case("case0").images[0]] * 2}, "same name"),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=words):
+            run_predict(trained, out=tmp_path, events=Events(), **arguments)
+
+
+def test_an_encoder_segments_nothing(trained, tmp_path):
+    folder = trained.run_folder("only-encoder")
+    folder.mkdir(parents=True)
+    plan = Plan(dim=2, spacing=(None, 1, 1), slice_axis="own", modality=("MR",), channels=1, patch=(8, 8), strides=((1, 1),))
+    write_config(folder, tiny_config("pretrain", method="byol"), plan, {})
+    save_tensors(folder / WEIGHTS, {"encoder.x": torch.ones(1)}, {})
+    with pytest.raises(InputError, match="--init only-encoder"):
+        run_predict(trained, "only-encoder", tmp_path, Events())
+    assert json.loads((folder / "config.json").read_text())["config"]["command"] == "pretrain"

@@ -1,0 +1,101 @@
+"""``run_pretrain`` with every method: reads no label, leaves an encoder that fine-tuning takes over."""
+
+import json
+
+import pytest
+import torch
+
+from MedSSLLib import io
+from MedSSLLib.checkpoint import load_tensors
+from MedSSLLib.errors import GuardError, InputError
+from MedSSLLib.events import Events
+from MedSSLLib.finetune import run_finetune
+from MedSSLLib.methods import METHODS, load_method
+from MedSSLLib.methods.base import MethodConfig
+from MedSSLLib.planning import Plan
+from MedSSLLib.pretrain import PretrainTask, run_pretrain, view_patch
+from Testing.lib.core_helpers import loud, tiny_config, tiny_project
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    return tiny_project(tmp_path_factory.mktemp("pretrain"))
+
+
+def config(method, **changes):
+    return tiny_config("pretrain", method=method, **{"training__batch": 4, "dim": "2d", "training__steps": 3} | changes)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_gives_an_encoder_without_reading_labels(project, monkeypatch, method):
+    monkeypatch.setattr(io, "read_label", lambda *a, **k: pytest.fail("a label was read"))
+    events, record = loud()
+    folder = run_pretrain(project, config(method, name=method), events)
+    tensors, facts = load_tensors(folder / "weights.safetensors")
+    assert tensors and all(n.startswith("encoder.") for n in tensors)
+    assert facts == {"kind": "encoder", "method": method}
+    steps = [e for e in record.of("progress") if e["stage"] == "pretrain"]
+    assert [e["step"] for e in steps] == [1, 2, 3]
+    data = json.loads((folder / "config.json").read_text())["data"]
+    assert data["unlabelled"] == ["case0", "case1", "case2", "case3"]
+    monkeypatch.undo()
+    events, record = loud()
+    target = run_finetune(project, tiny_config(init=method, dim="auto", training__steps=1), events)
+    transfer = next(e for e in record.of("metric") if e["stage"] == "transfer")
+    assert transfer["tensors_loaded"] == len(tensors)
+    assert "0 newly initialised, 0 in the file not used" in (target / "transfer.txt").read_text()
+
+
+def test_a_collapsed_run_is_stopped():
+    with pytest.raises(GuardError, match="collapsed"):
+        PretrainTask.check(None, {"feature_std": 1e-5}, 0.5)
+    PretrainTask.check(None, {"feature_std": 1e-5}, 0.0)
+    PretrainTask.check(None, {"feature_std": 0.3}, 0.5)
+    PretrainTask.check(None, {}, 0.5)
+
+
+def test_unknown_options_and_methods_are_refused(project):
+    with pytest.raises(InputError, match="'momentun' of byol"):
+        run_pretrain(project, config("byol", options='{"momentun": 0.9}'), Events())
+    with pytest.raises(InputError, match="method 'magic' does not exist"):
+        run_pretrain(project, config("magic"), Events())
+
+
+def test_methods_that_make_their_own_corruptions_get_clean_views(project):
+    """Restoration compares with the view itself: noise or blur on it would be learnt."""
+    from contextlib import ExitStack
+
+    from MedSSLLib.preparation import choose_plan, fill_cache, prepare
+    from MedSSLLib.pretrain import build_task
+
+    noisy = {"augment__noise": 1.0, "augment__blur": 1.0}
+    for method, changed in (("restoration", False), ("byol", True)):
+        with ExitStack() as stack:
+            ready = prepare(project, config(method, **noisy), Events(), stack)
+            plan = choose_plan(ready, project.pool)
+            cache, cases = fill_cache(ready, plan, project.pool, labels=False)
+            task, _ = build_task(ready, plan, cache, cases, None)
+            changes = task.host_batch(0, 0, 1).changes
+            assert any(map(bool, changes.values())) is changed
+
+
+@pytest.mark.parametrize(("patch", "strides", "voxels"), [
+    ((192, 160), ((1, 1), (2, 2), (2, 2), (2, 2)), None), ((64, 64, 64), ((1, 1, 1), (2, 2, 2), (2, 2, 2)), None),
+    ((16, 96, 96), ((1, 1, 1), (1, 2, 2), (2, 2, 2)), None), ((8, 8, 8), ((1, 1, 1), (2, 2, 2)), 512),
+    ((512, 16), ((1, 1), (2, 2), (2, 2)), 1024),
+])  # fmt: skip
+def test_a_view_is_whole_strides_and_near_the_budget(patch, strides, voxels):
+    dim = len(patch)
+    plan = Plan(dim=dim, spacing=(1, 1, 1), slice_axis=2, modality=("MR",), channels=1, patch=patch, strides=strides)
+    view = view_patch(plan, voxels)
+    total = torch.tensor(strides).prod(0).tolist()
+    assert all(n % t == 0 and 0 < n <= p for n, t, p in zip(view, total, patch, strict=True))
+    budget = voxels or {2: 96 * 96, 3: 32**3}[dim]
+    assert torch.tensor(view).prod() <= 2 * budget
+
+
+def test_every_method_declares_its_views():
+    for name in METHODS:
+        kind = load_method(name)
+        assert issubclass(kind.Config, MethodConfig) and kind.views >= 1 and set(kind.dims) <= {2, 3}
+        assert all(field.description for field in kind.Config.model_fields.values()), name

@@ -61,7 +61,7 @@ class PGL(Bootstrap):
     def __init__(self, encoder: Encoder, config: PGLConfig, context: MethodContext) -> None:
         levels = _checked_levels(config, len(encoder.widths))
         super().__init__(encoder, config, context, levels)
-        extents = torch.tensor([map_extent(encoder, context.patch, level) for level in levels])
+        extents = torch.tensor([map_extents(encoder, context.patch, level) for level in levels])
         self.register_buffer("extents", extents, persistent=False)
 
     def features(self, maps: list[Tensor]) -> list[Tensor]:
@@ -69,15 +69,20 @@ class PGL(Bootstrap):
         return [maps[level] for level in self.levels]
 
     def places(self, x: Tensor, geometry: ViewGeometry | None, index: int) -> Aligned:
-        """The region that a sample's views share, bin by bin; without the scale prior the whole maps."""
+        """The region that a sample's views share, bin by bin; without the scale prior the whole maps.
+
+        Of the region only what lies between the outer voxel centres of all views' maps is cut into bins. The
+        rest, at the deepest level most of it, would be extrapolated in one of them, and masked. Samples that
+        have no such region are masked.
+        """
         assert geometry is not None, "PGL needs the geometry of its views"
         flip = geometry.flip.flatten(0, 1)
         if not self.config.use_flip_prior:
             flip = torch.zeros_like(flip)
-        own = _map_boxes(geometry, flip, self.extents[index])
+        own, inner = (_boxes(geometry, flip, extent) for extent in self.extents[index].unbind())
         if not self.config.use_scale_prior:
             return align(x, own, own, flip, x.shape[2:], samples=1)
-        shared = common_box(Boxes(geometry.lo, geometry.hi))
+        shared = common_box(Boxes(*(edge.unflatten(0, (-1, self.views)) for edge in inner)))
         shared = Boxes(*(edge.repeat_interleave(self.views, 0) for edge in shared))
         bins = x.shape[2:] if self.config.bins is None else [self.config.bins] * (x.dim() - 2)
         return align(x, own, shared, flip, bins, self.config.samples)
@@ -89,8 +94,8 @@ class PGL(Bootstrap):
         return self.places(self.predictors[index](z), geometry, index)
 
 
-def map_extent(encoder: Encoder, patch: tuple[int, ...], level: int) -> list[list[float]]:
-    """Where the feature map of a level begins and ends per axis, as shares of the patch.
+def map_extents(encoder: Encoder, patch: tuple[int, ...], level: int) -> list[list[list[float]]]:
+    """Two boxes as shares of the patch, ``[2, 2, s]``: of a level's feature map, and of its outer voxel centres.
 
     A strided convolution of width 3 with padding 1 has its first output centred on the *first* input voxel,
     not on the first pair. At total stride T a map thus lies ``(T - 1) / 2`` voxels to the low side of the
@@ -109,13 +114,16 @@ def map_extent(encoder: Encoder, patch: tuple[int, ...], level: int) -> list[lis
             f"{' x '.join(map(str, patch))}: too small to align",
             remedy="Choose a finer level (options.levels) or a larger patch (training.voxels)",
         )
-    starts = [(1 - total) / 2 for total in strides]
-    stops = [start + size * total for start, size, total in zip(starts, sizes, strides, strict=True)]
-    return [[edge / n for edge, n in zip(edges, patch, strict=True)] for edges in (starts, stops)]
+    axes = list(zip(sizes, strides, patch, strict=True))
+    first = [0.5 / n for _, _, n in axes]
+    last = [((size - 1) * total + 0.5) / n for size, total, n in axes]
+    start = [(1 - total) / 2 / n for _, total, n in axes]
+    stop = [((1 - total) / 2 + size * total) / n for size, total, n in axes]
+    return [[start, stop], [first, last]]
 
 
-def _map_boxes(geometry: ViewGeometry, flip: Tensor, extent: Tensor) -> Boxes:
-    """The boxes of feature maps in window voxels, ``[b*v, s]`` each, from `extent` in shares of the views."""
+def _boxes(geometry: ViewGeometry, flip: Tensor, extent: Tensor) -> Boxes:
+    """Boxes in window voxels, ``[b*v, s]`` each, of what takes up the share `extent` ``[2, s]`` of each view."""
     lo, hi = geometry.lo.flatten(0, 1), geometry.hi.flatten(0, 1)
     start, stop = (extent.to(lo.dtype) * (hi - lo)[:, None]).unbind(1)
     return Boxes(torch.where(flip > 0, hi - stop, lo + start), torch.where(flip > 0, hi - start, lo + stop))

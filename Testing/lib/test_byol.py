@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from MedSSLLib.alignment import Aligned
 from MedSSLLib.methods.base import MethodContext
 from MedSSLLib.methods.byol import BYOL, BYOLConfig
 from MedSSLLib.networks import Encoder
@@ -63,6 +64,18 @@ def test_loss_does_not_depend_on_where_the_views_lie_or_which_comes_first() -> N
     (rolled,) = method.losses(Batch(images[[2, 0, 1]]), 0.0).values()
     torch.testing.assert_close(swapped, loss, atol=1e-12, rtol=0)
     torch.testing.assert_close(rolled, loss, atol=1e-12, rtol=0)
+
+
+def test_a_place_masked_in_either_view_does_not_count() -> None:
+    method = small_byol(2, norm="group").double()
+    images = torch.randn(3, 2, 1, *PATCH[2], dtype=torch.float64)
+    (want,) = method.losses(Batch(images[1:]), 0.0).values()
+    for hidden in (0, 1):
+        mask = torch.ones(6, 1, 1, 1, dtype=torch.float64)
+        mask[hidden] = 0
+        method.places = lambda x, geometry, index, mask=mask: Aligned(x, mask)  # type: ignore[method-assign]
+        (loss,) = method.losses(Batch(images), 0.0).values()
+        torch.testing.assert_close(loss, want, atol=1e-12, rtol=0)
 
 
 def test_only_the_online_branch_learns_and_the_target_follows() -> None:

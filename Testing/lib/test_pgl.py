@@ -114,8 +114,7 @@ def test_ignoring_where_strided_features_lie_would_misplace_flipped_views() -> N
     """The half-voxel shift of strided convolutions is real: with plain boxes the flipped views disagree."""
     method = linear_pgl(3)
     batch = coordinate_batch(3, 0, [((0, 0, 0), (1, 1, 1))] * 4)
-    plain = torch.tensor([[0.0] * 3, [1.0] * 3]).expand_as(method.extents)
-    method.extents = plain
+    method.extents[:] = torch.tensor([[[0.0] * 3, [1.0] * 3], [[0.125] * 3, [0.875] * 3]])
     (compared,) = method.compared(batch)
     assert ((compared.prediction - compared.target).abs() * compared.weight[:, None]).max() > 1.0
 
@@ -156,15 +155,14 @@ def plain_loss(method: PGL, batch: Batch) -> Tensor:
     t = method.target_projectors([method.target_encoder(images)[level]])[0].detach()
     aligned, targets, masks = [], [], []
     for i, v in product(range(len(geometry.lo)), range(2)):
-        lo, hi, f = geometry.lo[i, v], geometry.hi[i, v], geometry.flip[i, v]
-        start, stop = method.extents[0] * (hi - lo)
-        box = [torch.where(f > 0, hi - stop, lo + start)[None], torch.where(f > 0, hi - start, lo + stop)[None]]
-        shared = Boxes(torch.maximum(*geometry.lo[i])[None], torch.minimum(*geometry.hi[i])[None])
-        k = 2 * i + v
-        one = align(z[k : k + 1], Boxes(*box), shared, f[None], z.shape[2:], method.config.samples)
-        aligned.append(one.features)
+        maps, centres = zip(*(_feature_box(geometry, i, w, z.shape[2:], images.shape[2:]) for w in (0, 1)), strict=True)
+        shared = Boxes(torch.maximum(*(c[0] for c in centres))[None], torch.minimum(*(c[1] for c in centres))[None])
+        k, f = 2 * i + v, geometry.flip[i, v]
+        box = Boxes(*(edge[None] for edge in maps[v]))
+        for x, found in ((z, aligned), (t, targets)):
+            one = align(x[k : k + 1], box, shared, f[None], z.shape[2:], method.config.samples)
+            found.append(one.features)
         masks.append(one.mask)
-        targets.append(align(t[k : k + 1], Boxes(*box), shared, f[None], z.shape[2:], method.config.samples).features)
     predictions = method.predictors[0](torch.cat(aligned))
     sums = {0: [0.0, 0.0], 1: [0.0, 0.0]}
     for k, prediction in enumerate(predictions):
@@ -174,6 +172,18 @@ def plain_loss(method: PGL, batch: Batch) -> Tensor:
         sums[k % 2][0] = sums[k % 2][0] + (distance * weight).sum()
         sums[k % 2][1] = sums[k % 2][1] + weight.sum()
     return sums[0][0] / sums[0][1] + sums[1][0] / sums[1][1]
+
+
+def _feature_box(geometry: ViewGeometry, i: int, v: int, size: Any, patch: Any) -> tuple[list[Tensor], list[Tensor]]:
+    """Box of a map whose voxels sit at image voxels 0, T, 2T ..., and the box of its outer voxel centres."""
+    centres = []
+    for a, (n, p) in enumerate(zip(size, patch, strict=True)):
+        lo, hi = geometry.lo[i, v, a], geometry.hi[i, v, a]
+        seen = (torch.arange(0, p, p // n, dtype=torch.float64) + 0.5) / p
+        place = hi - seen * (hi - lo) if geometry.flip[i, v, a] else lo + seen * (hi - lo)
+        centres.append((place.min(), place.max(), (place[1] - place[0]).abs()))
+    low, high, step = (torch.stack(x) for x in zip(*centres, strict=True))
+    return [low - step / 2, high + step / 2], [low, high]
 
 
 @pytest.mark.parametrize("dim", [2, 3])

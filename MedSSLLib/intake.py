@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from MedSSLLib.errors import InputError
-from MedSSLLib.io import case_name, check_label, modality_of, read_header, read_label, segment_names
+from MedSSLLib.io import case_name, check_label, modality_of, read_header, read_label, recorded_slices, segment_names
 from MedSSLLib.labels import label_values
 from MedSSLLib.manifest import Case, Manifest
 from MedSSLLib.selection import names_in, with_roles
@@ -62,10 +62,12 @@ def admit(manifest: Manifest, source: Source, metadata: dict[str, dict[str, str]
 
 
 def with_scanned_labels(manifest: Manifest, cases: Iterable[Case]) -> Manifest:
-    """A manifest whose classes cover the labels of `cases`; nothing is read where they were declared or scanned.
+    """A manifest whose classes cover the labels of `cases`, with the annotated slices that segmentations record.
 
-    Raises InputError for a label that cannot be read.
+    Voxels are not read where classes were declared, nor twice. Raises InputError for a label that cannot be read.
     """
+    cases = [_with_recorded_slices(case) for case in cases]
+    manifest = manifest.with_cases(*cases)
     if manifest.labels_from is None:
         return manifest
     labels, scanned = dict(manifest.labels), list(manifest.labels_from)
@@ -150,6 +152,7 @@ def _find_classes(result: Admission, manifest: Manifest, source: Source) -> None
             continue
         try:
             check_label(case.label, read_header(case.images[0]), case=name)
+            result.cases[name] = _with_recorded_slices(case)
             if result.labels_from is not None:
                 found = _scan(case)
                 _merge(labels, found, case)
@@ -161,6 +164,13 @@ def _find_classes(result: Admission, manifest: Manifest, source: Source) -> None
             del result.cases[name]
     result.labels = labels
     result.labels_from = None if result.labels_from is None else tuple(scanned)
+
+
+def _with_recorded_slices(case: Case) -> Case:
+    """The case with the annotated slices its segmentation records, unless it has a record of its own."""
+    if case.annotated is not None or case.label is None or not case.label.name.lower().endswith(".nrrd"):
+        return case
+    return replace(case, annotated=recorded_slices(case.label, read_header(case.images[0])))
 
 
 def _scan(case: Case) -> dict[int, str]:

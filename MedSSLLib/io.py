@@ -21,9 +21,9 @@ from MedSSLLib.geometry import orient as orient
 from MedSSLLib.geometry import oriented
 from MedSSLLib.integrity import check_whole
 from MedSSLLib.io_dicom import dicom_files, read_pixels, read_series
-from MedSSLLib.io_headers import checked_grid, geometry_of, grid_of, open_header, segments_of, unreadable
-from MedSSLLib.io_segments import check_inside, flattened
-from MedSSLLib.labels import whole_numbers
+from MedSSLLib.io_headers import checked_grid, geometry_of, grid_of, open_header, pairs_in, segments_of, unreadable
+from MedSSLLib.io_segments import annotated_slices, check_inside, flattened
+from MedSSLLib.labels import Annotated, whole_numbers
 
 EXTENSIONS = (".nii.gz", ".seg.nrrd", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".hdr")
 """File name extensions of images; a folder may hold a DICOM series, a .dcm file a multi-frame image."""
@@ -140,6 +140,16 @@ def check_label(path: str | os.PathLike[str], reference: Geometry, *, case: str 
 def segment_names(path: str | os.PathLike[str]) -> dict[int, str]:
     """Values and names of the segments of a .seg.nrrd, as `read_label` gives them; empty for other files."""
     return {segment.value: segment.name for segment in segments_of(Path(path))}
+
+
+def recorded_slices(path: str | os.PathLike[str], reference: Geometry) -> Annotated | None:
+    """The annotated slices that a .seg.nrrd records in its segments' tags, as axes and indices of `reference`.
+
+    None without a record, and for other files.
+    """
+    if not os.fspath(path).lower().endswith(".nrrd"):
+        return None
+    return annotated_slices(pairs_in(open_header(Path(path))), reference)
 
 
 def modality_of(path: str | os.PathLike[str]) -> str:

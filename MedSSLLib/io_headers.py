@@ -93,7 +93,12 @@ def checked_grid(geometry: Geometry, path: Path) -> Geometry:
 
 def segments_in(reader: sitk.ImageFileReader) -> list[Segment]:
     """The segments that a header names; empty when it is no segmentation."""
-    return segments({key: reader.GetMetaData(key) for key in reader.GetMetaDataKeys()})
+    return segments(pairs_in(reader))
+
+
+def pairs_in(reader: sitk.ImageFileReader) -> dict[str, str]:
+    """The key-value pairs of a header."""
+    return {key: reader.GetMetaData(key) for key in reader.GetMetaDataKeys()}
 
 
 def segments_of(path: Path) -> list[Segment]:

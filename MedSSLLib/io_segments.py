@@ -13,8 +13,10 @@ import numpy as np
 
 from MedSSLLib.errors import InputError
 from MedSSLLib.geometry import Geometry
+from MedSSLLib.labels import Annotated
 
 _LIMIT = 10_000
+_TAG = "MedSSL.AnnotatedSlices"
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,26 @@ def segments(header: Mapping[str, str]) -> list[Segment]:
     if len({segment.stored for segment in found}) < len(found):
         return [Segment(segment.name, segment.layer, segment.stored, n + 1) for n, segment in enumerate(found)]
     return found
+
+
+def annotated_slices(header: Mapping[str, str], geometry: Geometry) -> Annotated | None:
+    """The annotated slices that segments' tags record ("axial:3,9;sagittal:7"), of all segments; None without a record.
+
+    The names mean the image's own axes: the one that follows the patient's head-foot direction most is axial.
+    """
+    names = ["sagittal" if letter in "LR" else "coronal" if letter in "PA" else "axial" for letter in geometry.code]
+    pairs: list[tuple[int, list[int]]] = []
+    for number in range(_LIMIT):
+        if f"Segment{number}_LabelValue" not in header:
+            break
+        tags = dict(part.partition(":")[::2] for part in header.get(f"Segment{number}_Tags", "").split("|"))
+        for part in tags.get(_TAG, "").split(";"):
+            name, _, indices = part.strip().partition(":")
+            if name in names:
+                numbers = [int(text) for text in indices.split(",") if text.strip().isdecimal()]
+                pairs.append((names.index(name), numbers))
+    found = Annotated.of(pairs)
+    return found if found.count else None
 
 
 def flattened(array: np.ndarray, found: list[Segment]) -> np.ndarray:

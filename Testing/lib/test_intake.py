@@ -15,6 +15,7 @@ from MedSSLLib import io
 from MedSSLLib.errors import InputError
 from MedSSLLib.files import read_json, write_json
 from MedSSLLib.geometry import Geometry, Volume
+from MedSSLLib.labels import Annotated
 from MedSSLLib.project import Project
 
 Make = Callable[..., Volume]
@@ -212,6 +213,7 @@ class TestOtherDataSets:
             image = sitk.Cast(sitk.ReadImage(data_set.images / f"{name}.nii.gz") * 0, sitk.sitkUInt8)
             image[2:5, 2:5, 2:4] = 1
             image[5:8, 2:5, 2:4] = 2
+            image.SetMetaData("Segment1_Tags", "MedSSL.AnnotatedSlices:axial:2,3")
             for n, part in enumerate(parts):
                 for key, value in (("Name", part), ("LabelValue", str(n + 1)), ("Layer", "0")):
                     image.SetMetaData(f"Segment{n}_{key}", value)
@@ -219,4 +221,5 @@ class TestOtherDataSets:
         project = Project.create(tmp_path / "p", data_set.images, labels=data_set.labels)
         assert project.classes == ("background", "spleen", "liver")
         assert [error.case for error in project.refused] == ["canonical"]
+        assert project.case("anisotropic").annotated == Annotated.of([(2, [2, 3])])
         assert "calls the value 1 'liver', other cases use 'spleen'" in str(project.refused[0])

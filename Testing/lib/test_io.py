@@ -13,6 +13,7 @@ from MedSSLLib import io
 from MedSSLLib.errors import InputError
 from MedSSLLib.geometry import Geometry, Volume, moved
 from MedSSLLib.io_segments import Segment, flattened, segments
+from MedSSLLib.labels import Annotated
 
 Make = Callable[..., Volume]
 CODES = [a + b + c for a, b, c in [("L", "P", "S"), ("R", "A", "S"), ("P", "I", "R"), ("S", "L", "A"), ("I", "R", "P")]]
@@ -167,6 +168,18 @@ class TestLabels:
         fine = label.array.repeat(3, 0).repeat(3, 1).repeat(3, 2)
         write_segmentation(tmp_path / "a.seg.nrrd", fine, finer, segment_header(("x", 1, 0), ("y", 2, 0)))
         assert np.array_equal(io.read_label(tmp_path / "a.seg.nrrd", label.geometry).array, label.array)
+
+    def test_annotated_slices_are_read_from_the_tags(self, tmp_path: Path, grids: dict[str, Geometry],
+                                                     make_label: Make) -> None:
+        label = make_label(grids["sagittal"])  # its axes i, j, k run along A-P, S-I and L-R
+        header = segment_header(("x", 1, 0), ("y", 2, 0)) | {
+            "Segment0_Tags": "Other:a:b|MedSSL.AnnotatedSlices:sagittal:1,4;axial:7|",
+            "Segment1_Tags": "MedSSL.AnnotatedSlices:sagittal:2,x;nothing:3"}
+        write_segmentation(tmp_path / "a.seg.nrrd", label.array, label.geometry, header)
+        found = io.recorded_slices(tmp_path / "a.seg.nrrd", label.geometry)
+        assert found == Annotated.of([(2, [1, 2, 4]), (1, [7])])
+        io.write_image(tmp_path / "b.nrrd", label)
+        assert io.recorded_slices(tmp_path / "b.nrrd", label.geometry) is None
 
     def test_names_of_other_files_are_empty(self, tmp_path: Path, make_label: Make) -> None:
         io.write_image(tmp_path / "l.nrrd", make_label())

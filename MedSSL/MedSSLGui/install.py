@@ -29,7 +29,7 @@ def seemsMissing():
 def requirementsFile():
     """Resources/requirements.txt of the installed module, or of the source tree."""
     here = Path(__file__).resolve().parent.parent
-    for folder in (here / "Resources", here.parent / "Resources"):
+    for folder in (here / "Resources" / "MedSSL", here.parent / "Resources"):
         if (folder / "requirements.txt").is_file():
             return folder / "requirements.txt"
     raise FileNotFoundError("requirements.txt")

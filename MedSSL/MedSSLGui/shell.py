@@ -96,7 +96,9 @@ class Shell(VTKObservationMixin):
     def cleanup(self):
         """The panel goes away; a running job goes on."""
         self.exit()
+        self.session.stepper.finish()
         self.removeObservers()
+        self.session.projectChanged.disconnect(self._refresh.start)
         self._refresh.stop()
         self.session.queue.changed.disconnect(self._refresh.start)
         self.session.queue.event.disconnect(self._onEvent)

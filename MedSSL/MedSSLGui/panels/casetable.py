@@ -30,7 +30,7 @@ class CaseTable(qt.QObject):
         self._timer.setInterval(0)
         self._timer.timeout.connect(self._fillSome)
         self.widget.itemChanged.connect(lambda item: self._onEdited(item))
-        self.store.factsChanged.connect(lambda name: self._update(name))
+        self.store.factsChanged.connect(self._update)
         self._layOut()
 
     def _titles(self):
@@ -95,6 +95,12 @@ class CaseTable(qt.QObject):
         names = self.session.axisNames(case.name)
         return ["", case.name, size, spacing, advice.annotationText(case, names), roles[case.role]] + [
             case.metadata.get(column, "") for column in self.columns]
+
+    def close(self):
+        """The panel goes away: touch no widget any more."""
+        self._timer.stop()
+        self._waiting = []
+        self.store.factsChanged.disconnect(self._update)
 
     def addColumn(self, name):
         """Show a metadata column, empty until cells are filled in."""

@@ -223,6 +223,9 @@ class DataPanel(Panel):
         for name in ("importMetadataButton", "addColumnButton", "testRoleButton", "removeCaseButton"):
             getattr(self.ui, name).setEnabled(bool(self.store.cases))
 
+    def cleanup(self):
+        self.table.close()
+
     # -- dialogs, only on the user's click -----------------------------------------------------------------------
 
     def _browseFiles(self):

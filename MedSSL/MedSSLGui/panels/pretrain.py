@@ -25,12 +25,18 @@ class PretrainPanel(Panel):
         ui.pretrainMinutesSpinBox.valueChanged.connect(lambda value: self._estimate())
         ui.pretrainButton.clicked.connect(lambda: self.pretrain())
         ui.resumePretrainButton.clicked.connect(lambda: self.resume())
-        self.store.factsChanged.connect(lambda name: self._recommend())
+        self.store.factsChanged.connect(self._onFact)
         self.refresh()
 
     def _onMethod(self):
         self._touched = True
         self._describe()
+
+    def _onFact(self, name):
+        self._recommend()
+
+    def cleanup(self):
+        self.store.factsChanged.disconnect(self._onFact)
 
     def _recommend(self):
         method, self._why = advice.recommended(self.store.facts.values(), self.store.metadataColumns())

@@ -43,6 +43,9 @@ class _LayoutManager(QtCore.QObject):
     def sliceWidget(self, name):
         return _SliceWidget(self._views[name]) if name in self._views else None
 
+    def mrmlSliceLogics(self):
+        return slicer.app.applicationLogic().GetSliceLogics()
+
     def setLayout(self, layout):
         self.layout = layout
         self.layoutChanged.emit(layout)
@@ -120,7 +123,7 @@ def boot():
     slicer.vtkMRMLSliceNode.AddDefaultSliceOrientationPresets(slicer.mrmlScene, True)
     views = {name: SliceView(slicer.mrmlScene, logic, name, orientation) for name, orientation in _VIEWS}
     slicer.app = Application(logic, views)
-    slicer.bench_views = views
+    slicer.bench_views, slicer.bench_clear_scene = views, clear_scene
     _fill_util()
     return slicer.app
 
@@ -198,3 +201,13 @@ def _fill_util():
     slicer.util.mainWindow = lambda: None
     slicer.util.showStatusMessage = lambda message, duration=0: None
     sys.modules["slicer.util"] = slicer.util
+
+
+def clear_scene():
+    """Close the scene as the application does: the views stay."""
+    kept = [view.node for view in slicer.bench_views.values()]
+    slicer.mrmlScene.Clear(0)
+    for view, node in zip(slicer.bench_views.values(), kept):
+        if node.GetScene() is None:
+            slicer.mrmlScene.AddNode(node)
+        view.logic.SetSliceNode(node)

@@ -1,0 +1,41 @@
+"""From a folder of scans to segmentations, in one go:
+
+    Slicer --no-splash --no-main-window --python-script MedSSL/Scripts/pipeline_folder.py PROJECT IMAGES LABELS OUT [MINUTES]
+
+IMAGES holds scans, LABELS the labels of some of them (same file names). Every scan is segmented into OUT.
+"""
+
+import sys
+from pathlib import Path
+
+
+def main(arguments):
+    """Run the steps one after the other; stops at the first that fails and returns its exit code."""
+    sys.path.insert(0, str(Path(__file__).resolve().parent))
+    import medssl_batch
+
+    project, images, labels, out = arguments[:4]
+    minutes = arguments[4] if len(arguments) > 4 else "10"
+    steps = [
+        ["init", project, "--images", images, "--labels", labels],
+        ["pretrain", project, "--method", "gcl", "--minutes", minutes, "--name", "pretrained"],
+        ["finetune", project, "--init", "pretrained", "--minutes", minutes, "--name", "finetuned"],
+        ["predict", project, "--run", "finetuned", "--out", out, "--uncertainty"],
+    ]
+    for step in steps:
+        print("medssl " + " ".join(step), flush=True)
+        code = medssl_batch.main(step)
+        if code:
+            return code
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        code = main(sys.argv[1:])
+    except BaseException as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        code = 2
+    import slicer
+
+    slicer.util.exit(code)

@@ -1,0 +1,133 @@
+"""The bench for all tests here; they are skipped, with the reason, where its parts are not installed."""
+
+import os
+import sys
+import time
+import traceback
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+for entry in (str(ROOT), str(Path(__file__).resolve().parent)):
+    if entry not in sys.path:
+        sys.path.insert(0, entry)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("ITK_GLOBAL_DEFAULT_THREADER", "Platform")
+os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
+
+
+def _missing():
+    """Why the bench cannot start here, "" when it can."""
+    for name in ("PySide6.QtWidgets", "slicer"):
+        try:
+            __import__(name)
+        except Exception as error:
+            return f"{name} cannot be imported ({error}); pip install -e '.[gui]' and the Qt and GL libraries"
+    return ""
+
+
+@pytest.fixture(scope="session")
+def application(tmp_path_factory):
+    reason = _missing()
+    if reason:
+        pytest.skip(reason)
+    import slicer_bench
+
+    return slicer_bench.start(str(tmp_path_factory.mktemp("bin")))
+
+
+def wait_until(condition, seconds=30.0):
+    """Run the event loop until `condition()`; its last value."""
+    from PySide6 import QtTest
+
+    end = time.monotonic() + seconds
+    value = condition()
+    while not value and time.monotonic() < end:
+        QtTest.QTest.qWait(10)
+        value = condition()
+    return value
+
+
+class Driver:
+    """What a user sees and does."""
+
+    def __init__(self, loaded):
+        self.loaded = loaded
+        self.messages = []
+
+    @property
+    def shell(self):
+        return self.loaded.widget.shell
+
+    @property
+    def store(self):
+        return self.shell.session.store
+
+    @property
+    def queue(self):
+        return self.shell.session.queue
+
+    def find(self, name):
+        return self.loaded.find(name)
+
+    def click(self, name):
+        button = self.find(name)
+        assert button.isEnabled(), f"{name} is disabled: {self.status()}"
+        button.click()
+
+    def status(self):
+        return self.find("statusLabel").text()
+
+    def open_project(self, path):
+        self.find("projectPathEdit").setCurrentPath(str(path))
+        self.click("openProjectButton")
+        assert self.store.isOpen(), self.status()
+
+    def settle(self, seconds=60.0):
+        """Until helpers and steps have ended."""
+        session = self.shell.session
+        assert wait_until(lambda: not session.isHelperBusy(), seconds), "still busy: " + self.status()
+        wait_until(lambda: False, 0.05)
+
+    def finish_jobs(self, seconds=180.0):
+        """Until the queue is empty."""
+        assert wait_until(lambda: self.queue.current is None and not self.queue.waiting, seconds), self.status()
+        self.settle()
+
+
+@pytest.fixture()
+def user(application, monkeypatch):
+    """The module, opened; afterwards everything is put away."""
+    import slicer
+    import slicer_bench
+
+    loaded = slicer_bench.load_module(ROOT / "MedSSL" / "MedSSL.py")
+    loaded.open()
+    driver = Driver(loaded)
+    driver.shell.session.said.connect(lambda text, kind: driver.messages.append((kind, text)))
+    escaped = []
+    monkeypatch.setattr(sys, "excepthook", lambda kind, error, trace: escaped.append(
+        "".join(traceback.format_exception(kind, error, trace))))
+    yield driver
+    queue = driver.queue
+    queue.waiting.clear()
+    queue.runner.kill()
+    wait_until(lambda: queue.current is None, 10)
+    loaded.close()
+    slicer.bench_clear_scene()
+    wait_until(lambda: False, 0.05)
+    assert not escaped, "an exception escaped from a slot:\n" + "\n".join(escaped)
+
+
+@pytest.fixture()
+def cohort(tmp_path_factory):
+    """Six small heart-like volumes and their labels, made once."""
+    import subprocess
+
+    folder = Path(tmp_path_factory.getbasetemp()) / "cohort"
+    if not folder.is_dir():
+        script = ROOT / "MedSSL" / "MedSSLGui" / "cohort.py"
+        subprocess.run([sys.executable, str(script), str(folder), "heart", "6"], check=True,
+                       env={**os.environ, "PYTHONPATH": str(ROOT)})
+    return folder

@@ -1,0 +1,128 @@
+"""The whole way as a user goes it: every step by its button, with the real library in its own process."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import ROOT, wait_until
+
+MINUTES = 0.1
+
+
+def commands():
+    done = subprocess.run([sys.executable, "-m", "MedSSLLib", "--help"], cwd=ROOT, capture_output=True, text=True)
+    return done.stdout
+
+
+def annotate(user, truth, name, indices):
+    """Show a case, draw the structures on some slices, mark one of them by the button, the others by drawing."""
+    import slicer
+
+    panel = user.shell.panels["annotate"]
+    combo = user.find("annotateCaseComboBox")
+    combo.setCurrentIndex(combo.findText(name))
+    user.click("loadCaseButton")
+    user.settle()
+    editor = user.find("segmentEditor")
+    for index in indices:
+        for identifier in ("class_1", "class_2", "class_3"):
+            mask = np.zeros(truth.shape, bool)
+            mask[index] = truth[index] == int(identifier[-1])
+            editor.paint(identifier, mask)
+        panel.view.jumpTo(2, index)
+        user.click("markSliceButton")
+        wait_until(lambda: False, 0.4)
+    assert panel.view.annotated() == {2: sorted(indices)}
+    segmentation = slicer.util.getNode(f"{name} annotation")
+    assert segmentation is panel.view.segmentation
+
+
+def test_from_a_folder_to_segmentations(user, cohort, tmp_path):
+    import slicer
+    import SimpleITK as sitk
+
+    project = tmp_path / "Prüfung mit Leerzeichen"
+    user.open_project(project)
+    # 1 data: some volumes from the scene, the others from a folder
+    for number in (1, 2):
+        node = slicer.util.loadVolume(str(cohort / "images" / f"heart_{number:02d}.nii.gz"))
+        node.CreateDefaultDisplayNodes()
+    user.click("addVolumesButton")
+    user.settle()
+    user.shell.panels["data"].addPaths([str(cohort / "images" / f"heart_{n:02d}.nii.gz") for n in (3, 4, 5, 6)])
+    user.settle()
+    assert [case.name for case in user.store.cases] == [f"heart_{n:02d}" for n in range(1, 7)]
+    table = user.find("caseTable")
+    wait_until(lambda: table.item(5, 2) and table.item(5, 2).text() == "72 × 72 × 12", 10)
+    assert table.item(0, 2).text() == "72 × 72 × 12" and not table.item(0, 0).icon().isNull()
+    assert user.store.cases[0].images[0] == cohort / "images" / "heart_01.nii.gz", "a volume read from a file is referenced"
+
+    # 2 pre-train
+    user.find("pretrainPresetComboBox").setCurrentIndex(0)
+    user.find("pretrainMinutesSpinBox").setValue(MINUTES)
+    assert "GCL" in user.find("methodLabel").text(), "thick slices: GCL is recommended"
+    user.click("pretrainButton")
+    assert user.find("cancelButton").isEnabled()
+    user.finish_jobs()
+    assert "done" in user.status(), user.find("logEdit").toPlainText()
+
+    # 3 annotate three slices
+    truth = sitk.GetArrayFromImage(sitk.ReadImage(str(cohort / "labels" / "heart_01.nii.gz")))
+    user.store.setClasses([(1, "right ventricle", (1, 0, 0), ""), (2, "wall", (0, 1, 0), ""), (3, "left ventricle", (0, 0, 1), "")])
+    annotate(user, truth, "heart_01", [3, 6, 9])
+    user.click("saveAnnotationButton")
+    user.settle()
+    case = user.store.case("heart_01")
+    assert case.role == "labelled" and case.annotated.slices == ((2, (3, 6, 9)),)
+    written = sitk.GetArrayFromImage(sitk.ReadImage(str(case.label)))
+    assert (written[[3, 6, 9]] == truth[[3, 6, 9]]).all() and not written[[0, 4, 11]].any()
+
+    # 4 fine-tune from the pre-trained encoder
+    wait_until(lambda: user.find("initComboBox").count() == 2, 5)
+    user.find("trainPresetComboBox").setCurrentIndex(0)
+    user.find("trainMinutesSpinBox").setValue(MINUTES)
+    assert user.find("initComboBox").currentText() != "Random weights"
+    user.click("fineTuneButton")
+    user.finish_jobs()
+    assert "done" in user.status(), user.find("logEdit").toPlainText()
+    assert user.shell.panels["train"].curves.series, "losses were plotted"
+    assert user.find("runsTable").rowCount() == 2
+    if "selftrain" in commands():
+        user.find("roundsSpinBox").setValue(1)
+        user.click("selfTrainButton")
+        user.finish_jobs()
+        assert "done" in user.status(), user.find("logEdit").toPlainText()
+
+    # 5 predict, review, compare, correct, export
+    user.click("predictButton")
+    user.finish_jobs()
+    assert "done" in user.status(), user.find("logEdit").toPlainText()
+    user.settle()
+    results = user.find("resultTable")
+    assert results.rowCount() == 5
+    doubts = [float(results.item(row, 1).text()) for row in range(5)]
+    assert doubts == sorted(doubts, reverse=True)
+    results.selectRow(0)
+    user.settle()
+    review = user.shell.panels["review"]
+    assert review.result.uncertainty is not None
+    file = review.result.folder / f"{review.result.case.name}.nii.gz"
+    shown = slicer.util.arrayFromVolume(review.result.image).shape
+    assert sitk.GetArrayFromImage(sitk.ReadImage(str(file))).shape == shown
+    for row, name in ((0, ".seg.nrrd"), (1, ".nii.gz")):
+        user.find("exportFormatComboBox").setCurrentIndex(row)
+        user.click("exportButton")
+        assert (project / "exports" / f"{review.result.case.name}{name}").is_file(), user.status()
+    again = sitk.ReadImage(str(project / "exports" / f"{review.result.case.name}.nii.gz"))
+    source = sitk.ReadImage(str(file))
+    assert np.allclose(again.GetOrigin(), source.GetOrigin()) and np.allclose(again.GetDirection(), source.GetDirection())
+    assert (sitk.GetArrayFromImage(again) == sitk.GetArrayFromImage(source)).all()
+    corrected = review.result.case.name
+    user.click("correctButton")
+    user.settle()
+    assert user.shell.panels["annotate"].view.name == corrected
+    assert user.shell.panels["annotate"].view.annotated()[2], "the slice counts as annotated"
+    user.click("saveAnnotationButton")
+    user.settle()
+    assert len(user.store.labelledCases()) == 2

@@ -35,7 +35,15 @@ def test_a_run_leaves_a_complete_folder_and_learns(project):
     folder = run_finetune(project, config, events)
     assert folder == project.run_folder("learn")
     kept = {p.name for p in folder.iterdir()} - {".lock"}
-    assert kept >= {"config.json", "events.jsonl", "log.txt", "weights.safetensors", "checkpoint", "metrics.json", "model_card.md"}
+    assert kept >= {
+        "config.json",
+        "events.jsonl",
+        "log.txt",
+        "weights.safetensors",
+        "checkpoint",
+        "metrics.json",
+        "model_card.md",
+    }
     facts = json.loads((folder / "config.json").read_text())
     assert facts["config"]["training"]["steps"] == 120 and facts["versions"]["torch"] == torch.__version__
     assert sorted(facts["data"]["labelled"]) == ["case0", "case1", "case2", "case3"]
@@ -63,7 +71,9 @@ def test_only_the_named_labels_are_read(project, monkeypatch):
     read = []
     plain = io.read_label
     monkeypatch.setattr(io, "read_label", lambda path, *a, **k: read.append(path.name) or plain(path, *a, **k))
-    run_finetune(project, tiny_config(name="named", labelled='["case1"]', annotated_slices=2, training__steps=1), Events())
+    run_finetune(
+        project, tiny_config(name="named", labelled='["case1"]', annotated_slices=2, training__steps=1), Events()
+    )
     assert set(read) == {"case1.nii.gz"}
     facts = json.loads((project.run_folder("named") / "config.json").read_text())["data"]
     assert facts["labelled"] == ["case1"] and len(facts["annotated"]["case1"][0]["indices"]) == 2

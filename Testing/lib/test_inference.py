@@ -14,7 +14,9 @@ CPU = lone_fabric().device
 
 def plan(dim, patch, levels=2):
     strides = ((1,) * dim, *((2,) * dim for _ in range(levels)))
-    return Plan(dim=dim, spacing=(1.0, 1.0, 1.0), slice_axis=2, modality=("MR",), channels=1, patch=patch, strides=strides)
+    return Plan(
+        dim=dim, spacing=(1.0, 1.0, 1.0), slice_axis=2, modality=("MR",), channels=1, patch=patch, strides=strides
+    )
 
 
 def per_voxel(x):
@@ -54,7 +56,9 @@ def test_flips_average_over_all_axes(dim):
     torch.manual_seed(0)
     weight = torch.randn(1, 2, 8, 8) if dim == 2 else torch.randn(1, 2, 8, 8, 8)
     image = np.zeros((1, 8, 8, 8), np.float32)
-    found = predict_probabilities(lambda x: weight.expand(x.shape[0], *weight.shape[1:]), image, plan(dim, (8,) * dim), CPU, flips=True)
+    found = predict_probabilities(
+        lambda x: weight.expand(x.shape[0], *weight.shape[1:]), image, plan(dim, (8,) * dim), CPU, flips=True
+    )
     p = weight.softmax(1)[0]
     expected = sum(p.flip(axes) for axes in ([], [1], [2], [1, 2])) / 4
     if dim == 3:

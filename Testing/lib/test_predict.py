@@ -73,7 +73,9 @@ def dice(a, b):
 def test_an_asymmetric_object_lands_where_it_lies(tmp_path, grid, dim, flips):
     geometry = GRIDS[grid]
     label = object_in(geometry)
-    image = Volume((np.where(label, 100, -100) + np.random.default_rng(0).normal(size=label.shape)).astype(np.float32), geometry)
+    image = Volume(
+        (np.where(label, 100, -100) + np.random.default_rng(0).normal(size=label.shape)).astype(np.float32), geometry
+    )
     plan = make_plan([geometry], modality="MR", dim=dim)
     share = (label > 0).mean()
     halfway = (0.5 - share) / np.sqrt(share * (1 - share))  # of both normalised values
@@ -168,7 +170,9 @@ def test_refusals(trained, tmp_path):
 def test_an_encoder_segments_nothing(trained, tmp_path):
     folder = trained.run_folder("only-encoder")
     folder.mkdir(parents=True)
-    plan = Plan(dim=2, spacing=(None, 1, 1), slice_axis="own", modality=("MR",), channels=1, patch=(8, 8), strides=((1, 1),))
+    plan = Plan(
+        dim=2, spacing=(None, 1, 1), slice_axis="own", modality=("MR",), channels=1, patch=(8, 8), strides=((1, 1),)
+    )
     write_config(folder, tiny_config("pretrain", method="byol"), plan, {})
     save_tensors(folder / WEIGHTS, {"encoder.x": torch.ones(1)}, {})
     with pytest.raises(InputError, match="--init only-encoder"):

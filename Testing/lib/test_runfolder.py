@@ -9,7 +9,9 @@ from MedSSLLib.planning import Plan
 from MedSSLLib.runfolder import open_run, owned, read_config, read_plan, read_run, write_config
 from Testing.lib.core_helpers import tiny_config, tiny_project
 
-PLAN = Plan(dim=2, spacing=(None, 1.0, 1.0), slice_axis="own", modality=("MR",), channels=1, patch=(8, 8), strides=((1, 1),))
+PLAN = Plan(
+    dim=2, spacing=(None, 1.0, 1.0), slice_axis="own", modality=("MR",), channels=1, patch=(8, 8), strides=((1, 1),)
+)
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,11 @@ def test_levels_weigh_one_half_quarter_over_every_nth_voxel():
     labels = torch.randint(0, 3, (2, 8, 12), dtype=torch.uint8)
     labels[0, :2] = IGNORE
     logits = [torch.randn(2, 3, 8, 12), torch.randn(2, 3, 4, 6), torch.randn(2, 3, 2, 6)]
-    terms = [dice_ce(logits[0], labels), dice_ce(logits[1], labels[:, ::2, ::2]), dice_ce(logits[2], labels[:, ::4, ::2])]
+    terms = [
+        dice_ce(logits[0], labels),
+        dice_ce(logits[1], labels[:, ::2, ::2]),
+        dice_ce(logits[2], labels[:, ::4, ::2]),
+    ]
     expected = (terms[0] + terms[1] / 2 + terms[2] / 4) / 1.75
     torch.testing.assert_close(segmentation_loss(logits, labels), expected)
     torch.testing.assert_close(segmentation_loss(logits[:1], labels), terms[0])
@@ -39,7 +43,9 @@ def task(frozen=False):
     label = np.zeros((4, 12, 12), np.uint8)
     label[:, 3:9, 3:9] = 1
     label[0] = IGNORE
-    reader = MemoryReader({"a": (label[None] == 1) * 2 - 1 + 0.1 * rng.normal(size=(1, 4, 12, 12)).astype(np.float32)}, {"a": label})
+    reader = MemoryReader(
+        {"a": (label[None] == 1) * 2 - 1 + 0.1 * rng.normal(size=(1, 4, 12, 12)).astype(np.float32)}, {"a": label}
+    )
     reader.images["a"] = reader.images["a"].astype(np.float32)
     net = SegmentationNet(build_encoder(2, 1, plan.strides, NetworkConfig(widths=(4, 8))), 2)
     if frozen:

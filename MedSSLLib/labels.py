@@ -132,7 +132,7 @@ def class_indices(label: np.ndarray, values: Sequence[int], *, ignore: int | Non
         raise InputError(
             f"the label has unknown values {present[unknown][:10].tolist()}, known are {known.tolist()}",
             remedy='Correct the label, or add the values to "labels" in medssl.json.')
-    if present.size and 0 <= present[0] and present[-1] < _TABLE:
+    if present.size and present[0] >= 0 and present[-1] < _TABLE:
         lookup = np.zeros(present[-1] + 1, np.uint8)
         lookup[present] = table
         return lookup[numbers.astype(np.uint8) if numbers.dtype == bool else numbers]

@@ -86,7 +86,7 @@ def run_demo(data: str, budget: str, out: Path | str, events: Events, *, device:
     clock = _Clock()
     with clock.time("data"):
         cohort = gather(data, folder, seed, events)
-        project = cohort.project(folder / "project", seed)
+        project = cohort.project(folder / cohort.name, seed)
         _tell(project, events)
         annotate(project, SLICES)
     methods = _train_and_score(project, _Settings(budget, device, seed), events, clock)

@@ -19,8 +19,9 @@ _DOWNLOADS = {"hippocampus": "Task04_Hippocampus"}
 
 @dataclass(frozen=True)
 class Cohort:
-    """Scans for the demo: a folder, how the report describes them, and their splits where the folder has them."""
+    """Scans for the demo: name, folder, how the report describes them, and splits where the folder has them."""
 
+    name: str
     folder: Path
     words: str
     splits: dict[str, Any] | None = None
@@ -64,7 +65,12 @@ def gather(data: str, out: Path, seed: int, events: Events) -> Cohort:
         known = ", ".join(("simulated", *_DOWNLOADS))
         raise InputError("is not a folder", file=folder, remedy=f"Use {known} or a folder with images/ and labels/")
     splits = folder / "splits.json"
-    return Cohort(folder, f"Scans from the folder {folder.name}.", load_json(splits) if splits.is_file() else None)
+    return Cohort(
+        folder.resolve().name,
+        folder,
+        f"Scans from the folder {folder.name}.",
+        load_json(splits) if splits.is_file() else None,
+    )
 
 
 def _simulated(folder: Path, seed: int, events: Events) -> Cohort:
@@ -75,7 +81,7 @@ def _simulated(folder: Path, seed: int, events: Events) -> Cohort:
         "24 brains simulated from the ICBM152 template: random anatomy, three scanners with their own resolution, "
         "orientation, contrast and grey scale, bias fields and noise. Simulated scans are easier than real ones."
     )
-    return Cohort(folder, words, load_json(folder / "splits.json"))
+    return Cohort("brains", folder, words, load_json(folder / "splits.json"))
 
 
 def _downloaded(task: str, folder: Path) -> Cohort:
@@ -90,7 +96,11 @@ def _downloaded(task: str, folder: Path) -> Cohort:
         raise MedSSLError(
             f"{task} could not be downloaded from {url}: {error}. Check the network, or use --data simulated."
         ) from error
-    return Cohort(folder / task, f"{task} of the Medical Segmentation Decathlon (Antonelli et al. 2022, CC-BY-SA 4.0).")
+    return Cohort(
+        "hippocampus",
+        folder / task,
+        f"{task} of the Medical Segmentation Decathlon (Antonelli et al. 2022, CC-BY-SA 4.0).",
+    )
 
 
 def _from_splits(splits: Any, folder: Path) -> tuple[list[str], list[str]]:

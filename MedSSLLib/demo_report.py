@@ -14,13 +14,12 @@ from MedSSLLib.overlays import overlay_figure
 from MedSSLLib.project import Project
 from MedSSLLib.report import (
     add_configuration,
-    add_curves,
     add_environment,
     annotation_words,
     duration,
     footer,
     limits,
-    training_series,
+    losses,
 )
 from MedSSLLib.results import Scored, add_overlays, add_results, overlay_panels
 from MedSSLLib.runfolder import read_run
@@ -47,16 +46,12 @@ def write_demo_report(
         f"{slices} annotated slices in {len(project.labelled)} of {len(project.pool)} scans. One model starts from "
         "random weights, the other from an encoder that has seen all the scans without labels. Same network, same "
         f"slices, same training time; scored on {len(project.test)} test cases that neither has seen.",
-        kicker=f"MedSSL demo · {project.name}",
+        kicker="MedSSL demo",
     )
     page.cards(_cards(methods, seconds))
     add_results(page, methods)
     add_overlays(page, project, methods)
-    add_curves(page, runs)
-    page.section("Pre-training", "Learning without labels: no label of any scan was read.")
-    series = {stage: losses for stage, (losses, _) in training_series(pretraining / "events.jsonl").items()}
-    if series:
-        page.figures((training_curves(series), "Loss of pre-training by step."))
+    _add_training(page, pretraining, runs)
     _add_data(page, project, words)
     add_configuration(page, read_run(runs["pre-trained"])["config"], "Configuration of the fine-tuning")
     add_environment(page, read_run(pretraining).get("versions", {}))
@@ -77,6 +72,16 @@ def _cards(methods: tuple[Scored, Scored], seconds: Mapping[str, float]) -> list
         (f"{mean:+.3f}", "gain from pre-training", f"95 % interval {low:+.3f} to {high:+.3f}"),
         (duration(sum(seconds.values())), "whole demo", f"pre-training {duration(seconds['pre-training'])}"),
     ]
+
+
+def _add_training(page: Page, pretraining: Path, runs: Mapping[str, Path]) -> None:
+    page.section("Training")
+    before = losses({"pre-training": pretraining})
+    after = losses(runs)
+    page.figures(
+        (training_curves(before), "Pre-training: no label of any scan was read."),
+        (training_curves(after), "Fine-tuning on the annotated slices; the strong line is a running mean."),
+    )
 
 
 def _add_data(page: Page, project: Project, words: str) -> None:
@@ -106,7 +111,7 @@ def _own_limits(methods: tuple[Scored, Scored]) -> list[str]:
     sure = "the interval of the gain includes zero" if low <= 0 <= high else "the interval covers cases only"
     return [
         "The demo trains for minutes with one choice of labelled scans and one seed: it shows how the software works, "
-        f"not how good a method is ({sure}). `medssl benchmark labels` measures that.",
+        f'not how good a method is ({sure}). "medssl benchmark labels" measures that.',
     ]
 
 

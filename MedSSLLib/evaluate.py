@@ -132,13 +132,11 @@ def _evaluate_files(
 
 def _completed(cases: Mapping[str, CaseMetrics]) -> dict[str, CaseMetrics]:
     """Every case with every class; a class that a case lacks on both sides has volume 0 and is undefined."""
-    names = sorted({name for case in cases.values() for name in case}, key=_natural)
+    names = list(dict.fromkeys(name for case in cases.values() for name in case))
+    if all(name.isdigit() for name in names):
+        names.sort(key=int)
     absent: Record = dict.fromkeys(METRICS) | {"volume_ml": 0.0, "reference_ml": 0.0}
     return {case: {name: records.get(name, dict(absent)) for name in names} for case, records in cases.items()}
-
-
-def _natural(name: str) -> tuple[int, str]:
-    return (int(name) if name.isdigit() else -1, name)
 
 
 def summarise(cases: Mapping[str, CaseMetrics]) -> dict[str, dict[str, Any]]:

@@ -34,21 +34,23 @@ h2 { font-size: 18px; letter-spacing: -.005em; margin: 0 0 12px; }
 .lead { color: var(--soft); font-size: 16px; margin: 0 0 26px; max-width: 74ch; }
 section { background: var(--card); border: 1px solid var(--line); border-radius: 12px; padding: 22px 26px;
   margin: 18px 0; }
-section p { max-width: 78ch; margin: 0 0 12px; }
+section p { max-width: 84ch; margin: 0 0 12px; }
+dl + p, ul + p { margin-top: 16px; }
 .cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(170px, 1fr)); gap: 14px; margin: 18px
 0; } .card { background: var(--card); border: 1px solid var(--line); border-radius: 12px; padding: 16px 18px;
 } .card b { display: block; font-size: 27px; line-height: 1.15; letter-spacing: -.02em; font-weight: 650;
   font-variant-numeric: tabular-nums; }
 .card span { color: var(--soft); font-size: 13px; display: block; }
 .card b + span { color: var(--ink); font-weight: 550; margin-top: 3px; }
-.scroll { overflow-x: auto; }
+.scroll { overflow-x: auto; margin-bottom: 18px; }
 table { border-collapse: collapse; width: 100%; font-size: 14px; font-variant-numeric: tabular-nums; }
-caption { text-align: left; color: var(--soft); font-size: 13px; padding-bottom: 6px; }
+caption { text-align: left; color: var(--accent); font-size: 14px; font-weight: 600; padding-bottom: 2px; }
 th { text-align: left; font-weight: 600; color: var(--soft); font-size: 12.5px; }
 th, td { padding: 7px 12px 7px 0; border-bottom: 1px solid var(--line); vertical-align: top; }
 tbody tr:last-child td { border-bottom: 0; }
 th.n, td.n { text-align: right; }
-td small { color: var(--soft); }
+td small { color: var(--soft); font-size: 12px; font-weight: 400; }
+.n small { display: inline-block; width: 80px; font-size: 12px; text-align: left; white-space: nowrap; }
 tr.total td { font-weight: 620; }
 dl { display: grid; grid-template-columns: minmax(140px, 210px) 1fr; gap: 6px 18px; margin: 0; font-size:
 14px; } dt { color: var(--soft); }
@@ -65,14 +67,26 @@ pre { background: var(--page); border: 1px solid var(--line); border-radius: 8px
 ul { margin: 0; padding-left: 20px; max-width: 80ch; }
 li { margin: 3px 0; }
 footer { color: var(--soft); font-size: 13px; margin-top: 26px; }
+@media screen and (prefers-color-scheme: dark) { img.chart { filter: brightness(1.3); } }
 @media print {
   :root { --ink: #111; --soft: #555; --line: #ddd; --page: #fff; --card: #fff; --accent: #0072b2; }
   @page { margin: 16mm 14mm; }
   body { font-size: 11.5px; }
   main { max-width: none; padding: 0; }
   section { border: 0; border-top: 1px solid var(--line); border-radius: 0; padding: 12px 0; margin: 10px 0; }
-  .card, figure, tr, dl { break-inside: avoid; }
-  h2 { break-after: avoid; }
+  .card, figure, table, tr, pre { break-inside: avoid; }
+  h2, caption, summary { break-after: avoid; }
+  .cards { grid-template-columns: repeat(4, 1fr); gap: 8px; }
+  .card { padding: 10px 12px; }
+  .card b { font-size: 21px; }
+  .scroll { overflow: visible; }
+  .row { display: block; }
+  .row figure { display: inline-block; vertical-align: bottom; }
+  .row figure:not(:only-child) { max-width: 49%; }
+  table, dl { font-size: 11.5px; }
+  th, td { padding: 4px 9px 4px 0; }
+  details dl { gap: 2px 18px; }
+  td small, .n small { font-size: 9.5px; width: 62px; }
   summary { display: none; }
   details > * { display: block; }
   details::details-content { content-visibility: visible; display: block; }
@@ -137,9 +151,11 @@ class Page:
         """A table; ``total`` sets the last row apart."""
         lines = [[cell if isinstance(cell, Cell) else Cell(str(cell)) for cell in row] for row in rows]
         right = [bool(lines) and all(row[n].number for row in lines) for n in range(len(head))]
-        titles = "".join(f"<th{_right(side)}>{_text(name)}</th>" for name, side in zip(head, right, strict=True))
+        noted = [any(row[n].note for row in lines) for n in range(len(head))]
+        cells = [Cell(name, number=side) for name, side in zip(head, right, strict=True)]
+        titles = _cells(cells, noted, "th")
         body = "".join(
-            f"<tr{_total(total and n == len(lines))}>{''.join(map(_cell, row))}</tr>" for n, row in enumerate(lines, 1)
+            f"<tr{_total(total and n == len(lines))}>{_cells(row, noted)}</tr>" for n, row in enumerate(lines, 1)
         )
         heading = f"<caption>{_text(caption)}</caption>" if caption else ""
         self._parts.append(
@@ -201,9 +217,12 @@ def _text(value: Any, *, lines: bool = False) -> str:
     return escape(safe, quote=True)
 
 
-def _cell(cell: Cell) -> str:
-    note = f" <small>{_text(cell.note)}</small>" if cell.note else ""
-    return f"<td{_right(cell.number)}>{_text(cell.text)}{note}</td>"
+def _cells(row: Sequence[Cell], noted: Sequence[bool], tag: str = "td") -> str:
+    """A row; a column with notes keeps room for one in every row, so that numbers stay below each other."""
+    return "".join(
+        f"<{tag}{_right(cell.number)}>{_text(cell.text)}{f' <small>{_text(cell.note)}</small>' if note else ''}</{tag}>"
+        for cell, note in zip(row, noted, strict=True)
+    )
 
 
 def _right(right: bool) -> str:
@@ -219,7 +238,8 @@ def _figure(figure: Figure, caption: str) -> str:
 
     width = round(figure.get_size_inches()[0] * 100)
     data = base64.b64encode(to_png(figure, dpi=200)).decode("ascii")
+    kind = "" if any(axes.images for axes in figure.axes) else ' class="chart"'
     return (
-        f'<figure><img src="data:image/png;base64,{data}" width="{width}" alt="{_text(caption)}">'
+        f'<figure><img{kind} src="data:image/png;base64,{data}" width="{width}" alt="{_text(caption)}">'
         f"<figcaption>{_text(caption)}</figcaption></figure>"
     )

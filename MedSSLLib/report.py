@@ -117,19 +117,22 @@ def _short(value: float | None, digits: int = 3, unit: str = "") -> str:
 
 def add_curves(page: Page, runs: Mapping[str, Path]) -> None:
     """Loss curves of runs (name to run folder), and validation where there was one."""
-    losses: dict[str, Curves] = {}
-    scores: dict[str, Curves] = {}
-    for name, folder in runs.items():
-        for stage, (loss, score) in training_series(folder / "events.jsonl").items():
-            label = name if stage in ("pretrain", "finetune", "selftrain") else f"{name}, {stage}"
-            losses[label] = loss
-            scores |= {label: score} if score else {}
-    if not losses:
-        return
-    page.section("Training")
-    page.figures((training_curves(losses), "Losses by step; the strong line is a running mean."))
+    curves, scores = losses(runs), losses(runs, validation=True)
+    if curves:
+        page.section("Training")
+        page.figures((training_curves(curves), "Losses by step; the strong line is a running mean."))
     if scores:
         page.figures((training_curves(scores, ylabel="value"), "Validation on held-out labelled cases."))
+
+
+def losses(runs: Mapping[str, Path], *, validation: bool = False) -> dict[str, Curves]:
+    """Loss curves (or validation figures) of runs (name to run folder), one entry per run and stage."""
+    found: dict[str, Curves] = {}
+    for name, folder in runs.items():
+        for stage, series in training_series(folder / "events.jsonl").items():
+            label = name if stage in ("pretrain", "finetune", "selftrain") else f"{name}, {stage}"
+            found |= {label: series[validation]} if series[validation] else {}
+    return found
 
 
 def training_series(events: Path) -> dict[str, tuple[Curves, Curves]]:

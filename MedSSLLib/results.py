@@ -107,7 +107,10 @@ def add_results(page: Page, methods: Sequence[Scored]) -> None:
         )
     )
     page.fold("Every case")
-    page.table(("case", *(scored.name for scored in methods), "HD95, mm", "errors"), _case_rows(methods))
+    page.table(("case", *(f"Dice, {scored.name}" for scored in methods), "HD95, mm"), _case_rows(methods))
+    if last.metrics["errors"]:
+        page.text("Not scored:")
+        page.facts(last.metrics["errors"])
     page.unfold()
 
 
@@ -131,9 +134,7 @@ def _case_rows(methods: Sequence[Scored]) -> Iterable[list[Cell | str]]:
     last = methods[-1].metrics
     for case in sorted(last["cases"]):
         dice = [number(scored.per_case.get(case)) for scored in methods]
-        yield [case, *dice, number(last["summary"]["hd95_mm"]["per_case"][case], 2), Cell("")]
-    for case, problem in last["errors"].items():
-        yield [case, *(number(None) for _ in methods), number(None), problem]
+        yield [case, *dice, number(last["summary"]["hd95_mm"]["per_case"][case], 2)]
 
 
 def _dice_by_class(scored: Scored) -> dict[str, dict[str, float | None]]:

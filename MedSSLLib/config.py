@@ -96,6 +96,7 @@ class RunConfig(Frozen):
     annotated_slices: int | None = Field(None, ge=1, description="Simulate this many annotated slices a labelled case.")
     freeze_encoder: bool = False
     semi: Literal["none", "mean-teacher"] = "none"
+    consistency: float = Field(1.0, ge=0, description="Weight of Mean Teacher's consistency. Not from the paper.")
     mixup: float = Field(0.0, ge=0, description="Beta parameter of Mixup; 0 = off.")
     network: NetworkConfig = NetworkConfig()
     optimiser: OptimiserConfig = OptimiserConfig()

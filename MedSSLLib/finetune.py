@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from MedSSLLib.cache import Cache
 from MedSSLLib.checkpoint import save_tensors
 from MedSSLLib.config import RunConfig
 from MedSSLLib.device import seed_step
+from MedSSLLib.errors import InputError
 from MedSSLLib.events import Events
 from MedSSLLib.files import write_json
 from MedSSLLib.manifest import Case
@@ -23,6 +24,7 @@ from MedSSLLib.networks import SegmentationNet, place
 from MedSSLLib.planning import Plan
 from MedSSLLib.preparation import (
     Preparation,
+    adopt_network,
     choose_plan,
     fill_cache,
     labelled_cases,
@@ -36,7 +38,8 @@ from MedSSLLib.runfolder import WEIGHTS
 from MedSSLLib.sampling import SegmentationSampler
 from MedSSLLib.schedule import Budget
 from MedSSLLib.segmentation import SegmentationTask
-from MedSSLLib.trainer import LoopConfig, Trainer
+from MedSSLLib.semi import MeanTeacherTask, MixupTask
+from MedSSLLib.trainer import LoopConfig, Task, Trainer
 
 HOLDOUT_FROM = 10  # labelled cases from which some are held out; not from the paper
 HOLDOUT_MOST = 8  # held-out cases at most; not from the paper
@@ -50,12 +53,13 @@ class LabelledData:
     cache: Cache
     training: tuple[Case, ...]
     held_out: tuple[Case, ...] = ()
+    unlabelled: tuple[Case, ...] = ()
 
     def facts(self) -> dict[str, Any]:
         """Names and annotated slices, for the record."""
         annotated = {c.name: c.annotated.to_json() for c in self.training + self.held_out if c.annotated}
         return {"labelled": [c.name for c in self.training], "validation": [c.name for c in self.held_out],
-                "annotated": annotated}
+                "unlabelled": [c.name for c in self.unlabelled], "annotated": annotated}
 
 
 def run_finetune(project: Project, config: RunConfig, events: Events) -> Path:
@@ -69,17 +73,36 @@ def run_finetune(project: Project, config: RunConfig, events: Events) -> Path:
     with ExitStack() as stack:
         ready = prepare(project, config, events, stack)
         init = resolve_weights(project, ready.config.init)
+        ready = adopt_network(ready, init)
         cases = labelled_cases(project, ready.config)
         plan = choose_plan(ready, project.pool, init)
         cache, cases = fill_cache(ready, plan, cases, labels=True)
-        data = LabelledData(plan, cache, *split_holdout(cases, ready.config))
+        training, held_out = split_holdout(cases, ready.config)
+        unlabelled = () if ready.config.semi == "none" else add_unlabelled(ready, cache, cases)
+        data = LabelledData(plan, cache, training, held_out, unlabelled)
         record(ready, plan, data.facts())
         scores = cross_validate(ready, data, init)
         net = build_network(ready, plan, init)
         budget = stage_budget(ready.config, 1 - sum(row["share"] for row in scores))
-        figures = fit(ready, data, net, budget)
+        figures = fit(ready, make_task(ready, data, net), budget)
         finish(ready, plan, net, {**figures, "cross_validation": scores} if scores else figures)
         return ready.folder
+
+
+def add_unlabelled(ready: Preparation, cache: Cache, labelled: Sequence[Case]) -> tuple[Case, ...]:
+    """Images of the pool's other cases, added to the cache; no label is read.
+
+    Raises:
+        InputError: there is none.
+    """
+    names = {case.name for case in labelled}
+    others = tuple(case for case in ready.project.pool if case.name not in names)
+    refused = {case.name for case, _ in cache.prepare(others)}
+    usable = tuple(case for case in others if case.name not in refused)
+    if not usable:
+        raise InputError("no unlabelled case can be used", file=str(ready.project.folder),
+                         remedy="Add unlabelled cases, or leave out --semi")
+    return usable
 
 
 def build_network(ready: Preparation, plan: Plan, init: Path | None) -> SegmentationNet:
@@ -113,29 +136,40 @@ def stage_budget(config: RunConfig, share: float = 1.0) -> Budget:
     return Budget(steps=max(1, round(training.steps * share)))
 
 
-def make_sampler(ready: Preparation, plan: Plan, cache: Cache, cases: Sequence[Case]) -> SegmentationSampler:
-    """The sampler of labelled patches for a plan."""
+def make_sampler(
+    ready: Preparation, plan: Plan, cache: Cache, cases: Sequence[Case], **changes: Any
+) -> SegmentationSampler:
+    """The sampler of patches for a plan; `changes` replace its other attributes."""
     config = ready.config
-    spacing = plan.spacing[3 - plan.dim :]
-    assert all(mm is not None for mm in spacing)
-    return SegmentationSampler(
-        cache, tuple(c.name for c in cases), plan.patch, tuple(float(mm) for mm in spacing if mm), config.augment,
-        ready.batch(plan), config.training.foreground, config.seed,
+    spacing = tuple(float(mm) for mm in plan.spacing[3 - plan.dim :] if mm)
+    sampler = SegmentationSampler(
+        cache, tuple(c.name for c in cases), plan.patch, spacing, config.augment, ready.batch(plan),
+        config.training.foreground, config.seed,
     )
+    return replace(sampler, **changes)
 
 
-def fit(
-    ready: Preparation, data: LabelledData, net: SegmentationNet, budget: Budget, stage: str = "finetune"
-) -> dict[str, Any]:
-    """Train one network in place (it ends with the weights to keep); returns what is worth recording."""
-    config, started = ready.config, time.monotonic()
+def make_task(ready: Preparation, data: LabelledData, net: SegmentationNet) -> SegmentationTask | MeanTeacherTask:
+    """The task that the configuration asks for: plain, with Mixup, with Mean Teacher, or with both."""
+    config = ready.config
     sampler = make_sampler(ready, data.plan, data.cache, data.training)
     held_out = tuple(case.name for case in data.held_out)
-    task = SegmentationTask(net, sampler, data.plan, ready.device, held_out, config.freeze_encoder)
-    trainer = Trainer(task, loop_config(config, stage, budget), ready.fabric, ready.folder, ready.events)
-    if config.resume:
+    facts = (net, sampler, data.plan, ready.device, held_out, config.freeze_encoder)
+    labelled = MixupTask(*facts, alpha=config.mixup) if config.mixup else SegmentationTask(*facts)
+    if config.semi == "none":
+        return labelled
+    pool = data.training + data.unlabelled
+    unlabelled = make_sampler(ready, data.plan, data.cache, pool, labelled=False, seed=config.seed + 1)
+    return MeanTeacherTask(labelled, unlabelled, config.consistency)
+
+
+def fit(ready: Preparation, task: Task, budget: Budget, stage: str = "finetune") -> dict[str, Any]:
+    """Train a task's module in place (it ends with the weights to keep); returns what is worth recording."""
+    started = time.monotonic()
+    trainer = Trainer(task, loop_config(ready.config, stage, budget), ready.fabric, ready.folder, ready.events)
+    if ready.config.resume:
         trainer.resume()
-    net.load_state_dict(trainer.run())
+    task.module.load_state_dict(trainer.run())
     state = trainer.state
     return {"steps": state.step, "seconds": round(time.monotonic() - started, 1), "validation": state.scores,
             "best": state.best, "best_step": state.best_step}
@@ -163,8 +197,8 @@ def cross_validate(ready: Preparation, data: LabelledData, init: Path | None) ->
         held_out = tuple(cases[i] for i in order[fold::folds])
         rest = tuple(case for case in cases if case not in held_out)
         net = build_network(ready, data.plan, init)
-        figures = fit(ready, LabelledData(data.plan, data.cache, rest, held_out), net,
-                      stage_budget(ready.config, share), f"fold-{fold + 1}")
+        task = make_task(ready, LabelledData(data.plan, data.cache, rest, held_out), net)
+        figures = fit(ready, task, stage_budget(ready.config, share), f"fold-{fold + 1}")
         names = [case.name for case in held_out]
         rows.append({"fold": fold + 1, "cases": names, "dice": figures["best"], "share": share})
     return rows

@@ -166,13 +166,18 @@ def resolve_weights(project: Project, name: str) -> Path | None:
     return weights
 
 
+def adopt_network(ready: Preparation, init: Path | None) -> Preparation:
+    """With widths and normalisation of the run whose encoder is taken over, so that the weights fit."""
+    if init is None or not (init.parent / "config.json").exists():
+        return ready
+    theirs = read_run(init.parent)["config"]["network"]
+    changes = {"network.widths": tuple(theirs["widths"]), "network.norm": theirs["norm"]}
+    return replace(ready, config=ready.config.override(changes))
+
+
 def make_encoder(ready: Preparation, plan: Plan, init: Path | None) -> tuple[Encoder, TransferReport | None]:
     """A new encoder, or one with transferred weights and the report of the transfer."""
-    network = ready.config.network
-    if init is not None and (init.parent / "config.json").exists():
-        theirs = read_run(init.parent)["config"]["network"]
-        network = network.model_copy(update={"widths": tuple(theirs["widths"]), "norm": theirs["norm"]})
-    encoder = build_encoder(plan.dim, plan.channels, plan.strides, network)
+    encoder = build_encoder(plan.dim, plan.channels, plan.strides, ready.config.network)
     if init is None:
         return encoder, None
     tensors, _ = load_tensors(init)

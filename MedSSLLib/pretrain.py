@@ -30,7 +30,16 @@ from MedSSLLib.model_card import write_model_card
 from MedSSLLib.networks import place
 from MedSSLLib.picking import MetaPicker, UniformPicker, share_with_positive
 from MedSSLLib.planning import Plan
-from MedSSLLib.preparation import Preparation, choose_plan, fill_cache, make_encoder, prepare, record, resolve_weights
+from MedSSLLib.preparation import (
+    Preparation,
+    adopt_network,
+    choose_plan,
+    fill_cache,
+    make_encoder,
+    prepare,
+    record,
+    resolve_weights,
+)
 from MedSSLLib.project import Project
 from MedSSLLib.runfolder import WEIGHTS
 from MedSSLLib.sampling import Batch, HostBatch, ViewSampler, make_views
@@ -53,6 +62,7 @@ def run_pretrain(project: Project, config: RunConfig, events: Events) -> Path:
         ready = prepare(project, config, events, stack)
         kind = load_method(ready.config.method)
         init = resolve_weights(project, ready.config.init)
+        ready = adopt_network(ready, init)
         plan = choose_plan(ready, project.pool, init)
         if plan.dim not in kind.dims:
             raise InputError(f"method {ready.config.method!r} does not work in {plan.dim}D",

@@ -19,6 +19,7 @@ from MedSSLLib.config import AugmentConfig
 from MedSSLLib.errors import InputError
 from MedSSLLib.intensity import Change, apply_intensity, sample_intensity
 from MedSSLLib.intensity import noise_generator as noise_generator
+from MedSSLLib.labels import IGNORE
 from MedSSLLib.views import (
     ViewGeometry,
     resample,
@@ -122,6 +123,7 @@ class SegmentationSampler:
         batch: samples of the global batch.
         foreground: share of samples centred on a labelled foreground voxel.
         margin: side of the window that is read, relative to the patch.
+        labelled: whether labels are read; without, patches lie anywhere and nothing counts.
     """
 
     reader: CropReader
@@ -133,6 +135,7 @@ class SegmentationSampler:
     foreground: float
     seed: int
     margin: float = 1.4
+    labelled: bool = True
 
     @property
     def window(self) -> tuple[int, ...]:
@@ -172,6 +175,8 @@ class SegmentationSampler:
         return name, low
 
     def _centre(self, rng: np.random.Generator, name: str, foreground: bool) -> np.ndarray:
+        if not self.labelled:
+            return rng.integers(np.asarray(self.reader.shape(name)[1:]))
         places = {c: xyz for c, xyz in self.reader.foreground(name).items() if len(xyz)}
         structures = sorted(c for c in places if c > 0)
         if foreground and structures:
@@ -187,7 +192,8 @@ class SegmentationSampler:
     def _read(self, name: str, low: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         window = self.window if len(self.patch) == 3 else (1, *self.window)
         corners = low.tolist(), (low + np.asarray(window)).tolist()
-        image, label = self.reader.image(name, *corners), self.reader.label(name, *corners)
+        image = self.reader.image(name, *corners)
+        label = self.reader.label(name, *corners) if self.labelled else np.full(window, IGNORE, np.uint8)
         return (image[:, 0], label[0]) if len(self.patch) == 2 else (image, label)
 
 

@@ -1,0 +1,189 @@
+"""Pseudo-labels of one self-training round: predicted, cleaned, filtered, written where a person can look at them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from MedSSLLib import io
+from MedSSLLib.errors import GuardError, InputError
+from MedSSLLib.files import read_json, write_json
+from MedSSLLib.geometry import Volume
+from MedSSLLib.labels import class_indices, counted_mask
+from MedSSLLib.manifest import Case
+from MedSSLLib.predict import Model, PredictOptions, largest_components, predict_case
+from MedSSLLib.project import Project
+
+Filter = Literal["none", "consistency", "confidence"]
+SUMMARY = "summary.json"
+GROWTH = 3.0  # factor of a class's total volume between rounds that raises the drift alarm; not from the paper
+HOLE_SHARE = 0.05  # holes up to this share of a component are filled; not from the paper
+
+
+@dataclass(frozen=True)
+class PseudoOptions:
+    """How pseudo-labels are cleaned and chosen.
+
+    Attributes:
+        clean: 'components' keeps the largest component of each class and fills small holes.
+        filter: 'consistency' keeps a case whose predictions with and without flips agree, 'confidence' one whose
+            foreground is predicted with enough confidence.
+        threshold: least agreement (Dice) or confidence (mean probability) of a kept case.
+        accept: cases kept whatever the filter says.
+        reject: cases left out.
+    """
+
+    clean: Literal["none", "components"] = "components"
+    filter: Filter = "none"
+    threshold: float = 0.8
+    accept: tuple[str, ...] = ()
+    reject: tuple[str, ...] = ()
+
+
+def write_pseudo_labels(
+    project: Project, model: Model, cases: Sequence[Case], folder: Path, options: PseudoOptions,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, Any]:
+    """Predict all cases into ``folder/CASE.nii.gz`` with ``confidence/CASE.nii.gz``, then the summary; returns it.
+
+    Slices that a person has drawn are kept as drawn. A folder with a summary is complete and is not made again.
+
+    Raises:
+        InputError: a case cannot be read.
+        GuardError: no case predicts any foreground.
+    """
+    if (folder / SUMMARY).exists():
+        return read_json(folder / SUMMARY)
+    rows = {}
+    for number, case in enumerate(cases, 1):
+        rows[case.name] = _write_case(project, model, case, folder, options)
+        progress(number, len(cases))
+    if not any(sum(row["voxels"].values()) for row in rows.values()):
+        raise GuardError("The model predicts no foreground in any unlabelled case, so there is nothing to learn from. "
+                         "Train the first stage longer (--minutes), or annotate more slices.")
+    summary = {"cases": rows, "kept": keep(rows, options)}
+    write_json(folder / SUMMARY, summary)
+    return summary
+
+
+def _write_case(
+    project: Project, model: Model, case: Case, folder: Path, options: PseudoOptions
+) -> dict[str, Any]:
+    volumes = [io.read_image(path, case=case.name) for path in case.images]
+    _, probabilities = predict_case(model, volumes, PredictOptions())
+    classes = probabilities.argmax(0).astype(np.uint8)
+    agreement = None
+    if options.filter == "consistency":
+        _, flipped = predict_case(model, volumes, PredictOptions(flips=True))
+        agreement = foreground_dice(classes, flipped.argmax(0))
+    if options.clean == "components":
+        classes = fill_small_holes(largest_components(classes))
+    source = volumes[0].geometry
+    if case.annotated and case.label:
+        classes = keep_drawn(project, case, volumes[0], classes)
+    confidence = probabilities.max(0).astype(np.float32)
+    values = np.asarray(project.values)[classes]
+    io.write_image(folder / f"{case.name}.nii.gz", Volume(values.astype(np.int16), source))
+    io.write_image(folder / "confidence" / f"{case.name}.nii.gz", Volume(confidence, source))
+    foreground = classes > 0
+    return {
+        "voxels": {name: int((classes == index).sum()) for index, name in enumerate(project.classes) if index},
+        "confidence": float(confidence[foreground].mean()) if foreground.any() else 0.0,
+        "agreement": agreement,
+    }
+
+
+def keep_drawn(project: Project, case: Case, image: Volume, classes: np.ndarray) -> np.ndarray:
+    """The prediction with the annotated slices as they were drawn."""
+    assert case.label is not None
+    drawn = io.read_label(case.label, image.geometry, case=case.name).array
+    drawn = class_indices(drawn, project.values, ignore=project.ignore_value)
+    return np.where(counted_mask(classes.shape, case.annotated), drawn, classes).astype(np.uint8)
+
+
+def fill_small_holes(classes: np.ndarray) -> np.ndarray:
+    """Background holes enclosed by a class get its value where they are small against the class."""
+    from scipy import ndimage
+
+    result = classes.copy()
+    for value in np.unique(classes[classes > 0]):
+        mask = classes == value
+        holes = ndimage.binary_fill_holes(mask) & (classes == 0)
+        labelled, count = ndimage.label(holes)
+        sizes = np.bincount(labelled.ravel(), minlength=count + 1)
+        small = np.flatnonzero(sizes <= HOLE_SHARE * mask.sum())
+        result[np.isin(labelled, small[small > 0])] = value
+    return result
+
+
+def foreground_dice(first: np.ndarray, second: np.ndarray) -> float:
+    """Mean Dice over the foreground classes of either map; 0 without foreground."""
+    values = [v for v in np.union1d(np.unique(first), np.unique(second)) if v > 0]
+    scores = [2 * ((first == v) & (second == v)).sum() / ((first == v).sum() + (second == v).sum()) for v in values]
+    return float(np.mean(scores)) if scores else 0.0
+
+
+def keep(rows: dict[str, dict[str, Any]], options: PseudoOptions) -> list[str]:
+    """Names of the cases whose pseudo-labels are used.
+
+    Raises:
+        GuardError: none is left.
+    """
+    measure = {"consistency": "agreement", "confidence": "confidence"}.get(options.filter)
+    passed = [
+        name for name, row in rows.items()
+        if name not in options.reject and sum(row["voxels"].values())
+        and (measure is None or name in options.accept or row[measure] >= options.threshold)
+    ]
+    if not passed:
+        raise GuardError(f"No pseudo-label is left after the filter {options.filter!r} ({options.threshold:g}) and "
+                         " --reject. Lower the threshold, use --filter none, or annotate more slices.")
+    return passed
+
+
+def drift(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+    """Warnings about classes that vanish or grow without bound from one round's summary to the next.
+
+    Raises:
+        GuardError: a class has vanished from all cases.
+    """
+    first, second = _totals(before), _totals(after)
+    vanished = [name for name, voxels in first.items() if voxels and not second.get(name, 0)]
+    if vanished:
+        raise GuardError(f"The class {', '.join(vanished)} has vanished from the pseudo-labels. The last good model is "
+                         "kept. Use fewer --rounds, or annotate slices that show it.")
+    return [
+        f"The class {name} grew {second[name] / voxels:.1f} times between two rounds; look at the pseudo-labels."
+        for name, voxels in first.items() if voxels and second[name] > GROWTH * voxels
+    ]
+
+
+def _totals(summary: dict[str, Any]) -> dict[str, int]:
+    rows: Iterable[dict[str, Any]] = summary["cases"].values()
+    totals: dict[str, int] = {}
+    for row in rows:
+        for name, voxels in row["voxels"].items():
+            totals[name] = totals.get(name, 0) + voxels
+    return totals
+
+
+def pseudo_labelled(cases: Sequence[Case], folder: Path, kept: Iterable[str]) -> tuple[Case, ...]:
+    """The kept cases with their pseudo-label files as dense labels.
+
+    Raises:
+        InputError: a file is missing.
+    """
+    chosen = set(kept)
+    result = []
+    for case in cases:
+        if case.name in chosen:
+            path = folder / f"{case.name}.nii.gz"
+            if not path.exists():
+                raise InputError("the pseudo-label is missing", case=case.name, file=str(path),
+                                 remedy=f"Remove {folder} and resume, so that the round is made again")
+            result.append(replace(case, label=path, annotated=None))
+    return tuple(result)

@@ -53,7 +53,8 @@ def monai_pipeline(patch: tuple[int, ...]) -> mt.Compose:
         mt.RandGaussianNoised(keys, prob=AUGMENT.noise, std=0.1**0.5),
         mt.RandGaussianSmoothd(keys, prob=AUGMENT.blur, **sigma),
         mt.RandScaleIntensityd(keys, prob=AUGMENT.brightness, factors=0.25),
-        mt.RandSimulateLowResolutiond(keys, prob=AUGMENT.low_resolution, zoom_range=(0.5, 1.0)),
+        mt.RandSimulateLowResolutiond(keys, prob=AUGMENT.low_resolution, zoom_range=(0.5, 1.0),
+                                      upsample_mode=mode),
         mt.RandAdjustContrastd(keys, prob=AUGMENT.gamma, gamma=(0.7, 1.5)),
     ])  # fmt: skip
 
@@ -88,9 +89,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pairs", type=int, default=9)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--dim", choices=tuple(CASES), action="append")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    results = {dim: measure(dim, args.pairs) for dim in CASES}
+    results = {dim: measure(dim, args.pairs) for dim in args.dim or CASES}
     print(json.dumps({"bench": "views", "goal": 5.0, "torch": torch.__version__, "machine": platform.machine(),
                       "threads": args.threads, "pairs": args.pairs, "results": results}, indent=1))  # fmt: skip
 

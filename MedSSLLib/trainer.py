@@ -124,8 +124,7 @@ class Trainer:
 
         Raises:
             CancelledError: a stop file appeared or the process was asked to end; the checkpoint is written.
-            GuardError: a loss or weight is not finite, or the task's own check failed; the last good checkpoint is
-                kept.
+            GuardError: a loss or weight is not finite, or the task's check failed; the last good checkpoint is kept.
         """
         budget, state = self.config.budget, self.state
         budget.start(state.step, state.progress, state.elapsed)

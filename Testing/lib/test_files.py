@@ -156,19 +156,19 @@ class TestFileLock:
             assert (lock.owner() or {})["pid"] == os.getpid()
 
     @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-    def test_a_forked_child_does_not_keep_its_parents_lock(self, tmp_path: Path) -> None:
-        lock = FileLock(tmp_path / "lock")
-        lock.acquire()
-        child = os.fork()
-        if child == 0:
-            time.sleep(30 if not lock.held else 0)
-            os._exit(0)
+    def test_a_forked_child_does_not_keep_its_dead_parents_lock(self, tmp_path: Path) -> None:
+        code = ("import os, signal, sys, time; from MedSSLLib.files import FileLock\n"
+                "lock = FileLock(sys.argv[1]); lock.acquire(); child = os.fork()\n"
+                "if child == 0: os.close(1); time.sleep(60); os._exit(0)\n"
+                "print(child, flush=True); os.kill(os.getpid(), signal.SIGKILL)")
+        parent = subprocess.run([sys.executable, "-c", code, str(tmp_path / "lock")], stdout=subprocess.PIPE,
+                                cwd=Path(files.__file__).parents[1], check=False)
+        child = int(parent.stdout)
         try:
-            lock.release()
+            os.kill(child, 0)
             FileLock(tmp_path / "lock", timeout=2).acquire()
         finally:
             os.kill(child, signal.SIGKILL)
-            os.waitpid(child, 0)
 
     def test_many_processes_count_without_losing_a_step(self, tmp_path: Path) -> None:
         (tmp_path / "n").write_text("0")

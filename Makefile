@@ -3,11 +3,13 @@
 # Each makes .venv on its first call. Useful variables:
 #   make test PYTHON=/path/to/python3     another Python
 #   make test ARGS="-k cache -x"          arguments for pytest, or for `medssl demo`
+#   make test JOBS=0                      in one process (else one per core)
 #   make demo PIP="--extra-index-url https://download.pytorch.org/whl/cpu"
 #                                         a small torch without CUDA, for Linux without an NVIDIA card
 
 VENV ?= .venv
 ARGS ?=
+JOBS ?= auto
 PIP  ?=
 CANDIDATES = python3 python3.12 python3.13 python3.11 python3.14
 PYTHON ?= $(shell for p in $(CANDIDATES); do \
@@ -25,7 +27,7 @@ demo: $(VENV)/.with-demo
 	$(RUN) -m MedSSLLib demo $(ARGS)
 
 test: $(VENV)/.with-demo $(VENV)/.with-test
-	OMP_NUM_THREADS=1 $(RUN) -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 test-gui: $(VENV)/.with-demo $(VENV)/.with-test $(VENV)/.with-gui
 	OMP_NUM_THREADS=1 QT_QPA_PLATFORM=offscreen ITK_GLOBAL_DEFAULT_THREADER=Platform \

@@ -25,7 +25,7 @@ GROUPS: tuple[tuple[str, tuple[Command, ...]], ...] = (
     ("Using a model", use.COMMANDS),
     ("Finding your way", tools.COMMANDS),
 )
-_SHOWN = ("start", "progress", "metric", "warning", "checkpoint", "done")  # _complain prints errors
+_SHOWN = ("start", "progress", "metric", "warning", "done")  # on a terminal; _complain prints errors
 DONE, FAILED, BAD_INPUT, CANCELLED, GUARD = range(5)
 _PURPOSE = "Learn from unlabelled scans, annotate a few slices, segment the rest."
 _EXAMPLES = """\
@@ -182,7 +182,7 @@ def _sinks(args: argparse.Namespace, events_to: str | None, stdout: IO[str]) -> 
     if args.quiet:
         yield PlainLines.to_stderr(("warning",))
     else:
-        yield Bar() if sys.stderr.isatty() else PlainLines.to_stderr(_SHOWN)
+        yield Bar(_SHOWN) if sys.stderr.isatty() else PlainLines.to_stderr(_SHOWN)
 
 
 @contextlib.contextmanager

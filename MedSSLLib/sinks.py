@@ -134,9 +134,13 @@ class PlainLines:
 
 
 class Bar:
-    """A live bar on a terminal: stage, steps, losses with their course, steps a second, time left."""
+    """A live bar on a terminal: stage, steps, losses with their course, steps a second, time left.
 
-    def __init__(self) -> None:
+    Args:
+        kinds: the events shown.
+    """
+
+    def __init__(self, kinds: Iterable[str]) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn
 
@@ -146,6 +150,7 @@ class Bar:
             TextColumn("{task.completed:.0f}/{task.total:.0f}"), TextColumn(text, markup=False),
             console=Console(stderr=True), refresh_per_second=4,
         )  # fmt: skip
+        self._kinds = frozenset(kinds)
         self._tasks: dict[str, TaskID] = {}
         self._rate = Rate()
         self._course: dict[str, deque[float]] = {}
@@ -155,7 +160,7 @@ class Bar:
 
         if event["event"] == "progress":
             self._update(event)
-        elif event["event"] != "error":  # the command line itself says how it ended
+        elif event["event"] in self._kinds:
             style = "yellow" if event["event"] == "warning" else ""
             self._progress.console.print(Text(describe(event), style=style))
 

@@ -61,7 +61,7 @@ def paint(curves, width, height, dark):
     painter = qt.QPainter()
     painter.begin(pixmap)
     painter.setRenderHint(qt.QPainter.Antialiasing)
-    frame = (46, 26, max(width, 200) - 46 - 40, max(height, 120) - 26 - 24)
+    frame = (46, 26, max(width, 200) - 46 - 54, max(height, 120) - 26 - 24)
     ink = qt.QColor("#c8c8c8" if dark else "#404040")
     painter.setPen(ink)
     if not curves.series:

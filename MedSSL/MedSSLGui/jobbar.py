@@ -16,7 +16,7 @@ class JobBar:
     def __init__(self, session, ui):
         self.session, self.ui, self.queue = session, ui, session.queue
         self._slots = [(self.queue.started, self._onStarted), (self.queue.progress, self._onProgress),
-                       (self.queue.event, self._onEvent), (self.queue.finished, self._onFinished),
+                       (self.queue.reported, self._onEvent), (self.queue.finished, self._onFinished),
                        (self.queue.changed, self._show), (self.queue.line, self._onLine)]
         for signal, slot in self._slots:
             signal.connect(slot)

@@ -41,7 +41,7 @@ class Outcome:
 class Runner(qt.QObject):
     """Runs one process: lines in, events out."""
 
-    event = qt.Signal(object)
+    reported = qt.Signal(object)
     line = qt.Signal(object)
     ended = qt.Signal(object)
 
@@ -123,7 +123,7 @@ class Runner(qt.QObject):
                 self._error = str(event.get("message", "")) or self._error
             if event["event"] in ("error", "warning"):
                 self._remember(str(event.get("message", "")))
-            self.event.emit(event)
+            self.reported.emit(event)
 
     def _remember(self, text):
         if text.strip():
@@ -169,7 +169,7 @@ class JobQueue(qt.QObject):
     changed = qt.Signal()
     started = qt.Signal(object)
     progress = qt.Signal(object)
-    event = qt.Signal(object)
+    reported = qt.Signal(object)
     line = qt.Signal(object)
     finished = qt.Signal(object)
 
@@ -177,7 +177,7 @@ class JobQueue(qt.QObject):
         super().__init__(parent)
         self.waiting = []
         self.runner = Runner()
-        self.runner.event.connect(self._onEvent)
+        self.runner.reported.connect(self._onEvent)
         self.runner.line.connect(self.line.emit)
         self.runner.ended.connect(self._onEnded)
         self._lastProgress = None
@@ -223,7 +223,7 @@ class JobQueue(qt.QObject):
     def _onEvent(self, event):
         if event["event"] != "progress":
             self._emitProgress()
-            self.event.emit(event)
+            self.reported.emit(event)
             return
         self._lastProgress = event
         if time.monotonic() - self._lastTime > 0.1:

@@ -29,7 +29,7 @@ class Session(qt.QObject):
         self.installer = Installer()
         self.savers = []
         self._helper = Runner()
-        self._helper.event.connect(self._onHelperEvent)
+        self._helper.reported.connect(self._onHelperEvent)
         self._helper.ended.connect(self._onHelperEnded)
         self._helperJobs = []
         self._pending = None

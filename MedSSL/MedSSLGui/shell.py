@@ -40,7 +40,7 @@ class Shell(VTKObservationMixin):
         self._refresh.timeout.connect(lambda: self.refresh())
         self.session.projectChanged.connect(self._refresh.start)
         self.session.queue.changed.connect(self._refresh.start)
-        self.session.queue.event.connect(self._onEvent)
+        self.session.queue.reported.connect(self._onEvent)
         self.panels["review"].correctionWanted.connect(self._onCorrection)
         self._shortcuts, self._tag, self.sceneWasClosed = [], None, False
         self.addObserver(slicer.mrmlScene, slicer.vtkMRMLScene.StartCloseEvent, self._onSceneClosing)
@@ -101,7 +101,7 @@ class Shell(VTKObservationMixin):
         self.session.projectChanged.disconnect(self._refresh.start)
         self._refresh.stop()
         self.session.queue.changed.disconnect(self._refresh.start)
-        self.session.queue.event.disconnect(self._onEvent)
+        self.session.queue.reported.disconnect(self._onEvent)
         for panel in self.panels.values():
             panel.cleanup()
         self.bar.close()

@@ -90,7 +90,7 @@ class Driver:
         assert wait_until(lambda: not session.isHelperBusy(), seconds), "still busy: " + self.status()
         wait_until(lambda: False, 0.05)
 
-    def finish_jobs(self, seconds=180.0):
+    def finish_jobs(self, seconds=400.0):
         """Until the queue is empty."""
         assert wait_until(lambda: self.queue.current is None and not self.queue.waiting, seconds), self.status()
         self.settle()

@@ -4,7 +4,8 @@ import qt
 from slicer.i18n import tr as _
 
 from .. import annotation, commands, scene
-from ..caseview import CaseView, readLabel
+from ..annotationsteps import completionSteps, saveSteps
+from ..caseview import CaseView
 from .annotationlog import AnnotationLog
 from .base import Panel, choose, chosen, fillCombo
 from .classtable import ClassTable
@@ -208,15 +209,7 @@ class AnnotatePanel(Panel):
     def takeCompletion(self, path):
         """Fill in what the library completed; annotated slices stay as drawn."""
         if self._alive():
-            self.session.stepper.start(self._completionSteps(path), None, self.session.sayError)
-
-    def _completionSteps(self, path):
-        label = readLabel(path, self.view.image, self.store.classes())
-        yield
-        yield from scene.fillSteps(self.view.segmentation, self.view.image, label, self.store.classes(),
-                                   self.view.annotated())
-        self.session.say(_("{case}: the other slices are filled in. Check them before you mark them.").format(
-            case=self.view.name), "done")
+            self.session.stepper.start(completionSteps(self.session, self.view, path), None, self.session.sayError)
 
     def _latestModel(self):
         from .. import advice
@@ -262,21 +255,7 @@ class AnnotatePanel(Panel):
         self.log.flush()
         if self.log.dirty:
             self.log.dirty = False
-            steps = self._saveSteps(self.view)
-            self.session.stepper.start(steps, None, self.session.sayError)
-
-    def _saveSteps(self, view):
-        classes = scene.classesWith(view.segmentation, self.store.classes())
-        if classes != self.store.classes():
-            self.store.setClasses(classes)
-            scene.syncClasses(view.segmentation, classes)
-        array, shared = yield from scene.labelSteps(view.segmentation, view.image, classes)
-        path = self.store.folder / "labels" / f"{view.name}.nrrd"
-        yield from scene.nrrdSteps(path, array, view.matrix, True)
-        self.store.setLabel(view.name, path, annotation.toManifest(view.annotated()))
-        if shared:
-            self.session.say(_("{name}: segments overlap in {n} voxels; there the later segment counts.").format(
-                name=view.name, n=shared), "warning")
+            self.session.stepper.start(saveSteps(self.session, self.view), None, self.session.sayError)
 
     # -- module ---------------------------------------------------------------------------------------------------
 

@@ -75,7 +75,7 @@ def cell(text, editable=False, key=None):
 
 def selectedRows(table):
     """Numbers of the selected rows, ascending."""
-    return sorted({index.row() for index in table.selectionModel().selectedIndexes()})
+    return sorted({item.row() for item in table.selectedItems()})
 
 
 def setUpTable(table, titles, stretch=0):

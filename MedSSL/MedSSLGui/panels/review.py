@@ -20,7 +20,7 @@ class ReviewPanel(Panel):
         super().__init__(session, parent)
         self.result, self.figures = None, {}
         ui = self.ui
-        setUpTable(ui.resultTable, [_("Case"), _("Uncertainty"), _("Volumes (ml)")], 0)
+        setUpTable(ui.resultTable, [_("Case"), _("Uncertainty"), _("Volumes (ml)")], 2)
         fillCombo(ui.compareModeComboBox, [(_("difference"), "difference"), (_("side by side"), "beside")])
         fillCombo(ui.exportFormatComboBox, [(_("Segmentation (.seg.nrrd)"), "seg"), (_("NIfTI (.nii.gz)"), "nifti"),
                                             (_("Labelmap node"), "node")])

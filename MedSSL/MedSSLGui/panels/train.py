@@ -32,7 +32,7 @@ class TrainPanel(Panel):
         ui.runsTable.itemSelectionChanged.connect(lambda: self._onRunSelected())
         session.queue.started.connect(self._onStarted)
         session.queue.progress.connect(self._onProgress)
-        session.queue.event.connect(self._onEvent)
+        session.queue.reported.connect(self._onEvent)
         self._repaint = qt.QTimer()
         self._repaint.setSingleShot(True)
         self._repaint.setInterval(250)
@@ -199,5 +199,5 @@ class TrainPanel(Panel):
         self._repaint.stop()
         for signal, slot in ((self.session.queue.started, self._onStarted),
                              (self.session.queue.progress, self._onProgress),
-                             (self.session.queue.event, self._onEvent)):
+                             (self.session.queue.reported, self._onEvent)):
             signal.disconnect(slot)

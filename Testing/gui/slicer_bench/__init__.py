@@ -16,12 +16,22 @@ os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
 os.environ.setdefault("QT_LOGGING_RULES", "*.debug=false")
 
 
+def _hold_booleans():
+    """PySide6 6.12 gives back True once too often with every emitted signal; before Python 3.12 that ends the process."""
+    if sys.version_info < (3, 12):
+        import ctypes
+
+        for value in (True, False):
+            ctypes.c_ssize_t.from_address(id(value)).value += 1 << 40
+
+
 def start(folder):
     """Start the application once per process; `folder` receives the PythonSlicer stand-in."""
     import slicer
 
     if hasattr(slicer, "app"):
         return slicer.app
+    _hold_booleans()
     from PySide6 import QtWidgets
 
     QtWidgets.QApplication.instance() or QtWidgets.QApplication(["Slicer", "-platform", "offscreen"])

@@ -1,0 +1,30 @@
+"""Writing an annotation into the project, and taking over what the library completed; run by `tasks.Stepper`."""
+
+from slicer.i18n import tr as _
+
+from . import annotation, scene
+from .caseview import readLabel
+
+
+def saveSteps(session, view):
+    """Write the case's segmentation as its label, with the annotated slices; new segments become classes."""
+    store = session.store
+    classes = scene.classesWith(view.segmentation, store.classes())
+    if classes != store.classes():
+        store.setClasses(classes)
+        scene.syncClasses(view.segmentation, classes)
+    array, shared = yield from scene.labelSteps(view.segmentation, view.image, classes)
+    path = store.folder / "labels" / f"{view.name}.nrrd"
+    yield from scene.nrrdSteps(path, array, view.matrix, True)
+    store.setLabel(view.name, path, annotation.toManifest(view.annotated()))
+    if shared:
+        session.say(_("{name}: segments overlap in {n} voxels; there the later segment counts.").format(
+            name=view.name, n=shared), "warning")
+
+
+def completionSteps(session, view, path):
+    """Fill in a completed label; annotated slices stay as drawn."""
+    label = readLabel(path, view.image, session.store.classes())
+    yield
+    yield from scene.fillSteps(view.segmentation, view.image, label, session.store.classes(), view.annotated())
+    session.say(_("{case}: the other slices are filled in. Check them before you mark them.").format(case=view.name), "done")

@@ -1,0 +1,165 @@
+"""Every panel and the slice overlays, rendered and checked for what can be checked; look at them in $MEDSSL_PICTURES."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import wait_until
+
+CAPTION = "Rendered by the project's test bench (real MRML and Qt widgets), not a screenshot of 3D Slicer."
+CLASSES = [(1, "right ventricle", (0.27, 0.53, 0.86), ""), (2, "myocardium", (0.35, 0.72, 0.42), ""),
+           (3, "left ventricle", (0.90, 0.36, 0.30), "")]
+
+
+def folder(tmp_path):
+    path = Path(os.environ.get("MEDSSL_PICTURES") or tmp_path / "pictures")
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def add_run(project, name, command, method, dice=None):
+    """A finished run as the library leaves it, for pictures only."""
+    run = project / "runs" / name
+    run.mkdir(parents=True)
+    config = {"command": command, "method": method, "init": "none" if command == "pretrain" else "gcl-1", "preset": "standard"}
+    (run / "config.json").write_text(json.dumps({"config": config}))
+    (run / "metrics.json").write_text(json.dumps({"dice": dice, "seconds": 1260}))
+    (run / "weights.safetensors").write_bytes(b"")
+    with open(run / "events.jsonl", "w") as stream:
+        for step in range(20, 2001, 20):
+            loss = 0.15 + 1.2 * np.exp(-step / 400) + 0.02 * np.sin(step)
+            stream.write(json.dumps({"event": "progress", "stage": "train", "step": step, "steps": 2000,
+                                     "losses": {"loss": loss}}) + "\n")
+            if step % 200 == 0:
+                stream.write(json.dumps({"event": "metric", "step": step, "dice": 0.86 * (1 - np.exp(-step / 350))}) + "\n")
+
+
+@pytest.fixture()
+def scene(user, cohort, tmp_path):
+    """A project as it looks after some work."""
+    project = tmp_path / "heart study"
+    user.open_project(project)
+    user.shell.panels["data"].addPaths([str(cohort / "images")])
+    user.settle()
+    for number, case in enumerate(user.store.cases):
+        user.store.setMetadata(case.name, "patient", f"P{number // 2 + 1:03d}")
+        user.store.setMetadata(case.name, "phase", ("diastole", "systole")[number % 2])
+    user.store.setClasses(CLASSES)
+    user.store.updateCase("heart_06", role="test")
+    add_run(project, "gcl-1", "pretrain", "gcl")
+    add_run(project, "finetune-1", "finetune", "supervised", 0.842)
+    out = project / "predictions" / "finetune-1"
+    (out / "uncertainty").mkdir(parents=True)
+    for number in range(1, 7):
+        name = f"heart_{number:02d}.nii.gz"
+        shutil.copy(cohort / "labels" / name, out / name)
+    user.store.changed.emit()
+    wait_until(lambda: False, 0.2)
+    return user
+
+
+def add_uncertainty(cohort, project):
+    from MedSSLLib.geometry import Volume
+    from MedSSLLib.io import read_image, write_image
+
+    for number in range(1, 7):
+        name = f"heart_{number:02d}.nii.gz"
+        label = read_image(cohort / "labels" / name)
+        edge = np.zeros(label.array.shape, np.float32)
+        for axis in (1, 2):
+            for shift in (-1, 1):
+                edge += np.roll(label.array, shift, axis) != label.array
+        noise = np.random.default_rng(number).uniform(0.5, 1, edge.shape)
+        write_image(project / "predictions" / "finetune-1" / "uncertainty" / name,
+                    Volume(np.clip(edge / 3 * noise, 0, 1).astype(np.float32), label.geometry))
+
+
+def draw(user, cohort, indices):
+    from MedSSLLib.io import read_image
+
+    truth = read_image(cohort / "labels" / "heart_01.nii.gz").array
+    user.click("loadCaseButton")
+    user.settle()
+    for index in indices:
+        for value in (1, 2, 3):
+            mask = np.zeros(truth.shape, bool)
+            mask[index] = truth[index] == value
+            user.find("segmentEditor").paint(f"class_{value}", mask)
+        wait_until(lambda: False, 0.45)
+    user.shell.panels["annotate"].view.jumpTo(2, indices[-1])
+
+
+def check(image, minimum=8):
+    """The picture shows something: many colours, no single one everywhere."""
+    small = image.scaled(160, 160)
+    colours = {small.pixel(x, y) for x in range(0, 160, 2) for y in range(0, 160, 2)}
+    assert len(colours) > minimum
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_pictures_of_every_panel(scene, cohort, tmp_path, dark):
+    from slicer_bench import pictures
+
+    user, target = scene, folder(tmp_path)
+    pictures.set_theme(dark)
+    suffix = "-dark" if dark else ""
+    add_uncertainty(cohort, user.store.folder)
+    user.find("deviceComboBox")
+    for name in ("data", "pretrain"):
+        user.shell.open(name)
+        image = pictures.panel(user.loaded)
+        check(image)
+        image.save(str(target / f"{name}{suffix}.png"))
+    user.shell.open("annotate")
+    draw(user, cohort, [3, 6])
+    image = pictures.beside(pictures.panel(user.loaded), [pictures.slice_view("Red"), pictures.slice_view("Green")], CAPTION)
+    check(image)
+    image.save(str(target / f"annotate{suffix}.png"))
+    user.shell.open("train")
+    user.find("runsTable").selectRow(1)
+    wait_until(lambda: False, 0.3)
+    image = pictures.panel(user.loaded)
+    check(image)
+    image.save(str(target / f"train{suffix}.png"))
+    user.shell.open("review")
+    user.shell.panels["review"].readFigures()
+    user.settle()
+    user.find("resultTable").selectRow(0)
+    user.settle()
+    user.find("uncertaintySlider").setProperty("value", 0.6)
+    wait_until(lambda: False, 0.1)
+    image = pictures.beside(pictures.panel(user.loaded), [pictures.slice_view("Red"), pictures.slice_view("Green")], CAPTION)
+    check(image)
+    image.save(str(target / f"review{suffix}.png"))
+    pictures.set_theme(False)
+
+
+def test_the_overlay_shows_the_segmentation(scene, cohort, tmp_path):
+    """The rendered slice has the class colours where the label is, and loses them when a class is hidden."""
+    from slicer_bench import pictures
+
+    user = scene
+    user.shell.open("review")
+    user.shell.panels["review"].readFigures()
+    user.settle()
+    user.find("resultTable").selectRow(0)
+    user.settle()
+    user.find("opacitySlider").setProperty("value", 1.0)
+    review = user.shell.panels["review"]
+
+    def red():
+        image = pictures.slice_view("Red", 200)
+        pixels = [image.pixelColor(x, y) for x in range(0, 200, 2) for y in range(8, 200, 2)]
+        return sum(1 for c in pixels if c.red() > 150 and c.green() < 140 and c.blue() < 130)
+
+    assert red() > 20
+    item = user.find("classVisibilityList").item(2)
+    from PySide6 import QtCore
+
+    item.setCheckState(QtCore.Qt.CheckState.Unchecked)
+    wait_until(lambda: False, 0.1)
+    assert red() == 0
+    assert review.result.isAlive()

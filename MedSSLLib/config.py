@@ -74,7 +74,7 @@ class TrainingConfig(Frozen):
     foreground: float = Field(0.5, ge=0, le=1, description="Share of samples centred on a labelled structure.")
     voxels: int | None = Field(None, ge=512, description="Voxels of a patch; chosen from dimension when not set.")
     folds: int = Field(0, ge=0, description="Cross-validation folds before the final fit; 0 = none.")
-    holdout: float = Field(0.2, ge=0, lt=1, description="Share of cases held out when 10 or more are labelled.")
+    holdout: float = Field(0.1, ge=0, lt=1, description="Share of cases held out when 10 or more are labelled.")
     validate_every: float = Field(0.1, gt=0, le=1, description="Share of the run between validations.")
     patience: int = Field(0, ge=0, description="Validations without improvement before stopping; 0 = never stop early.")
 
@@ -148,7 +148,7 @@ _PRESETS: dict[Command, dict[Preset, dict[str, Any]]] = {
     },
     "finetune": {
         "quick": {"training.steps": 400, "network.widths": (16, 32, 64, 128, 128)},
-        "standard": {"training.steps": 2000, "network.widths": (16, 32, 64, 128, 128)},
+        "standard": {"training.steps": 3000, "network.widths": (16, 32, 64, 128, 128)},
         "paper": {"training.steps": 25000, "network.widths": (32, 64, 128, 256, 320)},
     },
     "selftrain": {

@@ -19,7 +19,7 @@ from MedSSLLib.labels import slice_axis
 if TYPE_CHECKING:
     from MedSSLLib.geometry import Geometry
 
-VOXELS_2D = 192 * 160  # patch budget; not from the paper
+VOXELS_2D = 128 * 128  # patch budget; not from the paper
 VOXELS_3D = 96 * 1024  # patch budget; not from the paper
 ANISOTROPY_2D = 3.0  # largest / median spacing from which slices are worked on one by one; not from the paper
 ANISOTROPIC = 1.5  # from here on a volume counts as having a slice direction; not from the paper
@@ -77,7 +77,7 @@ def make_plan(
         modality: 'CT', 'MR' ..., one for all channels or one each.
         channels: images per case.
         dim: 'auto', '2d' (or 2), '3d' (or 3).
-        voxel_budget: voxels of a patch at most; by default 30,720 in 2D and 98,304 in 3D.
+        voxel_budget: voxels of a patch at most; by default 16,384 in 2D and 98,304 in 3D.
 
     Raises:
         InputError: no cases, or as many modalities as channels are not given.

@@ -25,7 +25,7 @@ from MedSSLLib.planning import Plan, make_plan
 from MedSSLLib.project import Project
 from MedSSLLib.runfolder import WEIGHTS, open_run, owned, read_plan, read_run, write_config
 
-BATCH = {2: 12, 3: 2}  # samples a step when not set; not from the paper
+BATCH = {2: 8, 3: 2}  # samples a step when not set; not from the paper
 
 
 @dataclass(frozen=True)

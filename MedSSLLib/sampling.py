@@ -23,6 +23,7 @@ from MedSSLLib.labels import IGNORE
 from MedSSLLib.views import (
     ViewGeometry,
     resample,
+    resample_boxes,
     resample_labels,
     sample_boxes,
     sample_flips,
@@ -83,11 +84,14 @@ def make_views(host: HostBatch, patch: Sequence[int], device: torch.device) -> B
     windows = host.windows.to(device, non_blocking=True)
     geometry = host.geometry.to(device)
     views = geometry.lo.shape[1]
-    grid = sampling_grid(geometry, windows.shape[2:], patch)
-    images = resample(windows, grid, views)
+    if geometry.is_box and host.labels is None:
+        images, grid = resample_boxes(windows, geometry, patch), None
+    else:
+        grid = sampling_grid(geometry, windows.shape[2:], patch)
+        images = resample(windows, grid, views)
     images = apply_intensity(images.flatten(0, 1), host.changes).unflatten(0, (-1, views))
     labels = None
-    if host.labels is not None:
+    if host.labels is not None and grid is not None:
         labels = resample_labels(host.labels.to(device, non_blocking=True), grid, views)
     meta = {name: value.to(device, non_blocking=True) for name, value in host.meta.items()}
     return Batch(images, geometry, labels, meta)

@@ -12,6 +12,7 @@ from MedSSLLib.views import (
     ViewGeometry,
     overlap_share,
     resample,
+    resample_boxes,
     resample_labels,
     sample_boxes,
     sample_flips,
@@ -218,3 +219,17 @@ def test_zoom_range_and_probability():
     assert np.allclose(zoom[:, 0], zoom[:, 1]) and 0.5 - 1e-6 <= zoom.min() < 0.52 and 1.95 < zoom.max() <= 2 + 1e-6
     assert abs((zoom[:, 0] == 1).mean() - 0.5) < 0.05
     assert abs((zoom[:, 0] > 1).mean() - (zoom[:, 0] < 1).mean()) < 0.06, "zooming in and out is equally likely"
+
+
+@pytest.mark.parametrize("patch", [(9, 12), (6, 9, 8)])
+def test_separable_boxes_equal_the_sampling_grid(patch):
+    """Boxes that also reach outside the window, flipped or not, against grid_sample."""
+    generator = torch.Generator().manual_seed(3)
+    window = tuple(n + 5 for n in patch)
+    images = torch.randn(2, 3, *window, generator=generator, dtype=torch.float64)
+    lo = torch.rand(2, 2, len(patch), generator=generator, dtype=torch.float64) * 6 - 3
+    hi = lo + 4 + torch.rand(lo.shape, generator=generator, dtype=torch.float64) * 12
+    flip = (torch.rand(lo.shape, generator=generator) < 0.5).double()
+    geometry = ViewGeometry(lo, hi, flip)
+    expected = resample(images, sampling_grid(geometry, window, patch), 2)
+    assert torch.allclose(resample_boxes(images, geometry, patch), expected, atol=1e-12)

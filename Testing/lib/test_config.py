@@ -25,7 +25,8 @@ def test_overrides_beat_settings_and_settings_beat_presets():
 
 @pytest.mark.parametrize(("key", "text", "value"), [
     ("optimiser.lr", "1e-3", 1e-3), ("network.widths", "[4, 8]", (4, 8)), ("training.minutes", "null", None),
-    ("network.deep_supervision", "true", True), ("augment.scale", "[0.5, 2]", (0.5, 2.0)), ("device", "cuda:1", "cuda:1"),
+    ("network.deep_supervision", "true", True), ("augment.scale", "[0.5, 2]", (0.5, 2.0)),
+    ("device", "cuda:1", "cuda:1"),
     ("labelled", '["a", "b"]', ("a", "b")), ("name", "007", "007"), ("training.batch", "3", 3),
 ])  # fmt: skip
 def test_text_values_become_what_the_field_wants(key, text, value):

@@ -201,7 +201,7 @@ def test_two_channels_stay_apart():
 
 @pytest.mark.parametrize("dim", [2, 3])
 def test_two_views_of_a_linear_volume_show_their_boxes(dim):
-    """The windows of a batch share a size, so boxes are relative to their own window: the closed form must still hold."""
+    """Windows of a batch share a size and boxes are relative to their own window: the closed form still holds."""
     shape, patch = (14, 40, 36), (8, 8, 8)[:dim]
     axes = np.meshgrid(*[np.arange(n) + 0.5 for n in shape], indexing="ij")
     slopes = np.array([100.0, 1.0, -0.7])

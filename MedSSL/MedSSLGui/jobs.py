@@ -158,7 +158,8 @@ class Runner(qt.QObject):
             process.deleteLater()
         message = self._error or (self.log[-1] if self.log else "")
         if state == "crashed":
-            message = _("The job ended unexpectedly (exit code {code}). {last}").format(code=exitCode, last=message)
+            message = _("The job ended unexpectedly (exit code {code}). {last}").format(
+                code=exitCode, last=self._error or " ".join(self.log[-3:]))
         self.ended.emit(Outcome(self.job, state, exitCode, message, list(self.log)))
 
 

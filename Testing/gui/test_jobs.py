@@ -67,7 +67,7 @@ def test_exit_codes(queue, code, state):
 
 def test_a_crash_is_a_message_with_the_log(queue):
     outcome = run(queue, "import os; print('last words', flush=True); os.abort()")
-    assert outcome.state == "crashed" and "last words" in outcome.message and outcome.log == ["last words"]
+    assert outcome.state == "crashed" and "last words" in outcome.message and "last words" in outcome.log
 
 
 def test_the_error_event_is_the_message(queue):

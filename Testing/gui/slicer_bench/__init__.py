@@ -16,12 +16,12 @@ os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
 os.environ.setdefault("QT_LOGGING_RULES", "*.debug=false")
 
 
-def _hold_booleans():
-    """PySide6 6.12 gives back True once too often with every emitted signal; before Python 3.12 that ends the process."""
+def _hold_singletons():
+    """PySide6 6.12 gives back True (or None) once too often with every signal; before Python 3.12 that ends the process."""
     if sys.version_info < (3, 12):
         import ctypes
 
-        for value in (True, False):
+        for value in (True, False, None):
             ctypes.c_ssize_t.from_address(id(value)).value += 1 << 40
 
 
@@ -31,7 +31,7 @@ def start(folder):
 
     if hasattr(slicer, "app"):
         return slicer.app
-    _hold_booleans()
+    _hold_singletons()
     from PySide6 import QtWidgets
 
     QtWidgets.QApplication.instance() or QtWidgets.QApplication(["Slicer", "-platform", "offscreen"])

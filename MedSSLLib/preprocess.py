@@ -12,7 +12,6 @@ frequency, against 0.41 at deviation (r - 1) / 2), and brought back labels bette
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 
@@ -76,8 +75,7 @@ def preprocess_label(label: Volume, geometry: Geometry) -> np.ndarray:
         label: class indices uint8 ``[k, j, i]`` on the source grid, IGNORE where a voxel does not count.
         geometry: the training grid of the same case.
     """
-    code = _matching_code(label.geometry, geometry)
-    volume = orient(label, code)
+    volume = _oriented_like(label, geometry)
     footprint = axis_footprints(volume.geometry, geometry)
     operators = axis_operators(volume.geometry, geometry, linear)
     known = volume.array != IGNORE
@@ -190,14 +188,12 @@ def _slice_direction(geometry: Geometry, plan: Plan) -> int:
     return plan.slice_axis
 
 
-def _matching_code(source: Geometry, grid: Geometry) -> str:
-    """The orientation in which ``source`` has the directions of ``grid``."""
-    letters = itertools.product("LR", "PA", "SI")
-    codes = ("".join(order) for signs in letters for order in itertools.permutations(signs))
-    for code in (grid.code, *codes):
-        if np.allclose(oriented(source, code).direction, grid.direction, atol=1e-4):
-            return code
-    raise ValueError(f"grid directions {grid.direction} are not those of the source {source.direction}")
+def _oriented_like(label: Volume, grid: Geometry) -> Volume:
+    """``label`` with its axes along those of ``grid``."""
+    volume = orient(label, grid.code)
+    if not np.allclose(volume.geometry.direction, grid.direction, atol=1e-4):
+        raise ValueError(f"grid directions {grid.direction} are not those of the source {label.geometry.direction}")
+    return volume
 
 
 def _axes(source: Geometry, target: Geometry) -> Iterator[tuple[np.ndarray, int, float]]:

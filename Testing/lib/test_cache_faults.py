@@ -150,6 +150,12 @@ def damage_truncate(entry):
     path.write_bytes(path.read_bytes()[:-100])
 
 
+def damage_truncate_in_the_same_instant(entry):
+    times = os.stat(entry / "data.b2nd").st_mtime_ns
+    damage_truncate(entry)
+    os.utime(entry / "data.b2nd", ns=(times, times))
+
+
 def damage_flip(entry):
     path = entry / "data.b2nd"
     data = bytearray(path.read_bytes())
@@ -175,7 +181,8 @@ def damage_empty_files(entry):
 
 
 @pytest.mark.parametrize("damage", [
-    damage_truncate, damage_flip, damage_no_info, damage_half_info, damage_no_data, damage_empty_files])
+    damage_truncate, damage_truncate_in_the_same_instant, damage_flip, damage_no_info, damage_half_info,
+    damage_no_data, damage_empty_files])
 @pytest.mark.parametrize("kind", ["images", "labels"])
 def test_damaged_entries_are_made_again(case, tmp_path, damage, kind):
     cache = Cache(tmp_path, PLAN)

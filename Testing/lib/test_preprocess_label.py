@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
 from MedSSLLib import io
-from MedSSLLib.geometry import Geometry, Volume
+from MedSSLLib.geometry import Geometry, Volume, orient
 from MedSSLLib.labels import IGNORE
 from MedSSLLib.preprocess import linear, preprocess_image, preprocess_label
 from Testing.lib.grid_helpers import (
@@ -43,6 +45,17 @@ def test_labels_stay_where_they_are(name, dim, spacing):
     overlap = 2 * np.sum((back == volume.array) & inside) / (inside.sum() + np.sum(back > 0))
     unchanged = sorted(source.spacing) == sorted(grid.spacing)
     assert overlap == 1 if unchanged else overlap > 0.85
+
+
+@pytest.mark.parametrize("angles", [(45, 0, 0), (0, 45, 0), (0, 0, 45)])
+def test_labels_find_their_grid_where_two_orientations_are_equally_near(angles):
+    source = Geometry((15, 14, 13), (1.0, 1.2, 0.9), ORIGIN, rotation(*angles))
+    letters = itertools.product("LR", "PA", "SI")
+    for code in ("".join(order) for signs in letters for order in itertools.permutations(signs)):
+        stored = orient(three_blobs(source), code)
+        _, grid = preprocess_image(noise(stored.geometry), plan_for(stored.geometry, "2d", None))
+        back = io.resample(Volume(preprocess_label(stored, grid), grid), source, interpolation="nearest").array
+        assert np.mean(back == three_blobs(source).array) > 0.97
 
 
 def naive_label(volume, grid):

@@ -2,6 +2,16 @@
 
 The rules below are not from the papers. They follow common practice for U-Nets; the default patches suit a
 CPU. Labels are never looked at.
+
+* Dimension: 2 if the median over cases of (largest / median spacing) is at least 3, or the median number
+  of slices is below 8; else 3.
+* Slice axis: in 2D each case's own; in 3D the anatomical axis that most anisotropic cases (ratio >= 1.5)
+  share, else S.
+* Spacing: the median over cases, the two in-plane axes pooled.
+* Patch: an equal physical length per axis, at most the median extent, within the voxel budget; each axis
+  a multiple of its total stride.
+* Strides: a level halves an axis unless it would keep fewer than 4 voxels or its spacing is already twice
+  the finest; at most 6 levels.
 """
 
 from __future__ import annotations
@@ -60,17 +70,7 @@ def make_plan(
     dim: str | int = "auto",
     voxel_budget: int | None = None,
 ) -> Plan:
-    """Decide the plan from the headers of the cases that will be trained on.
-
-    * Dimension: 2 if the median over cases of (largest / median spacing) is at least 3, or the median number
-      of slices is below 8; else 3.
-    * Slice axis: in 2D each case's own; in 3D the anatomical axis that most anisotropic cases (ratio >= 1.5)
-      share, else S.
-    * Spacing: the median over cases, the two in-plane axes pooled.
-    * Patch: an equal physical length per axis, at most the median extent, within the voxel budget; each axis
-      a multiple of its total stride.
-    * Strides: a level halves an axis unless it would keep fewer than 4 voxels or its spacing is already twice
-      the finest; at most 6 levels.
+    """Decide the plan from the headers of the cases that will be trained on, by the rules above.
 
     Args:
         geometries: one per case (channels share a grid), in any orientation.
@@ -88,8 +88,7 @@ def make_plan(
     n_dim = _dimension(geometries, own, str(dim).lower())
     canonical = None if n_dim == 2 else _canonical_axis(geometries, own)
     grids = [_axes_dhw(geometry, axis, canonical) for geometry, axis in zip(geometries, own, strict=True)]
-    spacings = np.array([spacing for spacing, _ in grids])
-    sizes = np.array([size for _, size in grids], float)
+    spacings, sizes = (np.array(values, float) for values in zip(*grids, strict=True))
     between, within = _rounded(np.median(spacings[:, 0])), _rounded(np.median(spacings[:, 1:]))
     target = np.array([between, within, within])
     extent = np.median(sizes * spacings, axis=0) / target

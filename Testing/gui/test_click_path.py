@@ -61,7 +61,7 @@ def test_from_a_folder_to_segmentations(user, cohort, tmp_path):
     # 2 pre-train
     user.find("pretrainPresetComboBox").setCurrentIndex(0)
     user.find("pretrainMinutesSpinBox").setValue(MINUTES)
-    assert "GCL" in user.find("methodLabel").text(), "thick slices: GCL is recommended"
+    assert wait_until(lambda: user.find("methodComboBox").currentText() == "GCL", 5), "thick slices: GCL is recommended"
     user.click("pretrainButton")
     assert user.find("cancelButton").isEnabled()
     user.finish_jobs()

@@ -212,6 +212,7 @@ def test_two_hundred_cases_stay_responsive(user, tmp_path, monkeypatch):
     assert wait_until(lambda: table.item(199, 1) is not None, 30)
     for n in range(200):
         user.store.setFact({"case": f"case_{n:03d}", "size": [10, 10, 10], "spacing": [1, 1, 3], "thumbnail": "", "problem": ""})
+        wait_until(lambda: False, 0.001)
     wait_until(lambda: False, 0.5)
     timer.stop()
     assert table.rowCount() == 200 and table.item(150, 2).text() == "10 × 10 × 10"

@@ -1,5 +1,6 @@
 """Panel 2: learning from unlabelled scans."""
 
+import qt
 from slicer.i18n import tr as _
 
 from .. import advice, commands
@@ -25,6 +26,10 @@ class PretrainPanel(Panel):
         ui.pretrainMinutesSpinBox.valueChanged.connect(lambda value: self._estimate())
         ui.pretrainButton.clicked.connect(lambda: self.pretrain())
         ui.resumePretrainButton.clicked.connect(lambda: self.resume())
+        self._soon = qt.QTimer()
+        self._soon.setSingleShot(True)
+        self._soon.setInterval(150)
+        self._soon.timeout.connect(lambda: self._recommend())
         self.store.factsChanged.connect(self._onFact)
         self.refresh()
 
@@ -33,9 +38,11 @@ class PretrainPanel(Panel):
         self._describe()
 
     def _onFact(self, name):
-        self._recommend()
+        if not self._soon.isActive():
+            self._soon.start()
 
     def cleanup(self):
+        self._soon.stop()
         self.store.factsChanged.disconnect(self._onFact)
 
     def _recommend(self):

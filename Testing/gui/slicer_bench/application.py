@@ -114,6 +114,7 @@ def boot():
     logic.SetMRMLScene(slicer.mrmlScene)
     logic.GetColorLogic().SetMRMLScene(slicer.mrmlScene)
     logic.GetColorLogic().AddDefaultColorNodes()
+    logic.SetModuleLogic("Colors", logic.GetColorLogic())
     logic.SetSliceLogics(vtk.vtkCollection())
     logic.SetViewLogics(vtk.vtkCollection())
     slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSelectionNode")

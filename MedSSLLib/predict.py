@@ -53,6 +53,7 @@ class Model:
     network: SegmentationNet
     plan: Plan
     values: tuple[int, ...]
+    classes: tuple[str, ...]
     device: torch.device
     precision: str
 
@@ -90,7 +91,7 @@ def load_model(run_folder: Path, device: str = "auto", precision: str = "auto") 
     network.eval()
     place(network, where, plan.dim)
     values = tuple(facts["data"]["values"])
-    return Model(network, plan, values, where, resolve_precision(precision, where))
+    return Model(network, plan, values, tuple(facts["data"]["classes"]), where, resolve_precision(precision, where))
 
 
 def network_of(config: RunConfig, plan: Plan, classes: int) -> SegmentationNet:
@@ -143,7 +144,6 @@ def run_predict(  # noqa: PLR0913 - the contract of the command
     model = load_model(project.run_folder(run), options.device, options.precision)
     jobs = _jobs(project, cases, images)
     events.emit("start", command="predict", run=run, cases=len(jobs), device=str(model.device))
-    names = project.classes
     written, refused = [], []
     for number, (name, paths) in enumerate(jobs.items(), 1):
         try:
@@ -153,7 +153,7 @@ def run_predict(  # noqa: PLR0913 - the contract of the command
             refused.append(error)
             events.emit("warning", message=str(error))
             continue
-        written.append(_write(out, name, label, probabilities, names, options))
+        written.append(_write(out, name, label, probabilities, model.classes, options))
         events.progress("predict", number, len(jobs))
     if not written:
         raise refused[0]

@@ -53,6 +53,8 @@ def prepare(project: Project, config: RunConfig, events: Events, stack: ExitStac
     fabric = make_fabric(config)
     opened = open_run(project, config) if fabric.is_global_zero else None
     folder, config = fabric.broadcast(opened)
+    if config.labelled is not None:
+        project = project.with_labelled(",".join(config.labelled))
     if fabric.is_global_zero:
         stack.enter_context(owned(folder))
         events.open_run(folder)
@@ -128,8 +130,6 @@ def labelled_cases(project: Project, config: RunConfig) -> tuple[Case, ...]:
     Raises:
         InputError: there is none.
     """
-    if config.labelled is not None:
-        project = project.with_labelled(",".join(config.labelled))
     cases = tuple(case for case in project.labelled if case.label)
     if not cases:
         raise InputError("no case is labelled", file=str(project.folder),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import re
+import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -74,10 +75,17 @@ def _resumable(project: Project, config: RunConfig) -> Path:
 
 @contextmanager
 def owned(folder: Path) -> Iterator[None]:
-    """Hold the run folder against other processes; a stop request left from before is forgotten."""
-    with FileLock(folder / ".lock"):
-        (folder / "stop").unlink(missing_ok=True)
-        yield
+    """Hold the run folder against other processes; a run that ends before its settings are written leaves nothing.
+
+    A stop request left from before is forgotten.
+    """
+    try:
+        with FileLock(folder / ".lock"):
+            (folder / "stop").unlink(missing_ok=True)
+            yield
+    finally:
+        if not (folder / "config.json").exists():
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def write_config(folder: Path, config: RunConfig, plan: Plan, facts: dict[str, Any]) -> None:

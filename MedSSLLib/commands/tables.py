@@ -84,9 +84,11 @@ def print_metrics(result: Row) -> None:
     print_table(("metric", "mean", *classes, "n", "undefined"), cells)
 
 
-def setting_rows(config: BaseModel, prefix: str = "") -> list[tuple[str, str, str]]:
-    """(dotted key, value, help) of every field of a configuration."""
-    rows = []
+def setting_rows(config: BaseModel | None, prefix: str = "") -> list[tuple[str, str, str]]:
+    """(dotted key, value, help) of every field of a configuration; nothing for None."""
+    rows: list[tuple[str, str, str]] = []
+    if config is None:
+        return rows
     for name, field in type(config).model_fields.items():
         value = getattr(config, name)
         if hasattr(value, "model_fields"):

@@ -5,15 +5,18 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 from MedSSLLib.commands.base import Command, output_options, say
 from MedSSLLib.events import Events
+from MedSSLLib.methods import METHODS, load_method
 
 
 def _settings_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("for_command", choices=("pretrain", "finetune", "selftrain"), metavar="COMMAND",
                         help="pretrain, finetune or selftrain")  # fmt: skip
     parser.add_argument("--preset", choices=("quick", "standard", "paper"), default="standard")
+    parser.add_argument("--method", choices=tuple(METHODS), default="pgl", help="whose own settings pretrain shows")
     parser.add_argument("--json", action="store_true", help="print JSON")
     output_options(parser, events=False)
 
@@ -22,11 +25,23 @@ def settings(args: argparse.Namespace, events: Events) -> None:
     from MedSSLLib.commands import tables
     from MedSSLLib.config import RunConfig
 
-    rows = tables.setting_rows(RunConfig.build(args.for_command, preset=args.preset))
+    method = {"selftrain": "local-contrast", "finetune": "supervised"}.get(args.for_command, args.method)
+    config = RunConfig.build(args.for_command, preset=args.preset, method=method)
+    rows = [row for row in tables.setting_rows(config) if row[0] != "options"]
+    rows += tables.setting_rows(_options(args.for_command, method, config.options), "options.")
     if args.json:
         print(json.dumps([dict(zip(("key", "value", "help"), row, strict=True)) for row in rows], indent=1))
     else:
         tables.print_table(("--set KEY", "value", "what it is"), rows)
+
+
+def _options(command: str, method: str, given: dict[str, Any]) -> Any:
+    """The method's own configuration, {} where there is none."""
+    if command == "selftrain":
+        from MedSSLLib.selftrain import SelfTrainConfig
+
+        return SelfTrainConfig(**given)
+    return load_method(method).Config(**given) if command == "pretrain" else None
 
 
 def _doctor_arguments(parser: argparse.ArgumentParser) -> None:
@@ -88,7 +103,7 @@ COMMANDS = (
     Command(
         "settings", "List every setting that --set can change.", _settings_arguments, settings,
         "COMMAND [options]",
-        ("medssl settings finetune", "medssl settings pretrain --preset quick"),
+        ("medssl settings finetune", "medssl settings pretrain --method gcl --preset quick"),
     ),
     Command(
         "doctor", "Check packages, devices, memory and disk.", _doctor_arguments, doctor, "[--json]",

@@ -1,4 +1,4 @@
-"""``pretrain``, ``finetune``: commands that train (self-training joins them with its worker)."""
+"""``pretrain``, ``finetune``, ``selftrain``: the commands that train."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 _KEYS = {
     "name": "name", "dim": "dim", "device": "device", "devices": "devices", "precision": "precision",
     "seed": "seed", "steps": "training.steps", "minutes": "training.minutes", "batch": "training.batch",
-    "init": "init", "annotated_slices": "annotated_slices",
+    "init": "init", "annotated_slices": "annotated_slices", "semi": "semi",
+    "mixup": "mixup", "start": "options.start", "rounds": "options.rounds", "matching": "options.matching",
 }  # fmt: skip
 
 
@@ -53,6 +54,10 @@ def _finetune_arguments(parser: argparse.ArgumentParser) -> None:
         help="use only N slices of each label, evenly spaced",
     )
     parser.add_argument("--freeze-encoder", action="store_true", help="train the decoder only")
+    parser.add_argument(
+        "--semi", choices=("none", "mean-teacher"), help="also learn from unlabelled scans (default: none)"
+    )
+    parser.add_argument("--mixup", type=float, metavar="A", help="mix pairs of samples, weights Beta(A, A); 0 = off")
     training_options(parser)
 
 
@@ -65,6 +70,31 @@ def finetune(args: argparse.Namespace, events: Events) -> None:
     from MedSSLLib.finetune import run_finetune
 
     say(args, f"Run folder: {run_finetune(project, config, events)}")
+
+
+def _selftrain_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("project", type=Path, metavar="PROJECT")
+    start = parser.add_mutually_exclusive_group()
+    start.add_argument("--from", dest="start", metavar="RUN", help="a finished finetune run to improve")
+    start.add_argument("--init", metavar="RUN|none", help="or train the first model here, from pre-trained weights")
+    parser.add_argument("--labelled", metavar="SEL", help="the only cases whose labels may be read")
+    parser.add_argument("--rounds", type=positive(int), metavar="N", help="rounds of pseudo-labels (default: 3)")
+    parser.add_argument(
+        "--matching", choices=("inter", "intra"), help="contrast between images (default) or views of one image"
+    )
+    training_options(parser)
+
+
+def selftrain(args: argparse.Namespace, events: Events) -> None:
+    from MedSSLLib.project import Project
+
+    project = Project.open(args.project)
+    if not (args.start or args.init or args.resume):
+        raise InputError("selftrain needs a start", remedy="Give --from RUN, or --init RUN, or --init none")
+    config = configuration(args, "local-contrast", _labelled(args, project))
+    from MedSSLLib.selftrain import run_selftrain
+
+    say(args, f"Run folder: {run_selftrain(project, config, events)}")
 
 
 def configuration(args: argparse.Namespace, method: str, extra: dict[str, Any]) -> RunConfig:
@@ -108,5 +138,12 @@ COMMANDS = (
          "medssl finetune heart --labelled case03,case17 --annotated-slices 3",
          "medssl finetune heart --preset quick --device cpu --events - > events.jsonl"),
         SEL,
+    ),
+    Command(
+        "selftrain", "Improve a model with its own predictions on unlabelled scans.", _selftrain_arguments, selftrain,
+        "PROJECT (--from RUN | --init RUN|none) [options]",
+        ("medssl selftrain heart --from finetune-1 --minutes 20",
+         "medssl selftrain heart --init pgl-a --labelled case03 --rounds 2 --matching intra"),
+        f"Rounds of pseudo-labels and joint training with the local contrastive loss. {SEL}",
     ),
 )  # fmt: skip

@@ -32,7 +32,8 @@ CONTRACT = {
     "runs": {"--json"},
     "show": set(),
     "pretrain": {"--method", "--meta"} | COMMON,
-    "finetune": {"--init", "--labelled", "--annotated-slices", "--freeze-encoder"} | COMMON,
+    "finetune": {"--init", "--labelled", "--annotated-slices", "--freeze-encoder", "--semi", "--mixup"} | COMMON,
+    "selftrain": {"--from", "--init", "--labelled", "--rounds", "--matching"} | COMMON,
     "predict": {"--run", "--cases", "--images", "--out", "--probabilities", "--uncertainty"},
     "evaluate": {"--predictions", "--references", "--out", "--tolerance"},
     "report": {"--run", "--out"},
@@ -103,10 +104,10 @@ def test_examples_in_the_help_are_accepted_by_the_parser():
 def test_choices_agree_with_the_configuration():
     options = {action.dest: action.choices for action in _actions("finetune") if action.choices}
     fields = config.RunConfig.model_fields
-    for name in ("preset", "dim", "precision"):
+    for name in ("preset", "dim", "precision", "semi"):
         assert set(options[name]) == set(fields[name].annotation.__args__), name
     for key in training._KEYS.values():
-        assert key in config.setting_names()
+        assert key.split(".")[0] == "options" or key in config.setting_names()
 
 
 def _actions(command: str) -> list:
@@ -134,6 +135,20 @@ def test_no_command_shows_the_help(capsys):
 
 
 # ------------------------------------------------------------------------------- options -> configuration
+
+
+def test_options_of_self_training_reach_its_own_settings():
+    from MedSSLLib.selftrain import self_train_options
+
+    words = ["selftrain", "p", "--from", "first", "--rounds", "2", "--matching", "intra", "--set", "options.weight=0.3"]
+    args = cli.build_parser().parse_args(words)
+    options = self_train_options(training.configuration(args, "local-contrast", {}))
+    assert (options.start, options.rounds, options.matching, options.weight) == ("first", 2, "intra", 0.3)
+
+
+def test_self_training_needs_a_start(project, capsys):
+    assert main(["selftrain", str(project)]) == 2
+    assert "--from" in capsys.readouterr().err
 
 
 def _configuration(*argv: str) -> config.RunConfig:
@@ -425,6 +440,12 @@ def test_settings_lists_every_key_with_its_default(capsys):
     rows = {row["key"]: row for row in json.loads(capsys.readouterr().out)}
     assert rows["optimiser.lr"]["value"] == str(config.RunConfig.build("finetune").optimiser.lr)
     assert set(rows) <= set(config.setting_names())
+
+
+@pytest.mark.parametrize(("command", "key"), [("pretrain", "options.meta"), ("selftrain", "options.rounds")])
+def test_settings_lists_a_method_s_own_keys(command, key, capsys):
+    assert main(["settings", command, "--json", "--method", "gcl"]) == 0
+    assert key in {row["key"] for row in json.loads(capsys.readouterr().out)}
 
 
 # -------------------------------------------------------------------------------------------- real process

@@ -185,7 +185,7 @@ def test_commands_in_the_readme_exist():
 
 def test_the_readme_shows_the_targets_of_the_makefile():
     readme, makefile = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "Makefile"))
-    for target in re.findall(r"make (\w+)", readme):
+    for target in re.findall(r"(?:^|`)make ([\w-]+)", readme, re.MULTILINE):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
 
 

@@ -38,6 +38,7 @@ def annotate(user, truth, name, indices):
     assert segmentation is panel.view.segmentation
 
 
+@pytest.mark.timeout(900)
 def test_from_a_folder_to_segmentations(user, cohort, tmp_path):
     import slicer
     import SimpleITK as sitk

@@ -154,7 +154,10 @@ _PRESETS: dict[Command, dict[Preset, dict[str, Any]]] = {
     "selftrain": {
         "quick": {"training.steps": 300, "network.widths": (16, 32, 64, 128, 128)},
         "standard": {"training.steps": 1500, "network.widths": (16, 32, 64, 128, 128)},
-        "paper": {"training.steps": 5000, "network.widths": (16, 32, 64, 128, 128, 128)},
+        "paper": {
+            "training.steps": 20000, "network.widths": (16, 32, 64, 128, 128, 128), "options.pseudo_weight": 0.0,
+            "options.first_share": 0.25,
+        },
     },
 }
 

@@ -76,6 +76,7 @@ class JointTask:
     def host_batch(self, step: int, part: int, parts: int) -> tuple[HostBatch, list[HostBatch]]:
         """Labelled windows, and contrast windows (twice with other intensity changes for intra matching)."""
         first = self.contrast.sample(step, part, parts)
+        first = first.pin() if self.labelled.device.type == "cuda" else first
         rng = np.random.default_rng([self.contrast.seed, step, 10, part])
         n, classes = len(first.windows), self.classes
         views = [first]

@@ -13,7 +13,7 @@ from MedSSLLib import io
 from MedSSLLib.errors import GuardError, InputError
 from MedSSLLib.files import read_json, write_json
 from MedSSLLib.geometry import Volume
-from MedSSLLib.labels import class_indices, counted_mask
+from MedSSLLib.labels import IGNORE, class_indices, counted_mask
 from MedSSLLib.manifest import Case
 from MedSSLLib.predict import Model, PredictOptions, largest_components, predict_case
 from MedSSLLib.project import Project
@@ -35,6 +35,7 @@ class PseudoOptions:
         threshold: least agreement (Dice) or confidence (mean probability) of a kept case.
         accept: cases kept whatever the filter says.
         reject: cases left out.
+        fixed: folder of earlier pseudo-labels that a person has looked at; those of accepted cases stay as they are.
     """
 
     clean: Literal["none", "components"] = "components"
@@ -42,6 +43,11 @@ class PseudoOptions:
     threshold: float = 0.8
     accept: tuple[str, ...] = ()
     reject: tuple[str, ...] = ()
+    fixed: Path | None = None
+
+
+class CollapsedError(GuardError):
+    """The pseudo-labels show that the model that made them has failed."""
 
 
 def write_pseudo_labels(
@@ -54,7 +60,8 @@ def write_pseudo_labels(
 
     Raises:
         InputError: a case cannot be read.
-        GuardError: no case predicts any foreground.
+        CollapsedError: no foreground is predicted in any case.
+        GuardError: no case is left after the filter.
     """
     if (folder / SUMMARY).exists():
         return read_json(folder / SUMMARY)
@@ -63,8 +70,8 @@ def write_pseudo_labels(
         rows[case.name] = _write_case(project, model, case, folder, options)
         progress(number, len(cases))
     if not any(sum(row["voxels"].values()) for row in rows.values()):
-        raise GuardError("The model predicts no foreground in any unlabelled case, so there is nothing to learn from. "
-                         "Train the first stage longer (--minutes), or annotate more slices.")
+        raise CollapsedError("The model predicts no foreground in any unlabelled case, so there is nothing to learn "
+                             "from. Train the first stage longer (--minutes), or annotate more slices.")
     summary = {"cases": rows, "kept": keep(rows, options)}
     write_json(folder / SUMMARY, summary)
     return summary
@@ -74,18 +81,13 @@ def _write_case(
     project: Project, model: Model, case: Case, folder: Path, options: PseudoOptions
 ) -> dict[str, Any]:
     volumes = [io.read_image(path, case=case.name) for path in case.images]
-    _, probabilities = predict_case(model, volumes, PredictOptions())
-    classes = probabilities.argmax(0).astype(np.uint8)
-    agreement = None
-    if options.filter == "consistency":
-        _, flipped = predict_case(model, volumes, PredictOptions(flips=True))
-        agreement = foreground_dice(classes, flipped.argmax(0))
-    if options.clean == "components":
-        classes = fill_small_holes(largest_components(classes))
     source = volumes[0].geometry
+    classes, confidence, agreement = _predicted(model, volumes, options)
+    if case.name in options.accept and options.fixed and (options.fixed / f"{case.name}.nii.gz").exists():
+        looked_at = io.read_label(options.fixed / f"{case.name}.nii.gz", source, case=case.name)
+        classes = class_indices(looked_at.array, project.values)
     if case.annotated and case.label:
         classes = keep_drawn(project, case, volumes[0], classes)
-    confidence = probabilities.max(0).astype(np.float32)
     values = np.asarray(project.values)[classes]
     io.write_image(folder / f"{case.name}.nii.gz", Volume(values.astype(np.int16), source))
     io.write_image(folder / "confidence" / f"{case.name}.nii.gz", Volume(confidence, source))
@@ -97,12 +99,28 @@ def _write_case(
     }
 
 
+def _predicted(
+    model: Model, volumes: Sequence[Volume], options: PseudoOptions
+) -> tuple[np.ndarray, np.ndarray, float | None]:
+    """Cleaned class map, largest probability per voxel, and the agreement where the filter asks for it."""
+    _, probabilities = predict_case(model, volumes, PredictOptions())
+    classes = probabilities.argmax(0).astype(np.uint8)
+    agreement = None
+    if options.filter == "consistency":
+        _, flipped = predict_case(model, volumes, PredictOptions(flips=True))
+        agreement = foreground_dice(classes, flipped.argmax(0))
+    if options.clean == "components":
+        classes = fill_small_holes(largest_components(classes))
+    return classes, probabilities.max(0).astype(np.float32), agreement
+
+
 def keep_drawn(project: Project, case: Case, image: Volume, classes: np.ndarray) -> np.ndarray:
-    """The prediction with the annotated slices as they were drawn."""
+    """The prediction with the annotated slices as they were drawn, except where the drawing says "ignore"."""
     assert case.label is not None
     drawn = io.read_label(case.label, image.geometry, case=case.name).array
     drawn = class_indices(drawn, project.values, ignore=project.ignore_value)
-    return np.where(counted_mask(classes.shape, case.annotated), drawn, classes).astype(np.uint8)
+    counted = counted_mask(classes.shape, case.annotated) & (drawn != IGNORE)
+    return np.where(counted, drawn, classes).astype(np.uint8)
 
 
 def fill_small_holes(classes: np.ndarray) -> np.ndarray:
@@ -141,7 +159,7 @@ def keep(rows: dict[str, dict[str, Any]], options: PseudoOptions) -> list[str]:
     ]
     if not passed:
         raise GuardError(f"No pseudo-label is left after the filter {options.filter!r} ({options.threshold:g}) and "
-                         " --reject. Lower the threshold, use --filter none, or annotate more slices.")
+                         "--reject. Lower the threshold, use --filter none, or annotate more slices.")
     return passed
 
 
@@ -149,17 +167,22 @@ def drift(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
     """Warnings about classes that vanish or grow without bound from one round's summary to the next.
 
     Raises:
-        GuardError: a class has vanished from all cases.
+        CollapsedError: a class has vanished from all cases.
     """
     first, second = _totals(before), _totals(after)
     vanished = [name for name, voxels in first.items() if voxels and not second.get(name, 0)]
     if vanished:
-        raise GuardError(f"The class {', '.join(vanished)} has vanished from the pseudo-labels. The last good model is "
-                         "kept. Use fewer --rounds, or annotate slices that show it.")
+        raise CollapsedError(f"The class {', '.join(vanished)} has vanished from the pseudo-labels. The last good "
+                             "model is kept. Use fewer --rounds, or annotate slices that show it.")
     return [
         f"The class {name} grew {second[name] / voxels:.1f} times between two rounds; look at the pseudo-labels."
         for name, voxels in first.items() if voxels and second[name] > GROWTH * voxels
     ]
+
+
+def absent(summary: dict[str, Any]) -> list[str]:
+    """Foreground classes without a voxel in any pseudo-label."""
+    return [name for name, voxels in _totals(summary).items() if not voxels]
 
 
 def _totals(summary: dict[str, Any]) -> dict[str, int]:

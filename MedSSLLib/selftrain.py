@@ -2,25 +2,24 @@
 
 Chaitanya, Erdil, Karani, Konukoglu 2021 (arXiv 2112.09645). Stage 1 is a finished fine-tuning run or is trained here;
 each round predicts pseudo-labels, starts again from stage 1's weights with a new projection head, as the released code
-does, and trains jointly.
+does, and trains jointly. A run that a guard stops keeps the last good model's weights.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
-
-from pydantic import Field, ValidationError
+from typing import Any
 
 from MedSSLLib.cache import Cache
 from MedSSLLib.checkpoint import load_tensors, save_tensors
-from MedSSLLib.config import Frozen, RunConfig
+from MedSSLLib.config import RunConfig
 from MedSSLLib.device import resolve_precision
-from MedSSLLib.errors import InputError
+from MedSSLLib.errors import CancelledError, GuardError, InputError
 from MedSSLLib.events import Events
+from MedSSLLib.files import write_json
 from MedSSLLib.finetune import (
     LabelledData,
     build_network,
@@ -33,6 +32,7 @@ from MedSSLLib.finetune import (
 )
 from MedSSLLib.joint import JointTask
 from MedSSLLib.manifest import Case
+from MedSSLLib.model_card import write_model_card
 from MedSSLLib.networks import SegmentationNet, place
 from MedSSLLib.predict import Model
 from MedSSLLib.preparation import (
@@ -46,47 +46,55 @@ from MedSSLLib.preparation import (
     resolve_weights,
 )
 from MedSSLLib.project import Project
-from MedSSLLib.pseudo import Filter, PseudoOptions, drift, pseudo_labelled, write_pseudo_labels
-from MedSSLLib.runfolder import read_config
+from MedSSLLib.pseudo import (
+    CollapsedError,
+    PseudoOptions,
+    absent,
+    drift,
+    pseudo_labelled,
+    write_pseudo_labels,
+)
+from MedSSLLib.runfolder import WEIGHTS
 from MedSSLLib.segmentation import SegmentationTask
-
-STAGE_ONE = 0.4  # share of the budget for stage 1 when it is trained here; not from the paper
-
-
-class SelfTrainConfig(Frozen):
-    """Settings of self-training."""
-
-    start: str = Field("", description="Finished fine-tuning run to start from; empty = stage 1 is trained here.")
-    rounds: int = Field(3, ge=1, description="Rounds of pseudo-labels and joint training (released code: 3).")
-    matching: Literal["inter", "intra"] = Field("inter", description="Pairs of images, or two views of one image.")
-    weight: float = Field(0.1, ge=0, description="Lambda, the weight of the contrast. Not from the paper.")
-    temperature: float = Field(0.1, gt=0, description="Temperature (released code: 0.1).")
-    pseudo_weight: float = Field(0.5, ge=0, description="Segmentation loss on pseudo-labels. Not from the paper.")
-    clean: Literal["none", "components"] = Field("components", description="Clean-up. Not from the paper.")
-    filter: Filter = Field("none", description="Which pseudo-labels are used; the paper found no gain from a filter.")
-    threshold: float = Field(0.8, ge=0, le=1, description="Least agreement or confidence (paper tried 0.7 and 0.8).")
-    accept: tuple[str, ...] = Field((), description="Cases whose pseudo-labels are always used.")
-    reject: tuple[str, ...] = Field((), description="Cases whose pseudo-labels are never used.")
-
-    @property
-    def pseudo(self) -> PseudoOptions:
-        """What concerns the pseudo-labels."""
-        return PseudoOptions(self.clean, self.filter, self.threshold, self.accept, self.reject)
+from MedSSLLib.selfoptions import SelfTrainConfig, adopt_heads, latest_pseudo_labels, self_train_options, start_weights
+from MedSSLLib.trainer import STOP_FILE
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Job:
-    """One self-training run: its data, its settings and the cases that get pseudo-labels."""
+    """One self-training run: its data, its settings, and what it has reached.
+
+    Attributes:
+        start: weights of the run that stage 1 is taken from, None when it is trained here.
+        init: weights the encoder starts from.
+        rows: figures of the finished rounds.
+        good: the last model that is worth keeping.
+    """
 
     ready: Preparation
     data: LabelledData
     options: SelfTrainConfig
+    start: Path | None
     init: Path | None
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    good: SegmentationNet | None = None
 
     @property
     def targets(self) -> tuple[Case, ...]:
         """Unlabelled cases, and labelled ones with only some slices annotated."""
         return self.data.unlabelled + tuple(case for case in self.data.training if case.annotated)
+
+    @property
+    def pseudo(self) -> PseudoOptions:
+        """What concerns the pseudo-labels; a person has looked at those of the run started from."""
+        o = self.options
+        return PseudoOptions(o.clean, o.filter, o.threshold, o.accept, o.reject, latest_pseudo_labels(self.start))
+
+    @property
+    def figures(self) -> dict[str, Any]:
+        """What goes into ``metrics.json``."""
+        return {"rounds": self.rows, "steps": sum(row["steps"] for row in self.rows),
+                "seconds": round(sum(row["seconds"] for row in self.rows), 1)}
 
 
 def run_selftrain(project: Project, config: RunConfig, events: Events) -> Path:
@@ -100,41 +108,32 @@ def run_selftrain(project: Project, config: RunConfig, events: Events) -> Path:
     with ExitStack() as stack:
         ready = prepare(project, config, events, stack)
         options = self_train_options(ready.config)
-        start = _start_weights(project, options.start)
+        start = start_weights(project, options.start)
+        ready = adopt_heads(ready, start)
         init = start or resolve_weights(project, ready.config.init)
         ready = adopt_network(ready, init)
-        job = _Job(ready, _data(ready, init), options, init)
+        job = _Job(ready, _data(ready, init), options, start, init)
+        _check_names(job)
         record(ready, job.data.plan, job.data.facts())
-        first = _stage_one(job, start)
-        net = first
-        rows: list[dict[str, Any]] = []
-        for number in range(1, options.rounds + 1):
-            net, row = _round(job, number, net, first, rows)
-            rows.append(row)
-        finish(ready, job.data.plan, net, {"rounds": rows, "steps": rows[-1]["steps"],
-                                           "seconds": round(sum(row["seconds"] for row in rows), 1)})
+        net = first = _stage_one(job)
+        try:
+            for number in range(1, options.rounds + 1):
+                net = _round(job, number, net, first)
+        except GuardError as error:
+            _keep_last_good(job, error)
+            raise
+        finish(ready, job.data.plan, net, job.figures)
         return ready.folder
 
 
-def self_train_options(config: RunConfig) -> SelfTrainConfig:
-    """The settings from ``options``.
-
-    Raises:
-        InputError: an option that does not exist, or a value that does not fit.
-    """
-    try:
-        return SelfTrainConfig(**config.options)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise InputError(f"option {'.'.join(map(str, first['loc']))!r} of selftrain: {first['msg']}",
-                         remedy=f"Known options: {', '.join(SelfTrainConfig.model_fields)}") from None
-
-
-def _start_weights(project: Project, run: str) -> Path | None:
-    weights = resolve_weights(project, run)
-    if weights is not None and read_config(weights.parent).command == "pretrain":
-        raise InputError(f"run {run!r} is a pre-trained encoder", remedy=f"Use --init {run} instead of --from")
-    return weights
+def _check_names(job: _Job) -> None:
+    """Raises InputError for accepted or rejected cases that get no pseudo-labels, or that are both."""
+    accept, reject = set(job.options.accept), set(job.options.reject)
+    for name in sorted((accept | reject) - {case.name for case in job.targets}):
+        raise InputError("gets no pseudo-label, so it cannot be accepted or rejected", case=name,
+                         remedy="Name unlabelled or partly annotated cases")
+    for name in sorted(accept & reject):
+        raise InputError("is accepted and rejected", case=name, remedy="Take it out of one of the two")
 
 
 def _data(ready: Preparation, init: Path | None) -> LabelledData:
@@ -150,8 +149,12 @@ def _data(ready: Preparation, init: Path | None) -> LabelledData:
     _require_all_classes(ready.project, cache, training)
     names = {case.name for case in cases}
     others = tuple(case for case in ready.project.pool if case.name not in names)
-    refused = {case.name for case, error in cache.prepare(others)}
-    others = tuple(case for case in others if case.name not in refused)
+    refused = cache.prepare(others)
+    for _, error in refused:
+        ready.events.emit("warning", message=str(error))
+    bad = {case.name for case, _ in refused}
+    # their labels, where they have some, stay closed
+    others = tuple(replace(case, label=None, annotated=None) for case in others if case.name not in bad)
     if not others and not any(case.annotated for case in training):
         raise InputError("there is no unlabelled case or slice to learn from", file=str(ready.project.folder),
                          remedy="Add unlabelled cases, or use finetune")
@@ -169,53 +172,85 @@ def _require_all_classes(project: Project, cache: Cache, cases: Sequence[Case]) 
                          file=str(project.folder), remedy="Annotate slices that show it, or add a case to --labelled")
 
 
-def _stage_one(job: _Job, start: Path | None) -> SegmentationNet:
+def _stage_one(job: _Job) -> SegmentationNet:
     """The first model: that of the run started from, or one trained here on the labels alone."""
-    ready, plan = job.ready, job.data.plan
-    net = build_network(ready, plan, None if start else job.init)
+    ready, start = job.ready, job.start
+    net = build_network(ready, job.data.plan, None if start else job.init)
     if start is not None:
         net.load_state_dict(load_tensors(start)[0])
-        return net
-    if not _load_stage(ready, "stage-1", net):
-        fit(ready, make_task(ready, job.data, net), stage_budget(ready.config, STAGE_ONE), "stage-1")
-        _save_stage(ready, "stage-1", net)
+    elif _load_stage(ready, "stage-1", net) is None:
+        budget = stage_budget(ready.config, job.options.first_share)
+        _save_stage(ready, "stage-1", net, fit(ready, make_task(ready, job.data, net), budget, "stage-1"))
     return net
 
 
-def _round(
-    job: _Job, number: int, teacher: SegmentationNet, first: SegmentationNet, rows: list[dict[str, Any]]
-) -> tuple[SegmentationNet, dict[str, Any]]:
+def _round(job: _Job, number: int, teacher: SegmentationNet, first: SegmentationNet) -> SegmentationNet:
     """One round: pseudo-labels from `teacher`, then joint training from the weights of `first`."""
-    ready, plan = job.ready, job.data.plan
-    folder = ready.folder / "pseudo" / f"round-{number}"
+    ready, name = job.ready, f"round-{number}"
+    folder = ready.folder / "pseudo" / name
     summary = _pseudo_labels(job, teacher, folder, number)
-    if rows:
-        for message in drift(rows[-1]["pseudo"], summary):
-            ready.events.emit("warning", message=message)
-    net = build_network(ready, plan, None)
+    job.good = teacher
+    net = build_network(ready, job.data.plan, None)
     net.load_state_dict(first.state_dict())
-    name = f"round-{number}"
-    figures: dict[str, Any] = {"steps": 0, "seconds": 0.0, "best": None}
-    if not _load_stage(ready, name, net):
-        share = (1.0 if job.options.start else 1 - STAGE_ONE) / job.options.rounds
-        figures = fit(ready, _joint_task(job, net, folder, summary, number), stage_budget(ready.config, share), name)
-        _save_stage(ready, name, net)
-    row = {"round": number, "pseudo": summary, "steps": figures["steps"], "seconds": figures["seconds"],
-           "dice": figures["best"]}
+    figures = _load_stage(ready, name, net)
+    if figures is None:
+        share = (1.0 if job.start else 1 - job.options.first_share) / job.options.rounds
+        task = _joint_task(job, net, folder, summary, number)
+        figures = fit(ready, task, stage_budget(ready.config, share), name)
+        figures |= {key: float(value) for key, value in task.diagnostics().items()}
+        _save_stage(ready, name, net, figures)
+    known = ("steps", "seconds", "local_contrast", "separation")
+    shown: dict[str, Any] = {key: figures[key] for key in known if key in figures}
+    job.rows.append({"round": number, "pseudo": summary, "dice": figures["best"], **shown})
     ready.events.emit("metric", stage=name, kept=len(summary["kept"]), cases=len(summary["cases"]))
-    return net, row
+    return net
 
 
 def _pseudo_labels(job: _Job, teacher: SegmentationNet, folder: Path, number: int) -> dict[str, Any]:
+    """This round's pseudo-labels, compared with those of the round before; returns their summary.
+
+    Raises:
+        CollapsedError: they show that `teacher` has failed.
+        GuardError: none is left after the filter; `teacher` is still worth keeping.
+    """
     ready = job.ready
     teacher.eval()
-    model = Model(teacher, job.data.plan, ready.project.values, ready.device,
+    model = Model(teacher, job.data.plan, ready.project.values, ready.project.classes, ready.device,
                   resolve_precision(ready.config.precision, ready.device))
-    if ready.fabric.is_global_zero:
-        write_pseudo_labels(ready.project, model, job.targets, folder, job.options.pseudo,
-                            lambda done, total: ready.events.progress(f"pseudo-{number}", done, total))
-    ready.fabric.barrier()
-    return write_pseudo_labels(ready.project, model, (), folder, job.options.pseudo)
+
+    def progress(done: int, total: int) -> None:
+        ready.events.progress(f"pseudo-{number}", done, total)
+        if (ready.folder / STOP_FILE).exists():
+            raise CancelledError(f"Stopped after {done} of {total} pseudo-labels; continue with --resume.")
+
+    try:
+        if ready.fabric.is_global_zero:
+            write_pseudo_labels(ready.project, model, job.targets, folder, job.pseudo, progress)
+        ready.fabric.barrier()
+        summary = write_pseudo_labels(ready.project, model, (), folder, job.pseudo)
+        warnings = drift(job.rows[-1]["pseudo"], summary) if job.rows else []
+    except CollapsedError:
+        raise
+    except GuardError:
+        job.good = teacher
+        raise
+    warnings += [f"The model predicts the class {name} in no case; look at the pseudo-labels, or annotate slices "
+                 "that show it." for name in absent(summary)]
+    for message in warnings:
+        ready.events.emit("warning", message=message)
+    return summary
+
+
+def _keep_last_good(job: _Job, error: GuardError) -> None:
+    """Keep the weights of the last good model of a run that a guard stopped, if there is one."""
+    ready, net = job.ready, job.good
+    if net is None or not ready.fabric.is_global_zero:
+        return
+    figures = {**job.figures, "stopped": str(error)}
+    write_json(ready.folder / "metrics.json", figures)
+    write_model_card(ready.folder, ready.project, ready.config, job.data.plan, figures)
+    facts = {"classes": list(ready.project.classes), "kind": "segmentation"}
+    save_tensors(ready.folder / WEIGHTS, net.state_dict(), facts)
 
 
 def _joint_task(job: _Job, net: SegmentationNet, folder: Path, summary: dict[str, Any], number: int) -> JointTask:
@@ -223,9 +258,10 @@ def _joint_task(job: _Job, net: SegmentationNet, folder: Path, summary: dict[str
     ready, data, options = job.ready, job.data, job.options
     pseudo = pseudo_labelled(job.targets, folder, summary["kept"])
     cache = Cache(ready.project.cache_folder, data.plan)
-    drawn = tuple(case for case in data.training if not case.annotated)
+    drawn = tuple(case for case in data.training if case.name not in summary["kept"])
     values, ignore = ready.project.values, ready.project.ignore_value
-    cache.prepare(drawn + pseudo, labels=True, values=values, ignore=ignore)
+    for _, error in cache.prepare(drawn + pseudo, labels=True, values=values, ignore=ignore):
+        raise error
     held_out = tuple(case.name for case in data.held_out)
     labelled = SegmentationTask(net, make_sampler(ready, data.plan, data.cache, data.training), data.plan,
                                 ready.device, held_out, ready.config.freeze_encoder)
@@ -240,15 +276,17 @@ def _stage_file(ready: Preparation, name: str) -> Path:
     return ready.folder / "stages" / f"{name}.safetensors"
 
 
-def _save_stage(ready: Preparation, name: str, net: SegmentationNet) -> None:
+def _save_stage(ready: Preparation, name: str, net: SegmentationNet, figures: dict[str, Any]) -> None:
     if ready.fabric.is_global_zero:
-        save_tensors(_stage_file(ready, name), net.state_dict(), {"stage": name})
+        save_tensors(_stage_file(ready, name), net.state_dict(), {"stage": name, "figures": figures})
 
 
-def _load_stage(ready: Preparation, name: str, net: SegmentationNet) -> bool:
-    """Load a finished stage of a resumed run."""
+def _load_stage(ready: Preparation, name: str, net: SegmentationNet) -> dict[str, Any] | None:
+    """Load a finished stage of a resumed run; its figures, None where it is not finished."""
     path = _stage_file(ready, name)
     if not ready.config.resume or not path.exists():
-        return False
-    net.load_state_dict(load_tensors(path)[0])
-    return True
+        return None
+    tensors, facts = load_tensors(path)
+    net.load_state_dict(tensors)
+    figures: dict[str, Any] = facts["figures"]
+    return figures

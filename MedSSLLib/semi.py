@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -46,9 +47,25 @@ class MixupTask(SegmentationTask):
         images, labels = batch.images[:, 0], batch.labels[:, 0]
         weight = share.view(-1, *[1] * (images.dim() - 1))
         mixed = weight * images + (1 - weight) * images[partner]
-        logits = self.module(mixed.contiguous(memory_format=memory_format(self.plan.dim)))
-        targets = mixed_targets(labels, labels[partner], share, logits.shape[1])
-        return {"segmentation": dice_ce_soft(logits, targets, reduce=sum_over_processes)}
+        levels = self.module.all_logits(mixed.contiguous(memory_format=memory_format(self.plan.dim)))
+        targets = mixed_targets(labels, labels[partner], share, levels[0].shape[1])
+        return {"segmentation": soft_segmentation_loss(levels, targets)}
+
+
+def soft_segmentation_loss(logits: Sequence[Tensor], targets: Tensor) -> Tensor:
+    """:func:`~MedSSLLib.segmentation.segmentation_loss` for soft targets.
+
+    Args:
+        logits: ``[b, k, *s]`` per level, finest first; they weigh 1, 1/2, 1/4 ... normalised.
+        targets: ``[b, k, *s]``; coarser levels take every n-th voxel.
+    """
+    weights = [0.5**level for level in range(len(logits))]
+    terms = []
+    for weight, level in zip(weights, logits, strict=True):
+        steps = [n // m for n, m in zip(targets.shape[2:], level.shape[2:], strict=True)]
+        reduced = targets[(slice(None), slice(None), *(slice(None, None, step) for step in steps))]
+        terms.append(weight * dice_ce_soft(level, reduced, reduce=sum_over_processes))
+    return torch.stack(terms).sum() / sum(weights)
 
 
 class TeacherStudent(nn.Module):
@@ -86,7 +103,8 @@ class MeanTeacherTask:
 
     def host_batch(self, step: int, part: int, parts: int) -> tuple[HostBatch, HostBatch, HostBatch]:
         """Labelled windows, and unlabelled windows with the student's and with the teacher's changes."""
-        student = self.unlabelled.sample(step, part, parts)
+        student = replace(self.unlabelled.sample(step, part, parts), labels=None)
+        student = student.pin() if self.labelled.device.type == "cuda" else student
         rng = np.random.default_rng([self.unlabelled.seed, step, 9, part])
         teacher = replace(student, changes=sample_intensity(rng, len(student.windows), self.unlabelled.augment))
         return self.labelled.host_batch(step, part, parts), student, teacher
@@ -95,6 +113,8 @@ class MeanTeacherTask:
         """The three batches on the device."""
         labelled, *unlabelled = host
         patch, device = self.unlabelled.patch, self.labelled.device
+        if self.labelled.frozen:
+            self.module.teacher.encoder.eval()
         views = [make_views(one, patch, device) for one in unlabelled]
         return self.labelled.device_batch(labelled), views[0], views[1]
 

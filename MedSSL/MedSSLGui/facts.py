@@ -49,6 +49,7 @@ def thumbnail(case, folder):
         return str(target)
     import numpy as np
     import SimpleITK as sitk
+
     from MedSSLLib.files import atomic_path
     from MedSSLLib.geometry import orient
     from MedSSLLib.io import read_image

@@ -7,7 +7,6 @@ from slicer.util import VTKObservationMixin
 from . import advice
 from .jobbar import JobBar
 from .panels.annotate import AnnotatePanel
-from .panels.base import choose
 from .panels.data import DataPanel
 from .panels.pretrain import PretrainPanel
 from .panels.review import ReviewPanel

@@ -40,8 +40,8 @@ def annotate(user, truth, name, indices):
 
 @pytest.mark.timeout(900)
 def test_from_a_folder_to_segmentations(user, cohort, tmp_path):
-    import slicer
     import SimpleITK as sitk
+    import slicer
 
     project = tmp_path / "Prüfung mit Leerzeichen"
     user.open_project(project)

@@ -1,11 +1,9 @@
 """The project and its volumes: opening quickly, bad input, transforms, many cases, reload, two Slicers, no torch."""
 
-import os
 import sys
 import time
 
 import numpy as np
-import pytest
 from conftest import ROOT, wait_until
 
 
@@ -189,8 +187,9 @@ def test_metadata_is_edited_in_the_table_and_read_from_csv(user, cohort, tmp_pat
 
 
 def test_two_hundred_cases_stay_responsive(user, tmp_path, monkeypatch):
-    from MedSSLLib.manifest import Case, Manifest, write_manifest
     from PySide6 import QtCore
+
+    from MedSSLLib.manifest import Case, Manifest, write_manifest
 
     cases = {f"case_{n:03d}": Case(f"case_{n:03d}", (tmp_path / f"{n}.nii.gz",), metadata={"patient": f"P{n}"})
              for n in range(200)}

@@ -192,7 +192,7 @@ class DataPanel(Panel):
         for name in self.table.selectedCases():
             case = self.store.case(name)
             role = "test" if case.role != "test" else ("labelled" if case.label else "unlabelled")
-            if not self.session.guarded(lambda: self.store.updateCase(name, role=role)):
+            if not self.session.guarded(lambda name=name, role=role: self.store.updateCase(name, role=role)):
                 return
 
     def removeCases(self):

@@ -1,0 +1,189 @@
+"""Pseudo-labels of a round: the grid, what is drawn stays, clean-up, filters, alarms."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from MedSSLLib import io, pseudo
+from MedSSLLib.errors import GuardError, InputError
+from MedSSLLib.geometry import Geometry, Volume
+from MedSSLLib.labels import Annotated
+from MedSSLLib.manifest import Case
+from MedSSLLib.pseudo import (
+    CollapsedError,
+    PseudoOptions,
+    absent,
+    drift,
+    fill_small_holes,
+    foreground_dice,
+    keep,
+    pseudo_labelled,
+    write_pseudo_labels,
+)
+
+PROJECT = SimpleNamespace(values=(0, 3, 700), classes=("background", "a", "b"), ignore_value=9)
+
+
+def predicted(monkeypatch, classes, flipped=None, sure=0.75):
+    """Let the model predict a class map [k, j, i]; another one under flips."""
+
+    def predict_case(model, volumes, options):
+        chosen = flipped if options.flips and flipped is not None else classes
+        probabilities = np.stack([np.where(chosen == c, sure, (1 - sure) / 2) for c in range(3)])
+        return None, probabilities
+
+    monkeypatch.setattr(pseudo, "predict_case", predict_case)
+
+
+def case_on(tmp_path, geometry, name="x", label=None, annotated=None):
+    image = np.random.default_rng(0).normal(size=geometry.shape).astype(np.float32)
+    io.write_image(tmp_path / f"{name}.nrrd", Volume(image, geometry))
+    path = None
+    if label is not None:
+        path = tmp_path / f"{name}-label.nrrd"
+        io.write_image(path, Volume(label.astype(np.int16), geometry))
+    return Case(name, (tmp_path / f"{name}.nrrd",), path, annotated)
+
+
+def box(shape, value=1):
+    classes = np.zeros(shape, np.uint8)
+    classes[1:4, 2:6, 2:6] = value
+    return classes
+
+
+def test_files_lie_on_the_source_grid_with_the_values_of_the_project(tmp_path, monkeypatch, geometry):
+    classes = box(geometry.shape, 2)
+    predicted(monkeypatch, classes, sure=np.linspace(0.6, 0.9, classes.size).reshape(classes.shape))
+    case = case_on(tmp_path, geometry)
+    summary = write_pseudo_labels(PROJECT, None, [case], tmp_path / "r", PseudoOptions())
+    label, sure = (io.read_image(tmp_path / "r" / part / "x.nii.gz") for part in ("", "confidence"))
+    assert label.geometry.close_to(geometry) and sure.geometry.close_to(geometry)
+    assert np.array_equal(label.array, 700 * (classes == 2))
+    assert np.allclose(sure.array.ravel(), np.linspace(0.6, 0.9, classes.size), atol=1e-6)
+    assert summary["cases"]["x"]["voxels"] == {"a": 0, "b": 48} and summary["kept"] == ["x"]
+    assert summary["cases"]["x"]["confidence"] == pytest.approx(sure.array[classes > 0].mean()) and absent(summary) == ["a"]
+
+
+def test_drawn_slices_are_kept_exactly_except_where_they_say_ignore(tmp_path, monkeypatch):
+    geometry = Geometry((8, 8, 6))
+    drawn = np.zeros((6, 8, 8), np.int16)
+    drawn[3, :, :4], drawn[3, 0, 0], drawn[3, 3, 3] = 700, 3, 9
+    predicted(monkeypatch, box((6, 8, 8)))
+    case = case_on(tmp_path, geometry, label=drawn, annotated=Annotated.of([(2, [3])]))
+    write_pseudo_labels(PROJECT, None, [case], tmp_path / "r", PseudoOptions())
+    made = io.read_image(tmp_path / "r" / "x.nii.gz").array
+    expected = 3 * box((6, 8, 8)).astype(int)
+    expected[3] = np.where(drawn[3] == 9, expected[3], drawn[3])
+    assert np.array_equal(made, expected) and made[3, 3, 3] == 3
+
+
+def test_a_finished_folder_is_not_made_again(tmp_path, monkeypatch):
+    predicted(monkeypatch, box((6, 8, 8)))
+    case = case_on(tmp_path, Geometry((8, 8, 6)))
+    first = write_pseudo_labels(PROJECT, None, [case], tmp_path / "r", PseudoOptions())
+    monkeypatch.setattr(pseudo, "predict_case", None)
+    assert write_pseudo_labels(PROJECT, None, [case], tmp_path / "r", PseudoOptions()) == first
+
+
+def test_accepted_pseudo_labels_stay_as_a_person_left_them(tmp_path, monkeypatch):
+    geometry = Geometry((8, 8, 6))
+    cases = [case_on(tmp_path, geometry, name) for name in ("x", "y")]
+    looked_at = np.zeros((6, 8, 8), np.int16)
+    looked_at[2:4, 1:3] = 700
+    for name in ("x", "y"):
+        io.write_image(tmp_path / "old" / f"{name}.nii.gz", Volume(looked_at, geometry))
+    predicted(monkeypatch, box((6, 8, 8)))
+    options = PseudoOptions(accept=("x",), fixed=tmp_path / "old")
+    write_pseudo_labels(PROJECT, None, cases, tmp_path / "r", options)
+    x, y = (io.read_image(tmp_path / "r" / f"{name}.nii.gz").array for name in ("x", "y"))
+    assert np.array_equal(x, looked_at) and np.array_equal(y, 3 * box((6, 8, 8)))
+
+
+def test_no_foreground_anywhere_is_a_collapse_that_names_the_remedy(tmp_path, monkeypatch):
+    predicted(monkeypatch, np.zeros((6, 8, 8), np.uint8))
+    with pytest.raises(CollapsedError, match="no foreground.*annotate"):
+        write_pseudo_labels(PROJECT, None, [case_on(tmp_path, Geometry((8, 8, 6)))], tmp_path / "r", PseudoOptions())
+    assert not (tmp_path / "r" / "summary.json").exists()
+
+
+def test_clean_up_keeps_the_largest_component_and_fills_its_hole(tmp_path, monkeypatch):
+    solid = np.zeros((6, 8, 8), np.uint8)
+    solid[0:5, 0:5, 0:5] = 1
+    holed = solid.copy()
+    holed[2, 2, 2], holed[5, 7, 7] = 0, 1
+    predicted(monkeypatch, holed)
+    case = case_on(tmp_path, Geometry((8, 8, 6)))
+    for clean, expected in (("components", solid), ("none", holed)):
+        write_pseudo_labels(PROJECT, None, [case], tmp_path / clean, PseudoOptions(clean=clean))
+        assert np.array_equal(io.read_image(tmp_path / clean / "x.nii.gz").array, 3 * expected), clean
+
+
+def test_holes_that_are_large_open_or_filled_by_another_class_stay():
+    classes = np.zeros((7, 7, 7), np.uint8)
+    classes[1:6, 1:6, 1:6] = 1
+    large, open_, other = classes.copy(), classes.copy(), classes.copy()
+    large[2:5, 2:5, 2:5] = 0  # 27 of 98 voxels
+    open_[3, 3, :] = 0
+    other[3, 3, 3] = 2
+    for made in (large, open_, other):
+        assert np.array_equal(fill_small_holes(made), made)
+    small = classes.copy()
+    small[3, 3, 3] = 0
+    assert np.array_equal(fill_small_holes(small), classes)
+
+
+def test_the_consistency_is_the_dice_between_plain_and_flipped_prediction(tmp_path, monkeypatch):
+    first, second = np.zeros((2, 6, 8, 8), np.uint8)
+    first[0:2], second[1:3] = 1, 1
+    predicted(monkeypatch, first, second)
+    case = case_on(tmp_path, Geometry((8, 8, 6)))
+    options = PseudoOptions(filter="consistency", threshold=0.5)
+    row = write_pseudo_labels(PROJECT, None, [case], tmp_path / "r", options)["cases"]["x"]
+    assert row["agreement"] == pytest.approx(0.5)  # 2 * 1 / (2 + 2) slices
+    assert foreground_dice(first, np.zeros_like(first)) == 0 and foreground_dice(first, first) == 1
+    assert foreground_dice(first * 0, first * 0) == 0
+
+
+def rows(**cases):
+    return {name: {"voxels": {"a": a}, "confidence": c, "agreement": g} for name, (a, c, g) in cases.items()}
+
+
+def test_filters_acceptance_and_rejection():
+    table = rows(p=(5, 0.9, 0.2), q=(5, 0.5, 0.9), r=(0, 0.99, 0.99))
+    assert keep(table, PseudoOptions()) == ["p", "q"], "no foreground, nothing to learn"
+    assert keep(table, PseudoOptions(filter="confidence")) == ["p"]
+    assert keep(table, PseudoOptions(filter="consistency")) == ["q"]
+    assert keep(table, PseudoOptions(filter="confidence", accept=("q",))) == ["p", "q"]
+    assert keep(table, PseudoOptions(reject=("p",))) == ["q"]
+    assert keep(table, PseudoOptions(filter="confidence", threshold=0.5)) == ["p", "q"], "the limit itself passes"
+
+
+@pytest.mark.parametrize("options", [PseudoOptions(filter="confidence", threshold=1.0), PseudoOptions(reject=("p",))])
+def test_when_no_pseudo_label_is_left_the_cause_and_the_remedy_are_said(options):
+    with pytest.raises(GuardError, match="No pseudo-label is left.*Lower the threshold") as caught:
+        keep(rows(p=(5, 0.9, 0.9)), options)
+    assert not isinstance(caught.value, CollapsedError)
+
+
+def summary(*voxels):
+    return {"cases": {str(i): {"voxels": {"a": a, "b": b}} for i, (a, b) in enumerate(voxels)}}
+
+
+def test_the_drift_alarm():
+    before = summary((10, 10), (20, 0))
+    assert drift(before, summary((90, 10), (0, 1))) == [], "three times is still allowed"
+    (warning,) = drift(before, summary((91, 10), (0, 1)))
+    assert "class a grew 3.0 times" in warning
+    with pytest.raises(CollapsedError, match="class b has vanished"):
+        drift(before, summary((10, 0), (10, 0)))
+    assert drift(summary((1, 0)), summary((1, 0))) == [], "what was never there has not vanished"
+
+
+def test_kept_pseudo_labels_become_dense_labels_and_a_missing_file_is_named(tmp_path):
+    cases = [Case("x", (tmp_path,), None, Annotated.of([(2, [1])])), Case("y", (tmp_path,))]
+    (tmp_path / "x.nii.gz").touch()
+    (made,) = pseudo_labelled(cases, tmp_path, ["x"])
+    assert made.label == tmp_path / "x.nii.gz" and made.annotated is None
+    with pytest.raises(InputError, match="y.*is missing"):
+        pseudo_labelled(cases, tmp_path, ["x", "y"])

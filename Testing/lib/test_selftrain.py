@@ -1,0 +1,252 @@
+"""``run_selftrain`` on a tiny project: what it reads, what it leaves behind, how it resumes, what it refuses."""
+
+import json
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+
+from MedSSLLib import selftrain
+from MedSSLLib.checkpoint import load_tensors
+from MedSSLLib.errors import CancelledError, GuardError, InputError
+from MedSSLLib.events import Events
+from MedSSLLib.finetune import run_finetune
+from MedSSLLib.predict import PredictOptions, load_model, predict_case
+from MedSSLLib.project import Project
+from MedSSLLib.selfoptions import self_train_options
+from Testing.lib.core_helpers import loud, tiny_config, tiny_project
+
+SHAPE = (8, 16, 16)
+
+
+def project_of(folder, cases=3):
+    """Bright boxes of label 1 and brighter ones of label 2; only case0's label is one, the others are garbage."""
+    rng = np.random.default_rng(0)
+    for index in range(cases):
+        label = np.zeros(SHAPE, np.uint8)
+        label[2:7, 3 + index : 11 + index, 3:8], label[2:7, 3 + index : 11 + index, 8:13] = 1, 2
+        image = rng.normal(100, 5, SHAPE) + 60 * label
+        for part, array in (("imagesTr", image.astype(np.float32)), ("labelsTr", label)):
+            (folder / part).mkdir(parents=True, exist_ok=True)
+            sitk.WriteImage(sitk.GetImageFromArray(array), str(folder / part / f"case{index}.nii.gz"))
+    made = Project.create(folder / "p", folder / "imagesTr", labels=folder / "labelsTr", labelled="case0")
+    for index in range(1, cases):
+        (folder / "labelsTr" / f"case{index}.nii.gz").write_bytes(b"must not be opened")
+    return made
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    return project_of(tmp_path_factory.mktemp("selftrain"))
+
+
+def settings(**changes):
+    values = {
+        "method": "local-contrast", "dim": "2d", "training__steps": 20, "optimiser__lr": 1e-2, "options__rounds": 2,
+        "training__batch": 3, "options__clean": "none", "training__ema": 0.0,
+    }  # fmt: skip
+    return tiny_config("selftrain", **(values | changes))
+
+
+def weights(folder):
+    return load_tensors(folder / "weights.safetensors")[0]
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(t, b[n]) for n, t in a.items())
+
+
+def read(path):
+    return sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
+
+
+@pytest.mark.parametrize("dim", ["2d", "3d"])
+def test_a_run_from_scratch_leaves_pseudo_labels_figures_and_a_model_that_predicts(project, dim):
+    """The labels of unlabelled cases are garbage: opening one would stop the run or drop the case."""
+    events, record = loud()
+    folder = selftrain.run_selftrain(project, settings(name=f"scratch-{dim}", dim=dim), events)
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert [row["round"] for row in metrics["rounds"]] == [1, 2] and metrics["steps"] == 12
+    assert {e["stage"] for e in record.of("progress")} >= {"stage-1", "pseudo-1", "round-1", "pseudo-2", "round-2"}
+    for number in (1, 2):
+        assert {p.name for p in (folder / "pseudo" / f"round-{number}").glob("*.nii.gz")} == {
+            "case1.nii.gz", "case2.nii.gz"}  # fmt: skip
+    assert all(0 <= row["separation"] <= 2 for row in metrics["rounds"])
+    model = load_model(folder, "cpu")
+    from MedSSLLib import io
+
+    label, probabilities = predict_case(model, [io.read_image(project.case("case1").images[0])], PredictOptions())
+    assert label.array.shape == SHAPE and probabilities.shape == (3, *SHAPE)
+    assert record.events[-1]["event"] == "done"
+    assert not [e for e in record.of("warning") if "class" not in e["message"]], "no case was refused"
+
+
+def test_a_run_from_a_run_starts_every_round_from_its_weights(project):
+    """With a rate of nothing the result is the start; then accept and reject act, and 'from' refuses other runs."""
+    start = run_finetune(project, tiny_config(name="start", dim="2d", training__steps=40, optimiser__lr=1e-2,
+                                              training__batch=4, network__deep_supervision="true"), Events())
+    still = {"options__start": "start", "optimiser__lr": 1e-30, "optimiser__weight_decay": 0.0, "training__steps": 2}
+    folder = selftrain.run_selftrain(project, settings(name="again", **still), Events())
+    a, b = weights(start), weights(folder)
+    learned = [n for n in a if n.endswith("weight")]
+    assert a.keys() == b.keys() and all(torch.equal(a[n], b[n]) for n in learned)
+    assert not (folder / "stages" / "stage-1.safetensors").exists()
+
+    looked_at = folder / "pseudo" / "round-2" / "case1.nii.gz"
+    image = sitk.ReadImage(str(looked_at))
+    edited = sitk.GetImageFromArray(np.where(np.arange(16) < 4, 2, read(looked_at)).astype(np.int16))
+    edited.CopyInformation(image)
+    sitk.WriteImage(edited, str(looked_at))
+    third = settings(name="third", **still | {"options__start": "again"}, options__accept=["case1"],
+                     options__reject=["case2"], options__rounds=1)  # fmt: skip
+    folder = selftrain.run_selftrain(project, third, Events())
+    assert np.array_equal(read(folder / "pseudo" / "round-1" / "case1.nii.gz"), read(looked_at))
+    assert json.loads((folder / "pseudo" / "round-1" / "summary.json").read_text())["kept"] == ["case1"]
+
+
+@pytest.mark.parametrize("dim", ["2d", "3d"])
+def test_annotated_slices_are_labels_and_the_rest_of_the_volume_is_pseudo_labelled(project, dim):
+    config = settings(name=f"sparse-{dim}", dim=dim, annotated_slices=2, options__rounds=1)
+    folder = selftrain.run_selftrain(project, config, Events())
+    (annotated,) = json.loads((folder / "config.json").read_text())["data"]["annotated"]["case0"]
+    made, truth = read(folder / "pseudo" / "round-1" / "case0.nii.gz"), read(project.case("case0").label)
+    assert annotated["axis"] == 2 and len(annotated["indices"]) == 2
+    assert np.array_equal(made[annotated["indices"]], truth[annotated["indices"]])
+    assert not np.array_equal(made, truth)
+
+
+def test_what_the_joint_stage_reads(project, monkeypatch):
+    """True labels alone teach segmentation; contrast sees labelled and kept pseudo-labelled cases."""
+    seen = []
+    plain = selftrain.fit
+
+    def fit(ready, task, budget, stage):
+        seen.append((stage, task))
+        return plain(ready, task, budget, stage)
+
+    monkeypatch.setattr(selftrain, "fit", fit)
+    config = settings(name="reads", options__rounds=1, options__reject=["case2"])
+    selftrain.run_selftrain(project, config, Events())
+    (_, first), (_, joint) = seen
+    assert first.sampler.cases == joint.labelled.sampler.cases == ("case0",)
+    assert set(joint.contrast.cases) == {"case0", "case1"}
+    assert joint.contrast.seed != joint.labelled.sampler.seed
+
+
+@pytest.mark.parametrize("stage", ["stage-1", "round-1", "pseudo-2", "round-2"])
+def test_a_stopped_run_resumes_to_the_same_bits_and_skips_what_is_done(project, stage):
+    whole = project.run_folder("whole")
+    if not whole.exists():
+        selftrain.run_selftrain(project, settings(name="whole"), Events())
+    folder = project.run_folder(f"stopped-{stage}")
+
+    class Stopper:
+        def write(self, event):
+            if event["event"] == "progress" and event["stage"] == stage:
+                (folder / "stop").touch()
+
+        def close(self):
+            pass
+
+    with pytest.raises(CancelledError):
+        selftrain.run_selftrain(project, settings(name=folder.name), Events([Stopper()], min_interval=0))
+    assert not (folder / "weights.safetensors").exists()
+    events, record = loud()
+    selftrain.run_selftrain(project, settings(name=folder.name, resume=True), events)
+    assert same(weights(whole), weights(folder))
+    stages = ["stage-1", "round-1", "pseudo-2", "round-2"]
+    done = set(stages[: stages.index(stage)])
+    assert not done & {e["stage"] for e in record.of("progress")}
+    rows = [json.loads((f / "metrics.json").read_text())["rounds"] for f in (whole, folder)]
+    assert [{k: v for k, v in row.items() if k != "seconds"} for row in rows[0]] == [
+        {k: v for k, v in row.items() if k != "seconds"} for row in rows[1]]  # fmt: skip
+
+
+def test_a_guard_keeps_the_last_good_model(project, monkeypatch):
+    """Class 2 vanishes from the second round's pseudo-labels: round 1's model is bad, stage 1's is kept."""
+    plain = selftrain.write_pseudo_labels
+
+    def vanishing(project, model, cases, folder, *rest):
+        summary = plain(project, model, cases, folder, *rest)
+        for row in summary["cases"].values():
+            row["voxels"][project.classes[2]] = 0 if folder.name == "round-2" else 9
+        return summary
+
+    monkeypatch.setattr(selftrain, "write_pseudo_labels", vanishing)
+    folder = project.run_folder("guard")
+    with pytest.raises(GuardError, match="vanished"):
+        selftrain.run_selftrain(project, settings(name="guard", training__steps=20), Events())
+    assert same(weights(folder), load_tensors(folder / "stages" / "stage-1.safetensors")[0])
+    assert "vanished" in json.loads((folder / "metrics.json").read_text())["stopped"]
+    load_model(folder, "cpu")
+
+
+def test_a_model_without_foreground_stops_the_run_and_is_not_kept(project, monkeypatch):
+    def nothing(ready, task, budget, stage):
+        with torch.no_grad():
+            task.module.head.bias.copy_(torch.tensor([100.0, 0, 0]))
+        return {"steps": 0, "seconds": 0.0, "best": None}
+
+    monkeypatch.setattr(selftrain, "fit", nothing)
+    with pytest.raises(GuardError, match="no foreground"):
+        selftrain.run_selftrain(project, settings(name="nothing"), Events())
+    assert not (project.run_folder("nothing") / "weights.safetensors").exists()
+
+
+def test_when_the_filter_leaves_nothing_the_first_model_is_kept(project):
+    config = settings(name="filtered", options__filter="confidence", options__threshold=1.0)
+    with pytest.raises(GuardError, match="filter 'confidence'"):
+        selftrain.run_selftrain(project, config, Events())
+    folder = project.run_folder("filtered")
+    assert same(weights(folder), load_tensors(folder / "stages" / "stage-1.safetensors")[0])
+
+
+def test_labels_of_cases_outside_the_selection_stay_closed_though_they_are_annotated(tmp_path):
+    """A case with annotated slices that --labelled leaves out is an unlabelled case like any other."""
+    from MedSSLLib.labels import Annotated
+
+    project = project_of(tmp_path)
+    project.set_label("case1", tmp_path / "labelsTr" / "case1.nii.gz")
+    project.set_annotated("case1", Annotated.of([(2, [3])]))
+    config = settings(labelled='["case0"]', options__rounds=1, training__steps=5)
+    folder = selftrain.run_selftrain(project, config, Events())
+    assert {p.name for p in (folder / "pseudo" / "round-1").glob("*.nii.gz")} == {"case1.nii.gz", "case2.nii.gz"}
+
+
+@pytest.mark.parametrize(("change", "words"), [
+    ({"options__round": 2}, "round"), ({"options__matching": "both"}, "matching"),
+    ({"options__start": "no"}, "has no weights"),
+    ({"options__accept": ["case0"]}, "case0.*no pseudo-label"),
+    ({"options__accept": ["case1"], "options__reject": ["case1"]}, "accepted and rejected"),
+])  # fmt: skip
+def test_settings_that_do_not_fit_are_refused(project, change, words):
+    with pytest.raises(InputError, match=words):
+        selftrain.run_selftrain(project, settings(**change), Events())
+
+
+def test_without_unlabelled_cases_or_slices_there_is_nothing_to_learn(tmp_path):
+    project = project_of(tmp_path, cases=1)
+    with pytest.raises(InputError, match="no unlabelled case or slice"):
+        selftrain.run_selftrain(project, settings(), Events())
+
+
+def test_a_class_without_a_labelled_voxel_is_named(tmp_path):
+    project = project_of(tmp_path, cases=2)
+    project.set_labels({0: "background", 1: "left", 2: "right", 3: "missing"})
+    with pytest.raises(InputError, match="missing"):
+        selftrain.run_selftrain(project, settings(), Events())
+
+
+def test_a_single_foreground_class_is_warned_about_and_runs(tmp_path):
+    project = tiny_project(tmp_path, cases=2).with_labelled("case0")
+    events, record = loud()
+    config = settings(options__rounds=1, training__steps=60, options__first_share=0.9)
+    selftrain.run_selftrain(project, config, events)
+    assert "one foreground class" in record.of("warning")[0]["message"]
+
+
+def test_the_paper_preset_leaves_pseudo_labels_out_of_the_segmentation_loss():
+    from MedSSLLib.config import RunConfig
+
+    assert self_train_options(RunConfig.build("selftrain", preset="paper")).pseudo_weight == 0

@@ -91,7 +91,6 @@ def _class_record(
 def _surface_metrics(
     prediction: np.ndarray, reference: np.ndarray, spacing: Sequence[float], tolerance: float
 ) -> Record:
-    prediction, reference = _cropped(prediction, reference)
     _, (forward, backward), _ = _directed_distances(prediction, reference, spacing, subvoxels=False)
     edges, surfaces, area_maps = _directed_distances(prediction, reference, spacing, subvoxels=True)
     areas = [area[edge] for area, edge in zip(area_maps, edges, strict=True)]
@@ -103,16 +102,6 @@ def _surface_metrics(
         "assd_mm": float(np.concatenate([forward, backward]).mean()),
         "surface_dice": agreeing / float(sum(area.sum() for area in areas)),
     }
-
-
-def _cropped(prediction: np.ndarray, reference: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Both masks cut to their common box, with an empty voxel around: image borders are surface too."""
-    union = prediction | reference
-    box = []
-    for axis in range(union.ndim):
-        present = np.flatnonzero(union.any(axis=tuple(a for a in range(union.ndim) if a != axis)))
-        box.append(slice(int(present[0]), int(present[-1]) + 1))
-    return np.pad(prediction[tuple(box)], 1), np.pad(reference[tuple(box)], 1)
 
 
 def _directed_distances(

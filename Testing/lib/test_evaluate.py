@@ -219,6 +219,15 @@ def test_folder_gives_the_documented_file(tmp_path):
     assert (dice["mean"], dice["n"], dice["undefined"], dice["per_class"]) == (1, 2, 2, {"1": 1, "7": 1})
 
 
+@pytest.mark.parametrize(("axis", "millimetres"), [(0, 3.0), (1, 2.0), (2, 1.0)])
+def test_files_are_measured_in_their_own_spacing(tmp_path, axis, millimetres):
+    """One voxel along k, j or i of the array is 3, 2 or 1 mm in the files."""
+    reference = box((6, 7, 8), (1, 1, 1), (4, 5, 6))
+    predictions, references = folders(tmp_path, a=(np.roll(reference, 1, axis=axis), reference))
+    record = evaluate_folder(predictions, references, None, 1.0)["cases"]["a"]["1"]
+    assert record["hd95_mm"] == pytest.approx(millimetres)
+
+
 def test_good_cases_go_on_and_bad_ones_are_named(tmp_path):
     good = box((6, 7, 8), (1, 1, 1), (5, 5, 5))
     predictions, references = folders(tmp_path, good=(good, good), extra=(good, None), missing=(None, good))

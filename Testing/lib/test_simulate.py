@@ -13,7 +13,7 @@ import pytest
 pytest.importorskip("nilearn", reason="the demo cohort needs nilearn: pip install 'MedSSLLib[demo]'")
 
 from MedSSLLib import io
-from MedSSLLib.atlas import load_atlas
+from MedSSLLib.atlas import Atlas, load_atlas
 from MedSSLLib.errors import InputError
 from MedSSLLib.geometry import Volume
 from MedSSLLib.simulate import (
@@ -68,6 +68,7 @@ def test_grids_are_what_the_protocols_say(scans):
         np.testing.assert_allclose(direction @ direction.T, np.eye(3), atol=1e-12)
         assert np.linalg.det(direction) == pytest.approx(1)
         straight = np.allclose(np.sort(np.abs(direction).ravel())[:6], 0)
+        assert scan.image.geometry.code == ("PIR" if name == "Sagittal3D" else "LPS")
         assert straight == (scan.metadata["orientation"] == "straight") == (name == "Sagittal3D")
 
 
@@ -89,6 +90,16 @@ def test_ventricles_lie_inside_and_left_equals_right(scans):
         x = scan.label.geometry.points(np.stack([i, j, k], axis=-1))[:, 0]
         left = (x > centroid(scan.label, 3)[0]).mean()
         assert 0.25 < left < 0.75
+
+
+def test_right_stays_right(atlas):
+    """A template with its right half of the ventricles alone: the label lies on the patient's right (LPS: minus x)."""
+    half = atlas.maps.copy()
+    x = np.arange(half.shape[1]) + atlas.origin[0]  # RAS: right is positive
+    half[3, x < 0] = 0
+    for name in PROTOCOLS:
+        one_sided = simulate_subject(Atlas(half, atlas.origin), name, np.random.default_rng(5)).label
+        assert centroid(one_sided, 1)[0] < centroid(one_sided, 3)[0] - 8
 
 
 @pytest.mark.parametrize("seed", range(4))

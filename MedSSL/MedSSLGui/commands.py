@@ -16,6 +16,13 @@ def command(name, project, *options):
     return arguments + ["--events", "-"]
 
 
+def offered(name):
+    """Whether the installed library has the command."""
+    from MedSSLLib.cli import GROUPS
+
+    return any(found.name == name for _, group in GROUPS for found in group)
+
+
 def length(minutes):
     """The time limit as an option; 0 leaves it to the preset."""
     return ("--minutes", minutes if minutes else None)

@@ -45,6 +45,8 @@ class AnnotatePanel(Panel):
         ui.budgetSpinBox.valueChanged.connect(lambda value: self._suggestEvenly())
         ui.suggestButton.clicked.connect(lambda: self.suggest())
         ui.completeButton.clicked.connect(lambda: self.complete())
+        ui.suggestButton.setVisible(commands.offered("suggest"))
+        ui.completeButton.setVisible(commands.offered("complete"))
 
     # -- the case -------------------------------------------------------------------------------------------------
 

@@ -20,6 +20,7 @@ _KEYS = {
     "seed": "seed", "steps": "training.steps", "minutes": "training.minutes", "batch": "training.batch",
     "init": "init", "annotated_slices": "annotated_slices", "semi": "semi",
     "mixup": "mixup", "start": "options.start", "rounds": "options.rounds", "matching": "options.matching",
+    "filter": "options.filter", "clean": "options.clean", "weight": "options.weight",
 }  # fmt: skip
 
 
@@ -46,6 +47,12 @@ def pretrain(args: argparse.Namespace, events: Events) -> None:
 def _finetune_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("project", type=Path, metavar="PROJECT")
     parser.add_argument("--init", metavar="RUN|FILE|none", help="pre-trained weights to start from (default: none)")
+    _label_arguments(parser)
+    parser.add_argument("--freeze-encoder", action="store_true", help="train the decoder only")
+    training_options(parser)
+
+
+def _label_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--labelled", metavar="SEL", help="the only cases whose labels may be read")
     parser.add_argument(
         "--annotated-slices",
@@ -53,12 +60,10 @@ def _finetune_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="use only N slices of each label, evenly spaced",
     )
-    parser.add_argument("--freeze-encoder", action="store_true", help="train the decoder only")
     parser.add_argument(
         "--semi", choices=("none", "mean-teacher"), help="also learn from unlabelled scans (default: none)"
     )
     parser.add_argument("--mixup", type=float, metavar="A", help="mix pairs of samples, weights Beta(A, A); 0 = off")
-    training_options(parser)
 
 
 def finetune(args: argparse.Namespace, events: Events) -> None:
@@ -77,11 +82,20 @@ def _selftrain_arguments(parser: argparse.ArgumentParser) -> None:
     start = parser.add_mutually_exclusive_group()
     start.add_argument("--from", dest="start", metavar="RUN", help="a finished finetune run to improve")
     start.add_argument("--init", metavar="RUN|none", help="or train the first model here, from pre-trained weights")
-    parser.add_argument("--labelled", metavar="SEL", help="the only cases whose labels may be read")
+    _label_arguments(parser)
     parser.add_argument("--rounds", type=positive(int), metavar="N", help="rounds of pseudo-labels (default: 3)")
     parser.add_argument(
         "--matching", choices=("inter", "intra"), help="contrast between images (default) or views of one image"
     )
+    parser.add_argument("--lambda", dest="weight", type=float, metavar="W", help="weight of the contrast")
+    parser.add_argument(
+        "--filter", choices=("none", "consistency", "confidence"), help="which pseudo-labels are used (default: all)"
+    )
+    parser.add_argument(
+        "--clean", choices=("none", "components"), help="largest component of each class, no small holes (default)"
+    )
+    parser.add_argument("--accept", metavar="SEL", help="always use these; with --from, as they are in that run")
+    parser.add_argument("--reject", metavar="SEL", help="never use the pseudo-labels of these cases")
     training_options(parser)
 
 
@@ -91,7 +105,9 @@ def selftrain(args: argparse.Namespace, events: Events) -> None:
     project = Project.open(args.project)
     if not (args.start or args.init or args.resume):
         raise InputError("selftrain needs a start", remedy="Give --from RUN, or --init RUN, or --init none")
-    config = configuration(args, "local-contrast", _labelled(args, project))
+    chosen = {name: getattr(args, name) for name in ("accept", "reject") if getattr(args, name) is not None}
+    extra = {f"options.{name}": tuple(case.name for case in project.select(text)) for name, text in chosen.items()}
+    config = configuration(args, "local-contrast", extra | _labelled(args, project))
     from MedSSLLib.selftrain import run_selftrain
 
     say(args, f"Run folder: {run_selftrain(project, config, events)}")
@@ -143,7 +159,10 @@ COMMANDS = (
         "selftrain", "Improve a model with its own predictions on unlabelled scans.", _selftrain_arguments, selftrain,
         "PROJECT (--from RUN | --init RUN|none) [options]",
         ("medssl selftrain heart --from finetune-1 --minutes 20",
-         "medssl selftrain heart --init pgl-a --labelled case03 --rounds 2 --matching intra"),
-        f"Rounds of pseudo-labels and joint training with the local contrastive loss. {SEL}",
+         "medssl selftrain heart --init pgl-a --labelled case03 --rounds 2 --matching intra",
+         "medssl selftrain heart --from selftrain-1 --accept case05,case09 --reject case11"),
+        "Rounds of pseudo-labels and joint training with the local contrastive loss. Every round writes the "
+        "pseudo-labels it learns from, with their confidence, to pseudo/ in the run folder. Look at them, correct "
+        f"them if you like, and go on with --from RUN --accept SEL --reject SEL. {SEL}",
     ),
 )  # fmt: skip

@@ -33,7 +33,10 @@ CONTRACT = {
     "show": set(),
     "pretrain": {"--method", "--meta"} | COMMON,
     "finetune": {"--init", "--labelled", "--annotated-slices", "--freeze-encoder", "--semi", "--mixup"} | COMMON,
-    "selftrain": {"--from", "--init", "--labelled", "--rounds", "--matching"} | COMMON,
+    "selftrain": {
+        "--from", "--init", "--labelled", "--annotated-slices", "--rounds", "--matching", "--filter", "--clean",
+        "--lambda", "--accept", "--reject", "--semi", "--mixup",
+    } | COMMON,
     "predict": {"--run", "--cases", "--images", "--out", "--probabilities", "--uncertainty"},
     "evaluate": {"--predictions", "--references", "--out", "--tolerance"},
     "report": {"--run", "--out"},
@@ -164,6 +167,20 @@ def test_options_reach_the_configuration_and_set_wins_over_the_preset():
     assert (made.training.steps, made.training.batch, made.seed, made.device, made.dim) == (7, 3, 5, "cpu", "2d")
     assert (made.optimiser.lr, made.network.widths, made.name, made.init) == (1e-4, (8, 16), "r", "other")
     assert made.preset == "quick" and made.command == "finetune"
+
+
+def test_flags_of_self_training_reach_its_options(project, monkeypatch):
+    got = {}
+    worker = SimpleNamespace(run_selftrain=lambda project, made, events: got.update(made=made))
+    monkeypatch.setitem(sys.modules, "MedSSLLib.selftrain", worker)
+    words = ["--from", "r", "--rounds", "2", "--filter", "confidence", "--clean", "none", "--lambda", "0.5", "--accept",
+             "a", "--reject", "[red]c", "--set", "options.threshold=0.7", "--mixup", "0.2", "--annotated-slices", "3"]
+    assert main(["selftrain", str(project), *words]) == 0
+    made = got["made"]
+    assert made.options == {"start": "r", "rounds": 2, "filter": "confidence", "clean": "none", "weight": 0.5,
+                            "accept": ("a",), "reject": ("[red]c",), "threshold": "0.7"}  # fmt: skip
+    assert (made.method, made.mixup, made.annotated_slices) == ("local-contrast", 0.2, 3)
+    assert main(["selftrain", str(project), "--init", "none", "--accept", "nobody"]) == 2
 
 
 def test_what_is_not_given_keeps_the_default():

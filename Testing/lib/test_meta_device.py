@@ -4,12 +4,15 @@ Mixing in a CPU tensor, ``.item()``, a boolean test, ``nonzero`` or boolean-mask
 this finds device mixes and hidden waits of the CUDA path on a machine without a card.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from MedSSLLib.config import AugmentConfig, NetworkConfig, OptimiserConfig
 from MedSSLLib.events import Events
+from MedSSLLib.joint import JointTask
 from MedSSLLib.methods import METHODS, load_method
 from MedSSLLib.methods.base import MethodContext
 from MedSSLLib.networks import SegmentationNet, build_encoder
@@ -18,6 +21,7 @@ from MedSSLLib.pretrain import PretrainTask
 from MedSSLLib.sampling import Pick, SegmentationSampler, ViewSampler
 from MedSSLLib.schedule import Budget
 from MedSSLLib.segmentation import SegmentationTask
+from MedSSLLib.semi import MeanTeacherTask, MixupTask
 from MedSSLLib.trainer import LoopConfig, Trainer
 from Testing.lib.core_helpers import MemoryReader, lone_fabric
 
@@ -69,6 +73,34 @@ def test_a_step_of_fine_tuning(tmp_path, dim, optimiser, device):
     net = SegmentationNet(encoder(dim), 2, deep_supervision=True).to(device)
     task = SegmentationTask(net, sampler, plan(dim), torch.device(device), frozen=False)
     assert set(one_step(task, tmp_path, optimiser=optimiser)) == {"segmentation"}
+
+
+def two_classes():
+    source = reader()
+    for label in source.labels.values():
+        label[2:8, 5:15, 10:15] = 2
+    return source
+
+
+def semi(kind, dim, device):
+    """Mean Teacher, Mixup, both, and the joint stage of self-training with either matching."""
+    source = two_classes()
+    sampler = SegmentationSampler(source, ("c0", "c1"), PATCH[dim], (1.0,) * dim, ALL, 2, 0.5, 0)
+    facts = (SegmentationNet(encoder(dim), 3).to(device), sampler, plan(dim), torch.device(device))
+    labelled = MixupTask(*facts) if "mixup" in kind else SegmentationTask(*facts)
+    if "mean-teacher" in kind:
+        return MeanTeacherTask(labelled, replace(sampler, cases=("c2", "c3"), labelled=False), 1.0)
+    if kind in ("inter", "intra"):
+        return JointTask(labelled, replace(sampler, batch=3), 3, kind, 0.1, 0.5)
+    return labelled
+
+
+@pytest.mark.parametrize("device", ["meta", "cpu"])
+@pytest.mark.parametrize("dim", [2, 3])
+@pytest.mark.parametrize("kind", ["mixup", "mean-teacher", "mean-teacher and mixup", "inter", "intra"])
+def test_a_step_of_semi_supervised_training(tmp_path, kind, dim, device):
+    extra = {"consistency"} if "teacher" in kind else {"contrast", "pseudo"} if kind in ("inter", "intra") else set()
+    assert set(one_step(semi(kind, dim, device), tmp_path)) == {"segmentation"} | extra
 
 
 def pretraining(method, dim, device, **options):

@@ -52,7 +52,7 @@ def plan(dim):
 def one_step(task, tmp_path, **options):
     """A step of the real trainer; the same step also on the CPU, so that the code under test is known to run."""
     config = LoopConfig("meta", 0, Budget(steps=4), OptimiserConfig(name=options.pop("optimiser", "adamw")), **options)
-    trainer = Trainer(task, config, lone_fabric(task.device), tmp_path, Events())
+    trainer = Trainer(task, config, lone_fabric(next(task.module.parameters()).device), tmp_path, Events())
     trainer.module.train()
 
     class Ready:
@@ -61,7 +61,7 @@ def one_step(task, tmp_path, **options):
 
     losses = trainer._step([Ready()])
     figures = {**losses, **task.diagnostics()}
-    assert all(t.device.type == task.device.type and t.dim() == 0 for t in figures.values())
+    assert all(t.device.type == next(task.module.parameters()).device.type and t.dim() == 0 for t in figures.values())
     return losses
 
 

@@ -77,7 +77,7 @@ class Method(nn.Module):
     """A pre-training method: losses over a batch of views, and what changes after a step.
 
     Subclasses set `Config` and implement :meth:`losses`, which mutates nothing. `views` is the number of views of a
-    sample; `needs_meta` asks for the meta-balanced sampler; without `intensity` views keep their intensities.
+    sample; `needs_meta` asks for the meta-balanced sampler; without `intensity` views are only resampled.
     """
 
     Config: ClassVar[type[MethodConfig]] = MethodConfig

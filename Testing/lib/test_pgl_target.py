@@ -1,0 +1,112 @@
+"""PGL's moving-average target, figures, refusals; steps without values and under autocast."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import nn
+
+from MedSSLLib.errors import InputError
+from MedSSLLib.methods.base import MethodContext
+from MedSSLLib.methods.ema import ema_update, frozen_copy, momentum_at
+from MedSSLLib.methods.pgl import PGLConfig
+from MedSSLLib.sampling import Batch
+from MedSSLLib.views import ViewGeometry
+from Testing.lib.pgl_helpers import PATCH, coordinate_batch, linear_pgl, random_batch, small_pgl
+
+# ------------------------------------------------------------------------------- moving average
+
+
+def test_momentum_schedule_in_closed_form() -> None:
+    assert momentum_at(0.0, 0.996) == pytest.approx(0.996)
+    assert momentum_at(0.5, 0.996) == pytest.approx(0.998)
+    assert momentum_at(1.0, 0.996) == pytest.approx(1.0)
+    assert momentum_at(1 / 3, 0.9) == pytest.approx(1 - 0.1 * 0.75)
+    values = [momentum_at(t, 0.9) for t in np.linspace(0, 1, 50)]
+    assert values == sorted(values)
+
+
+def test_target_follows_weights_and_buffers_exactly() -> None:
+    method = small_pgl(2, momentum=0.9).double()
+    start = {n: p.clone() for n, p in method.state_dict().items() if n.startswith("target")}
+    for tensor in (*method.encoder.state_dict().values(), *method.projectors.state_dict().values()):
+        tensor.add_(1 if not tensor.is_floating_point() else torch.randn_like(tensor))
+    online = {n: p.clone() for n, p in method.state_dict().items()}
+    remaining = 1.0
+    for progress in (0.0, 0.25, 0.5):
+        method.after_step(progress)
+        remaining *= 1 - 0.1 * (math.cos(math.pi * progress) + 1) / 2
+    for name, value in method.state_dict().items():
+        if name.startswith("target"):
+            new = online[name.removeprefix("target_")]
+            want = remaining * start[name] + (1 - remaining) * new if value.is_floating_point() else new
+            torch.testing.assert_close(value, want, atol=1e-12, rtol=1e-12, msg=name)
+            assert not torch.equal(value, start[name]), f"{name} did not move"
+        else:
+            torch.testing.assert_close(value, online[name], atol=0, rtol=0, msg=name)
+
+
+def test_target_batch_norm_uses_its_batch_and_keeps_its_buffers() -> None:
+    online = nn.BatchNorm2d(3)
+    target = frozen_copy(online)
+    x = torch.randn(4, 3, 5, 5) * 3 + 2
+    torch.testing.assert_close(target(x), online(x))
+    assert target.running_mean.eq(0).all() and not online.running_mean.eq(0).all()
+    ema_update(target, online, 0.25)
+    torch.testing.assert_close(target.running_mean, 0.75 * online.running_mean)
+
+
+# ------------------------------------------------------------------------------- diagnostics, guards, devices
+
+
+def test_diagnostics_tell_collapse_and_places_apart() -> None:
+    method = linear_pgl(3, momentum=0.996)
+    flips = [((0, 0, 0), (1, 0, 1))] * 4
+    method.losses(coordinate_batch(3, 0, flips), 0.0)
+    method.after_step(0.0)
+    shown = method.diagnostics()
+    assert shown["cosine"] == pytest.approx(1.0, abs=1e-9)
+    assert shown["cosine_mismatched"] < 0.999
+    assert float(shown["ema_momentum"]) == pytest.approx(0.996, abs=1e-6)
+    assert all(value.dim() == 0 and not value.requires_grad for value in shown.values())
+    constant = coordinate_batch(3, 0, flips)
+    collapsed = Batch(torch.ones_like(constant.images), constant.geometry)
+    healthy = float(shown["feature_std"])
+    method.losses(collapsed, 0.0)
+    assert float(method.diagnostics()["feature_std"]) < 1e-6 < healthy
+
+
+def test_refuses_what_cannot_be_aligned() -> None:
+    with pytest.raises(InputError, match="do not exist"):
+        small_pgl(3, levels=(3,))
+    with pytest.raises(InputError, match="too small to align"):
+        small_pgl(3, context=MethodContext(3, 2, (2, 16, 16)))
+    with pytest.raises(ValidationError):
+        PGLConfig(rotation=10.0)
+
+
+@pytest.mark.parametrize("dim", [2, 3])
+def test_a_whole_step_on_the_meta_device(dim: int) -> None:
+    with torch.device("meta"):
+        method = small_pgl(dim, levels=(1, 2))
+        shape = (3, 2, dim)
+        geometry = ViewGeometry(torch.zeros(shape), torch.ones(shape), torch.zeros(shape))
+        batch = Batch(torch.randn(3, 2, 2, *PATCH[dim]), geometry)
+    optimiser = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], lr=0.1)
+    losses = method.losses(batch, 0.1)
+    torch.stack(list(losses.values())).sum().backward()
+    optimiser.step()
+    method.after_step(0.1)
+    assert all(value.is_meta for value in (*losses.values(), *method.diagnostics().values()))
+
+
+def test_runs_under_autocast() -> None:
+    method, batch = small_pgl(3), random_batch(3, dtype=torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        (loss,) = method.losses(batch, 0.0).values()
+    loss.backward()
+    assert loss.dtype == torch.float32 and loss.isfinite()

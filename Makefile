@@ -17,6 +17,10 @@ PYTHON ?= $(shell for p in $(CANDIDATES); do \
 	&& command -v "$$p" && break; done)
 RUN = $(VENV)/bin/python
 INSTALL = $(RUN) -m pip install --quiet --disable-pip-version-check $(PIP) -c constraints.txt
+WITH_demo = demo
+WITH_test = demo,test
+WITH_dev = demo,test,dev
+WITH_gui = demo,test,gui
 TORCH = $(shell sed -n '/^torch==/p' constraints.txt)
 
 .PHONY: demo test test-gui lint bench clean
@@ -26,19 +30,19 @@ TORCH = $(shell sed -n '/^torch==/p' constraints.txt)
 demo: $(VENV)/.with-demo
 	$(RUN) -m MedSSLLib demo $(ARGS)
 
-test: $(VENV)/.with-demo $(VENV)/.with-test
+test: $(VENV)/.with-test
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
-test-gui: $(VENV)/.with-demo $(VENV)/.with-test $(VENV)/.with-gui
+test-gui: $(VENV)/.with-gui
 	OMP_NUM_THREADS=1 QT_QPA_PLATFORM=offscreen ITK_GLOBAL_DEFAULT_THREADER=Platform \
 	$(RUN) -m pytest Testing/gui $(ARGS)
 
-lint: $(VENV)/.with-demo $(VENV)/.with-test $(VENV)/.with-dev
+lint: $(VENV)/.with-dev
 	$(RUN) -m ruff check .
 	$(RUN) -m mypy
 	$(VENV)/bin/lint-imports
 
-bench: $(VENV)/.with-demo $(VENV)/.with-test
+bench: $(VENV)/.with-test
 	for bench in Testing/bench/bench_*.py; do echo "== $$bench"; $(RUN) $$bench $(ARGS) || exit 1; done
 
 clean:
@@ -56,5 +60,5 @@ $(VENV)/.with-torch: constraints.txt
 	@touch $@
 
 $(VENV)/.with-%: $(VENV)/.with-torch pyproject.toml
-	@$(INSTALL) -e ".[$*]"
+	@$(INSTALL) -e ".[$(WITH_$*)]"
 	@touch $@

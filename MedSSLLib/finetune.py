@@ -13,6 +13,7 @@ import numpy as np
 
 from MedSSLLib.cache import Cache
 from MedSSLLib.checkpoint import save_tensors
+from MedSSLLib.components import one_piece_classes
 from MedSSLLib.config import RunConfig
 from MedSSLLib.device import seed_step
 from MedSSLLib.errors import InputError
@@ -55,11 +56,14 @@ class LabelledData:
     held_out: tuple[Case, ...] = ()
     unlabelled: tuple[Case, ...] = ()
 
-    def facts(self) -> dict[str, Any]:
-        """Names and annotated slices, for the record."""
+    def facts(self, classes: int) -> dict[str, Any]:
+        """Names, annotated slices and the classes that are one piece, for the record."""
         annotated = {c.name: c.annotated.to_json() for c in self.training + self.held_out if c.annotated}
+        dense = [c.name for c in self.training + self.held_out if not c.annotated]
+        labels = (self.cache.label(name, (0, 0, 0), self.cache.shape(name)[1:]) for name in dense)
         return {"labelled": [c.name for c in self.training], "validation": [c.name for c in self.held_out],
-                "unlabelled": [c.name for c in self.unlabelled], "annotated": annotated}
+                "unlabelled": [c.name for c in self.unlabelled], "annotated": annotated,
+                "one_piece": one_piece_classes(labels, classes)}
 
 
 def run_finetune(project: Project, config: RunConfig, events: Events) -> Path:
@@ -80,7 +84,7 @@ def run_finetune(project: Project, config: RunConfig, events: Events) -> Path:
         training, held_out = split_holdout(cases, ready.config)
         unlabelled = () if ready.config.semi == "none" else add_unlabelled(ready, cache, cases)
         data = LabelledData(plan, cache, training, held_out, unlabelled)
-        record(ready, plan, data.facts())
+        record(ready, plan, data.facts(len(ready.project.classes)))
         scores = cross_validate(ready, data, init)
         net = build_network(ready, plan, init)
         budget = stage_budget(ready.config, 1 - sum(row["share"] for row in scores))

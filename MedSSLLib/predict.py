@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from MedSSLLib import io
 from MedSSLLib.checkpoint import load_tensors
+from MedSSLLib.components import largest_components
 from MedSSLLib.config import RunConfig
 from MedSSLLib.device import resolve_device, resolve_precision
 from MedSSLLib.errors import InputError
@@ -34,14 +36,15 @@ class PredictOptions:
         probabilities: also write each class's probability, into ``probabilities/``.
         uncertainty: also write the normalised entropy, into ``uncertainty/``, 0 certain to 1.
         flips: average over axis flips (slower; 4 x in 2D, 8 x in 3D).
-        largest_component: keep the largest connected component of each class.
+        components: which pieces are kept: 'auto' the largest one of the classes that are one piece in every dense
+            training label, 'largest' that of every class, 'all' every piece.
         device, precision: as in RunConfig.
     """
 
     probabilities: bool = False
     uncertainty: bool = False
     flips: bool = False
-    largest_component: bool = False
+    components: Literal["auto", "largest", "all"] = "auto"
     device: str = "auto"
     precision: str = "auto"
 
@@ -56,6 +59,7 @@ class Model:
     classes: tuple[str, ...]
     device: torch.device
     precision: str
+    one_piece: tuple[int, ...] = ()
 
     @torch.inference_mode()
     def probabilities(self, volumes: Sequence[Volume], *, flips: bool = False) -> tuple[Tensor, Geometry]:
@@ -91,7 +95,9 @@ def load_model(run_folder: Path, device: str = "auto", precision: str = "auto") 
     network.eval()
     place(network, where, plan.dim)
     values = tuple(facts["data"]["values"])
-    return Model(network, plan, values, tuple(facts["data"]["classes"]), where, resolve_precision(precision, where))
+    data = facts["data"]
+    return Model(network, plan, values, tuple(data["classes"]), where, resolve_precision(precision, where),
+                 tuple(data.get("one_piece", ())))
 
 
 def network_of(config: RunConfig, plan: Plan, classes: int) -> SegmentationNet:
@@ -111,22 +117,9 @@ def predict_case(
         for index, p in enumerate(probabilities.numpy())
     ])
     classes = on_source.argmax(0).astype(np.uint8)
-    if options.largest_component:
-        classes = largest_components(classes)
+    if options.components != "all":
+        classes = largest_components(classes, model.one_piece if options.components == "auto" else None)
     return Volume(np.asarray(model.values, np.int32)[classes].astype(_label_type(model.values)), source), on_source
-
-
-def largest_components(classes: np.ndarray) -> np.ndarray:
-    """A class map in which each foreground class keeps its largest face-connected component."""
-    from scipy import ndimage
-
-    result = np.zeros_like(classes)
-    for value in np.unique(classes[classes > 0]):
-        components, count = ndimage.label(classes == value)
-        sizes = np.bincount(components.ravel())[1:]
-        if count:
-            result[components == 1 + int(sizes.argmax())] = value
-    return result
 
 
 def run_predict(  # noqa: PLR0913 - the contract of the command

@@ -10,12 +10,13 @@ from typing import Any, Literal
 import numpy as np
 
 from MedSSLLib import io
+from MedSSLLib.components import largest_components
 from MedSSLLib.errors import GuardError, InputError
 from MedSSLLib.files import read_json, write_json
 from MedSSLLib.geometry import Volume
 from MedSSLLib.labels import IGNORE, class_indices, counted_mask
 from MedSSLLib.manifest import Case
-from MedSSLLib.predict import Model, PredictOptions, largest_components, predict_case
+from MedSSLLib.predict import Model, PredictOptions, predict_case
 from MedSSLLib.project import Project
 
 Filter = Literal["none", "consistency", "confidence"]

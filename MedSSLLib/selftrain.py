@@ -114,7 +114,7 @@ def run_selftrain(project: Project, config: RunConfig, events: Events) -> Path:
         ready = adopt_network(ready, init)
         job = _Job(ready, _data(ready, init), options, start, init)
         _check_names(job)
-        record(ready, job.data.plan, job.data.facts())
+        record(ready, job.data.plan, job.data.facts(len(ready.project.classes)))
         net = first = _stage_one(job)
         try:
             for number in range(1, options.rounds + 1):

@@ -22,7 +22,11 @@ def _predict_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--flips", action="store_true", help="average over mirrored images: better, 4 to 8 times slower"
     )
-    parser.add_argument("--largest-component", action="store_true", help="keep the largest piece of each class")
+    parser.add_argument(
+        "--components", choices=("auto", "largest", "all"), default="auto",
+        help="pieces to keep: the largest of the classes that are one piece in the training labels (auto, default), "
+        "the largest of every class, or all",
+    )  # fmt: skip
     group = parser.add_argument_group("device")
     device_options(group)
     output_options(parser)
@@ -38,7 +42,7 @@ def predict(args: argparse.Namespace, events: Events) -> None:
         probabilities=args.probabilities,
         uncertainty=args.uncertainty,
         flips=args.flips,
-        largest_component=args.largest_component,
+        components=args.components,
         device=args.device or "auto",
         precision=args.precision or "auto",
     )

@@ -9,11 +9,13 @@ import torch
 
 from MedSSLLib import io
 from MedSSLLib.checkpoint import save_tensors
+from MedSSLLib.components import largest_components, one_piece_classes
 from MedSSLLib.errors import InputError
 from MedSSLLib.events import Events
 from MedSSLLib.geometry import Geometry, Volume
+from MedSSLLib.labels import IGNORE
 from MedSSLLib.planning import Plan, make_plan
-from MedSSLLib.predict import PredictOptions, largest_components, load_model, network_of, predict_case, run_predict
+from MedSSLLib.predict import PredictOptions, load_model, network_of, predict_case, run_predict
 from MedSSLLib.runfolder import WEIGHTS, write_config
 from Testing.lib.core_helpers import loud, tiny_config, tiny_project
 
@@ -99,6 +101,18 @@ def test_a_constant_case_and_other_channels_are_refused(tmp_path):
         predict_case(model, [volume, volume], PredictOptions())
 
 
+def test_classes_that_are_one_piece_are_found_in_dense_labels():
+    """Class 1 is one block, class 2 two equal ones; a sparse label says nothing."""
+    dense = np.zeros((4, 9), np.uint8)
+    dense[0, :4], dense[2, :2], dense[2, 5:7] = 1, 2, 2
+    sparse = np.where(np.arange(4)[:, None] == 0, 2, IGNORE).repeat(9, 1).astype(np.uint8)
+    assert one_piece_classes([dense, sparse], 4) == [1]
+    assert one_piece_classes([sparse], 4) == []
+    kept = largest_components(dense, [1])
+    assert (kept == dense).all()
+    assert (largest_components(dense, [2]) == 2).sum() == 2
+
+
 def test_largest_components_by_hand():
     classes = np.zeros((3, 8, 8), int)
     classes[0, 0, :3], classes[0, 5, 5:7], classes[2, 2:4, 2:4], classes[2, 7, 7] = 1, 1, 2, 2
@@ -118,7 +132,7 @@ def trained(tmp_path_factory):
 
 def test_cases_are_written_on_their_grids_with_all_extras(trained, tmp_path):
     events, record = loud()
-    options = PredictOptions(probabilities=True, uncertainty=True, largest_component=True, device="cpu")
+    options = PredictOptions(probabilities=True, uncertainty=True, components="largest", device="cpu")
     written = run_predict(trained, "model", tmp_path, events, cases="case0,case2", options=options)
     assert [p.name for p in written] == ["case0.nii.gz", "case2.nii.gz"]
     for case in ("case0", "case2"):

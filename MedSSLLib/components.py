@@ -9,11 +9,12 @@ from scipy import ndimage
 
 from MedSSLLib.labels import IGNORE
 
-ONE_PIECE = 0.99  # share of a class's voxels in its largest component that counts as one piece; not from the paper
+ONE_PIECE = 0.99  # mean share of a class's voxels in its largest component that counts as one piece; not from the paper
+LEAST_SHARE = 0.9  # least share in any one label; not from the paper
 
 
 def largest_components(classes: np.ndarray, chosen: Collection[int] | None = None) -> np.ndarray:
-    """A class map in which the chosen classes keep their largest face-connected component.
+    """A class map in which the chosen classes keep their largest component, diagonals included.
 
     Args:
         classes: class map of any dimension.
@@ -28,23 +29,24 @@ def largest_components(classes: np.ndarray, chosen: Collection[int] | None = Non
 
 
 def one_piece_classes(labels: Iterable[np.ndarray], classes: int) -> list[int]:
-    """Foreground classes that are one piece in every label that shows them; [] without a dense label.
+    """Foreground classes that are, but for specks, one piece in the labels that show them; [] without a dense label.
 
     Args:
         labels: class maps; one that holds IGNORE anywhere (sparse annotation) says nothing about pieces.
         classes: number of classes with background.
     """
-    shares: dict[int, float] = {}
+    shares: dict[int, list[float]] = {}
     for label in labels:
         if (label == IGNORE).any():
             continue
         for value in range(1, classes):
             if (label == value).any():
                 _, sizes = _components(label == value)
-                shares[value] = min(shares.get(value, 1.0), float(sizes.max() / sizes.sum()))
-    return [value for value, share in sorted(shares.items()) if share >= ONE_PIECE]
+                shares.setdefault(value, []).append(float(sizes.max() / sizes.sum()))
+    whole = {value for value, found in shares.items() if np.mean(found) >= ONE_PIECE and min(found) >= LEAST_SHARE}
+    return sorted(whole)
 
 
 def _components(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    components, _ = ndimage.label(mask)
+    components, _ = ndimage.label(mask, np.ones((3,) * mask.ndim))
     return components, np.bincount(components.ravel())[1:]

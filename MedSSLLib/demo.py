@@ -111,7 +111,7 @@ class _Settings:
 
     def config(self, command: Literal["pretrain", "finetune"], **settings: Any) -> RunConfig:
         minutes = MINUTES[self.budget][0 if command == "pretrain" else 1]
-        overrides = {"training.minutes": minutes, "training.voxels": self.voxels, "device": self.device}
+        overrides: dict[str, Any] = {"training.minutes": minutes, "training.voxels": self.voxels, "device": self.device}
         overrides |= {"seed": self.seed, **settings}
         return RunConfig.build(
             command, preset="quick", method=overrides.pop("method", "supervised"), overrides=overrides

@@ -26,11 +26,17 @@ def requested() -> bool:
 
 @contextmanager
 def deferred() -> Iterator[None]:
-    """Inside, the first signal only sets :func:`requested`. May be nested."""
+    """Inside, the first signal only sets :func:`requested`. May be nested.
+
+    A loop that ends with an exception has heard the request; one that ends before it looked leaves it to the next.
+    """
     global _depth
     _depth += 1
     try:
         yield
+    except BaseException:
+        _asked.clear()
+        raise
     finally:
         _depth -= 1
 
@@ -52,10 +58,9 @@ def on_signals() -> Iterator[None]:
 
 def ask(reason: str) -> None:
     """Ask the command to stop. Raises CancelledError with the reason unless inside :func:`deferred` and new."""
-    second = _asked.is_set()
-    _asked.set()
-    if second or not _depth:
+    if _asked.is_set() or not _depth:
         raise CancelledError(reason)
+    _asked.set()
 
 
 def _handle(number: int, frame: FrameType | None) -> None:

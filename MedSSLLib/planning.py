@@ -180,15 +180,16 @@ def _patch_and_strides(
 
 
 def _equal_length(extent: np.ndarray, spacing: np.ndarray, budget: int) -> np.ndarray:
-    """Voxels per axis of a box of equal physical sides, cut to ``extent``, of ``budget`` voxels at most."""
+    """Voxels per axis, at least 1, of a box of equal physical sides, cut to ``extent``, within ``budget`` voxels."""
+    extent = np.maximum(extent, 1.0)
     low, high = 0.0, float((extent * spacing).max())
     if extent.prod() <= budget:
         return extent.copy()
     for _ in range(60):
         side = (low + high) / 2
-        inside = np.minimum(extent, side / spacing).prod() <= budget
+        inside = np.clip(side / spacing, 1.0, extent).prod() <= budget
         low, high = (side, high) if inside else (low, side)
-    return np.minimum(extent, low / spacing)
+    return np.clip(low / spacing, 1.0, extent)
 
 
 def _strides(voxels: np.ndarray, spacing: np.ndarray) -> tuple[tuple[int, ...], ...]:

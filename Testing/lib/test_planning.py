@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from MedSSLLib import io
@@ -105,6 +105,7 @@ spacings = st.floats(0.3, 8.0)
     size=st.tuples(sizes, sizes, sizes), spacing=st.tuples(spacings, spacings, spacings),
     dim=st.sampled_from(["auto", "2d", "3d"]), budget=st.sampled_from([None, 4096, 2**17]),
 )
+@example(size=(6, 4, 410), spacing=(4.0, 0.5, 4.0), dim="auto", budget=4096)  # an axis thinner than a voxel
 def test_patch_keeps_its_promises(size, spacing, dim, budget):
     plan = plan_of((size, spacing), dim=dim, voxel_budget=budget)
     total = np.prod(plan.strides, axis=0)

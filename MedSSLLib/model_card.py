@@ -9,7 +9,7 @@ from MedSSLLib.config import RunConfig
 from MedSSLLib.files import atomic_path
 from MedSSLLib.planning import Plan
 from MedSSLLib.project import Project
-from MedSSLLib.runfolder import versions
+from MedSSLLib.runfolder import read_run, versions
 
 PAPERS = {
     "pgl": "Xie, Zhang, Liao, Xia, Shen 2020: PGL, prior-guided local self-supervised learning (arXiv 2011.12640)",
@@ -21,6 +21,7 @@ PAPERS = {
 
 def write_model_card(folder: Path, project: Project, config: RunConfig, plan: Plan, figures: dict[str, Any]) -> None:
     """Write ``model_card.md`` into the run folder."""
+    used = read_run(folder)["data"]
     spacing = " x ".join("own" if mm is None else f"{mm:g}" for mm in plan.spacing)
     sections = [
         f"# {folder.name}",
@@ -33,7 +34,8 @@ def write_model_card(folder: Path, project: Project, config: RunConfig, plan: Pl
         }),
         "## Data\n" + _bullets({
             "project": project.name, "modality": ", ".join(project.modalities), "classes": ", ".join(project.classes),
-            "cases": len(project.cases), "labelled": len(project.labelled), "test": len(project.test),
+            "cases": len(project.cases), "test": len(project.test),
+            **{key: len(used[key]) for key in ("labelled", "validation", "unlabelled") if key in used},
         }),
         "## Figures of the training\n" + _bullets({k: v for k, v in figures.items() if not isinstance(v, list)}),
         "## Intended use\nResearch. Segmentation of the named classes in images like those it was trained on, with "

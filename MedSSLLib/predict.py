@@ -82,7 +82,8 @@ def load_model(run_folder: Path, device: str = "auto", precision: str = "auto") 
         InputError: the run is not finished, is a pre-training run, or the device does not exist.
     """
     if not (run_folder / WEIGHTS).exists():
-        raise InputError(f"run {run_folder.name!r} has no weights", file=str(run_folder),
+        found = "is not finished: it has no weights" if run_folder.exists() else "does not exist"
+        raise InputError(f"run {run_folder.name!r} {found}", file=str(run_folder),
                          remedy="See `medssl runs PROJECT` for finished runs")
     facts, config, plan = read_run(run_folder), read_config(run_folder), read_plan(run_folder)
     if config.command == "pretrain":

@@ -53,13 +53,13 @@ def prepare(project: Project, config: RunConfig, events: Events, stack: ExitStac
     fabric = make_fabric(config)
     opened = open_run(project, config) if fabric.is_global_zero else None
     folder, config = fabric.broadcast(opened)
-    if config.labelled is not None:
-        project = project.with_labelled(",".join(config.labelled))
     if fabric.is_global_zero:
         stack.enter_context(owned(folder))
         events.open_run(folder)
     else:
         events = Events()
+    if config.labelled is not None:
+        project = project.with_labelled(",".join(config.labelled))
     events.emit("start", command=config.command, method=config.method, run=folder.name, folder=str(folder),
                 device=str(fabric.device), seed=config.seed)
     return Preparation(project, config, folder, fabric, events)
@@ -161,7 +161,8 @@ def resolve_weights(project: Project, name: str) -> Path | None:
         return Path(name)
     weights = project.run_folder(name) / WEIGHTS
     if not weights.exists():
-        raise InputError(f"run {name!r} has no weights", file=str(project.folder),
+        found = "is not finished: it has no weights" if weights.parent.exists() else "does not exist"
+        raise InputError(f"run {name!r} {found}", file=str(project.folder),
                          remedy="See `medssl runs PROJECT` for finished runs")
     return weights
 

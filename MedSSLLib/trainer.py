@@ -141,7 +141,7 @@ class Trainer:
                     self._validate()
                 if asked:
                     self.save()
-                    raise CancelledError(f"Stopped at step {state.step}; continue with --resume.")
+                    raise CancelledError(f"Stopped at step {state.step}; go on: --resume --name {self.folder.name}.")
                 if time.monotonic() - last_saved > self.config.checkpoint_seconds:
                     self.save()
                     last_saved = time.monotonic()

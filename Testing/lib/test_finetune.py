@@ -103,7 +103,7 @@ def test_the_encoder_rate_slows_the_encoder_alone(project):
 
 
 @pytest.mark.parametrize(("change", "words"), [
-    ({"init": "never"}, "has no weights"), ({"init": "x.safetensors"}, "does not exist"),
+    ({"init": "never"}, "does not exist"), ({"init": "x.safetensors"}, "does not exist"),
     ({"labelled": '["nobody"]'}, "nobody"), ({"training__batch": 1, "training__accumulate": 2}, "cannot be split"),
 ])  # fmt: skip
 def test_what_does_not_fit_is_refused(project, change, words):
@@ -138,3 +138,13 @@ def test_patients_stay_on_one_side_of_the_holdout():
 def test_minutes_become_seconds_of_a_stage():
     assert stage_budget(tiny_config(training__minutes=2), 0.5)._seconds == 60
     assert stage_budget(tiny_config(training__steps=9), 1 / 3).steps == 3
+
+
+def test_a_refused_selection_leaves_no_run_folder(tmp_path):
+    """A test case must not be labelled; the run that asked for it is not listed afterwards."""
+    project = tiny_project(tmp_path)
+    project.set_roles(labelled=project.cases[0].name, test=project.cases[-1].name)
+    project.save()
+    with pytest.raises(InputError):
+        run_finetune(project, tiny_config(labelled=json.dumps([project.cases[-1].name])), Events())
+    assert project.runs() == []

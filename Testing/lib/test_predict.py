@@ -173,7 +173,7 @@ def test_a_bad_image_is_named_and_the_others_go_on(trained, tmp_path):
 
 def test_refusals(trained, tmp_path):
     for arguments, words in (
-        ({"run": "never"}, "has no weights"), ({"run": "model", "cases": "nobody"}, "nobody"),
+        ({"run": "never"}, "does not exist"), ({"run": "model", "cases": "nobody"}, "nobody"),
         ({"run": "model", "cases": ""}, "no case is selected"),
         ({"run": "model", "images": [trained.case("case0").images[0]] * 2}, "same name"),
     ):  # fmt: skip

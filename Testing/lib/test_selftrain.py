@@ -216,7 +216,7 @@ def test_labels_of_cases_outside_the_selection_stay_closed_though_they_are_annot
 
 @pytest.mark.parametrize(("change", "words"), [
     ({"options__round": 2}, "round"), ({"options__matching": "both"}, "matching"),
-    ({"options__start": "no"}, "has no weights"),
+    ({"options__start": "no"}, "does not exist"),
     ({"options__accept": ["case0"]}, "case0.*no pseudo-label"),
     ({"options__accept": ["case1"], "options__reject": ["case1"]}, "accepted and rejected"),
 ])  # fmt: skip

@@ -138,7 +138,7 @@ def _draw(axes: Axes, panel: Panel, label: np.ndarray | None, reference: np.ndar
 def _write(axes: Axes, place: tuple[float, float], text: str, **alignment: Any) -> None:
     """White text on the image, legible on bright tissue too."""
     written = axes.text(*place, printable(text), transform=axes.transAxes, color="white", fontsize=8, **alignment)
-    written.set_path_effects([withStroke(linewidth=1.6, foreground="black", alpha=0.7)])
+    written.set_path_effects([withStroke(linewidth=2.2, foreground="black", alpha=0.85)])
 
 
 def _contour(axes: Axes, mask: np.ndarray, colour: str, width: float, style: object) -> None:

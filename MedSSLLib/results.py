@@ -80,38 +80,42 @@ def duration(seconds: float) -> str:
 
 
 def add_results(page: Page, methods: Sequence[Scored]) -> None:
-    """A table per method: classes by metrics, mean with range over cases; then what every case has."""
-    tolerance = methods[0].metrics["tolerance_mm"]
+    """Methods side by side, then the last one by class and by case."""
+    last = methods[-1]
     page.section("Results")
     page.text(
         "Mean over cases, with the smallest and largest case behind it. Surface Dice counts surface within "
-        f"{tolerance:g} mm. A dash means that no case has the class in both prediction and reference."
+        f"{last.metrics['tolerance_mm']:g} mm. A dash means that no case has the class in both prediction and "
+        "reference."
     )
-    for scored in methods:
-        head = ("class", *(name for name, _ in _METRICS.values()))
-        page.table(head, _class_rows(scored), caption=scored.name if len(methods) > 1 else "", total=True)
-    if len(methods) == 2:
-        first, second = methods
-        names = (first.name, second.name)
-        page.figures(
-            (paired_cases(first.per_case, second.per_case, names), "Mean Dice of every case, blue where it rose."),
-            (class_spread(_dice_by_class(second)), f"Dice of every case by class, {second.name}."),
-        )
+    several = len(methods) > 1
+    if several:
+        classes = list(last.metrics["summary"]["dice"]["per_class"])
+        head = ("model", *(name for name, _ in _METRICS.values()), *(f"Dice, {name}" for name in classes))
+        page.table(head, map(_method_row, methods), caption="All models")
+    head = ("class", *(name for name, _ in _METRICS.values()))
+    page.table(head, _class_rows(last), caption=f"By class: {last.name}" if several else "", total=True)
+    spread = (class_spread(_dice_by_class(last)), f"Dice of every case by class, {last.name}.")
+    if several:
+        first = methods[0]
+        pairs = paired_cases(first.per_case, last.per_case, (first.name, last.name))
+        page.figures((pairs, "Mean Dice of every case, blue where it rose."), spread)
     else:
-        page.figures((class_spread(_dice_by_class(methods[-1])), "Dice of every case, by class."))
-    last = methods[-1]
-    page.figures(
-        (
-            volume_agreement(_volumes(last)),
-            f"Volumes, {last.name}: bias (line) and limits of agreement (dashed, 1.96 SD).",
-        )
-    )
+        page.figures(spread)
+    limits = "bias (line) and limits of agreement (dashed, 1.96 SD)"
+    page.figures((volume_agreement(_volumes(last)), f"Volumes, {last.name}: {limits}."))
     page.fold("Every case")
     page.table(("case", *(f"Dice, {scored.name}" for scored in methods), "HD95, mm"), _case_rows(methods))
     if last.metrics["errors"]:
         page.text("Not scored:")
         page.facts(last.metrics["errors"])
     page.unfold()
+
+
+def _method_row(scored: Scored) -> list[Cell | str]:
+    summaries = scored.metrics["summary"]
+    means = [number(summaries[metric]["mean"], digits) for metric, (_, digits) in _METRICS.items()]
+    return [scored.name, *means, *(number(value) for value in summaries["dice"]["per_class"].values())]
 
 
 def _class_rows(scored: Scored) -> list[list[Cell | str]]:

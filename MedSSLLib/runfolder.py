@@ -13,6 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from MedSSLLib import __version__
 from MedSSLLib.config import RunConfig
 from MedSSLLib.errors import InputError
 from MedSSLLib.files import FileLock, read_json, write_json
@@ -21,7 +22,7 @@ from MedSSLLib.project import Project
 
 FORMAT, FORMAT_VERSION = "medssl-run", 1
 WEIGHTS = "weights.safetensors"
-_PACKAGES = ("medssl", "torch", "monai", "numpy", "SimpleITK", "lightning-fabric")
+_PACKAGES = ("torch", "monai", "numpy", "SimpleITK", "lightning-fabric")
 
 
 def open_run(project: Project, config: RunConfig) -> tuple[Path, RunConfig]:
@@ -119,7 +120,7 @@ def read_plan(folder: Path) -> Plan:
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that decide a result."""
-    found = {"python": platform.python_version(), "platform": sys.platform}
+    found = {"medssl": __version__, "python": platform.python_version(), "platform": sys.platform}
     for package in _PACKAGES:
         try:
             found[package] = version(package)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from conftest import wait_until
 
-CAPTION = "Rendered by the project's test bench (real MRML and Qt widgets), not a screenshot of 3D Slicer."
+CAPTION = "Rendered by the test bench, not by 3D Slicer. Runs, predictions and figures are made up."
 CLASSES = [(1, "right ventricle", (0.27, 0.53, 0.86), ""), (2, "myocardium", (0.35, 0.72, 0.42), ""),
            (3, "left ventricle", (0.90, 0.36, 0.30), "")]
 
@@ -110,7 +110,7 @@ def test_pictures_of_every_panel(scene, cohort, tmp_path, dark):
     user.find("deviceComboBox")
     for name in ("data", "pretrain"):
         user.shell.open(name)
-        image = pictures.panel(user.loaded)
+        image = pictures.beside(pictures.panel(user.loaded), [], CAPTION)
         check(image)
         image.save(str(target / f"{name}{suffix}.png"))
     user.shell.open("annotate")
@@ -121,7 +121,7 @@ def test_pictures_of_every_panel(scene, cohort, tmp_path, dark):
     user.shell.open("train")
     user.find("runsTable").selectRow(1)
     wait_until(lambda: False, 0.3)
-    image = pictures.panel(user.loaded)
+    image = pictures.beside(pictures.panel(user.loaded), [], CAPTION)
     check(image)
     image.save(str(target / f"train{suffix}.png"))
     user.shell.open("review")

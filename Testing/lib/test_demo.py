@@ -142,18 +142,24 @@ def test_used_folder_and_unknown_budget_are_refused(tmp_path):
 @pytest.mark.slow
 def test_whole_demo_on_tiny_volumes(tmp_path, monkeypatch):
     folder = write_cases(tmp_path / "data", NAMES)
-    monkeypatch.setitem(demo.MINUTES, "quick", (0.05, 0.05))
+    monkeypatch.setitem(demo.MINUTES, "quick", dict.fromkeys(demo.MINUTES["quick"], 0.05))
     kept = Kept()
     result = run_demo(str(folder), "quick", tmp_path / "out", Events([kept]), device="cpu")
     assert result.report == tmp_path / "out" / "report.html"
     text = result.report.read_text(encoding="utf-8")
-    assert "gain from pre-training" in text
+    assert "test cases that no model has seen" in text
     assert "http" not in text.replace("http-equiv", "")
-    for name in ("metrics-scratch.json", "metrics-pretrained.json", "figures/overlays.png", "figures/cases.png"):
+    for name in (
+        "metrics-scratch.json",
+        "metrics-pretrained.json",
+        "metrics-selftrained.json",
+        "figures/overlays.png",
+        "figures/cases.png",
+    ):
         assert (tmp_path / "out" / name).stat().st_size > 0
     head, rows = result.table()
-    assert [len(row) for row in rows] == [len(head)] * 2
-    assert [row[0] for row in rows] == ["random weights", "pre-trained"]
+    assert [len(row) for row in rows] == [len(head)] * 3
+    assert [row[0] for row in rows] == ["random weights", "pre-trained", "pre-trained, self-trained"]
     assert (kept.events[0]["event"], kept.events[-1]["event"]) == ("start", "done")
     assert sum(event["event"] in ("start", "done") for event in kept.events) == 2
     runs = tmp_path / "out" / "data" / "runs"

@@ -5,7 +5,9 @@
         --pretrain-minutes 10 --minutes 3 --out results.json
 
 For every choice of labelled volumes: ``medssl finetune`` (once per row, everything else equal), ``predict`` and
-``evaluate`` on the test cases at native resolution. A row is ``random``, a pre-training method, or ``METHOD-frozen``.
+``evaluate`` on the test cases at native resolution. A row is ``random``, a pre-training method or one of VARIANTS,
+each with ``-frozen`` for a fixed encoder, and ``+mean-teacher``, ``+mixup`` or ``+selftrain`` for what comes on top;
+``+selftrain`` goes on from the finished run of the row without it, so that row must be scored too.
 The result file holds per-case values, the settings, versions and paired differences to ``random`` with a bootstrap
 interval over cases x choices. Rows that the file holds already are not run again.
 """
@@ -27,6 +29,19 @@ from MedSSLLib.files import read_json, write_json
 from MedSSLLib.io import case_name, find_images
 from MedSSLLib.project import Project
 from MedSSLLib.runfolder import versions
+
+VARIANTS = {
+    "gcl-image": ("gcl", "options.pixel=false"),
+    "gcl-sum": ("gcl", "options.pixel=false", "options.gradient=sum"),
+    "gcl-patient": ("gcl", "options.pixel=false", 'options.meta=["patient"]'),
+    "gcl-position": ("gcl", "options.pixel=false", 'options.meta=["position"]'),
+    "gcl-phase": ("gcl", "options.pixel=false", 'options.meta=["phase"]'),
+    "gcl-no-filter": ("gcl", "options.grad_filter=false"),
+    "pgl-no-scale": ("pgl", "options.use_scale_prior=false"),
+    "pgl-no-flip": ("pgl", "options.use_flip_prior=false"),
+}
+"""Ablations: the method and its settings."""
+ON_TOP = {"mean-teacher": ("--semi", "mean-teacher"), "mixup": ("--mixup", "0.2")}
 
 
 def run(*args: object) -> None:
@@ -64,23 +79,42 @@ def initialisation(args: argparse.Namespace, project: Project, row: str) -> tupl
     """Options of ``finetune`` for a row; pre-trains first where that was not done."""
     if row == "random":
         return ()
-    method = row.removesuffix("-frozen")
-    name = f"{method}-{args.tag}"
-    if not (project.run_folder(name) / "weights.safetensors").exists():
+    encoder = row.removesuffix("-frozen")
+    method, *settings = VARIANTS.get(encoder, (encoder,))
+    name = f"{encoder}-{args.tag}"
+    if not finished(project, name):
         run("pretrain", project.folder, "--method", method, "--name", name, "--quiet",
-            *(("--steps", args.pretrain_steps) if args.pretrain_steps else ("--minutes", args.pretrain_minutes)))
+            *(("--steps", args.pretrain_steps) if args.pretrain_steps else ("--minutes", args.pretrain_minutes)),
+            *sets([*args.pretrain_set, *settings]))  # fmt: skip
     return ("--init", name, *(("--freeze-encoder",) if row.endswith("-frozen") else ()))
+
+
+def train(args: argparse.Namespace, project: Project, row: str, choice: int, labelled: list[str]) -> str:
+    """Train the row on the choice unless that was done; returns the run's name."""
+    name = f"{row}-{args.count}-{choice}-{args.tag}".replace("+", "-")
+    base, _, on_top = row.partition("+")
+    common = ("--name", name, "--labelled", ",".join(labelled), "--quiet", *length(args, args.minutes))
+    if finished(project, name):
+        pass
+    elif on_top == "selftrain":
+        start = train(args, project, base, choice, labelled)
+        run("selftrain", project.folder, "--from", start, *common, *sets(args.selftrain_set))
+    else:
+        run("finetune", project.folder, *common, *initialisation(args, project, base), *ON_TOP.get(on_top, ()),
+            *sets(args.set))  # fmt: skip
+    return name
+
+
+def finished(project: Project, name: str) -> bool:
+    return (project.run_folder(name) / "weights.safetensors").exists()
 
 
 def score(args: argparse.Namespace, project: Project, row: str, choice: int, labelled: list[str]) -> dict:
     """Train, predict and evaluate one row on one choice."""
-    name = f"{row}-{args.count}-{choice}-{args.tag}"
-    out = project.folder / "predictions" / name
     started = time.monotonic()
-    if not (project.run_folder(name) / "weights.safetensors").exists():
-        run("finetune", project.folder, "--name", name, "--labelled", ",".join(labelled), "--quiet",
-            *initialisation(args, project, row), *length(args, args.minutes), *sets(args))
+    name = train(args, project, row, choice, labelled)
     trained = time.monotonic() - started
+    out = project.folder / "predictions" / name
     run("predict", project.folder, "--run", name, "--cases", ",".join(c.name for c in project.test), "--out", out, "-q")
     run("evaluate", "--predictions", out, "--references", args.data / "labels", "--out", out / "metrics.json", "-q",
         "--tolerance", args.tolerance)  # fmt: skip
@@ -92,8 +126,8 @@ def score(args: argparse.Namespace, project: Project, row: str, choice: int, lab
             "steps": training["steps"], "training_s": training["seconds"], "command_s": round(trained, 1)}
 
 
-def sets(args: argparse.Namespace) -> list[object]:
-    return [word for item in args.set for word in ("--set", item)]
+def sets(items: list[str]) -> list[object]:
+    return [word for item in items for word in ("--set", item)]
 
 
 def differences(records: list[dict]) -> dict[str, dict]:
@@ -125,7 +159,9 @@ def main() -> None:
     parser.add_argument("--pretrain-steps", type=int)
     parser.add_argument("--tolerance", type=float, default=1.0, help="of surface Dice, mm")
     parser.add_argument("--tag", default="bench", help="part of the run names")
-    parser.add_argument("--set", action="append", default=[])
+    parser.add_argument("--set", action="append", default=[], help="setting of every fine-tuning")
+    parser.add_argument("--pretrain-set", action="append", default=[], help="setting of every pre-training")
+    parser.add_argument("--selftrain-set", action="append", default=[], help="setting of every self-training")
     args = parser.parse_args()
     test, splits = split_cases(args.data)
     project = open_project(args.data, args.work, test)

@@ -23,7 +23,7 @@ from MedSSLLib.planning import make_plan
 VOLUMES = {  # voxels d, h, w and mm, on the training grid
     "hippocampus": ((36, 50, 35), (1.0, 1.0, 1.0)),
     "heart": ((10, 216, 256), (10.0, 1.5, 1.5)),
-    "ct": ((140, 320, 320), (2.0, 1.2, 1.2)),
+    "ct": ((96, 224, 224), (2.0, 1.2, 1.2)),
 }
 
 

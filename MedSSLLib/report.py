@@ -11,6 +11,7 @@ from typing import Any
 
 from MedSSLLib import __version__
 from MedSSLLib.config import RunConfig
+from MedSSLLib.diagnosis import add_diagnosis, add_rounds
 from MedSSLLib.errors import InputError
 from MedSSLLib.events import read_events
 from MedSSLLib.figures import Curves, training_curves
@@ -37,8 +38,7 @@ def write_run_report(
         project: the project that holds the run.
         run: its name.
         out: the file to write.
-        predictions: folder with this run's predictions, to be scored and shown; by default ``predictions`` in
-        the
+        predictions: folder with this run's predictions, to be scored and shown; by default ``predictions`` in the
             run's folder, if it exists.
         tolerance_mm: tolerance of surface Dice.
 
@@ -62,6 +62,8 @@ def write_run_report(
             "Results", "No predictions were given. Predict test cases, then name the folder with --predictions."
         )
     add_curves(page, {run: folder})
+    add_diagnosis(page, folder)
+    add_rounds(page, project, folder, (facts["metrics"] or {}).get("rounds", ()))
     page.section("The run")
     page.facts(_run_facts(project, facts))
     add_configuration(page, settings)
@@ -76,7 +78,7 @@ def footer() -> str:
 
 
 def _lead(project: Project, settings: Mapping[str, Any]) -> str:
-    start = settings.get("init") or "none"
+    start = settings.get("options", {}).get("start") or settings.get("init") or "none"
     origin = "from random weights" if start == "none" else f"from {start}"
     verb = {"pretrain": "Pre-training", "finetune": "Fine-tuning", "selftrain": "Self-training"}
     kind = verb.get(settings.get("command", ""), "Training")

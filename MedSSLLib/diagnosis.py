@@ -1,0 +1,136 @@
+"""What a run's own figures say: agreement of views, conflict of meta labels, pseudo-labels over rounds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from MedSSLLib import io
+from MedSSLLib.errors import MedSSLError
+from MedSSLLib.events import read_events
+from MedSSLLib.figures import NEUTRAL, PALETTE, Curves, running_mean, styled, training_curves
+from MedSSLLib.htmlpage import Page
+from MedSSLLib.overlays import Panel, make_panel, overlay_figure
+from MedSSLLib.project import Project
+
+SHARES = {"non_conflicting": PALETTE[0], "slightly_conflicting": PALETTE[4], "conflicting": PALETTE[1]}
+"""Kinds of gradient pairs (GCL Fig. 3) and their colours."""
+CASES_SHOWN = 3
+
+
+def diagnostics(events: Path) -> dict[str, list[tuple[float, float]]]:
+    """Figures of a run's progress events beside the losses, name to ``[(step, value), ...]``, ordered by step.
+
+    A step that was run again after a resume counts once, with its last value.
+    """
+    found: dict[str, dict[float, float]] = {}
+    for event in read_events(events) if events.is_file() else ():
+        values, step = event.get("figures"), event.get("step")
+        if event["event"] != "progress" or not isinstance(values, dict) or not isinstance(step, int):
+            continue
+        for name, value in values.items():
+            if isinstance(value, float):
+                found.setdefault(name, {})[step] = value
+    return {name: sorted(points.items()) for name, points in found.items()}
+
+
+def add_diagnosis(page: Page, folder: Path) -> None:
+    """Figures of pre-training where the run has them: views against each other, meta labels, their gradients."""
+    series = diagnostics(folder / "events.jsonl")
+    drawn = []
+    if "cosine" in series:
+        caption = "Cosine of the same place in two views, against that of mismatched places: far apart is good."
+        drawn.append((together({"same place": series["cosine"], "other place": series["cosine_mismatched"]}), caption))
+        spread = {"features": {"standard deviation": series["feature_std"]}}
+        drawn.append((training_curves(spread, ylabel="value"), "Spread of the features: near 0 they have collapsed."))
+    if found := _under("retrieval/", series):
+        drawn.append((together(found, bounds=(0, 1.02)), "Share of slices whose nearest slice has the same label."))
+    if found := _under("gradient/", series):
+        drawn.append((conflict_shares(found), "Pairs of meta-label gradients, over encoder tensors (GCL Fig. 3)."))
+        cosines = {**_under("cosine/", found), "mean target": found.get("target_cosine", [])}
+        drawn.append((together(cosines), "Cosines of meta-label gradients, and GradMitigator's target."))
+    if drawn:
+        page.section("What was learnt")
+        page.figures(*drawn)
+
+
+def _under(prefix: str, series: Mapping[str, Any]) -> dict[str, Any]:
+    return {name.removeprefix(prefix): points for name, points in series.items() if name.startswith(prefix)}
+
+
+@styled
+def together(curves: Curves, *, bounds: tuple[float, float] | None = None) -> Figure:
+    """Several quantities of one unit in one panel; the strong line is a running mean."""
+    figure = Figure(figsize=(4.4, 2.8))
+    axes = figure.add_subplot()
+    for number, (name, points) in enumerate(curves.items()):
+        if points:
+            steps, values = np.asarray(points, float).T
+            colour = PALETTE[number % len(PALETTE)]
+            axes.plot(steps, values, color=colour, alpha=0.2, linewidth=0.9)
+            axes.plot(steps, running_mean(values, max(3, len(values) // 20)), color=colour, label=name)
+    axes.set(xlabel="step", ylim=bounds)
+    figure.legend(loc="outside upper center", ncols=3)
+    return figure
+
+
+@styled
+def conflict_shares(gradients: Curves) -> Figure:
+    """Shares of non-conflicting, slightly conflicting and conflicting pairs of gradients, stacked, over the steps."""
+    figure = Figure(figsize=(4.4, 2.8))
+    axes = figure.add_subplot()
+    steps = np.asarray(gradients["conflicting"], float).T[0]
+    shares = np.asarray([[value for _, value in gradients[name]] for name in SHARES])
+    smooth = np.stack([running_mean(share, max(3, len(steps) // 20)) for share in shares])
+    axes.stackplot(steps, smooth, colors=list(SHARES.values()), alpha=0.8,
+                   labels=[name.replace("_", " ") for name in SHARES])  # fmt: skip
+    axes.axhline(0, color=NEUTRAL, linewidth=0.6)
+    axes.set(xlabel="step", ylabel="share of pairs", ylim=(0, 1))
+    figure.legend(loc="outside upper center", ncols=3)
+    return figure
+
+
+def add_rounds(page: Page, project: Project, folder: Path, rounds: Sequence[Mapping[str, Any]]) -> None:
+    """Self-training round by round: a table, then the pseudo-labels of the least and most certain cases."""
+    if not rounds:
+        return
+    page.section("Rounds", "What the model thought of the unlabelled scans before each round, and what followed.")
+    head = ("round", "pseudo-labelled", "used", "confidence", *(f"{name}, voxels" for name in project.classes[1:]),
+            "separation", "validation Dice")  # fmt: skip
+    page.table(head, [_round_row(project, row) for row in rounds])
+    panels = [panel for case in _shown(rounds[-1]["pseudo"]["cases"]) if (panel := _panel(project, folder, case))]
+    if panels:
+        caption = "Pseudo-labels before each round: the least certain case, one in the middle, the most certain one."
+        page.figures((overlay_figure(panels, project.classes[1:], width=2.4 * len(panels[0].labels)), caption))
+
+
+def _round_row(project: Project, row: Mapping[str, Any]) -> list[str]:
+    cases = row["pseudo"]["cases"]
+    confidence = np.mean([case["confidence"] for case in cases.values()])
+    voxels = [f"{np.mean([case['voxels'][name] for case in cases.values()]):.0f}" for name in project.classes[1:]]
+    figures = [row.get("separation"), row.get("dice")]
+    return [str(row["round"]), str(len(cases)), str(len(row["pseudo"]["kept"])), f"{confidence:.3f}", *voxels,
+            *("–" if value is None else f"{value:.3f}" for value in figures)]  # fmt: skip
+
+
+def _shown(cases: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    order = sorted(cases, key=lambda name: (cases[name]["confidence"], name))
+    places = np.unique(np.linspace(0, len(order) - 1, min(CASES_SHOWN, len(order))).round().astype(int))
+    return [order[place] for place in places]
+
+
+def _panel(project: Project, folder: Path, name: str) -> Panel | None:
+    """The case's pseudo-labels of every round side by side; None where a file cannot be read any more."""
+    try:
+        image = io.read_image(project.case(name).images[0], case=name)
+        columns: dict[str, Any] = {"scan": None}
+        for part in sorted((folder / "pseudo").glob("round-*"), key=lambda path: int(path.name.split("-")[1])):
+            label = io.read_label(part / f"{name}.nii.gz", image.geometry, case=name)
+            columns[f"before round {part.name.split('-')[1]}"] = label
+    except MedSSLError:
+        return None
+    return make_panel(name, image, columns, project.values[1:]) if len(columns) > 1 else None

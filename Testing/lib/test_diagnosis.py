@@ -1,0 +1,102 @@
+"""What reports say about pre-training and about self-training's rounds."""
+
+import json
+
+import numpy as np
+import pytest
+
+from MedSSLLib import diagnosis, io
+from MedSSLLib.geometry import Geometry, Volume
+from MedSSLLib.htmlpage import Page
+from MedSSLLib.project import Project
+
+KINDS = ("non_conflicting", "slightly_conflicting", "conflicting")
+
+
+def write_events(folder, rows):
+    lines = [json.dumps({"event": "progress", "time": 0.0, "stage": "pretrain", "losses": {}, **row}) for row in rows]
+    (folder / "events.jsonl").write_text("\n".join(lines) + "\n")
+    return folder / "events.jsonl"
+
+
+def test_a_step_run_again_after_a_resume_counts_once(tmp_path):
+    rows = [{"step": step, "figures": {"cosine": value}} for step, value in ((1, 0.1), (3, 0.3), (2, 0.2), (3, 0.4))]
+    assert diagnosis.diagnostics(write_events(tmp_path, rows)) == {"cosine": [(1, 0.1), (2, 0.2), (3, 0.4)]}
+
+
+def test_a_run_without_events_has_no_figures(tmp_path):
+    assert diagnosis.diagnostics(tmp_path / "events.jsonl") == {}
+
+
+def test_shares_are_stacked_to_one():
+    shares = np.asarray([[0.7, 0.5, 0.2], [0.2, 0.3, 0.3], [0.1, 0.2, 0.5]])
+    figure = diagnosis.conflict_shares({k: list(enumerate(s)) for k, s in zip(KINDS, shares, strict=True)})
+    areas = figure.axes[0].collections
+    tops = [np.asarray(area.get_paths()[0].vertices)[:, 1].max() for area in areas]
+    assert len(areas) == 3
+    assert tops[-1] == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+    "name, sentences",
+    [("pgl", ["mismatched places", "collapsed"]), ("gcl", ["GCL Fig. 3", "nearest slice", "GradMitigator"])],
+)
+def test_pages_show_what_the_method_measures(tmp_path, name, sentences):
+    pgl = {"cosine": 0.9, "cosine_mismatched": 0.5, "feature_std": 0.7}
+    gcl = {"retrieval/patient": 0.3, "gradient/cosine/patient-phase": 0.2, "gradient/target_cosine": 0.1}
+    gcl |= {f"gradient/{kind}": share for kind, share in zip(KINDS, (0.5, 0.3, 0.2), strict=True)}
+    write_events(tmp_path, [{"step": s, "figures": {"pgl": pgl, "gcl": gcl}[name]} for s in range(1, 4)])
+    page = Page("x", "y")
+    diagnosis.add_diagnosis(page, tmp_path)
+    text = page.write(tmp_path / "page.html", "").read_text(encoding="utf-8")
+    assert all(sentence in text for sentence in sentences)
+
+
+@pytest.fixture
+def trained(tmp_path):
+    """A project, and a run folder with pseudo-labels of two rounds for four cases."""
+    geometry = Geometry((6, 5, 4), (1.0, 1.0, 3.0))
+    rng = np.random.default_rng(0)
+    folder, rounds = tmp_path / "run", []
+    (tmp_path / "images").mkdir()
+    for number in range(4):
+        io.write_image(tmp_path / "images" / f"c{number}.nii.gz",
+                       Volume(rng.normal(size=(4, 5, 6)).astype(np.float32), geometry))  # fmt: skip
+    label = np.zeros((4, 5, 6), np.uint8)
+    label[1:3, 1:3, 1:3] = 1
+    (tmp_path / "labels").mkdir()
+    io.write_image(tmp_path / "labels" / "c0.nii.gz", Volume(label, geometry))
+    for part in (1, 2):
+        cases = {}
+        for number in range(4):
+            io.write_image(folder / "pseudo" / f"round-{part}" / f"c{number}.nii.gz", Volume(label, geometry))
+            cases[f"c{number}"] = {"voxels": {"class_1": 10 * number * part}, "confidence": 0.9 - 0.1 * number,
+                                   "agreement": None}  # fmt: skip
+        rounds.append({"round": part, "pseudo": {"cases": cases, "kept": ["c0", "c1", "c2"]}, "dice": None,
+                       "separation": 0.25 * part})  # fmt: skip
+    project = Project.create(tmp_path / "project", tmp_path / "images", labels=tmp_path / "labels")
+    assert project.classes[1:] == ("class_1",)
+    return project, folder, rounds
+
+
+def test_rounds_are_tabulated_with_means_over_cases(trained):
+    project, _, rounds = trained
+    row = diagnosis._round_row(project, rounds[1])
+    assert row == ["2", "4", "3", "0.750", "30", "0.500", "–"]
+
+
+def test_least_certain_case_first_and_every_round_beside_it(trained, tmp_path):
+    project, folder, rounds = trained
+    assert diagnosis._shown(rounds[0]["pseudo"]["cases"])[0] == "c3"
+    assert diagnosis._shown(rounds[0]["pseudo"]["cases"])[-1] == "c0"
+    panel = diagnosis._panel(project, folder, "c3")
+    assert list(panel.labels) == ["scan", "before round 1", "before round 2"]
+    page = Page("x", "y")
+    diagnosis.add_rounds(page, project, folder, rounds)
+    assert "Pseudo-labels before each round" in page.write(tmp_path / "page.html", "").read_text(encoding="utf-8")
+
+
+def test_a_vanished_scan_leaves_its_panel_out(trained, tmp_path):
+    project, folder, _ = trained
+    (tmp_path / "images" / "c3.nii.gz").unlink()
+    assert diagnosis._panel(project, folder, "c3") is None

@@ -38,6 +38,7 @@ class CaseTable(qt.QObject):
 
     def _layOut(self):
         setUpTable(self.widget, self._titles(), 1)
+        self.widget.horizontalHeader().setSectionResizeMode(1, qt.QHeaderView.ResizeToContents)
         self.widget.setColumnWidth(0, 48)
         for column, width in ((2, 92), (3, 104), (4, 96), (5, 76)):
             self.widget.setColumnWidth(column, width)

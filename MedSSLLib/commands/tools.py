@@ -25,7 +25,8 @@ def settings(args: argparse.Namespace, events: Events) -> None:
     from MedSSLLib.commands import tables
     from MedSSLLib.config import RunConfig
 
-    method = {"selftrain": "local-contrast", "finetune": "supervised", "complete": "supervised"}.get(args.for_command, args.method)
+    fixed = {"selftrain": "local-contrast", "finetune": "supervised", "complete": "supervised"}
+    method = fixed.get(args.for_command, args.method)
     config = RunConfig.build(args.for_command, preset=args.preset, method=method)
     rows = [row for row in tables.setting_rows(config) if row[0] != "options"]
     rows += tables.setting_rows(_options(args.for_command, method, config.options), "options.")

@@ -32,8 +32,8 @@ class Softness:
     to the nearest drawn slice in mm. Not from the papers.
     """
 
-    edge: float = 1.0
-    spread: float = 0.2
+    edge: float = 2.0
+    spread: float = 0.4
 
 
 def log_prior(distances: np.ndarray, gap: np.ndarray, softness: Softness) -> np.ndarray:

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from MedSSLLib.errors import InputError
 
 Preset = Literal["quick", "standard", "paper"]
-Command = Literal["pretrain", "finetune", "selftrain"]
+Command = Literal["pretrain", "finetune", "selftrain", "complete"]
 
 
 class Frozen(BaseModel):
@@ -150,6 +150,11 @@ _PRESETS: dict[Command, dict[Preset, dict[str, Any]]] = {
         "quick": {"training.steps": 400, "network.widths": (16, 32, 64, 128, 128)},
         "standard": {"training.steps": 3000, "network.widths": (16, 32, 64, 128, 128)},
         "paper": {"training.steps": 25000, "network.widths": (32, 64, 128, 256, 320)},
+    },
+    "complete": {
+        "quick": {"training.steps": 100, "network.widths": (16, 32, 64, 128, 128)},
+        "standard": {"training.steps": 400, "network.widths": (16, 32, 64, 128, 128)},
+        "paper": {"training.steps": 4000, "network.widths": (32, 64, 128, 256, 320)},
     },
     "selftrain": {
         "quick": {"training.steps": 300, "network.widths": (16, 32, 64, 128, 128)},

@@ -208,15 +208,15 @@ def cross_validate(ready: Preparation, data: LabelledData, init: Path | None) ->
     return rows
 
 
-def finish(ready: Preparation, plan: Plan, net: SegmentationNet, figures: dict[str, Any]) -> None:
-    """Keep the weights, then metrics and the model card."""
+def finish(ready: Preparation, plan: Plan, net: SegmentationNet, figures: dict[str, Any], **told: Any) -> None:
+    """Keep the weights, then metrics and the model card; `told` joins the last event."""
     if not ready.fabric.is_global_zero:
         return
     state = net.state_dict()
     write_json(ready.folder / "metrics.json", figures)
     write_model_card(ready.folder, ready.project, ready.config, plan, figures)
     save_tensors(ready.folder / WEIGHTS, state, {"classes": list(ready.project.classes), "kind": "segmentation"})
-    ready.events.emit("done", run=ready.folder.name, folder=str(ready.folder), **_plain(figures))
+    ready.events.emit("done", run=ready.folder.name, folder=str(ready.folder), **_plain(figures), **told)
 
 
 def _plain(figures: dict[str, Any]) -> dict[str, Any]:

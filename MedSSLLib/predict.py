@@ -120,7 +120,12 @@ def predict_case(
     classes = on_source.argmax(0).astype(np.uint8)
     if options.components != "all":
         classes = largest_components(classes, model.one_piece if options.components == "auto" else None)
-    return Volume(np.asarray(model.values, np.int32)[classes].astype(_label_type(model.values)), source), on_source
+    return label_volume(model, classes, source), on_source
+
+
+def label_volume(model: Model, classes: np.ndarray, geometry: Geometry) -> Volume:
+    """A class map in the values of the label files."""
+    return Volume(np.asarray(model.values, np.int32)[classes].astype(_label_type(model.values)), geometry)
 
 
 def run_predict(  # noqa: PLR0913 - the contract of the command

@@ -80,7 +80,8 @@ def footer() -> str:
 def _lead(project: Project, settings: Mapping[str, Any]) -> str:
     start = settings.get("options", {}).get("start") or settings.get("init") or "none"
     origin = "from random weights" if start == "none" else f"from {start}"
-    verb = {"pretrain": "Pre-training", "finetune": "Fine-tuning", "selftrain": "Self-training"}
+    verb = {"pretrain": "Pre-training", "finetune": "Fine-tuning", "selftrain": "Self-training",
+            "complete": "Completing one volume"}
     kind = verb.get(settings.get("command", ""), "Training")
     return f"{kind} ({settings.get('method')}, preset {settings.get('preset')}) {origin} on {len(project.pool)} scans."
 
@@ -132,7 +133,7 @@ def losses(runs: Mapping[str, Path], *, validation: bool = False) -> dict[str, C
     found: dict[str, Curves] = {}
     for name, folder in runs.items():
         for stage, series in training_series(folder / "events.jsonl").items():
-            label = name if stage in ("pretrain", "finetune", "selftrain") else f"{name}, {stage}"
+            label = name if stage in ("pretrain", "finetune", "selftrain", "complete") else f"{name}, {stage}"
             found |= {label: series[validation]} if series[validation] else {}
     return found
 

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+COMPLETE_MINUTES = 3  # somebody waits for it
+
 
 def command(name, project, *options):
     """`-m MedSSLLib NAME PROJECT ... --events -`; options that are None, "" or False are left out."""
@@ -88,8 +90,9 @@ def suggest(project, budget, run):
 
 
 def complete(project, case, init, device):
-    """Fill in the slices between the annotated ones."""
-    return command("complete", project, ("--case", case), ("--init", init or "none"), ("--device", device))
+    """Fill in the slices between the annotated ones, within minutes."""
+    return command("complete", project, ("--case", case), ("--init", init or "none"), length(COMPLETE_MINUTES),
+                   ("--device", device))
 
 
 def report(project, run, out):

@@ -112,7 +112,7 @@ class Shell(VTKObservationMixin):
         if event["event"] in ("metric", "done") and kind == "suggest":
             self.panels["annotate"].takeSuggestion(event)
         elif event["event"] == "done" and kind == "complete" and event.get("path"):
-            self.panels["annotate"].takeCompletion(event["path"])
+            self.panels["annotate"].takeCompletion(event["path"], event.get("case"))
 
     def _onCorrection(self, wanted):
         self.open("annotate")

@@ -13,8 +13,8 @@ from MedSSLLib.methods import METHODS, load_method
 
 
 def _settings_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("for_command", choices=("pretrain", "finetune", "selftrain"), metavar="COMMAND",
-                        help="pretrain, finetune or selftrain")  # fmt: skip
+    parser.add_argument("for_command", choices=("pretrain", "finetune", "selftrain", "complete"), metavar="COMMAND",
+                        help="pretrain, finetune, selftrain or complete")  # fmt: skip
     parser.add_argument("--preset", choices=("quick", "standard", "paper"), default="standard")
     parser.add_argument("--method", choices=tuple(METHODS), default="pgl", help="whose own settings pretrain shows")
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -25,7 +25,8 @@ def settings(args: argparse.Namespace, events: Events) -> None:
     from MedSSLLib.commands import tables
     from MedSSLLib.config import RunConfig
 
-    method = {"selftrain": "local-contrast", "finetune": "supervised"}.get(args.for_command, args.method)
+    fixed = {"selftrain": "local-contrast", "finetune": "supervised", "complete": "supervised"}
+    method = fixed.get(args.for_command, args.method)
     config = RunConfig.build(args.for_command, preset=args.preset, method=method)
     rows = [row for row in tables.setting_rows(config) if row[0] != "options"]
     rows += tables.setting_rows(_options(args.for_command, method, config.options), "options.")
@@ -41,6 +42,10 @@ def _options(command: str, method: str, given: dict[str, Any]) -> Any:
         from MedSSLLib.selftrain import SelfTrainConfig
 
         return SelfTrainConfig(**given)
+    if command == "complete":
+        from MedSSLLib.complete import CompletionConfig
+
+        return CompletionConfig(**given)
     return load_method(method).Config(**given) if command == "pretrain" else None
 
 

@@ -37,6 +37,7 @@ CONTRACT = {
         "--from", "--init", "--labelled", "--annotated-slices", "--rounds", "--matching", "--filter", "--clean",
         "--lambda", "--accept", "--reject", "--semi", "--mixup",
     } | COMMON,
+    "complete": {"--case", "--init", "--annotated-slices", "--out"} | COMMON,
     "predict": {"--run", "--cases", "--images", "--out", "--probabilities", "--uncertainty"},
     "evaluate": {"--predictions", "--references", "--out", "--tolerance"},
     "report": {"--run", "--out"},
@@ -459,7 +460,9 @@ def test_settings_lists_every_key_with_its_default(capsys):
     assert set(rows) <= set(config.setting_names())
 
 
-@pytest.mark.parametrize(("command", "key"), [("pretrain", "options.meta"), ("selftrain", "options.rounds")])
+@pytest.mark.parametrize(("command", "key"), [
+    ("pretrain", "options.meta"), ("selftrain", "options.rounds"), ("complete", "options.edge"),
+])  # fmt: skip
 def test_settings_lists_a_method_s_own_keys(command, key, capsys):
     assert main(["settings", command, "--json", "--method", "gcl"]) == 0
     assert key in {row["key"] for row in json.loads(capsys.readouterr().out)}

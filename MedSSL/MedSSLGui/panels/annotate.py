@@ -185,7 +185,7 @@ class AnnotatePanel(Panel):
             self.session.say(_("Mark at least one annotated slice first."), "warning")
             return
         self.session.startJob(_("Completing {case}").format(case=self.view.name), commands.complete(
-            self.store.folder, self.view.name, "none", "auto"), kind="complete", case=self.view.name)
+            self.store.folder, self.view.name, self._latestModel(("pretrain",)), "auto"), kind="complete")
 
     def takeCorrection(self, wanted):
         """Copy the shown slice of a prediction into the case's annotation and mark it."""
@@ -208,16 +208,17 @@ class AnnotatePanel(Panel):
         self.mark(axis, [index])
         self.session.say(_("Slice {n} is in the annotation now: correct it, then fine-tune again.").format(n=index), "done")
 
-    def takeCompletion(self, path):
-        """Fill in what the library completed; annotated slices stay as drawn."""
+    def takeCompletion(self, path, case=None):
+        """Fill in what the library completed, in the case it belongs to; annotated slices stay as drawn."""
+        if case is not None and (self.view is None or self.view.name != case):
+            self.showCase(case)
         if self._alive():
             self.session.stepper.start(completionSteps(self.session, self.view, path), None, self.session.sayError)
 
-    def _latestModel(self):
+    def _latestModel(self, kinds=("finetune", "selftrain")):
         from .. import advice
 
-        finished = [run["name"] for run in self.store.runs()
-                    if run["finished"] and advice.command(run) in ("finetune", "selftrain")]
+        finished = [run["name"] for run in self.store.runs() if run["finished"] and advice.command(run) in kinds]
         return finished[-1] if finished else None
 
     def _onEdited(self, indices):

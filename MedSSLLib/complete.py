@@ -1,0 +1,174 @@
+"""Completing one volume: from a few drawn slices to all of it, the drawn ones kept exactly.
+
+A network is fine-tuned on the drawn slices of this one case, from random weights or from a pre-trained encoder. Its
+probabilities are multiplied with those of the shapes interpolated between the drawn slices (`shape_prior`), a product
+of experts (Hinton 2002, Eq. 1), and normalised: the network sees the image but only few slices, the shapes are
+consistent but blind to the image. Beside a drawn slice the shapes decide, far from one the network does.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from pydantic import Field, ValidationError
+
+from MedSSLLib import io
+from MedSSLLib.config import Frozen, RunConfig
+from MedSSLLib.device import resolve_precision
+from MedSSLLib.errors import InputError
+from MedSSLLib.events import Events
+from MedSSLLib.finetune import LabelledData, build_network, finish, fit, make_task, stage_budget
+from MedSSLLib.geometry import Volume
+from MedSSLLib.labels import IGNORE, Annotated, class_indices, simulate_annotation, slice_axis, sparse_label
+from MedSSLLib.manifest import Case
+from MedSSLLib.planning import Plan, canonical_axes
+from MedSSLLib.predict import Model, PredictOptions, label_volume, predict_case
+from MedSSLLib.preparation import (
+    Preparation,
+    adopt_network,
+    choose_plan,
+    fill_cache,
+    prepare,
+    record,
+    resolve_weights,
+)
+from MedSSLLib.project import Project
+from MedSSLLib.shape_prior import Softness, log_prior, shape_distances
+
+
+class CompletionConfig(Frozen):
+    """Settings of completing a volume."""
+
+    case: str = Field("", description="The case that is completed.")
+    out: str = Field("", description="Folder of the result; empty = the run folder.")
+    edge: float = Field(2.0, gt=0, description="Softness of interpolated outlines in mm. Not from the paper.")
+    spread: float = Field(0.4, ge=0, description="Its growth per mm from a drawn slice. Not from the paper.")
+    network: float = Field(1.0, ge=0, description="Exponent of the network's probabilities. Not from the paper.")
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """What was drawn on a case: class map ``[k, j, i]``, IGNORE where nothing was, and the slices."""
+
+    case: Case
+    label: np.ndarray
+    annotated: Annotated
+
+
+def run_complete(project: Project, config: RunConfig, events: Events) -> Path:
+    """Train on a case's drawn slices and write its completed label; returns that file.
+
+    Raises:
+        InputError: no such case, nothing drawn on it or everything, or settings that do not fit together.
+        CancelledError: stopped by the user; the checkpoint is kept.
+        GuardError: a guard stopped the run.
+    """
+    with ExitStack() as stack:
+        ready = prepare(project, config, events, stack)
+        options = completion_options(ready.config)
+        ready, drawing = read_drawing(ready, options.case)
+        init = resolve_weights(ready.project, ready.config.init)
+        ready = adopt_network(in_slices(ready, init), init)
+        plan = plan_along(choose_plan(ready, ready.project.pool, init), drawing)
+        cache, cases = fill_cache(ready, plan, (drawing.case,), labels=True)
+        data = LabelledData(plan, cache, cases)
+        record(ready, plan, data.facts(len(ready.project.classes)))
+        net = build_network(ready, plan, init)
+        figures = fit(ready, make_task(ready, data, net), stage_budget(ready.config), "complete")
+        model = Model(net.eval(), plan, ready.project.values, ready.project.classes, ready.device,
+                      resolve_precision(ready.config.precision, ready.device))
+        path = (Path(options.out) if options.out else ready.folder) / f"{drawing.case.name}.nii.gz"
+        if ready.fabric.is_global_zero:
+            io.write_image(path, complete_case(model, drawing, options))
+        finish(ready, plan, net, figures, path=str(path), case=drawing.case.name)
+        return path
+
+
+def completion_options(config: RunConfig) -> CompletionConfig:
+    """The settings from ``options``.
+
+    Raises:
+        InputError: an option that does not exist, or a value that does not fit.
+    """
+    try:
+        return CompletionConfig(**config.options)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise InputError(f"option {'.'.join(map(str, first['loc']))!r} of complete: {first['msg']}",
+                         remedy=f"Known options: {', '.join(CompletionConfig.model_fields)}") from None
+
+
+def read_drawing(ready: Preparation, name: str) -> tuple[Preparation, Drawing]:
+    """The drawing of a case, and the preparation with that case alone labelled.
+
+    Raises:
+        InputError: no such case, no drawn slice, every slice drawn, or no structure on them.
+    """
+    case = ready.project.case(name)
+    if case.label is None:
+        raise InputError("has no annotated slice", case=case.name,
+                         remedy="Draw 3 to 5 slices in Slicer's Annotate panel and mark them, or add a label file")
+    project = ready.project.with_labelled(case.name)
+    volume = io.read_label(case.label, io.read_header(case.images[0], case=case.name), case=case.name)
+    classes = class_indices(volume.array, project.values, ignore=project.ignore_value)
+    annotated = _annotated(case, classes, volume, ready.config.annotated_slices)
+    label = sparse_label(classes, annotated)
+    if not ((label > 0) & (label != IGNORE)).any():
+        raise InputError("shows no structure on its annotated slices", case=case.name, file=case.label,
+                         remedy="Annotate a slice on which there is one")
+    return replace(ready, project=project), Drawing(replace(case, annotated=annotated), label, annotated)
+
+
+def in_slices(ready: Preparation, init: Path | None) -> Preparation:
+    """In 2D where neither the user nor an encoder says otherwise: a few drawn slices hold little of a 3D patch.
+
+    On a hippocampus with 3 drawn slices, 200 steps in 2D took as long as about 30 in 3D (see bench/NOTES.md).
+    """
+    if init is not None or ready.config.dim != "auto":
+        return ready
+    return replace(ready, config=ready.config.override({"dim": "2d"}))
+
+
+def plan_along(plan: Plan, drawing: Drawing) -> Plan:
+    """A 2D plan whose slices are those that were drawn (most of them); a 3D plan as it is."""
+    if plan.dim == 3:
+        return plan
+    geometry = io.read_header(drawing.case.images[0])
+    axis = max(drawing.annotated.slices, key=lambda pair: len(pair[1]))[0]
+    own = axis == slice_axis(geometry)
+    return plan.model_copy(update={"slice_axis": "own" if own else canonical_axes(geometry)[axis]})
+
+
+def complete_case(model: Model, drawing: Drawing, options: CompletionConfig) -> Volume:
+    """The completed label, in the label file's values, on the source grid; drawn voxels are as drawn."""
+    volumes = [io.read_image(path, case=drawing.case.name) for path in drawing.case.images]
+    _, probabilities = predict_case(model, volumes, PredictOptions(components="all"))
+    source = volumes[0].geometry
+    distances, gap = shape_distances(drawing.label, drawing.annotated, source.spacing, len(model.classes))
+    shapes = log_prior(distances, gap, Softness(options.edge, options.spread))
+    classes = most_probable(probabilities, shapes, options.network)
+    return label_volume(model, np.where(drawing.label == IGNORE, classes, drawing.label), source)
+
+
+def most_probable(network: np.ndarray, log_shapes: np.ndarray, weight: float) -> np.ndarray:
+    """Class map uint8 ``[k, j, i]``: argmax of p_network^weight x p_shapes, both ``[c, k, j, i]``."""
+    return (weight * np.log(np.maximum(network, 1e-6)) + log_shapes).argmax(0).astype(np.uint8)
+
+
+def _annotated(case: Case, classes: np.ndarray, volume: Volume, simulated: int | None) -> Annotated:
+    """The drawn slices that the manifest records, or so many that are simulated from a full label."""
+    if simulated and case.annotated is not None:
+        raise InputError(f"has {case.annotated.count} annotated slices, so none can be simulated", case=case.name,
+                         remedy="Leave --annotated-slices out")
+    if simulated:
+        return simulate_annotation(classes, simulated, slice_axis(volume.geometry))
+    if case.annotated is None:
+        raise InputError("is annotated on every slice, there is nothing to complete", case=case.name, file=case.label,
+                         remedy="Record its annotated slices, or simulate some with --annotated-slices N")
+    if not case.annotated.count:
+        raise InputError("has no annotated slice", case=case.name,
+                         remedy="Mark the slices that you drew in Slicer's Annotate panel")
+    return case.annotated

@@ -20,7 +20,7 @@ from MedSSLLib.device import resolve_device, resolve_precision
 from MedSSLLib.errors import InputError
 from MedSSLLib.events import Events
 from MedSSLLib.geometry import Geometry, Volume
-from MedSSLLib.inference import predict_probabilities, uncertainty
+from MedSSLLib.inference import flip_sets, predict_flipped, predict_probabilities, uncertainty
 from MedSSLLib.networks import SegmentationNet, build_encoder, place
 from MedSSLLib.planning import Plan
 from MedSSLLib.preprocess import preprocess_image
@@ -65,8 +65,19 @@ class Model:
     def probabilities(self, volumes: Sequence[Volume], *, flips: bool = False) -> tuple[Tensor, Geometry]:
         """Probabilities ``[k, d, h, w]`` on the training grid of a source case, and that grid."""
         image, grid = preprocess_image(volumes, self.plan)
+        return self.on_grid(image, flips=flips), grid
+
+    def on_grid(self, image: np.ndarray, *, flips: bool = False) -> Tensor:
+        """Probabilities ``[k, d, h, w]`` of a preprocessed case ``[c, d, h, w]``."""
         with self._autocast():
-            return predict_probabilities(self.network, image, self.plan, self.device, flips=flips), grid
+            return predict_probabilities(self.network, image, self.plan, self.device, flips=flips)
+
+    def each_flip(self, image: np.ndarray) -> Iterator[Tensor]:
+        """Probabilities of a preprocessed case from every mirrored image, mirrored back; the plain one first."""
+        for axes in flip_sets(self.plan.dim):
+            with self._autocast():
+                probabilities = predict_flipped(self.network, image, self.plan, self.device, axes)
+            yield probabilities
 
     @contextmanager
     def _autocast(self) -> Iterator[None]:

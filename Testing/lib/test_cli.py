@@ -37,6 +37,7 @@ CONTRACT = {
         "--from", "--init", "--labelled", "--annotated-slices", "--rounds", "--matching", "--filter", "--clean",
         "--lambda", "--accept", "--reject", "--semi", "--mixup",
     } | COMMON,
+    "suggest": {"--budget", "--run", "--strategy", "--per-case", "--seed", "--out", "--json", "--events"},
     "predict": {"--run", "--cases", "--images", "--out", "--probabilities", "--uncertainty"},
     "evaluate": {"--predictions", "--references", "--out", "--tolerance"},
     "report": {"--run", "--out"},

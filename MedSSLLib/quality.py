@@ -97,8 +97,8 @@ def compared(quality: Mapping[str, Any], per_case: Mapping[str, float | None]) -
 
     None where it is not defined: fewer than 3 cases or no variation (Spearman), no interval (inside).
     """
-    rows = [(entry, true) for name, entry in quality["cases"].items() if (true := per_case.get(name)) is not None]
-    predicted, true = (np.array(values, float) for values in ([e["dice"] for e, _ in rows], [t for _, t in rows]))
+    rows = [(entry, dice) for name, entry in quality["cases"].items() if (dice := per_case.get(name)) is not None]
+    predicted, true = np.array([entry["dice"] for entry, _ in rows]), np.array([dice for _, dice in rows])
     inside = [e["low"] <= t <= e["high"] for e, t in rows if e["low"] is not None]
     return {
         "n": len(rows),

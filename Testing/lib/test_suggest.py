@@ -59,9 +59,9 @@ def test_the_unsure_slice_is_named_on_the_source_grid(name, dim):
     rng = np.random.default_rng(0)
     for axis in {slice_axis(geometry), 0}:
         wanted = geometry.size[axis] * 2 // 3
-        array = rng.choice([-1.0, 1.0], size=[n // 6 + 1 for n in geometry.shape])
-        array = array.repeat(6, 0).repeat(6, 1).repeat(6, 2)[tuple(slice(n) for n in geometry.shape)].copy()
-        array += rng.normal(0, 0.01, array.shape)
+        across = (2 - axis + 1) % 3  # bright and dark halves within every slice
+        halves = np.where(np.arange(geometry.shape[across]) * 2 < geometry.shape[across], -1.0, 1.0)
+        array = np.expand_dims(halves, [a for a in range(3) if a != across]) + rng.normal(0, 0.01, geometry.shape)
         np.moveaxis(array, 2 - axis, 0)[wanted] = array.mean()
         plan = make_plan([geometry], modality="MR", dim=dim)
         model = _threshold(plan, 0.0)  # the mean of the normalised image
@@ -71,13 +71,13 @@ def test_the_unsure_slice_is_named_on_the_source_grid(name, dim):
         assert doubt.shape == (geometry.size[axis], 1) and int(doubt[:, 0].argmax()) == wanted
         sides = np.array(geometry.size) * geometry.spacing
         area = sides.prod() / sides[axis]
-        assert 0.3 * area < doubt[wanted, 0] <= 1.05 * area, "square millimetres"
+        assert 0.2 * area < doubt[wanted, 0] <= 1.05 * area, "square millimetres"
 
 
 def _threshold(plan, level):
     class Threshold(torch.nn.Module):
         def forward(self, x):
-            return torch.cat([20 * (level - x), 20 * (x - level)], 1)
+            return torch.cat([3 * (level - x), 3 * (x - level)], 1)
 
     return Model(Threshold(), plan, (0, 1), ("background", "thing"), CPU, "32")
 

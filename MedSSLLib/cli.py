@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO
 
 from MedSSLLib import __version__, stopping
-from MedSSLLib.commands import completion, projects, tools, training, use
+from MedSSLLib.commands import annotation, completion, projects, tools, training, use
 from MedSSLLib.commands.base import Command
 from MedSSLLib.errors import InputError, MedSSLError, printable
 from MedSSLLib.events import Events
@@ -21,8 +21,8 @@ from MedSSLLib.sinks import Bar, JsonLines, PlainLines
 
 GROUPS: tuple[tuple[str, tuple[Command, ...]], ...] = (
     ("A folder of scans", projects.COMMANDS),
+    ("Annotating less", (*annotation.COMMANDS, *completion.COMMANDS)),
     ("Training", training.COMMANDS),
-    ("Annotating less", completion.COMMANDS),
     ("Using a model", use.COMMANDS),
     ("Finding your way", tools.COMMANDS),
 )

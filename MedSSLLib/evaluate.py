@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from MedSSLLib import io
+from MedSSLLib import io, quality
 from MedSSLLib.errors import InputError, MedSSLError
-from MedSSLLib.files import write_json
+from MedSSLLib.files import read_json, write_json
 from MedSSLLib.labels import Annotated, counted_mask, label_values
 from MedSSLLib.metrics import METRICS, CaseMetrics, Record, evaluate_case
 
@@ -37,7 +37,7 @@ def evaluate_folder(
     Returns:
         The content of ``metrics.json``: ``cases``, ``summary``, ``tolerance_mm``, ``missing`` (references
         without prediction), ``extra`` (predictions without reference) and ``errors`` (case -> why it was not
-        scored).
+        scored); ``quality`` where the predictions have a ``quality.json`` (see :func:`quality.compared`).
 
     Raises:
         InputError: a folder is missing, the tolerance is not positive, or not a single case could be scored.
@@ -55,6 +55,9 @@ def evaluate_folder(
     pairs = {name: (predicted[name], expected[name]) for name in paired}
     result = evaluate_pairs(pairs, tolerance_mm, classes=classes, annotated=annotated, errors=twice)
     result |= {"missing": missing, "extra": extra}
+    if (judged := Path(predictions) / quality.FILE_NAME).exists():
+        content = read_json(judged, format_name=quality.FORMAT, newest_version=quality.FORMAT_VERSION)
+        result["quality"] = quality.compared(content, result["summary"]["dice"]["per_case"])
     if out is not None:
         write_json(Path(out), result)
     return result

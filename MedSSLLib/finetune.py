@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from MedSSLLib.cache import Cache
+from MedSSLLib.calibration import calibration_of, sampled
 from MedSSLLib.checkpoint import save_tensors
 from MedSSLLib.components import one_piece_classes
 from MedSSLLib.config import RunConfig
@@ -19,6 +20,8 @@ from MedSSLLib.device import seed_step
 from MedSSLLib.errors import InputError
 from MedSSLLib.events import Events
 from MedSSLLib.files import write_json
+from MedSSLLib.inference import predict_probabilities
+from MedSSLLib.labels import IGNORE
 from MedSSLLib.manifest import Case
 from MedSSLLib.model_card import write_model_card
 from MedSSLLib.networks import SegmentationNet, place
@@ -89,6 +92,7 @@ def run_finetune(project: Project, config: RunConfig, events: Events) -> Path:
         net = build_network(ready, plan, init)
         budget = stage_budget(ready.config, 1 - sum(row["share"] for row in scores))
         figures = fit(ready, make_task(ready, data, net), budget)
+        figures["calibration"] = held_out_calibration(ready, data, net)
         finish(ready, plan, net, {**figures, "cross_validation": scores} if scores else figures)
         return ready.folder
 
@@ -206,6 +210,23 @@ def cross_validate(ready: Preparation, data: LabelledData, init: Path | None) ->
         names = [case.name for case in held_out]
         rows.append({"fold": fold + 1, "cases": names, "dice": figures["best"], "share": share})
     return rows
+
+
+def held_out_calibration(ready: Preparation, data: LabelledData, net: SegmentationNet) -> dict[str, Any]:
+    """Calibration on the held-out labelled cases (see :func:`calibration_of`), or why it was not measured.
+
+    The same cases chose the step whose weights are kept, so the figures flatter a little.
+    """
+    if not data.held_out or not ready.fabric.is_global_zero:
+        return {"measured": False, "why": f"no labelled case was held out (that needs {HOLDOUT_FROM} labelled cases)"}
+    net.eval()
+    rows = []
+    for number, case in enumerate(data.held_out):
+        size = data.cache.shape(case.name)[1:]
+        image, label = data.cache.image(case.name, (0, 0, 0), size), data.cache.label(case.name, (0, 0, 0), size)
+        probabilities = predict_probabilities(net, image, data.plan, ready.device).numpy()
+        rows.append(sampled(probabilities, label, IGNORE, ready.config.seed + number))
+    return {"measured": True, **calibration_of(rows)}
 
 
 def finish(ready: Preparation, plan: Plan, net: SegmentationNet, figures: dict[str, Any], **told: Any) -> None:

@@ -31,6 +31,20 @@ def predict_probabilities(
         plan: decides 2D or 3D and the patch.
         flips: average over all combinations of axis flips.
     """
+    return _predict(network, image, plan, device, list(flip_sets(plan.dim)) if flips else [()])
+
+
+@torch.inference_mode()
+def predict_flipped(
+    network: Network, image: np.ndarray, plan: Plan, device: torch.device, axes: tuple[int, ...]
+) -> Tensor:
+    """As :func:`predict_probabilities`, from the image mirrored in one of :func:`flip_sets`, mirrored back."""
+    return _predict(network, image, plan, device, [axes])
+
+
+def _predict(
+    network: Network, image: np.ndarray, plan: Plan, device: torch.device, flips: Sequence[tuple[int, ...]]
+) -> Tensor:
     source = torch.from_numpy(np.ascontiguousarray(image))
     if plan.dim == 3:
         return _averaged(network, source[None].to(device), plan, flips)[0].cpu()
@@ -39,12 +53,12 @@ def predict_probabilities(
     return torch.cat(parts).movedim(0, 1)
 
 
-def _averaged(network: Network, x: Tensor, plan: Plan, flips: bool) -> Tensor:
-    axes_sets = list(_flip_sets(plan.dim)) if flips else [()]
-    return torch.stack([_tiled(network, x.flip(axes), plan).flip(axes) for axes in axes_sets]).mean(0)
+def _averaged(network: Network, x: Tensor, plan: Plan, flips: Sequence[tuple[int, ...]]) -> Tensor:
+    return torch.stack([_tiled(network, x.flip(axes), plan).flip(axes) for axes in flips]).mean(0)
 
 
-def _flip_sets(dim: int) -> Iterator[tuple[int, ...]]:
+def flip_sets(dim: int) -> Iterator[tuple[int, ...]]:
+    """All combinations of the axes of ``[b, c, *s]`` that can be mirrored, none of them first."""
     axes = range(2, 2 + dim)
     return chain.from_iterable(combinations(axes, n) for n in range(dim + 1))
 

@@ -20,7 +20,8 @@ from MedSSLLib.device import resolve_device, resolve_precision
 from MedSSLLib.errors import InputError
 from MedSSLLib.events import Events
 from MedSSLLib.geometry import Geometry, Volume
-from MedSSLLib.inference import predict_probabilities, uncertainty
+from MedSSLLib.inference import flip_sets, predict_flipped, predict_probabilities, uncertainty
+from MedSSLLib.judge import Judge
 from MedSSLLib.networks import SegmentationNet, build_encoder, place
 from MedSSLLib.planning import Plan
 from MedSSLLib.preprocess import preprocess_image
@@ -36,6 +37,7 @@ class PredictOptions:
         probabilities: also write each class's probability, into ``probabilities/``.
         uncertainty: also write the normalised entropy, into ``uncertainty/``, 0 certain to 1.
         flips: average over axis flips (slower; 4 x in 2D, 8 x in 3D).
+        quality: also write ``quality.json``, the estimated Dice of every case (as slow as flips).
         components: which pieces are kept: 'auto' the largest one of the classes that are one piece in every dense
             training label, 'largest' that of every class, 'all' every piece.
         device, precision: as in RunConfig.
@@ -44,6 +46,7 @@ class PredictOptions:
     probabilities: bool = False
     uncertainty: bool = False
     flips: bool = False
+    quality: bool = False
     components: Literal["auto", "largest", "all"] = "auto"
     device: str = "auto"
     precision: str = "auto"
@@ -65,8 +68,19 @@ class Model:
     def probabilities(self, volumes: Sequence[Volume], *, flips: bool = False) -> tuple[Tensor, Geometry]:
         """Probabilities ``[k, d, h, w]`` on the training grid of a source case, and that grid."""
         image, grid = preprocess_image(volumes, self.plan)
+        return self.on_grid(image, flips=flips), grid
+
+    def on_grid(self, image: np.ndarray, *, flips: bool = False) -> Tensor:
+        """Probabilities ``[k, d, h, w]`` of a preprocessed case ``[c, d, h, w]``."""
         with self._autocast():
-            return predict_probabilities(self.network, image, self.plan, self.device, flips=flips), grid
+            return predict_probabilities(self.network, image, self.plan, self.device, flips=flips)
+
+    def each_flip(self, image: np.ndarray) -> Iterator[Tensor]:
+        """Probabilities of a preprocessed case from every mirrored image, mirrored back; the plain one first."""
+        for axes in flip_sets(self.plan.dim):
+            with self._autocast():
+                probabilities = predict_flipped(self.network, image, self.plan, self.device, axes)
+            yield probabilities
 
     @contextmanager
     def _autocast(self) -> Iterator[None]:
@@ -143,11 +157,14 @@ def run_predict(  # noqa: PLR0913 - the contract of the command
     model = load_model(project.run_folder(run), options.device, options.precision)
     jobs = _jobs(project, cases, images)
     events.emit("start", command="predict", run=run, cases=len(jobs), device=str(model.device))
-    written, refused = [], []
+    judge = Judge.of(project, run, model, events) if options.quality else None
+    written, refused, quality = [], [], {}
     for number, (name, paths) in enumerate(jobs.items(), 1):
         try:
             volumes = [io.read_image(path, case=name) for path in paths]
             label, probabilities = predict_case(model, volumes, options)
+            if judge:
+                quality[name] = judge.entry(volumes)
         except InputError as error:
             refused.append(error)
             events.emit("warning", message=str(error))
@@ -156,6 +173,8 @@ def run_predict(  # noqa: PLR0913 - the contract of the command
         events.progress("predict", number, len(jobs))
     if not written:
         raise refused[0]
+    if judge:
+        judge.write(out, quality)
     events.emit("done", run=run, cases=len(written), refused=len(refused), folder=str(out))
     return written
 

@@ -227,7 +227,8 @@ def describe(event: dict[str, Any], rate: float = 0.0) -> str:
         return f"{printable(event['stage'])} {done}  {_progress_note(event, rate)}".rstrip()
     known = ("event", "time", "message")
     empty: tuple[object, ...] = (None, "", {}, [])
-    rest = {key: value for key, value in event.items() if key not in known and value not in empty}
+    rest = {key: value for key, value in event.items()
+            if key not in known and value not in empty and not isinstance(value, list)}
     facts = ", ".join(f"{name.replace('_', ' ')} {_value(value)}" for name, value in rest.items())
     message = printable(str(event.get("message", "")))
     text = f"{message} ({facts})" if message and facts else message or facts

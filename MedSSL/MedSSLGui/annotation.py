@@ -64,6 +64,34 @@ def evenSlices(size, count, extent=None):
     return sorted({round(first + (last - first) * n / (count - 1)) for n in range(count)})
 
 
+def readSuggestions(folder):
+    """The entries of the project's suggestions.json, [] where there is none that can be read."""
+    from MedSSLLib.errors import InputError
+    from MedSSLLib.files import read_json
+
+    try:
+        return read_json(folder / "suggestions.json", format_name="medssl-suggestions", newest_version=1)["slices"]
+    except (InputError, KeyError):
+        return []
+
+
+def suggestedSlices(entries, case):
+    """{axis: sorted indices} that are suggested in a case."""
+    result = {}
+    for entry in entries:
+        if entry["case"] == case:
+            result.setdefault(int(entry["axis"]), []).append(int(entry["index"]))
+    return {axis: sorted(indices) for axis, indices in result.items()}
+
+
+def nextCase(entries, case):
+    """The case after this one in the order of the suggestions, None where there is no other."""
+    names = list(dict.fromkeys(entry["case"] for entry in entries))
+    after = names.index(case) + 1 if case in names else 0
+    others = [name for name in names[after:] + names[:after] if name != case]
+    return others[0] if others else None
+
+
 def sliceSignatures(array, axis, start=(0, 0, 0)):
     """{slice: number} for slices of `array` [k, j, i] along `axis` that are not empty; numbers change with content.
 

@@ -84,6 +84,15 @@ def print_metrics(result: Row) -> None:
     print_table(("metric", "mean", *classes, "n", "undefined"), cells)
 
 
+def print_quality(quality: Row | None) -> None:
+    """Predicted against true Dice, where ``predict --quality`` was used."""
+    if quality is not None:
+        names = ("n", "spearman", "mean_absolute_error", "inside_interval")
+        cells = [(name.replace("_", " "), _number(quality[name]) if name != "n" else str(quality[name]))
+                 for name in names]
+        print_table(("predicted Dice", ""), [*cells, ("to review", ", ".join(quality["review"]) or "-")])
+
+
 def setting_rows(config: BaseModel | None, prefix: str = "") -> list[tuple[str, str, str]]:
     """(dotted key, value, help) of every field of a configuration; nothing for None."""
     rows: list[tuple[str, str, str]] = []

@@ -23,6 +23,9 @@ def _predict_arguments(parser: argparse.ArgumentParser) -> None:
         "--flips", action="store_true", help="average over mirrored images: better, 4 to 8 times slower"
     )
     parser.add_argument(
+        "--quality", action="store_true", help="also estimate the Dice of every case, into quality.json (as slow)"
+    )
+    parser.add_argument(
         "--components", choices=("auto", "largest", "all"), default="auto",
         help="pieces to keep: the largest of the classes that are one piece in the training labels (auto, default), "
         "the largest of every class, or all",
@@ -42,6 +45,7 @@ def predict(args: argparse.Namespace, events: Events) -> None:
         probabilities=args.probabilities,
         uncertainty=args.uncertainty,
         flips=args.flips,
+        quality=args.quality,
         components=args.components,
         device=args.device or "auto",
         precision=args.precision or "auto",
@@ -87,6 +91,7 @@ def evaluate(args: argparse.Namespace, events: Events) -> None:
             events.emit("warning", message=f"{len(result[key])} {what}: {names}")
     if not args.quiet:
         tables.print_metrics(result)
+        tables.print_quality(result.get("quality"))
     say(args, f"{len(result['cases'])} cases scored, written to {args.out}")
 
 

@@ -159,3 +159,22 @@ def test_classes_are_shared_by_all_cases(drawn):
     table.item(1, 1).setText("structure")
     wait_until(lambda: False, 0.1)
     assert "same name" in drawn.status() and [c[1] for c in drawn.store.classes()] == ["structure", "myocardium"]
+
+
+def test_suggested_slices_lead_from_case_to_case(drawn):
+    from MedSSLLib.files import write_json
+
+    panel = drawn.shell.panels["annotate"]
+    slices = [{"case": name, "axis": 2, "index": index} for name, index in
+              (("heart_01", 8), ("heart_02", 3), ("heart_01", 2))]
+    write_json(drawn.store.folder / "suggestions.json", {"format": "medssl-suggestions", "format_version": 1,
+                                                         "slices": slices})
+    panel.takeSuggestion({"event": "done", "slices": slices})
+    assert panel.suggested == [2, 8]
+    panel.view.jumpTo(2, 0)
+    for expected in (2, 8):
+        drawn.click("nextSliceButton")
+        assert panel.view.shownSlice(2) == expected
+    drawn.click("nextSliceButton")
+    drawn.settle()
+    assert panel.view.name == "heart_02" and panel.suggested == [3]

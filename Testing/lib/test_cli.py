@@ -38,6 +38,7 @@ CONTRACT = {
         "--lambda", "--accept", "--reject", "--semi", "--mixup",
     } | COMMON,
     "complete": {"--case", "--init", "--annotated-slices", "--out"} | COMMON,
+    "suggest": {"--budget", "--run", "--strategy", "--per-case", "--seed", "--out", "--json", "--events"},
     "predict": {"--run", "--cases", "--images", "--out", "--probabilities", "--uncertainty"},
     "evaluate": {"--predictions", "--references", "--out", "--tolerance"},
     "report": {"--run", "--out"},

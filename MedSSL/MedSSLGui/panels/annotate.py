@@ -20,7 +20,7 @@ class AnnotatePanel(Panel):
     def __init__(self, session, parent=None):
         super().__init__(session, parent)
         self.view = None
-        self.suggested = []
+        self.suggested, self.wanted = [], []
         self.editor = EmbeddedEditor(self.ui.segmentEditor)
         self.log = AnnotationLog(session)
         self.log.edited.connect(self._onEdited)
@@ -60,6 +60,7 @@ class AnnotatePanel(Panel):
             self.store.setClasses([(1, _("structure"), (0.90, 0.36, 0.30), "")])
         if not self.session.guarded(lambda: self._makeView(case)):
             return
+        self.wanted = annotation.readSuggestions(self.store.folder)
         choose(self.ui.annotateCaseComboBox, name)
         self.session.showVolume(self.view.image)
         steps = self.view.fillSteps(case, self.store.classes())
@@ -75,7 +76,8 @@ class AnnotatePanel(Panel):
         view = self.view
         fillCombo(self.ui.directionComboBox, [(view.names[axis].capitalize(), str(axis)) for axis in range(3)], keep=False)
         marked = view.annotated()
-        axis = next(iter(marked), annotation.thickestAxis(view.spacing))
+        asked = annotation.suggestedSlices(self.wanted, view.name)
+        axis = next(iter(asked or marked), annotation.thickestAxis(view.spacing))
         choose(self.ui.directionComboBox, str(axis))
         self.editor.edit(view.segmentation, view.image)
         self.log.watch(view, axis)
@@ -150,34 +152,37 @@ class AnnotatePanel(Panel):
             self.view.jumpTo(axis, index)
 
     def step(self, direction):
-        """Show the next (or previous) suggested slice."""
+        """Show the next (or previous) suggested slice; after a case's last one, the next case with suggestions."""
         if not self._alive() or not self.suggested:
             return
         shown = self.view.shownSlice(self.axis())
         shown = -1 if shown is None else shown
         ahead = [i for i in self.suggested if (i > shown if direction > 0 else i < shown)]
+        other = annotation.nextCase(self.wanted, self.view.name) if direction > 0 and not ahead else None
+        if other is not None and self.store.case(other) is not None:
+            return self.showCase(other)
         index = (ahead[0] if direction > 0 else ahead[-1]) if ahead else self.suggested[0 if direction > 0 else -1]
         self.view.jumpTo(self.axis(), index)
 
     def _suggestEvenly(self):
         if self._alive():
-            self.suggested = annotation.evenSlices(self.view.size[self.axis()], self.ui.budgetSpinBox.value)
+            mine = annotation.suggestedSlices(self.wanted, self.view.name).get(self.axis())
+            self.suggested = mine or annotation.evenSlices(self.view.size[self.axis()], self.ui.budgetSpinBox.value)
             self._showProgress()
 
     def suggest(self):
         """Have the library choose the slices that are worth most."""
         if self.store.isOpen():
             self.session.startJob(_("Choosing slices"), commands.suggest(self.store.folder, self.ui.budgetSpinBox.value,
-                                                                         self._latestModel()), kind="suggest")
+                                  self._latestModel() or self._latestModel(("pretrain",))), kind="suggest")
 
     def takeSuggestion(self, event):
-        """Slices that the library suggests for the shown case."""
-        chosenSlices = event.get("slices") or []
-        mine = [entry for entry in chosenSlices if isinstance(entry, dict) and self.view and entry.get("case") == self.view.name]
-        indices = sorted({int(entry["index"]) for entry in mine if "index" in entry})
-        if indices and self._alive():
-            self.suggested = indices
-            self._showProgress()
+        """Slices that the library suggests, in any case."""
+        self.wanted = event.get("slices") or []
+        if self._alive():
+            asked = annotation.suggestedSlices(self.wanted, self.view.name)
+            choose(self.ui.directionComboBox, str(next(iter(asked), self.axis())))
+            self._suggestEvenly()
 
     def complete(self):
         """Have the slices between the annotated ones filled in."""

@@ -1,0 +1,118 @@
+"""Predicted quality: how good a segmentation probably is, without a reference. Pure functions on arrays."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+FORMAT, FORMAT_VERSION, FILE_NAME = "medssl-quality", 1, "quality.json"
+LEVEL = 0.8  # coverage that the interval aims at; not from the paper
+REVIEW_BELOW = 0.7  # Dice below which a case is to be looked at; not from the paper
+
+
+@dataclass(frozen=True)
+class Raw:
+    """What one case's predictions say about themselves.
+
+    Attributes:
+        agreement: mean Dice of every mirrored prediction with the mean prediction, over classes.
+        expected: mean over classes of :func:`expected_dice`.
+        per_class: expected Dice by class from 1; None where a class is not predicted.
+    """
+
+    agreement: float
+    expected: float
+    per_class: tuple[float | None, ...]
+
+    @property
+    def dice(self) -> float:
+        """The uncalibrated estimate: the mean of both (not from the paper)."""
+        return (self.agreement + self.expected) / 2
+
+
+def expected_dice(probabilities: np.ndarray, classes: np.ndarray) -> list[float | None]:
+    """Dice that a prediction would have on average if each voxel were of class c with its probability p_c.
+
+    Ratio of expectations, ``2 sum of p_c where c is predicted / (voxels predicted c + sum of p_c)``.
+
+    Args:
+        probabilities: ``[k, ...]``.
+        classes: predicted class of every voxel ``[...]``.
+
+    Returns:
+        One value per class from 1, None where it is not predicted.
+    """
+    found: list[float | None] = []
+    for index in range(1, len(probabilities)):
+        mask, p = classes == index, probabilities[index]
+        count = int(mask.sum())
+        found.append(2 * float(p[mask].sum(dtype=np.float64)) / (count + float(p.sum(dtype=np.float64)))
+                     if count else None)
+    return found
+
+
+def calibrated(
+    raw: float, known: Sequence[tuple[float, float]], level: float = LEVEL
+) -> tuple[float, float | None, float | None]:
+    """Estimate, lower and upper end of the interval, from (raw, true) pairs of cases that were not trained on.
+
+    The raw value is shifted by the mean error of the known cases. The interval is the jackknife+ one (Barber, Candes,
+    Ramdas, Tibshirani 2021, arXiv 1905.02928, Eq. 1.5), which covers at least ``2 level - 1`` of new cases like the
+    known ones, and mostly about `level`. With too few known cases for the level there is none.
+    """
+    if not known:
+        return raw, None, None
+    errors = np.array([true - own for own, true in known], float)
+    n = len(errors)
+    estimate = float(np.clip(raw + errors.mean(), 0, 1))
+    rank = math.floor((1 - level) * (n + 1) + 1e-9)
+    if rank < 1 or n < 2:
+        return estimate, None, None
+    others = (errors.sum() - errors) / (n - 1)
+    residuals = np.abs(errors - others)
+    low = np.sort(raw + others - residuals)[rank - 1]
+    high = np.sort(raw + others + residuals)[n - rank]
+    return estimate, float(np.clip(low, 0, 1)), float(np.clip(high, 0, 1))
+
+
+def judged(raw: Raw | None, known: Sequence[tuple[float, float]]) -> dict[str, Any]:
+    """The entry of one case in ``quality.json``; `raw` is None where no structure was found."""
+    if raw is None:
+        return {"dice": 0.0, "low": None, "high": None, "agreement": None, "expected": None, "per_class": None,
+                "review": True, "why": "no structure was found"}
+    dice, low, high = calibrated(raw.dice, known)
+    lower = dice if low is None else low
+    review = lower < REVIEW_BELOW
+    return {"dice": dice, "low": low, "high": high, "agreement": raw.agreement, "expected": raw.expected,
+            "per_class": raw.per_class, "review": review,
+            "why": f"Dice may be as low as {lower:.2f}" if review else ""}
+
+
+def compared(quality: Mapping[str, Any], per_case: Mapping[str, float | None]) -> dict[str, Any]:
+    """Predicted against true Dice: Spearman's rank correlation, mean absolute error, share inside the interval.
+
+    None where it is not defined: fewer than 3 cases or no variation (Spearman), no interval (inside).
+    """
+    rows = [(entry, dice) for name, entry in quality["cases"].items() if (dice := per_case.get(name)) is not None]
+    predicted, true = np.array([entry["dice"] for entry, _ in rows]), np.array([dice for _, dice in rows])
+    inside = [e["low"] <= t <= e["high"] for e, t in rows if e["low"] is not None]
+    return {
+        "n": len(rows),
+        "spearman": spearman(predicted, true),
+        "mean_absolute_error": float(np.abs(predicted - true).mean()) if rows else None,
+        "inside_interval": float(np.mean(inside)) if inside else None,
+        "review": sorted(name for name, entry in quality["cases"].items() if entry["review"]),
+    }
+
+
+def spearman(first: np.ndarray, second: np.ndarray) -> float | None:
+    """Spearman's rank correlation with mean ranks for ties; None for fewer than 3 values or no variation."""
+    from scipy.stats import rankdata
+
+    if len(first) < 3 or np.ptp(first) == 0 or np.ptp(second) == 0:
+        return None
+    return float(np.corrcoef(rankdata(first), rankdata(second))[0, 1])

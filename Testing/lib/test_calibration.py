@@ -1,0 +1,76 @@
+"""Calibration: bins by hand, the temperature that made the logits, properties of scaling."""
+
+import numpy as np
+import pytest
+
+from MedSSLLib.calibration import calibration_of, fit_temperature, nll, reliability, sampled, softened
+from MedSSLLib.labels import IGNORE
+
+
+def softmax(logits):
+    e = np.exp(logits - logits.max(1, keepdims=True))
+    return e / e.sum(1, keepdims=True)
+
+
+def draw(rng, probabilities):
+    return (probabilities.cumsum(1) < rng.uniform(size=(len(probabilities), 1))).sum(1)
+
+
+def test_bins_by_hand():
+    p = np.array([[0.95, 0.05], [0.85, 0.15], [0.4, 0.6], [0.5, 0.5], [0.0, 1.0]])
+    truth = np.array([0, 1, 1, 0, 1])
+    data = reliability(p, truth, bins=10)
+    assert data.count.tolist() == [0, 0, 0, 0, 1, 1, 0, 0, 1, 2], "0.5 belongs to (0.4, 0.5], 0.6 to (0.5, 0.6]"
+    assert data.accuracy[[4, 5, 8, 9]].tolist() == [1, 1, 0, 1]
+    assert data.ece == pytest.approx((0.5 + 0.4 + 0.85 + 2 * (1 - 0.975)) / 5)
+
+
+def test_perfect_calibration_has_no_error_and_overconfidence_its_excess():
+    rng = np.random.default_rng(0)
+    p = softmax(rng.normal(0, 2, (200_000, 3)))
+    assert reliability(p, draw(rng, p)).ece < 0.005
+    coin = rng.integers(0, 2, 100_000)
+    assert reliability(np.tile([0.9, 0.1], (100_000, 1)), coin).ece == pytest.approx(0.4, abs=0.01)
+
+
+@pytest.mark.parametrize("true", [0.5, 1.0, 2.5])
+def test_the_temperature_that_made_the_logits_is_found(true):
+    rng = np.random.default_rng(1)
+    logits = rng.normal(0, 3, (60_000, 4))
+    truth = draw(rng, softmax(logits / true))
+    p = softmax(logits)
+    assert fit_temperature(p, truth) == pytest.approx(true, rel=0.03)
+    np.testing.assert_allclose(softened(p, true), softmax(logits / true), atol=1e-6)
+    grid = [nll(softened(p, t), truth) for t in np.geomspace(0.3, 6, 40)]
+    assert nll(softened(p, fit_temperature(p, truth)), truth) <= min(grid) + 1e-6
+
+
+def test_scaling_keeps_the_predicted_class_and_the_sum():
+    p = softmax(np.random.default_rng(2).normal(0, 4, (500, 5)))
+    for t in (0.3, 4.0):
+        q = softened(p, t)
+        assert (q.argmax(1) == p.argmax(1)).all()
+        np.testing.assert_allclose(q.sum(1), 1)
+    np.testing.assert_allclose(softened(p.T, 2.0, axis=0).T, softened(p, 2.0))
+    assert softened(p, 1.0) is p
+
+
+def test_held_out_cases_are_scaled_by_the_others():
+    rng = np.random.default_rng(3)
+    logits = rng.normal(0, 3, (3, 20_000, 3))
+    cases = [(softmax(x), draw(rng, softmax(x / 3))) for x in logits]
+    found = calibration_of(cases)
+    assert found["temperature"] == pytest.approx(3, rel=0.05) and found["voxels"] == 60_000
+    assert found["ece"] > 0.1 and found["ece_scaled"] < 0.02 and found["ece_foreground_scaled"] < 0.1
+    assert sum(found["bins"]["count"]) == 60_000
+    alone = calibration_of(cases[:1])
+    assert alone["ece_scaled"] is None and alone["temperature"] == pytest.approx(3, rel=0.06)
+
+
+def test_only_counted_voxels_are_sampled():
+    label = np.full((2, 3, 4), IGNORE, np.uint8)
+    label[1] = np.arange(12).reshape(3, 4) % 2
+    p = np.random.default_rng(4).uniform(size=(2, 2, 3, 4))
+    rows, truth = sampled(p, label, IGNORE, 0)
+    np.testing.assert_array_equal(rows, p[:, 1].reshape(2, 12).T)
+    np.testing.assert_array_equal(truth, np.arange(12) % 2)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO
 
 from MedSSLLib import __version__, stopping
-from MedSSLLib.commands import annotation, completion, projects, tools, training, use
+from MedSSLLib.commands import annotation, bench, completion, projects, tools, training, use
 from MedSSLLib.commands.base import Command
 from MedSSLLib.errors import InputError, MedSSLError, printable
 from MedSSLLib.events import Events
@@ -24,6 +24,7 @@ GROUPS: tuple[tuple[str, tuple[Command, ...]], ...] = (
     ("Annotating less", (*annotation.COMMANDS, *completion.COMMANDS)),
     ("Training", training.COMMANDS),
     ("Using a model", use.COMMANDS),
+    ("Comparing methods", bench.COMMANDS),
     ("Finding your way", tools.COMMANDS),
 )
 _SHOWN = ("start", "progress", "metric", "warning", "done")  # on a terminal; _complain prints errors

@@ -69,6 +69,10 @@ class Project:
         project.save()
         return project
 
+    def at(self, folder: str | os.PathLike[str]) -> Project:
+        """A project of the same cases in another folder; nothing is written before `save`."""
+        return Project(folder, self._manifest)
+
     # -- reading ------------------------------------------------------------------------------------------------
 
     @property

@@ -1,4 +1,4 @@
-"""``predict``, ``evaluate``, ``report``: commands that use a trained model or its results."""
+"""``predict``, ``evaluate``, ``export``, ``import``, ``report``: commands that use a trained model or its results."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from MedSSLLib.commands.base import SEL, Command, device_options, output_options, positive, say
+from MedSSLLib.commands.base import SEL, Command, device_options, output_options, parse_settings, positive, say
 from MedSSLLib.events import Events
 
 
@@ -128,6 +128,41 @@ def _known(folder: Path) -> dict[str, Any]:
     }
 
 
+def _export_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("project", type=Path, metavar="PROJECT")
+    parser.add_argument("--run", required=True, metavar="RUN", help="a finished finetune or selftrain run")
+    parser.add_argument("--to", required=True, choices=("bundle", "torchscript", "onnx"), help="format")
+    parser.add_argument("--out", type=Path, required=True, metavar="PATH", help="a new folder for bundle, else a file")
+    output_options(parser)
+
+
+def export(args: argparse.Namespace, events: Events) -> None:
+    from MedSSLLib.export import run_export
+    from MedSSLLib.project import Project
+
+    say(args, f"Written to {run_export(Project.open(args.project), args.run, args.to, args.out, events)}")
+
+
+def _import_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("project", type=Path, metavar="PROJECT")
+    parser.add_argument("--from", dest="file", type=Path, required=True, metavar="FILE",
+                        help="weights: .safetensors, or a file of torch.save")  # fmt: skip
+    parser.add_argument("--name", required=True, metavar="RUN", help="name of the run to make")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="settings",
+                        help="change a setting, for instance network.widths=[32,64,128]")  # fmt: skip
+    output_options(parser)
+
+
+def import_weights(args: argparse.Namespace, events: Events) -> None:
+    from MedSSLLib.importing import run_import
+    from MedSSLLib.project import Project
+
+    settings = parse_settings(args.settings)
+    folder, report = run_import(Project.open(args.project), args.file, args.name, events, settings)
+    say(args, report.text())
+    say(args, f"Run folder: {folder}")
+
+
 COMMANDS = (
     Command(
         "predict", "Segment scans with a trained model.", _predict_arguments, predict,
@@ -143,6 +178,23 @@ COMMANDS = (
          "medssl evaluate --predictions a/ --references b/ --out m.json --tolerance 2"),
         "Dice, 95 % Hausdorff distance, mean surface distance and surface Dice in mm, volumes in ml, per "
         "case and class, with summaries. A class absent from prediction and reference is not counted.",
+    ),
+    Command(
+        "export", "Write a trained model for other programs.", _export_arguments, export,
+        "PROJECT --run RUN --to bundle|torchscript|onnx --out PATH",
+        ("medssl export heart --run finetune-1 --to bundle --out heart-bundle",
+         "medssl export heart --run finetune-1 --to onnx --out heart.onnx"),
+        "A MONAI bundle runs with MONAI alone, preprocessing included. TorchScript (deprecated by PyTorch) and ONNX "
+        "hold the network: preprocessed images, padded to whole strides, to probabilities; how to preprocess is in "
+        "their metadata.",
+    ),
+    Command(
+        "import", "Take over an encoder from another program's weights.", _import_arguments, import_weights,
+        "PROJECT --from FILE --name RUN",
+        ("medssl import heart --from dynunet.safetensors --name dynunet",
+         "medssl import heart --from checkpoint_final.pth --name nnssl --set network.widths=[32,64,128]"),
+        "Makes a run that 'medssl finetune --init RUN' starts from, and says of every tensor whether it was taken. "
+        "MONAI's DynUNet with residual blocks fits by name; of others the convolutions are taken by shape, in order.",
     ),
     Command(
         "report", "Write a run's report as one HTML file.", _report_arguments, report,

@@ -41,6 +41,9 @@ CONTRACT = {
     "suggest": {"--budget", "--run", "--strategy", "--per-case", "--seed", "--out", "--json", "--events"},
     "predict": {"--run", "--cases", "--images", "--out", "--probabilities", "--uncertainty"},
     "evaluate": {"--predictions", "--references", "--out", "--tolerance"},
+    "export": {"--run", "--to", "--out"},
+    "import": {"--from", "--name"},
+    "benchmark": set(),
     "report": {"--run", "--out"},
     "demo": {"--data", "--budget", "--out"},
     "doctor": set(),
@@ -88,6 +91,14 @@ def test_every_option_of_the_contract_exists(command, capsys):
     words = set(text.replace(",", " ").replace("[", " ").split())
     assert words >= CONTRACT[command]
     assert text.startswith(f"usage: medssl {command} ") and "examples:" in text
+
+
+def test_benchmark_labels_has_the_options_of_the_contract(capsys):
+    assert main(["benchmark", "labels", "--help"]) == 0
+    text = capsys.readouterr().out
+    words = set(text.replace(",", " ").replace("[", " ").replace("]", " ").split())
+    assert words >= {"--data", "--counts", "--choices", "--methods", "--minutes-per-run", "--out"}
+    assert text.startswith("usage: medssl benchmark labels ")
 
 
 def test_help_lists_every_command_and_no_other(capsys):

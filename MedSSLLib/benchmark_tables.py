@@ -1,0 +1,216 @@
+"""From result files of the protocol to tables and a recommendation in words."""
+
+from __future__ import annotations
+
+import csv
+import io as streams
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from MedSSLLib.benchmark import BASELINE, difference, with_counts
+from MedSSLLib.errors import InputError
+from MedSSLLib.evaluate import bootstrap_interval
+from MedSSLLib.files import read_json
+
+_NOT_COMPARED = ("count", "choices", "rows", "tag")  # settings that may differ between files set side by side
+HEAD = ("data", "labelled", "row", "choices", "cases", "dice", "dice_low", "dice_high", "hd95_mm", "surface_dice",
+         "against_random", "random_low", "random_high", "against_base", "base_low", "base_high", "steps",
+         "training_s")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Study:
+    """Records that may be compared: one data set, one length and one set of settings."""
+
+    data: str
+    settings: Mapping[str, str]
+    versions: Mapping[str, str]
+    records: tuple[Mapping[str, Any], ...]
+
+    @property
+    def counts(self) -> list[str]:
+        """Numbers of labelled volumes, smallest first, 'all' last."""
+        found = {record["count"] for record in self.records}
+        return sorted(found, key=lambda count: (count == "all", int(count) if count.isdigit() else 0))
+
+    def rows(self, count: str) -> list[str]:
+        """Rows scored with that many labels, the baseline first."""
+        found = list(dict.fromkeys(r["row"] for r in self.records if r["count"] == count))
+        return sorted(found, key=lambda row: row != BASELINE)
+
+    def of(self, count: str, row: str = "") -> list[Mapping[str, Any]]:
+        """Records of one number of labels, and of one row."""
+        return [r for r in self.records if r["count"] == count and row in ("", r["row"])]
+
+    def volumes(self, count: str) -> int:
+        """How many volumes were labelled."""
+        return max(len(record["labelled"]) for record in self.of(count))
+
+    def length(self) -> str:
+        """The length of every training, in words."""
+        parts = []
+        for prefix, name in (("", "training"), ("pretrain_", "pre-training")):
+            steps, minutes = (self.settings.get(f"{prefix}{unit}") for unit in ("steps", "minutes"))
+            given = f"{steps} steps" if _set(steps) else f"{minutes} min" if _set(minutes) else ""
+            parts += [f"{name} {given}"] if given else []
+        return ", ".join(parts)
+
+
+def _set(value: str | None) -> bool:
+    return value not in (None, "", "None")
+
+
+def load_studies(files: Sequence[Path]) -> list[Study]:
+    """Result files as studies; files of the same data and settings are put together.
+
+    Raises:
+        InputError: a file is not a result of the protocol, or two files hold the same row differently.
+    """
+    found: dict[tuple[Any, ...], Study] = {}
+    for file in files:
+        content = read_json(file)
+        if content.get("bench") != "protocol" or not isinstance(content.get("records"), list):
+            raise InputError("is not a result of the benchmark", file=file, remedy="Give files named results.json")
+        settings = content.get("settings", {})
+        fixed = {k: v for k, v in settings.items() if k not in _NOT_COMPARED and v not in ("", "None", "[]")}
+        key = (content["data"], *sorted(fixed.items()))
+        known = found[key].records if key in found else ()
+        records = {(r["row"], r["count"], r["choice"]): r for r in known}
+        for record in with_counts(content):
+            same = records.setdefault((record["row"], record["count"], record["choice"]), record)
+            if same["dice"] != record["dice"]:
+                raise InputError(f"holds {record['row']!r} with other values than a file before it", file=file,
+                                 remedy="Give one of them")
+        found[key] = Study(content["data"], settings, content.get("versions", {}), tuple(records.values()))
+    return [study for study in found.values() if study.records]
+
+
+def base_of(row: str) -> str:
+    """What a row with something on top is compared with; '' for others."""
+    return row.partition("+")[0] if "+" in row else ""
+
+
+def dice_interval(records: Sequence[Mapping[str, Any]]) -> tuple[float, float, float]:
+    """Mean Dice over cases and choices with its 95 % bootstrap interval."""
+    cases = sorted(set().union(*(record["dice"] for record in records)))
+    table = [[np.nan if r["dice"].get(n) is None else r["dice"][n] for n in cases] for r in records]
+    return bootstrap_interval(np.array(table, float))
+
+
+def table_rows(studies: Iterable[Study]) -> list[dict[str, Any]]:
+    """One row per study, number of labels and method: what the tables show (HEAD names the columns)."""
+    return [table_row(study, count, row) for study in studies for count in study.counts for row in study.rows(count)]
+
+
+def table_row(study: Study, count: str, row: str) -> dict[str, Any]:
+    records = study.of(count, row)
+    values: dict[str, Any] = dict.fromkeys(HEAD)
+    values |= {"data": study.data, "labelled": study.volumes(count), "row": row, "choices": len(records),
+               "cases": len(records[0]["dice"])}  # fmt: skip
+    values |= dict(zip(("dice", "dice_low", "dice_high"), dice_interval(records), strict=True))
+    for key in ("hd95_mm", "surface_dice"):
+        values[key] = mean_of(record["summary"].get(key) for record in records)
+    for key in ("steps", "training_s"):
+        values[key] = mean_of(record.get(key) for record in records)
+    for name, prefix, other in (("against_random", "random", BASELINE), ("against_base", "base", base_of(row))):
+        gap = difference(study.of(count), row, other) if other and row != other else {}
+        values |= {name: gap.get("mean"), f"{prefix}_low": gap.get("low"), f"{prefix}_high": gap.get("high")}
+    return values
+
+
+def mean_of(values: Iterable[float | None]) -> float | None:
+    present = [value for value in values if value is not None]
+    return float(np.mean(present)) if present else None
+
+
+def csv_text(head: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
+    """Rows as CSV; undefined values are empty, numbers are not rounded."""
+    stream = streams.StringIO()
+    writer = csv.DictWriter(stream, head, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return stream.getvalue()
+
+
+def case_rows(studies: Iterable[Study]) -> list[dict[str, Any]]:
+    """One row per case, method and choice."""
+    return [
+        {"data": study.data, "labelled": len(r["labelled"]), "row": r["row"], "choice": r["choice"], "case": case,
+         "dice": value}
+        for study in studies for r in study.records for case, value in r["dice"].items()
+    ]  # fmt: skip
+
+
+def shown(row: Mapping[str, Any]) -> list[str]:
+    """A table row as people read it."""
+    return [
+        row["row"], _with_interval(row, "dice", "dice_low", "dice_high"),
+        _with_interval(row, "against_random", "random_low", "random_high", signed=True),
+        _with_interval(row, "against_base", "base_low", "base_high", signed=True),
+        _number(row["hd95_mm"], 1), _number(row["surface_dice"], 3), str(row["choices"]), str(row["cases"]),
+        _number(row["steps"], 0), _number(row["training_s"], 0),
+    ]  # fmt: skip
+
+
+SHOWN = ("method", "Dice", "less random", "less its base", "HD95, mm", "surface Dice", "choices", "cases", "steps",
+         "training, s")  # fmt: skip
+
+
+def _number(value: float | None, digits: int, sign: str = "") -> str:
+    return "–" if value is None else f"{value:{sign}.{digits}f}"
+
+
+def _with_interval(row: Mapping[str, Any], value: str, low: str, high: str, signed: bool = False) -> str:
+    if row[value] is None:
+        return "–"
+    sign = "+" if signed else ""
+    return f"{row[value]:{sign}.3f} ({row[low]:{sign}.3f} to {row[high]:{sign}.3f})"
+
+
+def recommendations(study: Study) -> list[str]:
+    """Which method suits these data, a sentence or two per number of labels, with the evidence.
+
+    The best row is chosen after seeing all, so its interval is widened for the number of rows compared (Bonferroni).
+    """
+    return [_recommendation(study, count) for count in study.counts]
+
+
+def _recommendation(study: Study, count: str) -> str:
+    rows, volumes = study.rows(count), study.volumes(count)
+    means = {row: dice_interval(study.of(count, row))[0] for row in rows}
+    labels = f"With {volumes} labelled volume{'s' if volumes != 1 else ''}"
+    others = [row for row in rows if row != BASELINE]
+    gaps = {row: difference(study.of(count), row, BASELINE, 1 - 0.05 / len(others)) for row in others}
+    gaps = {row: gap for row, gap in gaps.items() if gap}
+    if not gaps:
+        return f"{labels}: nothing to compare ({', '.join(f'{row} {mean:.3f}' for row, mean in means.items())})."
+    best = max(gaps, key=lambda row: gaps[row]["mean"])
+    gap, choices = gaps[best], len(gaps[best]["choices"])
+    evidence = f"{gap['mean']:+.3f} Dice against random, {100 - 5 / len(others):.3g} % interval {gap['low']:+.3f} to "
+    evidence += f"{gap['high']:+.3f}, over {choices} choice{'s' if choices != 1 else ''} of labelled volumes"
+    if choices == 1:
+        evidence += ", so that it says nothing about other choices"
+    if gap["low"] > 0:
+        return f"{labels}: take {best} ({evidence})."
+    if gap["high"] < 0:
+        return f"{labels}: stay with random; the best other, {best}, is worse ({evidence})."
+    return f"{labels}: no difference shown; the best beside random is {best} ({evidence}). Random is the simplest."
+
+
+def markdown(studies: Sequence[Study]) -> str:
+    """Tables and recommendations as Markdown."""
+    parts = []
+    for study in studies:
+        parts.append(f"## {study.data} ({study.length()})")
+        for count in study.counts:
+            rows = [shown(row) for row in (table_row(study, count, name) for name in study.rows(count))]
+            lines = [f"| {' | '.join(row)} |" for row in (SHOWN, ["---"] * len(SHOWN), *rows)]
+            parts += [f"### {study.volumes(count)} labelled", "\n".join(lines)]
+        parts += ["\n".join(f"- {text}" for text in recommendations(study))]
+    parts.append("Dice: mean over cases and choices of labelled volumes of the mean over classes; intervals: 95 %, "
+                 "bootstrap over cases and choices.")  # fmt: skip
+    return "\n\n".join(parts) + "\n"

@@ -1,0 +1,92 @@
+"""``benchmark``: which way of training suits one's own data."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from MedSSLLib.commands.base import Command, output_options, parse_settings, positive, say
+from MedSSLLib.errors import InputError
+from MedSSLLib.events import Events
+
+if TYPE_CHECKING:
+    from MedSSLLib.project import Project
+
+
+def _arguments(parser: argparse.ArgumentParser) -> None:
+    kinds = parser.add_subparsers(
+        dest="kind", metavar="labels|tables", required=True, help="run it, or tables only", prog="medssl benchmark"
+    )
+    labels = kinds.add_parser("labels", help="run the protocol", allow_abbrev=False)
+    labels.add_argument("--data", type=Path, required=True, metavar="DIR|PROJECT", help="a project, a folder with "
+                        "images/, labels/ and perhaps splits.json, or a Decathlon folder")  # fmt: skip
+    labels.add_argument("--counts", default="1,2,8", metavar="N,N,all", help="labelled volumes (default: 1,2,8)")
+    labels.add_argument("--choices", type=positive(int), default=3, metavar="N", help="choices of each (default: 3)")
+    labels.add_argument("--methods", default="random,pgl", metavar="A,B", help="random, a pre-training method, each "
+                        "with -frozen, +mean-teacher, +mixup or +selftrain (default: random,pgl)")  # fmt: skip
+    length = labels.add_mutually_exclusive_group()
+    length.add_argument("--steps", type=positive(int), metavar="N", help="steps of every run")
+    length.add_argument("--minutes-per-run", type=positive(float), metavar="M", help="or minutes of every run")
+    before = labels.add_mutually_exclusive_group()
+    before.add_argument("--pretrain-steps", type=positive(int), metavar="N", help="steps of every pre-training")
+    before.add_argument("--pretrain-minutes", type=positive(float), metavar="M", help="or minutes of it")
+    labels.add_argument("--preset", choices=("quick", "standard", "paper"), default="standard")
+    labels.add_argument("--device", default="auto", metavar="NAME", help="auto (default), cpu, cuda or cuda:N")
+    labels.add_argument("--seed", type=int, default=0, metavar="N", help="seed of everything random (default: 0)")
+    labels.add_argument("--tolerance", type=positive(float), default=1.0, metavar="MM", help="of surface Dice")
+    for option, what in (("set", "fine-tuning"), ("pretrain-set", "pre-training"), ("selftrain-set", "self-training")):
+        labels.add_argument(f"--{option}", action="append", default=[], metavar="KEY=VALUE",
+                            help=f"setting of every {what}", dest=option.replace("-", "_"))  # fmt: skip
+    tables = kinds.add_parser("tables", help="tables and figures of result files", allow_abbrev=False)
+    tables.add_argument("--results", type=Path, nargs="+", required=True, metavar="FILE", help="results.json files")
+    for sub in (labels, tables):
+        sub.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of results")
+        output_options(sub)
+
+
+def benchmark(args: argparse.Namespace, events: Events) -> None:
+    files = args.results if args.kind == "tables" else [args.out / "results.json"]
+    project = _run_labels(args, events) if args.kind == "labels" else None
+    from MedSSLLib.benchmark_report import write_tables
+    from MedSSLLib.benchmark_tables import load_studies, recommendations
+
+    studies = load_studies(files)
+    write_tables(studies, args.out, project)
+    for study in studies:
+        for text in recommendations(study):
+            say(args, f"{study.data}: {text}")
+    say(args, f"Report: {args.out / 'report.html'}")
+
+
+def _run_labels(args: argparse.Namespace, events: Events) -> Project:
+    counts = tuple(text.strip() for text in args.counts.split(",") if text.strip())
+    if not counts or not all(text == "all" or (text.isdigit() and int(text) > 0) for text in counts):
+        raise InputError(f"--counts {args.counts!r} is not a list of numbers", remedy="Example: --counts 1,2,8")
+    from MedSSLLib.benchmark import Protocol, run_labels
+    from MedSSLLib.benchmark_data import open_data
+
+    protocol = Protocol(
+        tuple(text.strip() for text in args.methods.split(",")), steps=args.steps, minutes=args.minutes_per_run,
+        pretrain_steps=args.pretrain_steps, pretrain_minutes=args.pretrain_minutes, preset=args.preset,
+        seed=args.seed, device=args.device, settings=parse_settings(args.set),
+        pretrain_settings=parse_settings(args.pretrain_set), selftrain_settings=parse_settings(args.selftrain_set),
+        tolerance=args.tolerance,
+    )  # fmt: skip
+    name = args.data.resolve().name
+    project, choices = open_data(args.data, args.out / "project" / name, counts, args.choices, args.seed)
+    run_labels(project, choices, protocol, args.out / "results.json", events)
+    return project
+
+
+COMMANDS = (
+    Command(
+        "benchmark", "Compare ways of training on your own labelled data.", _arguments, benchmark,
+        "labels --data DIR|PROJECT --out DIR [options] | tables --results FILE... --out DIR",
+        ("medssl benchmark labels --data heart --counts 1,2,8 --choices 3 --methods random,pgl,pgl+selftrain "
+         "--minutes-per-run 10 --pretrain-minutes 30 --out heart-benchmark",
+         "medssl benchmark tables --results a/results.json b/results.json --out both"),
+        "Trains every method on the same labelled volumes for the same length, scores test cases, and says which one "
+        "to take, with its evidence. Takes hours; run it again to go on where it was stopped. No data are changed.",
+    ),
+)  # fmt: skip

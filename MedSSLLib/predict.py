@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -47,6 +47,13 @@ class PredictOptions:
     components: Literal["auto", "largest", "all"] = "auto"
     device: str = "auto"
     precision: str = "auto"
+
+
+class Predictions(NamedTuple):
+    """Label files written, and the errors of the cases that could not be predicted."""
+
+    written: list[Path]
+    refused: list[InputError]
 
 
 @dataclass(frozen=True)
@@ -126,8 +133,8 @@ def predict_case(
 def run_predict(  # noqa: PLR0913 - the contract of the command
     project: Project, run: str, out: Path, events: Events, *,
     cases: str | None = None, images: Sequence[Path] = (), options: PredictOptions | None = None,
-) -> list[Path]:
-    """Predict cases of the project (all of them by default) or image files; returns the label files written.
+) -> Predictions:
+    """Predict cases of the project (all of them by default) or image files.
 
     A case that cannot be read is named in a warning, and the others go on.
 
@@ -138,7 +145,8 @@ def run_predict(  # noqa: PLR0913 - the contract of the command
     model = load_model(project.run_folder(run), options.device, options.precision)
     jobs = _jobs(project, cases, images)
     events.emit("start", command="predict", run=run, cases=len(jobs), device=str(model.device))
-    written, refused = [], []
+    written: list[Path] = []
+    refused: list[InputError] = []
     for number, (name, paths) in enumerate(jobs.items(), 1):
         try:
             volumes = [io.read_image(path, case=name) for path in paths]
@@ -152,7 +160,7 @@ def run_predict(  # noqa: PLR0913 - the contract of the command
     if not written:
         raise refused[0]
     events.emit("done", run=run, cases=len(written), refused=len(refused), folder=str(out))
-    return written
+    return Predictions(written, refused)
 
 
 def _jobs(project: Project, cases: str | None, images: Sequence[Path]) -> dict[str, tuple[Path, ...]]:

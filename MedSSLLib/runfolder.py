@@ -36,11 +36,24 @@ def open_run(project: Project, config: RunConfig) -> tuple[Path, RunConfig]:
         return folder, read_config(folder).override({"resume": True, "device": config.device})
     name = config.name or _free_name(project, config)
     folder = project.run_folder(name)
-    if (folder / "config.json").exists():
+    if (folder / "config.json").exists() and not _abandoned(folder):
         raise InputError(f"run {name!r} exists already", file=str(folder),
                          remedy="Choose another --name, or continue it with --resume")
     folder.mkdir(parents=True, exist_ok=True)
     return folder, config.override({"name": name})
+
+
+def _abandoned(folder: Path) -> bool:
+    """Whether a run ended before its first checkpoint, so that there is nothing in it; it is then cleared away.
+
+    Raises:
+        MedSSLError: it has only just begun, in another process.
+    """
+    if (folder / WEIGHTS).exists() or any((folder / "checkpoint").glob("*.safetensors")):
+        return False
+    with FileLock(folder / ".lock", timeout=0):
+        (folder / "config.json").unlink(missing_ok=True)
+    return True
 
 
 def _free_name(project: Project, config: RunConfig) -> str:
@@ -78,11 +91,13 @@ def _resumable(project: Project, config: RunConfig) -> Path:
 def owned(folder: Path) -> Iterator[None]:
     """Hold the run folder against other processes; a run that ends before its settings are written leaves nothing.
 
-    A stop request left from before is forgotten.
+    A stop request and half-written files left from before are cleared away.
     """
     try:
         with FileLock(folder / ".lock"):
             (folder / "stop").unlink(missing_ok=True)
+            for left in folder.rglob(".tmp-*"):  # by a process that was killed while it wrote
+                left.unlink(missing_ok=True)
             yield
     finally:
         if not (folder / "config.json").exists():

@@ -13,6 +13,7 @@ from MedSSLLib.errors import InputError
 from MedSSLLib.preparation import Preparation, resolve_weights
 from MedSSLLib.project import Project
 from MedSSLLib.pseudo import SUMMARY, Filter
+from MedSSLLib.refusals import refusal
 from MedSSLLib.runfolder import WEIGHTS, read_config, read_run
 
 
@@ -42,9 +43,7 @@ def self_train_options(config: RunConfig) -> SelfTrainConfig:
     try:
         return SelfTrainConfig(**config.options)
     except ValidationError as error:
-        first = error.errors()[0]
-        raise InputError(f"option {'.'.join(map(str, first['loc']))!r} of selftrain: {first['msg']}",
-                         remedy=f"Known options: {', '.join(SelfTrainConfig.model_fields)}") from None
+        raise refusal(error, SelfTrainConfig, "options.") from None
 
 
 def start_weights(project: Project, run: str) -> Path | None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,12 +45,25 @@ def load_tensors(path: Path, device: str = "cpu") -> tuple[dict[str, Tensor], di
             header = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             version, facts = int(header.get("format_version", FORMAT_VERSION)), json.loads(header.get("facts", "{}"))
-    except (OSError, SafetensorError, ValueError) as error:
+        if not isinstance(facts, dict):
+            raise ValueError("its facts are no object")
+    except (OSError, SafetensorError, ValueError, RecursionError) as error:
         raise InputError(f"cannot be read as safetensors ({error})", file=str(path),
                          remedy="Choose a weights.safetensors file, or run the training again") from None
     if version > FORMAT_VERSION:
         raise InputError("was written by a newer version of MedSSL", file=str(path), remedy="Update MedSSL")
     return tensors, facts
+
+
+@contextmanager
+def fitting(path: Path) -> Iterator[None]:
+    """Put back what a checkpoint holds. Raises InputError when it is not one of what is put back."""
+    try:
+        yield
+    except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
+        first = str(error).split("\n")[0]
+        raise InputError(f"is damaged or belongs to another run ({type(error).__name__}: {first})", file=str(path),
+                         remedy="Restore it from a backup, or start a new run without --resume") from error
 
 
 def flatten_optimiser(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:

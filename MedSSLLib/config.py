@@ -29,7 +29,9 @@ class Frozen(BaseModel):
 class NetworkConfig(Frozen):
     """U-Net size; the encoder is what pre-training hands to segmentation."""
 
-    widths: tuple[Width, ...] = Field((16, 32, 64, 128, 128), min_length=2, max_length=8, description="Channels per level, finest first.")
+    widths: tuple[Width, ...] = Field(
+        (16, 32, 64, 128, 128), min_length=2, max_length=8, description="Channels per level, finest first."
+    )
     norm: Literal["batch", "group", "instance"] = Field(
         "batch", description="Normalisation layer; 'group' is exact across processes. Not from the paper."
     )

@@ -25,7 +25,7 @@ from MedSSLLib.networks import SegmentationNet, build_encoder, place
 from MedSSLLib.planning import Plan
 from MedSSLLib.preprocess import preprocess_image
 from MedSSLLib.project import Project
-from MedSSLLib.runfolder import WEIGHTS, read_config, read_plan, read_run
+from MedSSLLib.runfolder import WEIGHTS, read_config, read_data, read_plan
 
 
 @dataclass(frozen=True)
@@ -92,20 +92,21 @@ def load_model(run_folder: Path, device: str = "auto", precision: str = "auto") 
         found = "is not finished: it has no weights" if run_folder.exists() else "does not exist"
         raise InputError(f"run {run_folder.name!r} {found}", file=str(run_folder),
                          remedy="See `medssl runs PROJECT` for finished runs")
-    facts, config, plan = read_run(run_folder), read_config(run_folder), read_plan(run_folder)
+    data, config, plan = read_data(run_folder), read_config(run_folder), read_plan(run_folder)
     if config.command == "pretrain":
         raise InputError(f"run {run_folder.name!r} is a pre-trained encoder, it segments nothing yet",
                          remedy=f"Run `medssl finetune PROJECT --init {run_folder.name}` and predict with that run")
     where = resolve_device(device)
-    network = network_of(config, plan, len(facts["data"]["classes"]))
     tensors, _ = load_tensors(run_folder / WEIGHTS)
-    network.load_state_dict(tensors)
+    try:
+        network = network_of(config, plan, len(data.classes))
+        network.load_state_dict(tensors)
+    except (RuntimeError, ValueError, TypeError, ArithmeticError, LookupError) as error:
+        raise InputError(f"its settings and weights do not fit together ({type(error).__name__})", file=str(run_folder),
+                         remedy="Restore the folder from a backup, or train again") from error
     network.eval()
     place(network, where, plan.dim)
-    values = tuple(facts["data"]["values"])
-    data = facts["data"]
-    return Model(network, plan, values, tuple(data["classes"]), where, resolve_precision(precision, where),
-                 tuple(data.get("one_piece", ())))
+    return Model(network, plan, data.values, data.classes, where, resolve_precision(precision, where), data.one_piece)
 
 
 def network_of(config: RunConfig, plan: Plan, classes: int) -> SegmentationNet:

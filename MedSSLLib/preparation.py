@@ -23,7 +23,7 @@ from MedSSLLib.manifest import Case
 from MedSSLLib.networks import Encoder, build_encoder
 from MedSSLLib.planning import Plan, make_plan
 from MedSSLLib.project import Project
-from MedSSLLib.runfolder import WEIGHTS, open_run, owned, read_plan, read_run, write_config
+from MedSSLLib.runfolder import WEIGHTS, open_run, owned, read_config, read_plan, read_run, write_config
 
 BATCH = {2: 8, 3: 2}  # samples a step when not set; not from the paper
 
@@ -171,8 +171,8 @@ def adopt_network(ready: Preparation, init: Path | None) -> Preparation:
     """With widths and normalisation of the run whose encoder is taken over, so that the weights fit."""
     if init is None or not (init.parent / "config.json").exists():
         return ready
-    theirs = read_run(init.parent)["config"]["network"]
-    changes = {"network.widths": tuple(theirs["widths"]), "network.norm": theirs["norm"]}
+    theirs = read_config(init.parent).network
+    changes = {"network.widths": theirs.widths, "network.norm": theirs.norm}
     return replace(ready, config=ready.config.override(changes))
 
 

@@ -17,7 +17,8 @@ _ALLOWED = {
     "int_parsing": "a whole number", "int_type": "a whole number", "int_from_float": "a whole number",
     "int_parsing_size": "a smaller whole number", "float_parsing": "a number", "float_type": "a number",
     "bool_parsing": "true or false", "bool_type": "true or false", "string_type": "text",
-    "tuple_type": 'a list such as [8, 16] or ["a", "b"]', "dict_type": "names with values", "model_type": "names with values",
+    "tuple_type": 'a list such as [8, 16] or ["a", "b"]',
+    "dict_type": "names with values", "model_type": "names with values",
 }  # fmt: skip
 
 

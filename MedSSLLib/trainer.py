@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from MedSSLLib import stopping
 from MedSSLLib.averaging import WeightAverage
 from MedSSLLib.checkpoint import (
+    fitting,
     flatten_optimiser,
     load_tensors,
     prefixed,
@@ -54,7 +55,7 @@ class LoopConfig:
 
 @dataclass
 class TrainState:
-    """What a checkpoint holds besides tensors; `parts` are the micro-batches a step is computed in (0: as configured)."""
+    """What a checkpoint holds besides tensors; `parts` are a step's micro-batches (0: as configured)."""
 
     step: int = 0
     progress: float = 0.0
@@ -159,8 +160,9 @@ class Trainer:
                 raise InputError("this batch is needed whole")
             self.task.host_batch(step, 0, parts)
         except InputError as error:
+            advice = "Use a smaller --batch, or a smaller patch with --set training.voxels=N."
             raise GuardError(f"Out of memory at step {step + 1} ({problem}), and {error.finding}. The last checkpoint "
-                             "is kept. Use a smaller --batch, or a smaller patch with --set training.voxels=N.") from None
+                             f"is kept. {advice}") from None
         self.state.parts = parts
         message = f"Out of memory at step {step + 1} ({problem}). From now on each batch is computed in {parts} parts."
         self.events.emit("warning", message=message)
@@ -282,15 +284,16 @@ class Trainer:
         if not self.checkpoint_path.exists():
             return False
         tensors, facts = load_tensors(self.checkpoint_path)
-        self.module.load_state_dict(unprefixed("module", tensors))
-        restore_optimiser(self.optimiser, unprefixed("optimiser", tensors))
-        self.average.load_state_dict(unprefixed("average", tensors))
-        if self.rule is not None:
-            self.rule.load_state_dict(unprefixed("rule", tensors))
-        self.best_weights = unprefixed("best", tensors) or None
-        self.state = TrainState(**facts["state"])
-        if facts["scaler"]:
-            self.scaler.load_state_dict(facts["scaler"])
+        with fitting(self.checkpoint_path):
+            self.module.load_state_dict(unprefixed("module", tensors))
+            restore_optimiser(self.optimiser, unprefixed("optimiser", tensors))
+            self.average.load_state_dict(unprefixed("average", tensors))
+            if self.rule is not None:
+                self.rule.load_state_dict(unprefixed("rule", tensors))
+            self.best_weights = unprefixed("best", tensors) or None
+            self.state = TrainState(**facts["state"])
+            if facts["scaler"]:
+                self.scaler.load_state_dict(facts["scaler"])
         return True
 
 

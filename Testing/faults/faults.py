@@ -87,7 +87,8 @@ FAULTS: dict[tuple[str, str, str], list[tuple[str, str, str]]] = {
     ("views", "views", "views"): [
         ("views are not flipped", "/ 2 * (1 - 2 * geometry.flip)", "/ 2 * (1 + 0 * geometry.flip)"),
         ("boxes by weights are not flipped", "(share + flip * (1 - 2 * share))", "share"),
-        ("rotation in voxels, not in mm", "mm[None, None, :] / mm[None, :, None]", "mm[None, :, None] / mm[None, :, None]"),
+        ("rotation in voxels, not in mm",
+         "mm[None, None, :] / mm[None, :, None]", "mm[None, :, None] / mm[None, :, None]"),
         ("outside the window is background", "torch.full_like(out, IGNORE)", "torch.zeros_like(out)"),
     ],
     ("GCL", "gradients", "gradients gcl"): [
@@ -161,7 +162,8 @@ FAULTS: dict[tuple[str, str, str], list[tuple[str, str, str]]] = {
         ("spacings not reordered", "triple(geometry.spacing[axis] for axis in order)", "geometry.spacing"),
     ],
     ("geometry", "preprocess", "preprocess"): [
-        ("the training grid is half a voxel off", "(np.array(size) - 1) / 2 * spacing", "(np.array(size)) / 2 * spacing"),
+        ("the training grid is half a voxel off",
+         "(np.array(size) - 1) / 2 * spacing", "(np.array(size)) / 2 * spacing"),
         ("aliasing when shrinking", "width = max(ratio, 1.0)", "width = 1.0"),
     ],
     ("cache", "cache", "cache cache_faults"): [
@@ -179,7 +181,8 @@ FAULTS: dict[tuple[str, str, str], list[tuple[str, str, str]]] = {
         ("average not restored", 'self.average.load_state_dict(unprefixed("average", tensors))', "pass"),
         ("chance does not follow the step", "        seed_step(self.config.seed, self.state.step)\n", ""),
         ("weights that are no numbers are saved", "raise self._not_finite(\"A weight is\")", "pass"),
-        ("micro-batches are added, not averaged", "self._backward(losses, 1 / len(parts))", "self._backward(losses, 1)"),
+        ("micro-batches are added, not averaged",
+         "self._backward(losses, 1 / len(parts))", "self._backward(losses, 1)"),
         ("the last instead of the best weights", "figures[\"score\"] > state.best:", "figures[\"score\"] > -1:"),
     ],
     ("checkpoint", "checkpoint", "checkpoint"): [

@@ -1,6 +1,6 @@
 """Kill training at random moments, from its start to its end, and resume: the weights must not change by a bit.
 
-    python Testing/faults/kills.py [--kills 20] [--out kills.json]
+    python Testing/faults/kills.py [--kills 20] [--only selftrain] [--out kills.json]
 
 For each command runs are started, killed with SIGKILL and resumed until they are done, until there were so many
 kills. Every file with its final name is read back after every kill. On one thread; a few minutes a command.
@@ -20,6 +20,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from Testing.lib.core_helpers import tiny_project  # noqa: E402
 from Testing.lib.kill_helpers import Victim, config, train  # noqa: E402
+from Testing.lib.test_selftrain import project_of  # noqa: E402
 
 METHODS = {"pretrain": ("pgl", "gcl"), "finetune": ("supervised",), "selftrain": ("local-contrast",)}
 
@@ -27,13 +28,16 @@ METHODS = {"pretrain": ("pgl", "gcl"), "finetune": ("supervised",), "selftrain":
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--kills", type=int, default=20, help="least kills of each command")
+    parser.add_argument("--only", nargs="+", choices=tuple(METHODS), help="only these commands; other results are kept")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("kills.json"))
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        project = tiny_project(Path(folder))
-        project.set_roles(labelled="case0,case1")
-        project.save()
-        rows = [row for command in METHODS for row in killed(project, command, options.kills)]
+        projects = {"selftrain": project_of(Path(folder, "two"))}
+        plain = tiny_project(Path(folder, "one"))
+        chosen = options.only or METHODS
+        rows = json.loads(options.out.read_text())["runs"] if options.only and options.out.exists() else []
+        rows = [row for row in rows if row["command"] not in chosen]
+        rows += [row for name in chosen for row in killed(projects.get(name, plain), name, options.kills)]
     options.out.write_text(json.dumps({"format_version": 1, "runs": rows}, indent=1) + "\n", encoding="utf-8")
     for command in METHODS:
         mine = [row for row in rows if row["command"] == command]

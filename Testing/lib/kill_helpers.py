@@ -29,7 +29,8 @@ def config(method: str, **changes: object) -> RunConfig:
     command = {"supervised": "finetune", "local-contrast": "selftrain"}.get(method, "pretrain")
     values = {"training__steps": 14, "dim": "2d", "training__batch": 4, "network__widths": (4, 8)}
     if command == "selftrain":
-        values |= {"options__rounds": 2, "options__clean": "none", "optimiser__lr": 1e-2}
+        values |= {"options__rounds": 2, "options__clean": "none", "optimiser__lr": 1e-2, "training__steps": 24,
+                   "training__ema": 0.0}
     return tiny_config(command, method=method, **(values | changes))
 
 

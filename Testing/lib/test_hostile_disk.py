@@ -35,8 +35,8 @@ WORDS = ["--dim", "2d", "--batch", "2", "--steps", "4", "--set", "network.widths
 def mounted(folder: Path, *words: str):
     """A mount for the time of a test; skips where it is not allowed."""
     folder.mkdir(exist_ok=True)
-    done = subprocess.run(["mount", *words, folder], capture_output=True, check=False) if sys.platform == "linux" else None
-    if done is None or done.returncode:
+    command = ["mount", *words, str(folder)]
+    if sys.platform != "linux" or subprocess.run(command, capture_output=True, check=False).returncode:
         pytest.skip("only root on Linux may mount")
     try:
         yield folder
@@ -83,7 +83,7 @@ def whole_files(folder: Path) -> list[str]:
 
 WRITERS = {
     "tensors": lambda p: save_tensors(p / "x.safetensors", {"a": torch.zeros(500_000)}, {}),
-    "volume": lambda p: io.write_image(p / "x.nii.gz", Volume(np.random.default_rng(0).normal(size=GRID.shape) * 9, GRID)),
+    "volume": lambda p: io.write_image(p / "x.nii.gz", Volume(np.random.default_rng(0).random(GRID.shape), GRID)),
     "entry": lambda p: store.write_entry(p / "x", np.random.default_rng(0).random((1, 40, 60, 60)), 3, {}),
     "table": lambda p: store.write_entry(p / "x", np.zeros((1, 4, 4, 4)), 3, {}, places=np.zeros((90_000, 3))),
 }  # fmt: skip
@@ -103,7 +103,8 @@ def test_training_on_a_full_disk_says_so_and_goes_on_when_there_is_room(project,
     """The disk fills up at once, or later."""
     moved = small_disk / "p"
     shutil.copytree(project.folder, moved)
-    (moved / "medssl.json").write_text((moved / "medssl.json").read_text().replace('"../data', f'"{project.folder.parent}/data'))
+    manifest = (moved / "medssl.json").read_text().replace('"../data', f'"{project.folder.parent}/data')
+    (moved / "medssl.json").write_text(manifest)
     filler = filled(small_disk, room)
     words = ["finetune", str(moved), "--name", "r", *WORDS]
     assert main(words) == 1

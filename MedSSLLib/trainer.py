@@ -147,9 +147,7 @@ class Trainer:
             if not is_out_of_memory(error):
                 raise
             problem = str(error).split("\n")[0] or "no more memory"
-        self.optimiser.zero_grad(set_to_none=True)
-        if self.fabric.device.type == "cuda":
-            torch.cuda.empty_cache()
+        torch.cuda.empty_cache()  # does nothing without CUDA
         self._split_further(2 * len(parts), problem)
         return None
 
@@ -160,9 +158,8 @@ class Trainer:
                 raise InputError("this batch is needed whole")
             self.task.host_batch(step, 0, parts)
         except InputError as error:
-            advice = "Use a smaller --batch, or a smaller patch with --set training.voxels=N."
             raise GuardError(f"Out of memory at step {step + 1} ({problem}), and {error.finding}. The last checkpoint "
-                             f"is kept. {advice}") from None
+                             "is kept. Use a smaller --batch or a smaller patch (--set training.voxels=N).") from None
         self.state.parts = parts
         message = f"Out of memory at step {step + 1} ({problem}). From now on each batch is computed in {parts} parts."
         self.events.emit("warning", message=message)

@@ -182,7 +182,7 @@ def table(result: dict[str, Any]) -> str:
         "# Faults planted in the code, and the tests that notice", "",
         "Made by `python Testing/faults/mutation.py` from `mutants.json`; do not edit. With `-x`, so that the test "
         "shown is the first of perhaps several that fail.", "",
-        f"{caught} of {len(rows)} faults caught, {result['seconds'] / 60:.0f} minutes of one core "
+        f"{caught} of {len(rows)} faults caught{_missing(rows)}, {result['seconds'] / 60:.0f} minutes of one core "
         f"(Python {result['python']}, torch {result['torch']}).", "",
         "| topic | fault | file | first test that fails | s |", "|---|---|---|---|---|",
     ]  # fmt: skip
@@ -191,6 +191,11 @@ def table(result: dict[str, Any]) -> str:
         by = by.replace("|", "\\|")
         lines.append(f"| {row['topic']} | {row['name']} | {row['file']} | `{by}` | {row['seconds']:.0f} |")
     return "\n".join(lines) + "\n"
+
+
+def _missing(rows: list[dict[str, Any]]) -> str:
+    left = len(faults()) - len(rows)
+    return f" ({left} not yet tried)" if left else ""
 
 
 if __name__ == "__main__":

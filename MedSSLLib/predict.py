@@ -92,11 +92,11 @@ def load_model(run_folder: Path, device: str = "auto", precision: str = "auto") 
         found = "is not finished: it has no weights" if run_folder.exists() else "does not exist"
         raise InputError(f"run {run_folder.name!r} {found}", file=str(run_folder),
                          remedy="See `medssl runs PROJECT` for finished runs")
-    data, config, plan = read_data(run_folder), read_config(run_folder), read_plan(run_folder)
+    config, plan = read_config(run_folder), read_plan(run_folder)
     if config.command == "pretrain":
         raise InputError(f"run {run_folder.name!r} is a pre-trained encoder, it segments nothing yet",
                          remedy=f"Run `medssl finetune PROJECT --init {run_folder.name}` and predict with that run")
-    where = resolve_device(device)
+    data, where = read_data(run_folder), resolve_device(device)
     tensors, _ = load_tensors(run_folder / WEIGHTS)
     try:
         network = network_of(config, plan, len(data.classes))

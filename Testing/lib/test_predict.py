@@ -178,7 +178,7 @@ def test_a_bad_image_is_named_and_the_others_go_on(trained, tmp_path):
     bad = tmp_path / "bad.nii.gz"
     bad.write_bytes(good.read_bytes()[:200])
     events, record = loud()
-    written = run_predict(trained, "model", tmp_path / "out", events, images=[bad, good])
+    written = run_predict(trained, "model", tmp_path / "out", events, images=[bad, good]).written
     assert [p.name for p in written] == ["case0.nii.gz"] and "bad.nii.gz" in record.of("warning")[0]["message"]
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["case0.nii.gz"]
     with pytest.raises(InputError, match=r"bad\.nii\.gz"):

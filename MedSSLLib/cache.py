@@ -160,6 +160,11 @@ class Cache:
         """Number of counted voxels per class that occurs."""
         return dict(self._labels[name].counts)
 
+    def fingerprint(self) -> str:
+        """A text that depends on the content of everything prepared so far, and on how it was preprocessed."""
+        return _key([[sorted((name, entry.folder.name) for name, entry in entries.items())]
+                     for entries in (self._images, self._labels)])
+
     def clear(self) -> int:
         """Delete all entries, of every plan; returns the bytes freed. See :func:`clear_cache`."""
         self._handles.close()

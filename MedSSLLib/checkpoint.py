@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +27,11 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, 
     header = {"format": FORMAT, "format_version": str(FORMAT_VERSION), "facts": json.dumps(facts)}
     copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     with atomic_path(path) as temporary:
-        save_file(copies, str(temporary), metadata=header)
+        try:
+            save_file(copies, str(temporary), metadata=header)
+        except SafetensorError as error:  # has the system's error number in its text alone
+            number = re.search(r"os error (\d+)", str(error))
+            raise OSError(int(number[1]) if number else errno.EIO, str(error), str(path)) from error
 
 
 def load_tensors(path: Path, device: str = "cpu") -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -38,12 +45,25 @@ def load_tensors(path: Path, device: str = "cpu") -> tuple[dict[str, Tensor], di
             header = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             version, facts = int(header.get("format_version", FORMAT_VERSION)), json.loads(header.get("facts", "{}"))
-    except (OSError, SafetensorError, ValueError) as error:
+        if not isinstance(facts, dict):
+            raise ValueError("its facts are no object")
+    except (OSError, SafetensorError, ValueError, RecursionError) as error:
         raise InputError(f"cannot be read as safetensors ({error})", file=str(path),
                          remedy="Choose a weights.safetensors file, or run the training again") from None
     if version > FORMAT_VERSION:
         raise InputError("was written by a newer version of MedSSL", file=str(path), remedy="Update MedSSL")
     return tensors, facts
+
+
+@contextmanager
+def fitting(path: Path) -> Iterator[None]:
+    """Put back what a checkpoint holds. Raises InputError when it is not one of what is put back."""
+    try:
+        yield
+    except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
+        first = str(error).split("\n")[0]
+        raise InputError(f"is damaged or belongs to another run ({type(error).__name__}: {first})", file=str(path),
+                         remedy="Restore it from a backup, or start a new run without --resume") from error
 
 
 def flatten_optimiser(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ from typing import IO
 from MedSSLLib import __version__, stopping
 from MedSSLLib.commands import annotation, bench, completion, projects, tools, training, use
 from MedSSLLib.commands.base import Command
-from MedSSLLib.errors import InputError, MedSSLError, printable
+from MedSSLLib.errors import InputError, MedSSLError, is_out_of_memory, printable
 from MedSSLLib.events import Events
 from MedSSLLib.sinks import Bar, JsonLines, PlainLines
 
@@ -36,8 +36,9 @@ From a folder of scans to segmentations:
   medssl finetune heart --minutes 10 --name first
   medssl predict heart --run first --out segmentations/
 
-Exit codes: 0 done, 1 failed, 2 bad input or usage, 3 cancelled (checkpoint kept),
-4 stopped by a guard (loss not finite, collapse, no memory).
+Exit codes: 0 done, 1 failed, or some cases left out (the others are written),
+2 bad input or usage, 3 cancelled (checkpoint kept), 4 stopped by a guard (loss not
+finite, collapse, no memory).
 'medssl COMMAND --help' explains a command."""
 
 
@@ -146,7 +147,8 @@ def explain(error: BaseException) -> tuple[int, str]:
         return error.exit_code, text
     if isinstance(error, KeyboardInterrupt):
         return CANCELLED, "Cancelled."
-    if isinstance(error, MemoryError) or kind == "OutOfMemoryError":
+    if is_out_of_memory(error):
+        text = text.split("\n")[0]
         advice = "Use a smaller --batch, or a smaller patch with --set training.voxels=N."
         return GUARD, f"Out of memory ({text or kind}). {advice}"
     if isinstance(error, ModuleNotFoundError):

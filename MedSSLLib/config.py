@@ -7,27 +7,31 @@ says "not from the paper" were chosen here; presets override defaults, ``--set``
 from __future__ import annotations
 
 import json
-from difflib import get_close_matches
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from MedSSLLib.errors import InputError
+from MedSSLLib.refusals import refusal, unknown
 
 Preset = Literal["quick", "standard", "paper"]
 Command = Literal["pretrain", "finetune", "selftrain", "complete"]
+Positive = Annotated[float, Field(gt=0)]
+Width = Annotated[int, Field(ge=1, le=4096)]
 
 
 class Frozen(BaseModel):
     """An immutable configuration that refuses unknown fields."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class NetworkConfig(Frozen):
     """U-Net size; the encoder is what pre-training hands to segmentation."""
 
-    widths: tuple[int, ...] = Field((16, 32, 64, 128, 128), description="Channels per level, finest first.")
+    widths: tuple[Width, ...] = Field(
+        (16, 32, 64, 128, 128), min_length=2, max_length=8, description="Channels per level, finest first."
+    )
     norm: Literal["batch", "group", "instance"] = Field(
         "batch", description="Normalisation layer; 'group' is exact across processes. Not from the paper."
     )
@@ -51,7 +55,7 @@ class AugmentConfig(Frozen):
 
     flip: float = Field(0.0, ge=0, le=1, description="Probability of a flip per axis.")
     rotation: float = Field(15.0, ge=0, description="Largest rotation in degrees (local contrast paper: 15).")
-    scale: tuple[float, float] = Field((0.8, 1.25), description="Range of the zoom, p as `affine`.")
+    scale: tuple[Positive, Positive] = Field((0.8, 1.25), description="Range of the zoom, p as `affine`.")
     affine: float = Field(0.8, ge=0, le=1, description="Probability of rotation and scaling.")
     elastic: float = Field(0.3, ge=0, le=1, description="Probability of a smooth deformation.")
     elastic_size: float = Field(0.04, ge=0, description="Standard deviation of its displacement, share of the patch.")
@@ -82,28 +86,30 @@ class TrainingConfig(Frozen):
 class RunConfig(Frozen):
     """Everything that decides a run. Written to ``config.json`` with versions and data facts."""
 
-    command: Command
+    command: Command = Field(description="What is run: pretrain, finetune or selftrain.")
     method: str = Field("supervised", description="Pre-training method, or 'supervised' and 'local-contrast'.")
-    preset: Preset = "standard"
+    preset: Preset = Field("standard", description="Minutes on a laptop, an hour or so, or the published scale.")
     name: str = Field("", description="Run name; made from the method and a number when empty.")
-    dim: Literal["auto", "2d", "3d"] = "auto"
-    device: str = "auto"
-    devices: int = Field(1, ge=1)
-    precision: Literal["auto", "32", "bf16", "16"] = "auto"
-    seed: int = Field(0, ge=0)
+    dim: Literal["auto", "2d", "3d"] = Field("auto", description="Slices or volumes; auto decides by the spacing.")
+    device: str = Field("auto", description="auto (CUDA where there is one), cpu, cuda or cuda:N.")
+    devices: int = Field(1, ge=1, description="Devices, one process each, that share a batch.")
+    precision: Literal["auto", "32", "bf16", "16"] = Field(
+        "auto", description="Number format; auto is bf16 or 16 on CUDA cards and 32 on the CPU."
+    )
+    seed: int = Field(0, ge=0, lt=2**63, description="Seed of everything random.")
     init: str = Field("none", description="Run name, weight file or 'none'.")
     labelled: tuple[str, ...] | None = Field(None, description="Cases whose labels may be read; None = the project's.")
     annotated_slices: int | None = Field(None, ge=1, description="Simulate this many annotated slices a labelled case.")
-    freeze_encoder: bool = False
-    semi: Literal["none", "mean-teacher"] = "none"
+    freeze_encoder: bool = Field(False, description="Train the decoder only.")
+    semi: Literal["none", "mean-teacher"] = Field("none", description="Whether unlabelled scans teach too.")
     consistency: float = Field(1.0, ge=0, description="Weight of Mean Teacher's consistency. Not from the paper.")
     mixup: float = Field(0.0, ge=0, description="Beta parameter of Mixup; 0 = off.")
-    network: NetworkConfig = NetworkConfig()
-    optimiser: OptimiserConfig = OptimiserConfig()
-    augment: AugmentConfig = AugmentConfig()
-    training: TrainingConfig = TrainingConfig()
+    network: NetworkConfig = Field(NetworkConfig(), description="Size of the network.")
+    optimiser: OptimiserConfig = Field(OptimiserConfig(), description="How weights are updated.")
+    augment: AugmentConfig = Field(AugmentConfig(), description="How views are changed at random.")
+    training: TrainingConfig = Field(TrainingConfig(), description="Length, batch and selection.")
     options: dict[str, Any] = Field(default_factory=dict, description="Fields of the method's own configuration.")
-    resume: bool = False
+    resume: bool = Field(False, description="Whether an unfinished run goes on.")
 
     @classmethod
     def build(
@@ -132,12 +138,7 @@ class RunConfig(Frozen):
         try:
             return cls.model_validate(values)
         except ValidationError as error:
-            first = error.errors()[0]
-            key = ".".join(str(part) for part in first["loc"])
-            raise InputError(
-                f"setting {key!r}: {first['msg']} (got {first.get('input')!r})",
-                remedy="See the field's help in the configuration reference",
-            ) from None
+            raise refusal(error, cls) from None
 
 
 _PRESETS: dict[Command, dict[Preset, dict[str, Any]]] = {
@@ -214,9 +215,7 @@ def _parsed(text: str) -> Any:
 
 
 def _unknown(key: str) -> InputError:
-    near = get_close_matches(key, setting_names(), n=1, cutoff=0.4)
-    hint = f"Did you mean {near[0]!r}" if near else "See the configuration reference"
-    return InputError(f"setting {key!r} does not exist", remedy=hint)
+    return unknown(key, setting_names())
 
 
 def setting_names() -> list[str]:

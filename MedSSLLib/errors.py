@@ -58,6 +58,14 @@ class GuardError(MedSSLError):
     exit_code = 4
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out: Python's own error, or what torch raises for a device and for the CPU."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    words = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED")
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+
+
 @contextmanager
 def naming(case: str, file: str = "") -> Iterator[None]:
     """Name the case, and the file where none is named, in every InputError raised within."""

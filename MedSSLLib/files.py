@@ -9,6 +9,7 @@ import math
 import os
 import re
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -46,6 +47,16 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         finally:
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
+
+
+def require_room(folder: Path, size: int) -> None:
+    """Make the folder. Raises MedSSLError when its disk has less than `size` bytes left."""
+    with explained_os_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free
+    if free < size:
+        raise MedSSLError(f"{folder}: the disk has {free / 1e6:,.0f} MB left, and a checkpoint needs about "
+                          f"{size / 1e6:,.0f} MB. Free some space and run the command again.")
 
 
 @contextmanager

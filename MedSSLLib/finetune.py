@@ -66,6 +66,7 @@ class LabelledData:
         labels = (self.cache.label(name, (0, 0, 0), self.cache.shape(name)[1:]) for name in dense)
         return {"labelled": [c.name for c in self.training], "validation": [c.name for c in self.held_out],
                 "unlabelled": [c.name for c in self.unlabelled], "annotated": annotated,
+                "fingerprint": self.cache.fingerprint(),
                 "one_piece": one_piece_classes(labels, classes)}
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ from MedSSLLib.networks import SegmentationNet, build_encoder, place
 from MedSSLLib.planning import Plan
 from MedSSLLib.preprocess import preprocess_image
 from MedSSLLib.project import Project
-from MedSSLLib.runfolder import WEIGHTS, read_config, read_plan, read_run
+from MedSSLLib.runfolder import WEIGHTS, read_config, read_data, read_plan
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,13 @@ class PredictOptions:
     components: Literal["auto", "largest", "all"] = "auto"
     device: str = "auto"
     precision: str = "auto"
+
+
+class Predictions(NamedTuple):
+    """Label files written, and the errors of the cases that could not be predicted."""
+
+    written: list[Path]
+    refused: list[InputError]
 
 
 @dataclass(frozen=True)
@@ -99,20 +106,21 @@ def load_model(run_folder: Path, device: str = "auto", precision: str = "auto") 
         found = "is not finished: it has no weights" if run_folder.exists() else "does not exist"
         raise InputError(f"run {run_folder.name!r} {found}", file=str(run_folder),
                          remedy="See `medssl runs PROJECT` for finished runs")
-    facts, config, plan = read_run(run_folder), read_config(run_folder), read_plan(run_folder)
+    config, plan = read_config(run_folder), read_plan(run_folder)
     if config.command == "pretrain":
         raise InputError(f"run {run_folder.name!r} is a pre-trained encoder, it segments nothing yet",
                          remedy=f"Run `medssl finetune PROJECT --init {run_folder.name}` and predict with that run")
-    where = resolve_device(device)
-    network = network_of(config, plan, len(facts["data"]["classes"]))
+    data, where = read_data(run_folder), resolve_device(device)
     tensors, _ = load_tensors(run_folder / WEIGHTS)
-    network.load_state_dict(tensors)
+    try:
+        network = network_of(config, plan, len(data.classes))
+        network.load_state_dict(tensors)
+    except (RuntimeError, ValueError, TypeError, ArithmeticError, LookupError) as error:
+        raise InputError(f"its settings and weights do not fit together ({type(error).__name__})", file=str(run_folder),
+                         remedy="Restore the folder from a backup, or train again") from error
     network.eval()
     place(network, where, plan.dim)
-    values = tuple(facts["data"]["values"])
-    data = facts["data"]
-    return Model(network, plan, values, tuple(data["classes"]), where, resolve_precision(precision, where),
-                 tuple(data.get("one_piece", ())))
+    return Model(network, plan, data.values, data.classes, where, resolve_precision(precision, where), data.one_piece)
 
 
 def network_of(config: RunConfig, plan: Plan, classes: int) -> SegmentationNet:
@@ -145,8 +153,8 @@ def label_volume(model: Model, classes: np.ndarray, geometry: Geometry) -> Volum
 def run_predict(  # noqa: PLR0913 - the contract of the command
     project: Project, run: str, out: Path, events: Events, *,
     cases: str | None = None, images: Sequence[Path] = (), options: PredictOptions | None = None,
-) -> list[Path]:
-    """Predict cases of the project (all of them by default) or image files; returns the label files written.
+) -> Predictions:
+    """Predict cases of the project (all of them by default) or image files.
 
     A case that cannot be read is named in a warning, and the others go on.
 
@@ -158,7 +166,9 @@ def run_predict(  # noqa: PLR0913 - the contract of the command
     jobs = _jobs(project, cases, images)
     events.emit("start", command="predict", run=run, cases=len(jobs), device=str(model.device))
     judge = Judge.of(project, run, model, events) if options.quality else None
-    written, refused, quality = [], [], {}
+    written: list[Path] = []
+    refused: list[InputError] = []
+    quality = {}
     for number, (name, paths) in enumerate(jobs.items(), 1):
         try:
             volumes = [io.read_image(path, case=name) for path in paths]
@@ -176,7 +186,7 @@ def run_predict(  # noqa: PLR0913 - the contract of the command
     if judge:
         judge.write(out, quality)
     events.emit("done", run=run, cases=len(written), refused=len(refused), folder=str(out))
-    return written
+    return Predictions(written, refused)
 
 
 def _jobs(project: Project, cases: str | None, images: Sequence[Path]) -> dict[str, tuple[Path, ...]]:

@@ -23,7 +23,7 @@ from MedSSLLib.manifest import Case
 from MedSSLLib.networks import Encoder, build_encoder
 from MedSSLLib.planning import Plan, make_plan
 from MedSSLLib.project import Project
-from MedSSLLib.runfolder import WEIGHTS, open_run, owned, read_plan, read_run, write_config
+from MedSSLLib.runfolder import WEIGHTS, open_run, owned, read_config, read_plan, read_run, write_config
 
 BATCH = {2: 8, 3: 2}  # samples a step when not set; not from the paper
 
@@ -171,8 +171,8 @@ def adopt_network(ready: Preparation, init: Path | None) -> Preparation:
     """With widths and normalisation of the run whose encoder is taken over, so that the weights fit."""
     if init is None or not (init.parent / "config.json").exists():
         return ready
-    theirs = read_run(init.parent)["config"]["network"]
-    changes = {"network.widths": tuple(theirs["widths"]), "network.norm": theirs["norm"]}
+    theirs = read_config(init.parent).network
+    changes = {"network.widths": theirs.widths, "network.norm": theirs.norm}
     return replace(ready, config=ready.config.override(changes))
 
 
@@ -188,8 +188,27 @@ def make_encoder(ready: Preparation, plan: Plan, init: Path | None) -> tuple[Enc
     return encoder, report
 
 
+def _require_same_data(folder: Path, facts: dict[str, Any]) -> None:
+    before = read_run(folder)["data"]
+    if before.get("fingerprint", facts["fingerprint"]) == facts["fingerprint"]:
+        return
+    used = ("labelled", "validation", "unlabelled")
+    then, now = ({name for key in used for name in data.get(key, ())} for data in (before, facts))
+    what = f"cannot be used any more: {', '.join(sorted(then - now))}" if then - now else (
+        f"new since it began: {', '.join(sorted(now - then))}" if now - then else
+        "images, labels or annotated slices have changed since it began")
+    raise InputError(f"run {folder.name!r} cannot go on as it was; {what}", file=str(folder),
+                     remedy="Restore the files, or start a new run without --resume")
+
+
 def record(ready: Preparation, plan: Plan, facts: dict[str, Any]) -> None:
-    """Write ``config.json`` on the first process."""
-    if ready.fabric.is_global_zero:
+    """Write ``config.json`` on the first process; for a run that goes on, see that its data are the same.
+
+    Raises:
+        InputError: images or labels have changed, or can no longer be read.
+    """
+    if (ready.folder / "config.json").exists():
+        _require_same_data(ready.folder, facts)
+    elif ready.fabric.is_global_zero:
         write_config(ready.folder, ready.config, plan, {"classes": list(ready.project.classes),
                                                                  "values": list(ready.project.values), **facts})

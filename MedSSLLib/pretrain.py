@@ -41,6 +41,7 @@ from MedSSLLib.preparation import (
     resolve_weights,
 )
 from MedSSLLib.project import Project
+from MedSSLLib.refusals import refusal
 from MedSSLLib.runfolder import WEIGHTS
 from MedSSLLib.sampling import Batch, HostBatch, ViewSampler, make_views
 from MedSSLLib.trainer import Trainer
@@ -71,7 +72,8 @@ def run_pretrain(project: Project, config: RunConfig, events: Events) -> Path:
         if len(cases) < 2:
             raise InputError(f"{len(cases)} usable case(s); pre-training needs at least 2", remedy="Add cases")
         task, facts = build_task(ready, plan, cache, cases, init)
-        record(ready, plan, {"unlabelled": [c.name for c in cases], "view": list(task.sampler.patch), **facts})
+        record(ready, plan, {"unlabelled": [c.name for c in cases], "view": list(task.sampler.patch),
+                             "fingerprint": cache.fingerprint(), **facts})
         started = time.monotonic()
         trainer = Trainer(task, loop_config(ready.config, "pretrain", stage_budget(ready.config)), ready.fabric,
                           ready.folder, ready.events)
@@ -133,10 +135,7 @@ def method_options(kind: type[Method], config: RunConfig) -> MethodConfig:
     try:
         return kind.Config(**config.options)
     except ValidationError as error:
-        first = error.errors()[0]
-        known = ", ".join(kind.Config.model_fields)
-        raise InputError(f"option {'.'.join(map(str, first['loc']))!r} of {config.method}: {first['msg']}",
-                         remedy=f"Known options: {known}") from None
+        raise refusal(error, kind.Config, "options.") from None
 
 
 def view_patch(plan: Plan, voxels: int | None) -> tuple[int, ...]:

@@ -11,7 +11,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from MedSSLLib import __version__
 from MedSSLLib.config import RunConfig
@@ -23,6 +25,18 @@ from MedSSLLib.project import Project
 FORMAT, FORMAT_VERSION = "medssl-run", 1
 WEIGHTS = "weights.safetensors"
 _PACKAGES = ("torch", "monai", "numpy", "SimpleITK", "lightning-fabric")
+
+AnyModel = TypeVar("AnyModel", bound=BaseModel)
+
+
+class RunData(BaseModel):
+    """What a run knows of its data: class names and label values, both with background; classes that are one piece."""
+
+    model_config = ConfigDict(extra="allow")
+
+    classes: tuple[str, ...] = Field(min_length=1, max_length=255)
+    values: tuple[int, ...]
+    one_piece: tuple[int, ...] = ()
 
 
 def open_run(project: Project, config: RunConfig) -> tuple[Path, RunConfig]:
@@ -36,11 +50,29 @@ def open_run(project: Project, config: RunConfig) -> tuple[Path, RunConfig]:
         return folder, read_config(folder).override({"resume": True, "device": config.device})
     name = config.name or _free_name(project, config)
     folder = project.run_folder(name)
-    if (folder / "config.json").exists():
+    if (folder / "config.json").exists() and not _abandoned(folder):
         raise InputError(f"run {name!r} exists already", file=str(folder),
                          remedy="Choose another --name, or continue it with --resume")
     folder.mkdir(parents=True, exist_ok=True)
     return folder, config.override({"name": name})
+
+
+def _begun(folder: Path) -> bool:
+    """Whether there is anything to keep: a checkpoint or weights."""
+    return (folder / WEIGHTS).exists() or any((folder / "checkpoint").glob("*.safetensors"))
+
+
+def _abandoned(folder: Path) -> bool:
+    """Whether a run ended before its first checkpoint, so that there is nothing in it; it is then cleared away.
+
+    Raises:
+        MedSSLError: it has only just begun, in another process.
+    """
+    if _begun(folder):
+        return False
+    with FileLock(folder / ".lock", timeout=0):
+        (folder / "config.json").unlink(missing_ok=True)
+    return True
 
 
 def _free_name(project: Project, config: RunConfig) -> str:
@@ -76,14 +108,22 @@ def _resumable(project: Project, config: RunConfig) -> Path:
 
 @contextmanager
 def owned(folder: Path) -> Iterator[None]:
-    """Hold the run folder against other processes; a run that ends before its settings are written leaves nothing.
+    """Hold the run folder against other processes.
 
-    A stop request left from before is forgotten.
+    A run that ends before its settings are written, or is refused before its first checkpoint, leaves nothing.
+
+    A stop request and half-written files left from before are cleared away.
     """
     try:
         with FileLock(folder / ".lock"):
             (folder / "stop").unlink(missing_ok=True)
+            for left in folder.rglob(".tmp-*"):  # by a process that was killed while it wrote
+                left.unlink(missing_ok=True)
             yield
+    except InputError:
+        if not _begun(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
     finally:
         if not (folder / "config.json").exists():
             shutil.rmtree(folder, ignore_errors=True)
@@ -109,13 +149,26 @@ def read_run(folder: Path) -> dict[str, Any]:
 
 
 def read_config(folder: Path) -> RunConfig:
-    """The run's settings."""
-    return RunConfig._validated(read_run(folder)["config"])
+    """The run's settings. Raises InputError as `read_run` does."""
+    return _part(folder, "config", RunConfig)
 
 
 def read_plan(folder: Path) -> Plan:
-    """The run's plan."""
-    return Plan.model_validate(read_run(folder)["plan"])
+    """The run's plan. Raises InputError as `read_run` does."""
+    return _part(folder, "plan", Plan)
+
+
+def read_data(folder: Path) -> RunData:
+    """What the run recorded about its data. Raises InputError as `read_run` does."""
+    return _part(folder, "data", RunData)
+
+
+def _part(folder: Path, key: str, kind: type[AnyModel]) -> AnyModel:
+    try:
+        return kind.model_validate(read_run(folder)[key])
+    except (KeyError, ValidationError) as error:
+        raise InputError(f"has no usable {key!r}", file=folder / "config.json",
+                         remedy="Restore the file from a backup, or train again") from error
 
 
 def versions() -> dict[str, str]:

@@ -13,7 +13,8 @@ from MedSSLLib.errors import InputError
 from MedSSLLib.preparation import Preparation, resolve_weights
 from MedSSLLib.project import Project
 from MedSSLLib.pseudo import SUMMARY, Filter
-from MedSSLLib.runfolder import WEIGHTS, read_config, read_run
+from MedSSLLib.refusals import refusal
+from MedSSLLib.runfolder import WEIGHTS, read_config, read_data
 
 
 class SelfTrainConfig(Frozen):
@@ -42,9 +43,7 @@ def self_train_options(config: RunConfig) -> SelfTrainConfig:
     try:
         return SelfTrainConfig(**config.options)
     except ValidationError as error:
-        first = error.errors()[0]
-        raise InputError(f"option {'.'.join(map(str, first['loc']))!r} of selftrain: {first['msg']}",
-                         remedy=f"Known options: {', '.join(SelfTrainConfig.model_fields)}") from None
+        raise refusal(error, SelfTrainConfig, "options.") from None
 
 
 def start_weights(project: Project, run: str) -> Path | None:
@@ -60,7 +59,7 @@ def start_weights(project: Project, run: str) -> Path | None:
         raise InputError("is not a run of this project", file=run, remedy="Name a finished fine-tuning run with --from")
     if read_config(weights.parent).command == "pretrain":
         raise InputError(f"run {run!r} is a pre-trained encoder", remedy=f"Use --init {run} instead of --from")
-    theirs, ours = read_run(weights.parent)["data"]["classes"], list(project.classes)
+    theirs, ours = read_data(weights.parent).classes, project.classes
     if theirs != ours:
         raise InputError(f"run {run!r} segments {', '.join(theirs[1:])}, this project {', '.join(ours[1:])}",
                          remedy="Fine-tune again with the classes of the project")

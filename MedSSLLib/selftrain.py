@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from MedSSLLib.cache import Cache
-from MedSSLLib.checkpoint import load_tensors, save_tensors
+from MedSSLLib.checkpoint import fitting, load_tensors, save_tensors
 from MedSSLLib.config import RunConfig
 from MedSSLLib.device import resolve_precision
 from MedSSLLib.errors import CancelledError, GuardError, InputError
@@ -287,6 +287,7 @@ def _load_stage(ready: Preparation, name: str, net: SegmentationNet) -> dict[str
     if not ready.config.resume or not path.exists():
         return None
     tensors, facts = load_tensors(path)
-    net.load_state_dict(tensors)
-    figures: dict[str, Any] = facts["figures"]
+    with fitting(path):
+        net.load_state_dict(tensors)
+        figures: dict[str, Any] = facts["figures"]
     return figures

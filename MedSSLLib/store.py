@@ -6,6 +6,7 @@ size and checksum: a folder without it, or that does not agree with it, is not a
 
 from __future__ import annotations
 
+import io
 import shutil
 import threading
 import zlib
@@ -45,9 +46,11 @@ def write_entry(
     with atomic_path(folder / _ARRAY) as path:
         path.write_bytes(files[_ARRAY])
     for name, table in tables.items():
+        buffer = io.BytesIO()  # numpy's own writing to a full disk fails without an error number
+        np.save(buffer, table, allow_pickle=False)
+        files[f"{name}.npy"] = buffer.getvalue()
         with atomic_path(folder / f"{name}.npy") as path:
-            np.save(path, table, allow_pickle=False)
-            files[f"{name}.npy"] = path.read_bytes()
+            path.write_bytes(files[f"{name}.npy"])
     write_json(folder / _INFO, {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from lightning_fabric import Fabric
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from MedSSLLib import stopping
 from MedSSLLib.averaging import WeightAverage
 from MedSSLLib.checkpoint import (
+    fitting,
     flatten_optimiser,
     load_tensors,
     prefixed,
@@ -25,46 +27,14 @@ from MedSSLLib.checkpoint import (
 )
 from MedSSLLib.config import OptimiserConfig
 from MedSSLLib.device import average_gradient, average_gradients, from_first_process, seed_step
-from MedSSLLib.errors import CancelledError, GuardError, MedSSLError
+from MedSSLLib.errors import CancelledError, GuardError, InputError, MedSSLError, is_out_of_memory
 from MedSSLLib.events import Events
+from MedSSLLib.files import require_room
 from MedSSLLib.optimisers import build_optimiser, set_rate, warmup_cosine
 from MedSSLLib.schedule import Budget
+from MedSSLLib.task import Task as Task
 
 STOP_FILE = "stop"
-
-
-class Task(Protocol):
-    """What is trained: a module, its batches and its losses."""
-
-    @property
-    def module(self) -> nn.Module: ...
-
-    def host_batch(self, step: int, part: int, parts: int) -> Any:
-        """One part of the global batch of a step, on the host; called from a loader thread."""
-
-    def device_batch(self, host: Any) -> Any:
-        """The batch on the device."""
-
-    def losses(self, batch: Any, progress: float) -> dict[str, Tensor]:
-        """Named scalars to be minimised."""
-
-    def after_step(self, progress: float) -> None:
-        """Called after each optimiser step."""
-
-    def diagnostics(self) -> dict[str, Tensor]:
-        """0-d tensors to be shown; read only when a progress event is due."""
-
-    def check(self, figures: dict[str, float], progress: float) -> None:
-        """Stop the run (GuardError) when the figures show that it has failed."""
-
-    def validate(self) -> dict[str, float]:
-        """Figures on held-out labelled data; 'score' decides selection. Empty without held-out data."""
-
-    def gradient_rule(self) -> Any:
-        """A GradientRule, or None for the plain sum."""
-
-    def shared(self) -> list[nn.Parameter]:
-        """Parameters that a gradient rule treats one by one."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +55,7 @@ class LoopConfig:
 
 @dataclass
 class TrainState:
-    """What a checkpoint holds besides tensors."""
+    """What a checkpoint holds besides tensors; `parts` are a step's micro-batches (0: as configured)."""
 
     step: int = 0
     progress: float = 0.0
@@ -95,6 +65,7 @@ class TrainState:
     misses: int = 0
     next_validation: float = 0.0
     stopped_early: bool = False
+    parts: int = 0
     scores: list[dict[str, float]] = field(default_factory=list)
 
 
@@ -129,12 +100,16 @@ class Trainer:
         budget, state = self.config.budget, self.state
         budget.start(state.step, state.progress, state.elapsed)
         last_saved = time.monotonic()
+        require_room(self.folder, 4 * sum(p.nbytes for p in self.parameters))
         self.module.train()
         with stopping.deferred(), ThreadPoolExecutor(1, thread_name_prefix="loader") as loader:
             upcoming = self._load(loader, state.step)
             while not (budget.finished or state.stopped_early):
                 host, upcoming = upcoming, self._load(loader, state.step + 1)
-                losses = self._step(host)
+                losses = self._attempt(host)
+                if losses is None:
+                    upcoming = self._load(loader, state.step)
+                    continue
                 asked = self._advance()
                 self._report(losses)
                 if state.progress >= min(1.0, state.next_validation):
@@ -156,10 +131,38 @@ class Trainer:
             return {name: t.detach().cpu().clone() for name, t in self.module.state_dict().items()}
 
     def _load(self, loader: ThreadPoolExecutor, step: int) -> list[Future[Any]]:
-        parts = self.fabric.world_size * self.config.accumulate
-        first = self.fabric.global_rank * self.config.accumulate
-        mine = range(first, first + self.config.accumulate)
-        return [loader.submit(self.task.host_batch, step, part, parts) for part in mine]
+        own = self.state.parts or self.config.accumulate
+        parts, first = self.fabric.world_size * own, self.fabric.global_rank * own
+        return [loader.submit(self.task.host_batch, step, part, parts) for part in range(first, first + own)]
+
+    def _attempt(self, parts: list[Future[Any]]) -> dict[str, Tensor] | None:
+        """One step; None where memory ran out and the batch is now computed in twice as many parts.
+
+        Raises:
+            GuardError: memory ran out and the batch cannot be split further.
+        """
+        try:
+            return self._step(parts)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            problem = str(error).split("\n")[0] or "no more memory"
+        torch.cuda.empty_cache()  # does nothing without CUDA
+        self._split_further(2 * len(parts), problem)
+        return None
+
+    def _split_further(self, parts: int, problem: str) -> None:
+        step = self.state.step
+        try:
+            if self.rule is not None or self.fabric.world_size > 1:
+                raise InputError("this batch is needed whole")
+            self.task.host_batch(step, 0, parts)
+        except InputError as error:
+            raise GuardError(f"Out of memory at step {step + 1} ({problem}), and {error.finding}. The last checkpoint "
+                             "is kept. Use a smaller --batch or a smaller patch (--set training.voxels=N).") from None
+        self.state.parts = parts
+        message = f"Out of memory at step {step + 1} ({problem}). From now on each batch is computed in {parts} parts."
+        self.events.emit("warning", message=message)
 
     def _step(self, parts: list[Future[Any]]) -> dict[str, Tensor]:
         """One optimiser step; nothing in here waits for the device."""
@@ -203,7 +206,7 @@ class Trainer:
         if not self.events.due(self.config.stage, self.state.step, budget.steps):
             return
         figures = _read({**losses, **self.task.diagnostics()})
-        bad = [name for name in losses if not _finite(figures[name])]
+        bad = [name for name in losses if not math.isfinite(figures[name])]
         if bad:
             raise self._not_finite(f"The loss {', '.join(bad)} is")
         shown = {name: figures[name] for name in losses}
@@ -278,15 +281,16 @@ class Trainer:
         if not self.checkpoint_path.exists():
             return False
         tensors, facts = load_tensors(self.checkpoint_path)
-        self.module.load_state_dict(unprefixed("module", tensors))
-        restore_optimiser(self.optimiser, unprefixed("optimiser", tensors))
-        self.average.load_state_dict(unprefixed("average", tensors))
-        if self.rule is not None:
-            self.rule.load_state_dict(unprefixed("rule", tensors))
-        self.best_weights = unprefixed("best", tensors) or None
-        self.state = TrainState(**facts["state"])
-        if facts["scaler"]:
-            self.scaler.load_state_dict(facts["scaler"])
+        with fitting(self.checkpoint_path):
+            self.module.load_state_dict(unprefixed("module", tensors))
+            restore_optimiser(self.optimiser, unprefixed("optimiser", tensors))
+            self.average.load_state_dict(unprefixed("average", tensors))
+            if self.rule is not None:
+                self.rule.load_state_dict(unprefixed("rule", tensors))
+            self.best_weights = unprefixed("best", tensors) or None
+            self.state = TrainState(**facts["state"])
+            if facts["scaler"]:
+                self.scaler.load_state_dict(facts["scaler"])
         return True
 
 
@@ -294,7 +298,3 @@ def _read(figures: dict[str, Tensor]) -> dict[str, float]:
     """All figures in one transfer."""
     values = torch.stack([torch.as_tensor(v).detach().float().reshape(()) for v in figures.values()]).tolist()
     return dict(zip(figures, values, strict=True))
-
-
-def _finite(value: float) -> bool:
-    return value == value and abs(value) != float("inf")

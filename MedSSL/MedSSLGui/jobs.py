@@ -52,7 +52,7 @@ class Runner(qt.QObject):
         self._reset()
 
     def _reset(self):
-        self.log, self._error, self._cancelled = [], "", False
+        self.log, self._error, self._cancelled, self._finished = [], "", False, False
         self._out, self._errors = LineSplitter(), LineSplitter()
 
     def isRunning(self):
@@ -119,6 +119,7 @@ class Runner(qt.QObject):
             if event is None:
                 self._remember(text)
                 continue
+            self._finished = event["event"] == "done"
             if event["event"] == "error":
                 self._error = str(event.get("message", "")) or self._error
             if event["event"] in ("error", "warning"):
@@ -137,8 +138,8 @@ class Runner(qt.QObject):
         self._readErrors()
         self._take(self._out.finish() + self._errors.finish())
         crashed = exitStatus == qt.QProcess.CrashExit
-        if exitCode == 0 and not crashed:
-            state = "done"
+        if not crashed and (exitCode == 0 or (exitCode == 1 and self._finished)):
+            state = "done"  # with 1 some cases could not be used; the warnings name them
         elif self._cancelled or (exitCode == 3 and not crashed):
             state = "cancelled"
         elif crashed or exitCode not in _MESSAGES:

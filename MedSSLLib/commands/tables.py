@@ -36,6 +36,7 @@ def run_row(run: Row) -> Row:
     config: Row = run["config"] or {}
     metrics: Row = run["metrics"] or {}
     training = config.get("config", config)
+    training = training if isinstance(training, dict) else {}
     state = "done" if run["finished"] else "can be resumed" if run["resumable"] else "unfinished"
     return {
         "name": run["name"], "command": training.get("command", ""), "method": training.get("method", ""),
@@ -162,6 +163,7 @@ def _number(value: float | None) -> str:
 
 def _dice(metrics: Row) -> float | None:
     """The headline number wherever a run keeps it."""
-    dice = (metrics.get("summary") or metrics).get("dice")
+    summary = metrics.get("summary")
+    dice = (summary if isinstance(summary, dict) else metrics).get("dice")
     dice = dice.get("mean") if isinstance(dice, dict) else dice
     return float(dice) if isinstance(dice, (int, float)) else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sized
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ def _predict_arguments(parser: argparse.ArgumentParser) -> None:
     output_options(parser)
 
 
-def predict(args: argparse.Namespace, events: Events) -> None:
+def predict(args: argparse.Namespace, events: Events) -> int:
     from MedSSLLib.project import Project
 
     project = Project.open(args.project)
@@ -50,11 +51,16 @@ def predict(args: argparse.Namespace, events: Events) -> None:
         device=args.device or "auto",
         precision=args.precision or "auto",
     )
-    written = run_predict(
+    result = run_predict(
         project, args.run, args.out, events,
         cases=args.cases, images=args.images or (), options=options,
     )  # fmt: skip
-    say(args, f"{len(written)} segmentations written to {args.out}")
+    say(args, f"{len(result.written)} segmentations written to {args.out}{_left_out(result.refused)}")
+    return 1 if result.refused else 0
+
+
+def _left_out(cases: Sized) -> str:
+    return f"; {len(cases)} left out, see the warnings" if cases else ""
 
 
 def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
@@ -76,7 +82,7 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     output_options(parser, events=False)
 
 
-def evaluate(args: argparse.Namespace, events: Events) -> None:
+def evaluate(args: argparse.Namespace, events: Events) -> int:
     from MedSSLLib.commands import tables
     from MedSSLLib.evaluate import evaluate_folder
 
@@ -92,7 +98,8 @@ def evaluate(args: argparse.Namespace, events: Events) -> None:
     if not args.quiet:
         tables.print_metrics(result)
         tables.print_quality(result.get("quality"))
-    say(args, f"{len(result['cases'])} cases scored, written to {args.out}")
+    say(args, f"{len(result['cases'])} cases scored, written to {args.out}{_left_out(result['errors'])}")
+    return 1 if result["errors"] else 0
 
 
 def _report_arguments(parser: argparse.ArgumentParser) -> None:
@@ -169,7 +176,8 @@ COMMANDS = (
         "PROJECT --run RUN --out DIR [options]",
         ("medssl predict heart --run finetune-1 --out segmentations/",
          "medssl predict heart --run finetune-1 --images new/case42.nii.gz --out new/seg --uncertainty"),
-        f"Results lie on the grid of the source image. {SEL}",
+        "Results lie on the grid of the source image. A case that cannot be segmented is named and the others go on; "
+        f"the exit code is then 1. {SEL}",
     ),
     Command(
         "evaluate", "Compare segmentations with reference labels.", _evaluate_arguments, evaluate,
@@ -177,7 +185,8 @@ COMMANDS = (
         ("medssl evaluate --predictions segmentations/ --references masks/ --out metrics.json",
          "medssl evaluate --predictions a/ --references b/ --out m.json --tolerance 2"),
         "Dice, 95 % Hausdorff distance, mean surface distance and surface Dice in mm, volumes in ml, per "
-        "case and class, with summaries. A class absent from prediction and reference is not counted.",
+        "case and class, with summaries. A class absent from prediction and reference is not counted. "
+        "A case that cannot be scored is named and the others go on; the exit code is then 1.",
     ),
     Command(
         "export", "Write a trained model for other programs.", _export_arguments, export,

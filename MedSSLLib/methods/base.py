@@ -9,6 +9,7 @@ from typing import ClassVar, Protocol
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from MedSSLLib.config import Positive
 from MedSSLLib.networks import Encoder
 from MedSSLLib.sampling import Batch
 
@@ -21,9 +22,9 @@ def identity(x: Tensor) -> Tensor:
 class MethodConfig(BaseModel):
     """Fields shared by every pre-training method: which views it wants."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    view_scale: tuple[float, float] = Field(
+    view_scale: tuple[Positive, Positive] = Field(
         (1.1, 1.4), description="Side of a view's crop box, relative to the patch (PGL re-implementation: 1.1-1.4)."
     )
     min_overlap: float = Field(0.1, ge=0, le=1, description="Least overlap of two boxes, share of the smaller one.")

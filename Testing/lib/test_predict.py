@@ -9,6 +9,7 @@ import torch
 
 from MedSSLLib import io
 from MedSSLLib.checkpoint import save_tensors
+from MedSSLLib.cli import main
 from MedSSLLib.components import largest_components, one_piece_classes
 from MedSSLLib.errors import InputError
 from MedSSLLib.events import Events
@@ -133,7 +134,7 @@ def trained(tmp_path_factory):
 def test_cases_are_written_on_their_grids_with_all_extras(trained, tmp_path):
     events, record = loud()
     options = PredictOptions(probabilities=True, uncertainty=True, components="largest", device="cpu")
-    written = run_predict(trained, "model", tmp_path, events, cases="case0,case2", options=options)
+    written = run_predict(trained, "model", tmp_path, events, cases="case0,case2", options=options).written
     assert [p.name for p in written] == ["case0.nii.gz", "case2.nii.gz"]
     for case in ("case0", "case2"):
         source = io.read_header(trained.case(case).images[0])
@@ -147,6 +148,19 @@ def test_cases_are_written_on_their_grids_with_all_extras(trained, tmp_path):
         np.testing.assert_allclose(u, entropy, atol=1e-3)
         assert set(np.unique(label.array)) <= {0, 1}
     assert [e["step"] for e in record.of("progress")] == [1, 2] and record.of("done")[0]["cases"] == 2
+
+
+def test_a_case_that_cannot_be_read_leaves_exit_code_1_and_the_others(trained, tmp_path, capsys):
+    images = [trained.case(name).images[0] for name in ("case0", "case1")]
+    (tmp_path / "torn.nii.gz").write_bytes(images[0].read_bytes()[:900])
+    words = ["predict", str(trained.folder), "--run", "model", "--device", "cpu", "--images", *map(str, images)]
+    assert main([*words, "--out", str(tmp_path / "a")]) == 0
+    assert main([*words, str(tmp_path / "torn.nii.gz"), "--out", str(tmp_path / "b")]) == 1
+    output = capsys.readouterr()
+    assert "torn" in output.err and "2 segmentations" in output.out and "1 left out" in output.out
+    assert {p.name for p in (tmp_path / "b").iterdir()} == {p.name for p in (tmp_path / "a").iterdir()}
+    assert main([*words[:-2], str(tmp_path / "torn.nii.gz"), "--out", str(tmp_path / "c")]) == 2
+    assert not (tmp_path / "c").exists()
 
 
 def test_prediction_is_the_same_twice_and_does_not_touch_the_project(trained, tmp_path):
@@ -164,7 +178,7 @@ def test_a_bad_image_is_named_and_the_others_go_on(trained, tmp_path):
     bad = tmp_path / "bad.nii.gz"
     bad.write_bytes(good.read_bytes()[:200])
     events, record = loud()
-    written = run_predict(trained, "model", tmp_path / "out", events, images=[bad, good])
+    written = run_predict(trained, "model", tmp_path / "out", events, images=[bad, good]).written
     assert [p.name for p in written] == ["case0.nii.gz"] and "bad.nii.gz" in record.of("warning")[0]["message"]
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["case0.nii.gz"]
     with pytest.raises(InputError, match=r"bad\.nii\.gz"):

@@ -250,3 +250,18 @@ def test_the_paper_preset_leaves_pseudo_labels_out_of_the_segmentation_loss():
     from MedSSLLib.config import RunConfig
 
     assert self_train_options(RunConfig.build("selftrain", preset="paper")).pseudo_weight == 0
+
+
+def test_every_round_starts_from_the_first_model(project, monkeypatch):
+    """As in the released code; going on from the round before would carry its errors along."""
+    begun, real = {}, selftrain.fit
+
+    def fit(ready, task, budget, stage):
+        net = getattr(task.module, "network", task.module)
+        begun[stage] = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+        return real(ready, task, budget, stage)
+
+    monkeypatch.setattr(selftrain, "fit", fit)
+    folder = selftrain.run_selftrain(project, settings(name="starts"), Events())
+    assert same(begun["round-1"], begun["round-2"]) and not same(begun["stage-1"], begun["round-1"])
+    assert same(begun["round-1"], load_tensors(folder / "stages" / "stage-1.safetensors")[0])

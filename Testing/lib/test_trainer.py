@@ -3,8 +3,10 @@
 import json
 import math
 import os
+import shutil
 import signal
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ from MedSSLLib import stopping
 from MedSSLLib.checkpoint import load_tensors
 from MedSSLLib.config import OptimiserConfig
 from MedSSLLib.device import seed_step
-from MedSSLLib.errors import CancelledError, GuardError, MedSSLError
+from MedSSLLib.errors import CancelledError, GuardError, InputError, MedSSLError
 from MedSSLLib.events import Events
 from MedSSLLib.optimisers import warmup_cosine
 from MedSSLLib.schedule import Budget
@@ -279,3 +281,73 @@ def test_no_thread_is_left_behind(tmp_path):
     before = threading.active_count()
     trainer(Toy(), tmp_path).run()
     assert threading.active_count() == before
+
+
+# ------------------------------------------------------------------------------------------- no more memory
+
+
+class Hungry(Toy):
+    """Has room for batches of `room` samples only, and no drop-out, so that parts add up to the whole."""
+
+    def __init__(self, room=8):
+        super().__init__()
+        torch.manual_seed(0)
+        self.module = nn.Linear(3, 1)
+        self.room, self.seen = room, []
+
+    def host_batch(self, step, part, parts):
+        if parts > 8:
+            raise InputError(f"a batch of 8 cannot be split over {parts} processes or micro-batches")
+        return super().host_batch(step, part, parts)
+
+    def losses(self, batch, progress):
+        self.seen.append((batch[0], len(batch[1])))
+        if len(batch[1]) > self.room:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes.\nTraceback")
+        return {"fit": (self.module(batch[1])[:, 0] - batch[1].sum(1)).square().mean()}
+
+
+def test_out_of_memory_splits_the_batch_says_so_and_ends_with_the_same_weights(tmp_path):
+    events, record = loud()
+    expected = trainer(Hungry(), tmp_path / "a").run()
+    task = Hungry(room=2)
+    run = trainer(task, tmp_path / "b", events=events)
+    weights = run.run()
+    assert [size for step, size in task.seen if step == 0] == [8, 4, 2, 2, 2, 2], "each step is done once, in parts"
+    assert sorted({step for step, _ in task.seen}) == list(range(12)) and run.state.step == 12
+    for name, value in expected.items():
+        torch.testing.assert_close(weights[name], value, rtol=1e-4, atol=1e-5)
+    messages = [event["message"] for event in record.of("warning")]
+    assert len(messages) == 2 and "8 bytes" in messages[0] and "in 4 parts" in messages[1]
+    resumed = trainer(Hungry(room=2), tmp_path / "b")
+    assert resumed.resume() and resumed.state.parts == 4, "a resumed run knows"
+
+
+def test_out_of_memory_with_one_sample_stops_with_numbers_and_keeps_the_checkpoint(tmp_path):
+    class Late(Hungry):
+        def losses(self, batch, progress):
+            self.room = 0 if batch[0] >= 5 else 8
+            return super().losses(batch, progress)
+
+    run = trainer(Late(), tmp_path, checkpoint_seconds=0)
+    with pytest.raises(GuardError, match=r"Out of memory at step 6 .*8 bytes.* cannot be split over 16.*--batch"):
+        run.run()
+    tensors, facts = load_tensors(tmp_path / "checkpoint" / "toy.safetensors")
+    assert facts["state"]["step"] == 5 and all(t.isfinite().all() for t in tensors.values())
+
+
+def test_other_errors_of_a_step_are_not_taken_for_a_lack_of_memory(tmp_path):
+    class Broken(Toy):
+        def losses(self, batch, progress):
+            raise RuntimeError("shapes differ")
+
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        trainer(Broken(), tmp_path).run()
+
+
+def test_a_disk_without_room_for_a_checkpoint_is_found_before_the_first_step(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=100))
+    task = Toy()
+    with pytest.raises(MedSSLError, match="0 MB left, and a checkpoint needs about 0 MB"):
+        trainer(task, tmp_path).run()
+    assert task.steps == []

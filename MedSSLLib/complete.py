@@ -117,7 +117,7 @@ def read_drawing(ready: Preparation, name: str) -> tuple[Preparation, Drawing]:
     annotated = _annotated(case, classes, volume, ready.config.annotated_slices)
     label = sparse_label(classes, annotated)
     if not ((label > 0) & (label != IGNORE)).any():
-        raise InputError("shows no structure on its annotated slices", case=case.name, file=case.label,
+        raise InputError("shows no structure on its annotated slices", case=case.name, file=case.label or "",
                          remedy="Annotate a slice on which there is one")
     return replace(ready, project=project), Drawing(replace(case, annotated=annotated), label, annotated)
 
@@ -166,7 +166,7 @@ def _annotated(case: Case, classes: np.ndarray, volume: Volume, simulated: int |
     if simulated:
         return simulate_annotation(classes, simulated, slice_axis(volume.geometry))
     if case.annotated is None:
-        raise InputError("is annotated on every slice, there is nothing to complete", case=case.name, file=case.label,
+        raise InputError("is annotated on every slice, there is nothing to complete", case=case.name, file=case.label or "",
                          remedy="Record its annotated slices, or simulate some with --annotated-slices N")
     if not case.annotated.count:
         raise InputError("has no annotated slice", case=case.name,

@@ -153,7 +153,7 @@ RUNS = [("2d", "batch", ()), ("3d", "instance", (1,)), ("3d", "group", ())]
 
 @pytest.mark.parametrize(("dim", "norm", "pieces"), RUNS)
 def test_monai_runs_the_bundle_to_the_labels_of_predict(cohort, dim, norm, pieces, tmp_path):
-    """Random networks are near ties in many voxels: on the oblique grid in 2D 0.9 % of them differ, elsewhere none."""
+    """Random networks are near ties in many voxels: on the oblique grid in 2D 0.9 % of them differ, elsewhere fewer."""
     pytest.importorskip("nibabel")
     name = f"bundle-{dim}-{norm}"
     model = make_run(cohort, name, dim, norm, pieces)

@@ -94,3 +94,18 @@ def test_tile_sizes(size, patch, budget, expected):
 def test_uncertainty_is_the_normalised_entropy():
     p = torch.tensor([[1.0, 0.25, 0.5], [0.0, 0.25, 0.5], [0.0, 0.25, 0.0], [0.0, 0.25, 0.0]])
     torch.testing.assert_close(uncertainty(p), torch.tensor([0.0, 1.0, 0.5]))
+
+
+def test_where_tiles_overlap_the_answer_goes_over_from_one_to_the_next(monkeypatch):
+    """A voxel near the border of a tile believes the tile it lies deeper in, instead of an equal mean of both."""
+    monkeypatch.setattr(inference, "TILE_VOXELS", {2: 8 * 32, 3: 0})
+    calls = []
+
+    def network(x):
+        calls.append(len(calls))
+        return torch.cat([0 * x, 0 * x + len(calls)], 1)
+
+    found = predict_probabilities(network, np.zeros((1, 1, 8, 60), np.float32), plan(2, (8, 8)), CPU)
+    across = found[1, 0, 4, 26:34].numpy()  # tiles begin at voxels 0 and 28 and share four
+    assert len(calls) == 2 and (np.diff(across[1:7]) > 1e-4).all()
+    np.testing.assert_allclose(across[[0, -1]], [1 / (1 + np.exp(-1)), 1 / (1 + np.exp(-2))], atol=1e-4)

@@ -55,7 +55,7 @@ def test_a_collapsed_run_is_stopped():
 
 
 def test_unknown_options_and_methods_are_refused(project):
-    with pytest.raises(InputError, match="'momentun' of byol"):
+    with pytest.raises(InputError, match="'options.momentun' does not exist. Did you mean 'options.momentum'"):
         run_pretrain(project, config("byol", options='{"momentun": 0.9}'), Events())
     with pytest.raises(InputError, match="method 'magic' does not exist"):
         run_pretrain(project, config("magic"), Events())

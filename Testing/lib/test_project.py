@@ -243,3 +243,8 @@ def test_importing_a_project_is_light() -> None:
     root = Path(MedSSLLib.__file__).parents[1]
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root)
     assert result.stdout.strip() == "[]"
+
+
+def test_the_pool_that_training_draws_from_holds_no_test_case(project: Project) -> None:
+    assert {case.name for case in project.cases} - {case.name for case in project.pool} == {"oblique"}
+    assert [case.name for case in project.test] == ["oblique"]

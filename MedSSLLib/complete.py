@@ -167,7 +167,8 @@ def _annotated(case: Case, classes: np.ndarray, volume: Volume, simulated: int |
         return simulate_annotation(classes, simulated, slice_axis(volume.geometry))
     if case.annotated is None:
         raise InputError("is annotated on every slice, there is nothing to complete", case=case.name,
-                         file=case.label or "", remedy="Record its annotated slices, or simulate some with --annotated-slices N")
+                         file=case.label or "",
+                         remedy="Record its annotated slices, or simulate some with --annotated-slices N")
     if not case.annotated.count:
         raise InputError("has no annotated slice", case=case.name,
                          remedy="Mark the slices that you drew in Slicer's Annotate panel")

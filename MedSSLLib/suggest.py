@@ -29,7 +29,8 @@ from MedSSLLib.project import Project
 from MedSSLLib.survey import Scan, Table, Viewer, load_viewer, look, survey, usable_slices
 
 Row = tuple[int, int, str, float | None]  # scan, slice, reason, score
-FORMAT, FORMAT_VERSION, FILE_NAME = "medssl-suggestions", 1, "suggestions.json"
+FORMAT, FORMAT_VERSION = "medssl-suggestions", 1
+FILE_NAME = "suggestions.json"
 Strategy = Literal["hybrid", "coverage", "uncertainty", "even", "random"]
 
 

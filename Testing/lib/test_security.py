@@ -164,7 +164,7 @@ def test_the_sources_hold_no_way_to_run_text(tmp_path):
     found = {}
     for path in SOURCES:
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if words.search(line)]
-        lines = [line for line in lines if not (line.endswith("weights_only=True)") or ".eval(" in line)]
+        lines = [line for line in lines if not ("weights_only=True)" in line or ".eval(" in line)]
         if lines:
             found[path.name] = lines
     assert not found

@@ -16,6 +16,9 @@ from MedSSLLib.planning import Plan
 Network = Callable[[Tensor], Tensor]
 
 TILE_VOXELS = {2: 2**20, 3: 2**21}  # most voxels of one forward pass; not from the paper
+VARIANTS = ((1.0, 1.0), (0.8, 1.0), (1.25, 1.0), (1.0, 0.85), (1.0, 1.15))
+"""Contrast and in-plane zoom of the views that a prediction should survive, the plain one first; inside the range that
+training varies. Not from the paper."""
 OVERLAP = 0.125  # share of a tile shared with its neighbour; not from the paper
 
 
@@ -35,11 +38,18 @@ def predict_probabilities(
 
 
 @torch.inference_mode()
-def predict_flipped(
-    network: Network, image: np.ndarray, plan: Plan, device: torch.device, axes: tuple[int, ...]
+def predict_varied(
+    network: Network, image: np.ndarray, plan: Plan, device: torch.device, contrast: float, zoom: float
 ) -> Tensor:
-    """As :func:`predict_probabilities`, from the image mirrored in one of :func:`flip_sets`, mirrored back."""
-    return _predict(network, image, plan, device, [axes])
+    """As :func:`predict_probabilities`, from the image with another contrast and in-plane size, scaled back."""
+    source = torch.from_numpy(np.ascontiguousarray(image))
+    mean = source.mean((1, 2, 3), keepdim=True)
+    source, size = (source - mean) * contrast + mean, list(source.shape[2:])
+    if zoom != 1:
+        scaled = [max(1, round(n * zoom)) for n in size]
+        source = F.interpolate(source, scaled, mode="bilinear", align_corners=False)
+    probabilities = predict_probabilities(network, source.numpy(), plan, device)
+    return F.interpolate(probabilities, size, mode="bilinear", align_corners=False) if zoom != 1 else probabilities
 
 
 def _predict(

@@ -1,4 +1,4 @@
-"""Judging predictions without a reference: mirrored predictions of a case, calibrated on held-out labelled cases."""
+"""Judging predictions without a reference: predictions of its variants, calibrated on held-out labelled cases."""
 
 from __future__ import annotations
 
@@ -87,21 +87,22 @@ def held_out_cases(project: Project, run: str) -> tuple[Case, ...]:
 
 
 def raw_quality(model: Model, image: np.ndarray) -> tuple[Raw | None, np.ndarray]:
-    """What the mirrored predictions of a preprocessed case ``[c, d, h, w]`` say, and the classes of their mean.
+    """What predictions of a preprocessed case ``[c, d, h, w]`` and its variants say, and the plain one's classes.
 
-    None where the mean prediction holds no structure.
+    None where the plain prediction holds no structure. Mirrored images would be no fair variants: models are trained
+    without flips unless asked, since many structures have a side.
     """
     single: list[np.ndarray] = []
     total: torch.Tensor | None = None
-    for probabilities in model.each_flip(image):
+    for probabilities in model.each_variant(image):
         single.append(probabilities.argmax(0).numpy().astype(np.uint8))
         total = probabilities if total is None else total + probabilities
     assert total is not None
     mean = (total / len(single)).numpy()
-    classes = mean.argmax(0).astype(np.uint8)
+    classes = single[0]
     per_class = expected_dice(mean, classes)
     expected = [value for value in per_class if value is not None]
     if not expected:
         return None, classes
-    agreement = [np.nanmean(dice_per_class(one, classes, len(mean))) for one in single]
+    agreement = [np.nanmean(dice_per_class(one, classes, len(mean))) for one in single[1:]]
     return Raw(float(np.mean(agreement)), float(np.mean(expected)), tuple(per_class)), classes

@@ -17,6 +17,7 @@ from MedSSLLib.geometry import Volume
 from MedSSLLib.labels import IGNORE, class_indices, counted_mask
 from MedSSLLib.manifest import Case
 from MedSSLLib.predict import Model, PredictOptions, predict_case
+from MedSSLLib.preprocess import preprocess_image
 from MedSSLLib.project import Project
 
 Filter = Literal["none", "consistency", "confidence"]
@@ -31,8 +32,8 @@ class PseudoOptions:
 
     Attributes:
         clean: 'components' keeps the largest component of each class and fills small holes.
-        filter: 'consistency' keeps a case whose predictions with and without flips agree, 'confidence' one whose
-            foreground is predicted with enough confidence.
+        filter: 'consistency' keeps a case whose predictions agree under changes of contrast and size, 'confidence'
+            one whose foreground is predicted with enough confidence.
         threshold: least agreement (Dice) or confidence (mean probability) of a kept case.
         accept: cases kept whatever the filter says.
         reject: cases left out.
@@ -108,8 +109,9 @@ def _predicted(
     classes = probabilities.argmax(0).astype(np.uint8)
     agreement = None
     if options.filter == "consistency":
-        _, flipped = predict_case(model, volumes, PredictOptions(flips=True))
-        agreement = foreground_dice(classes, flipped.argmax(0))
+        image, _ = preprocess_image(volumes, model.plan)
+        plain, *others = (part.argmax(0).numpy() for part in model.each_variant(image))
+        agreement = float(np.mean([foreground_dice(plain, other) for other in others]))
     if options.clean == "components":
         classes = fill_small_holes(largest_components(classes))
     return classes, probabilities.max(0).astype(np.float32), agreement

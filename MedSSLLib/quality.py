@@ -19,7 +19,7 @@ class Raw:
     """What one case's predictions say about themselves.
 
     Attributes:
-        agreement: mean Dice of every mirrored prediction with the mean prediction, over classes.
+        agreement: mean Dice of the predictions of variants of the image with the plain one, over classes.
         expected: mean over classes of :func:`expected_dice`.
         per_class: expected Dice by class from 1; None where a class is not predicted.
     """

@@ -21,8 +21,9 @@ def _predict_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--probabilities", action="store_true", help="also write the probability of each class")
     parser.add_argument("--uncertainty", action="store_true", help="also write where the model is unsure, 0 to 1")
     parser.add_argument(
-        "--flips", action="store_true", help="average over mirrored images: better, 4 to 8 times slower"
-    )
+        "--flips", action="store_true",
+        help="average over mirrored images, 4 to 8 times slower; for models trained with flips (augment.flip)",
+    )  # fmt: skip
     parser.add_argument(
         "--quality", action="store_true", help="also estimate the Dice of every case, into quality.json (as slow)"
     )

@@ -4,12 +4,14 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from MedSSLLib import io, pseudo
 from MedSSLLib.errors import GuardError, InputError
 from MedSSLLib.geometry import Geometry, Volume
 from MedSSLLib.labels import Annotated
 from MedSSLLib.manifest import Case
+from MedSSLLib.planning import make_plan
 from MedSSLLib.pseudo import (
     CollapsedError,
     PseudoOptions,
@@ -25,15 +27,13 @@ from MedSSLLib.pseudo import (
 PROJECT = SimpleNamespace(values=(0, 3, 700), classes=("background", "a", "b"), ignore_value=9)
 
 
-def predicted(monkeypatch, classes, flipped=None, sure=0.75):
-    """Let the model predict a class map [k, j, i]; another one under flips."""
+def probabilities_of(classes, sure=0.75):
+    return np.stack([np.where(classes == c, sure, (1 - sure) / 2) for c in range(3)])
 
-    def predict_case(model, volumes, options):
-        chosen = flipped if options.flips and flipped is not None else classes
-        probabilities = np.stack([np.where(chosen == c, sure, (1 - sure) / 2) for c in range(3)])
-        return None, probabilities
 
-    monkeypatch.setattr(pseudo, "predict_case", predict_case)
+def predicted(monkeypatch, classes, sure=0.75):
+    """Let the model predict a class map [k, j, i]."""
+    monkeypatch.setattr(pseudo, "predict_case", lambda *_: (None, probabilities_of(classes, sure)))
 
 
 def case_on(tmp_path, geometry, name="x", label=None, annotated=None):
@@ -134,14 +134,16 @@ def test_holes_that_are_large_open_or_filled_by_another_class_stay():
     assert np.array_equal(fill_small_holes(small), classes)
 
 
-def test_the_consistency_is_the_dice_between_plain_and_flipped_prediction(tmp_path, monkeypatch):
-    first, second = np.zeros((2, 6, 8, 8), np.uint8)
-    first[0:2], second[1:3] = 1, 1
-    predicted(monkeypatch, first, second)
-    case = case_on(tmp_path, Geometry((8, 8, 6)))
+def test_the_consistency_is_the_mean_dice_between_the_plain_prediction_and_its_variants(tmp_path, monkeypatch):
+    first, second, third = np.zeros((3, 6, 8, 8), np.uint8)
+    first[0:2], second[1:3], third[0:2] = 1, 1, 1
+    predicted(monkeypatch, first)
+    variants = [torch.from_numpy(probabilities_of(part)) for part in (first, second, third)]
+    geometry = Geometry((8, 8, 6))
+    model = SimpleNamespace(plan=make_plan([geometry], modality="MR"), each_variant=lambda image: iter(variants))
     options = PseudoOptions(filter="consistency", threshold=0.5)
-    row = write_pseudo_labels(PROJECT, None, [case], tmp_path / "r", options)["cases"]["x"]
-    assert row["agreement"] == pytest.approx(0.5)  # 2 * 1 / (2 + 2) slices
+    row = write_pseudo_labels(PROJECT, model, [case_on(tmp_path, geometry)], tmp_path / "r", options)["cases"]["x"]
+    assert row["agreement"] == pytest.approx(0.75)  # 2 * 1 / (2 + 2) slices, and 1
     assert foreground_dice(first, np.zeros_like(first)) == 0 and foreground_dice(first, first) == 1
     assert foreground_dice(first * 0, first * 0) == 0
 

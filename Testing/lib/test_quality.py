@@ -10,6 +10,7 @@ from MedSSLLib import io
 from MedSSLLib.cli import main
 from MedSSLLib.evaluate import evaluate_folder
 from MedSSLLib.geometry import Volume
+from MedSSLLib.inference import VARIANTS, predict_varied
 from MedSSLLib.judge import raw_quality
 from MedSSLLib.planning import make_plan
 from MedSSLLib.predict import Model
@@ -85,32 +86,42 @@ def test_rank_correlation_by_hand():
     assert found["inside_interval"] == pytest.approx(1 / 3) and found["review"] == ["c0", "other"]
 
 
-class Sided(torch.nn.Module):
-    """Class 1 where the image is bright, or, when `sided`, on the right half of whatever it is shown."""
+class Threshold(torch.nn.Module):
+    """Class 1 where the image is brighter than a level."""
 
-    def __init__(self, sided):
+    def __init__(self, level):
         super().__init__()
-        self.sided = sided
+        self.level = level
 
     def forward(self, x):
-        logit = 20 * x
-        if self.sided:
-            logit = torch.linspace(-20, 20, x.shape[-1]).expand_as(x)
+        logit = 20 * (x - self.level)
         return torch.cat([-logit, logit], 1)
 
 
 @pytest.mark.parametrize("dim", [2, 3])
-def test_a_model_that_mirrors_do_not_change_agrees_with_itself(dim):
+def test_a_model_that_no_variant_changes_agrees_with_itself(dim):
     plan = make_plan([GRIDS["axial"]], modality="MR", dim=dim)
-    image = np.sign(np.random.default_rng(0).normal(size=(1, 8, 16, 16))).astype(np.float32)
+    image = -np.ones((1, 8, 32, 32), np.float32)
+    image[:, :, 8:24, :] = 1
     facts = plan, (0, 1), ("background", "thing"), torch.device("cpu"), "32"
-    raw, classes = raw_quality(Model(Sided(False), *facts), image)
-    assert raw.agreement == pytest.approx(1) and raw.expected == pytest.approx(1, abs=1e-4)
+    raw, classes = raw_quality(Model(Threshold(0.0), *facts), image)
+    assert raw.agreement > 0.95 and raw.expected > 0.95
     assert (classes == (image[0] > 0)).all()
-    sided, _ = raw_quality(Model(Sided(True), *facts), image)
-    assert sided is None or sided.agreement < 0.8
-    nothing, _ = raw_quality(Model(Sided(False), *facts), -np.ones_like(image))
+    fragile, same = raw_quality(Model(Threshold(0.9), *facts), image)  # a contrast of 0.8 leaves nothing above 0.9
+    assert (same == classes).all() and 0.5 < fragile.agreement < 0.8  # one of four variants finds nothing
+    nothing, _ = raw_quality(Model(Threshold(0.0), *facts), -np.ones_like(image))
     assert nothing is None
+
+
+@pytest.mark.parametrize("contrast, zoom", VARIANTS)
+def test_variants_come_back_on_the_same_grid(contrast, zoom):
+    plan = make_plan([GRIDS["axial"]], modality="MR", dim=2)
+    rows, columns = np.mgrid[:40, :30].astype(np.float32)
+    image = np.stack([rows - columns + k for k in range(5)])[None] / 40
+    found = predict_varied(lambda x: torch.cat([0 * x, x], 1), image, plan, torch.device("cpu"), contrast, zoom)[1]
+    mean = image.mean()
+    expected = 1 / (1 + np.exp(-((image[0] - mean) * contrast + mean)))
+    assert np.abs(found.numpy() - expected)[:, 3:-3, 3:-3].max() < 2e-3
 
 
 def test_predict_writes_the_estimate_and_evaluate_compares_it(tmp_path, capsys):

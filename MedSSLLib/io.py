@@ -193,8 +193,13 @@ def resample(volume: Volume, geometry: Geometry, *, interpolation: str = "linear
     if interpolation == "cubic" and min(volume.geometry.size) < 4:
         interpolation = "linear"
     result = sitk.Resample(_image(volume), geometry.size, sitk.Transform(), _INTERPOLATORS[interpolation],
-                           geometry.origin, geometry.spacing, geometry.direction, outside, kind)
+                           geometry.origin, geometry.spacing, _cosines(geometry), outside, kind)
     return Volume(sitk.GetArrayFromImage(result), geometry)
+
+
+def _cosines(geometry: Geometry) -> list[float]:
+    """Direction cosines without the tiny ones, below 1e-14, on which ITK's inversion can fail."""
+    return [0.0 if abs(value) < 1e-14 else value for value in geometry.direction]
 
 
 def _series_below(folder: Path, depth: int) -> list[Path]:
@@ -243,6 +248,6 @@ def _image(volume: Volume) -> sitk.Image:
     image = sitk.GetImageFromArray(array.astype(kind, copy=False))
     image.SetSpacing(volume.geometry.spacing)
     image.SetOrigin(volume.geometry.origin)
-    image.SetDirection(volume.geometry.direction)
+    image.SetDirection(_cosines(volume.geometry))
     return image
 

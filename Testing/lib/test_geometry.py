@@ -138,6 +138,12 @@ class TestResample:
         back = io.resample(turned, geometry, interpolation=how)
         assert np.allclose(back.array, volume.array, atol=1e-4)
 
+    def test_directions_with_denormal_numbers(self) -> None:
+        tiny = 7.561527177118271e-161
+        direction = (-1.0, 2.856e-321, tiny, 0.0, -1.0, tiny / 2, tiny, tiny / 2, 1.0)
+        volume = labelled_noise(Geometry((2, 2, 2), direction=direction))
+        assert np.allclose(io.resample(volume, volume.geometry).array, volume.array)
+
     @settings(deadline=None, max_examples=30)
     @given(geometries(), geometries())
     def test_a_linear_field_is_reproduced_inside(self, source: Geometry, target: Geometry) -> None:

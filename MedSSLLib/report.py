@@ -17,7 +17,7 @@ from MedSSLLib.events import read_events
 from MedSSLLib.figures import Curves, training_curves
 from MedSSLLib.htmlpage import Page
 from MedSSLLib.project import Project
-from MedSSLLib.results import Scored, add_overlays, add_results, interval, score_predictions
+from MedSSLLib.results import Scored, add_overlays, add_results, duration, interval, score_predictions
 from MedSSLLib.runs import summary
 
 _SILENT = ("preprocess", "predict", "transfer")  # stages without losses
@@ -104,14 +104,6 @@ def _cards(project: Project, facts: Mapping[str, Any], scored: Scored | None) ->
     if metrics.get("best") is not None:
         cards.append((_short(metrics["best"]), "best validation Dice", f"at step {metrics.get('best_step')}"))
     return cards
-
-
-def duration(seconds: float) -> str:
-    """Seconds as people say them."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def _short(value: float | None, digits: int = 3, unit: str = "") -> str:

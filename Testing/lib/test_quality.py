@@ -108,7 +108,7 @@ def test_a_model_that_no_variant_changes_agrees_with_itself(dim):
     assert raw.agreement > 0.95 and raw.expected > 0.95
     assert (classes == (image[0] > 0)).all()
     fragile, same = raw_quality(Model(Threshold(0.9), *facts), image)  # a contrast of 0.8 leaves nothing above 0.9
-    assert (same == classes).all() and 0.5 < fragile.agreement < 0.8  # one of four variants finds nothing
+    assert (same == classes).all() and 0.5 < fragile.agreement <= 0.75  # one of four variants finds nothing
     nothing, _ = raw_quality(Model(Threshold(0.0), *facts), -np.ones_like(image))
     assert nothing is None
 

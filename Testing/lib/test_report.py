@@ -27,8 +27,8 @@ from MedSSLLib.geometry import Geometry, Volume
 from MedSSLLib.htmlpage import Page, number
 from MedSSLLib.overlays import best_slice, make_panel, overlay_figure
 from MedSSLLib.project import Project
-from MedSSLLib.report import annotation_words, duration, training_series, write_run_report
-from MedSSLLib.results import extremes, interval, score_predictions
+from MedSSLLib.report import annotation_words, training_series, write_run_report
+from MedSSLLib.results import duration, extremes, interval, score_predictions
 
 EVIL = "<script>alert('x')</script>\u202e&\"$\\frac{$"
 

@@ -33,7 +33,7 @@ class Shell(VTKObservationMixin):
             layout = self.section(name).layout()
             layout.setContentsMargins(4, 4, 4, 4)
             layout.addWidget(panel.widget)
-        self._refresh = qt.QTimer()
+        self._refresh = qt.QTimer(widget)
         self._refresh.setSingleShot(True)
         self._refresh.setInterval(0)
         self._refresh.timeout.connect(lambda: self.refresh())

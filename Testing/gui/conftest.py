@@ -1,9 +1,11 @@
 """The bench for all tests here; they are skipped, with the reason, where its parts are not installed."""
 
+import gc
 import os
 import sys
 import time
 import traceback
+import weakref
 from pathlib import Path
 
 import pytest
@@ -35,6 +37,23 @@ def application(tmp_path_factory):
     import slicer_bench
 
     return slicer_bench.start(str(tmp_path_factory.mktemp("bin")))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session, exitstatus):
+    session.config.bench_exit_status = int(exitstatus)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_unconfigure(config):
+    """End without Python's own clearing up, in which Qt's and VTK's parts fall in an order that may crash.
+
+    Everything has been reported by now, and that closed panels are freed is asserted after each test.
+    """
+    if hasattr(sys.modules.get("slicer"), "app") and not hasattr(config, "workerinput"):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(config.bench_exit_status)
 
 
 def wait_until(condition, seconds=30.0):
@@ -110,14 +129,16 @@ def user(application, monkeypatch):
     monkeypatch.setattr(sys, "excepthook", lambda kind, error, trace: escaped.append(
         "".join(traceback.format_exception(kind, error, trace))))
     yield driver
-    queue = driver.queue
+    queue, shell = driver.queue, weakref.ref(driver.shell)
     queue.waiting.clear()
     queue.runner.kill()
     wait_until(lambda: queue.current is None, 10)
     loaded.close()
     slicer.bench_clear_scene()
     wait_until(lambda: False, 0.05)
+    gc.collect()
     assert not escaped, "an exception escaped from a slot:\n" + "\n".join(escaped)
+    assert shell() is None, "the closed panel is still held by a connection; it would leak with every reload"
 
 
 @pytest.fixture()

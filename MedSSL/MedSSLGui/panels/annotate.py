@@ -22,7 +22,7 @@ class AnnotatePanel(Panel):
         self.view = None
         self.suggested, self.wanted = [], []
         self.editor = EmbeddedEditor(self.ui.segmentEditor)
-        self.log = AnnotationLog(session)
+        self.log = AnnotationLog(session, self.widget)
         self.log.edited.connect(self._onEdited)
         self.classes = ClassTable(session, self.ui)
         self.classes.changed.connect(self._onClasses)

@@ -20,7 +20,7 @@ class AnnotationLog(qt.QObject):
         self.session = session
         self.dirty = False
         self._view, self._axis, self._tag, self._before = None, 2, None, None
-        self._timer = qt.QTimer()
+        self._timer = qt.QTimer(self)
         self._timer.setSingleShot(True)
         self._timer.setInterval(_DELAY)
         self._timer.timeout.connect(lambda: self._compare())

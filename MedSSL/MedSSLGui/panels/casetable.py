@@ -26,7 +26,7 @@ class CaseTable(qt.QObject):
         self._shown = {}
         self._filling = False
         self._waiting = []
-        self._timer = qt.QTimer()
+        self._timer = qt.QTimer(self.widget)
         self._timer.setInterval(0)
         self._timer.timeout.connect(self._fillSome)
         self.widget.itemChanged.connect(lambda item: self._onEdited(item))

@@ -26,7 +26,7 @@ class PretrainPanel(Panel):
         ui.pretrainMinutesSpinBox.valueChanged.connect(lambda value: self._estimate())
         ui.pretrainButton.clicked.connect(lambda: self.pretrain())
         ui.resumePretrainButton.clicked.connect(lambda: self.resume())
-        self._soon = qt.QTimer()
+        self._soon = qt.QTimer(self.widget)
         self._soon.setSingleShot(True)
         self._soon.setInterval(150)
         self._soon.timeout.connect(lambda: self._recommend())

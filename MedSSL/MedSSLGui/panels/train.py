@@ -33,7 +33,7 @@ class TrainPanel(Panel):
         session.queue.started.connect(self._onStarted)
         session.queue.progress.connect(self._onProgress)
         session.queue.reported.connect(self._onEvent)
-        self._repaint = qt.QTimer()
+        self._repaint = qt.QTimer(self.widget)
         self._repaint.setSingleShot(True)
         self._repaint.setInterval(250)
         self._repaint.timeout.connect(lambda: self._paint())

@@ -5,11 +5,17 @@ Probabilities come as ``[n, k]`` rows of voxels, with the true class of each.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from MedSSLLib import io
+from MedSSLLib.errors import InputError
+from MedSSLLib.geometry import Geometry
+from MedSSLLib.labels import IGNORE, Annotated, counted_mask
 
 BINS = 15  # Guo, Pleiss, Sun, Weinberger 2017, section 5
 MOST_VOXELS = 100_000  # rows kept of each case, drawn evenly; not from the paper
@@ -84,26 +90,84 @@ def sampled(probabilities: np.ndarray, label: np.ndarray, ignore: int, seed: int
     return probabilities.reshape(len(probabilities), -1)[:, counted].T, label.ravel()[counted].astype(int)
 
 
+def voxel_calibration(rows: np.ndarray, truth: np.ndarray) -> dict[str, Any]:
+    """Calibration of rows ``[n, k]`` with their classes ``[n]``.
+
+    ``ece_foreground`` counts only voxels whose true or predicted class is not background, where errors are.
+    """
+    foreground = (truth > 0) | (rows.argmax(1) > 0)
+    data, structures = reliability(rows, truth), reliability(rows[foreground], truth[foreground])
+    return {"voxels": len(truth), "ece": data.ece, "ece_foreground": structures.ece,
+            "bins": {"count": data.count.tolist(), "confidence": data.confidence.tolist(),
+                     "accuracy": data.accuracy.tolist()}}
+
+
+def helpful_temperature(calibration: Mapping[str, Any]) -> float:
+    """The recorded temperature where it lowered the error on cases it was not fitted on; else 1."""
+    scaled, plain = calibration.get("ece_foreground_scaled"), calibration.get("ece_foreground")
+    return float(calibration["temperature"]) if scaled is not None and scaled < plain else 1.0
+
+
 def calibration_of(cases: Sequence[tuple[np.ndarray, np.ndarray]]) -> dict[str, Any]:
     """What is recorded of the calibration on held-out cases, each rows ``[n, k]`` and classes ``[n]``.
 
-    ``ece_scaled`` is measured on every case with the temperature fitted on the others; None with a single case.
-    ``ece_foreground`` counts only voxels whose true or predicted class is not background, where errors are.
+    As :func:`voxel_calibration`, and ``ece_scaled``, measured on every case with the temperature fitted on the others;
+    None with a single case.
     """
     rows, truth = np.concatenate([p for p, _ in cases]), np.concatenate([t for _, t in cases])
     scaled = [softened(p, fit_temperature(*_others(cases, n))) for n, (p, _) in enumerate(cases)] if len(
         cases) > 1 else None
-    foreground = (truth > 0) | (rows.argmax(1) > 0)
-    data = reliability(rows, truth)
-    after = None if scaled is None else np.concatenate(scaled)
+    after = None if scaled is None else voxel_calibration(np.concatenate(scaled), truth)
     return {
-        "cases": len(cases), "voxels": len(truth), "temperature": fit_temperature(rows, truth),
-        "ece": data.ece, "ece_foreground": reliability(rows[foreground], truth[foreground]).ece,
-        "ece_scaled": None if after is None else reliability(after, truth).ece,
-        "ece_foreground_scaled": None if after is None else reliability(after[foreground], truth[foreground]).ece,
-        "bins": {"count": data.count.tolist(), "confidence": data.confidence.tolist(),
-                 "accuracy": data.accuracy.tolist()},
+        "cases": len(cases), "temperature": fit_temperature(rows, truth), **voxel_calibration(rows, truth),
+        "ece_scaled": after and after["ece"], "ece_foreground_scaled": after and after["ece_foreground"],
     }
+
+
+def probability_path(predictions: Path, case: str, index: int, class_name: str) -> Path:
+    """Where ``predict --probabilities`` writes the probability of a class, beside the case's segmentation."""
+    plain = "".join(c if c.isalnum() else "-" for c in class_name)
+    return predictions / "probabilities" / f"{case}_{index}_{plain}.nii.gz"
+
+
+def folder_calibration(
+    predictions: Path, references: Mapping[str, Path], classes: Mapping[str, int],
+    annotated: Mapping[str, Annotated] | None = None,
+) -> dict[str, Any] | None:
+    """Calibration of the written probabilities of all cases that have them; None where there is none.
+
+    Args:
+        predictions: the folder that ``predict --probabilities`` wrote.
+        references: case to reference label.
+        classes: foreground classes in the order of the project, name to label value.
+        annotated: annotated slices of sparsely labelled references.
+    """
+    cases: list[tuple[np.ndarray, np.ndarray]] = []
+    for name, reference in references.items():
+        paths = [probability_path(predictions, name, 1 + n, kind) for n, kind in enumerate(classes)]
+        if all(path.exists() for path in paths):
+            geometry = io.read_header(reference)
+            label = io.read_label(reference, geometry, case=name).array
+            index = np.zeros(label.shape, np.uint8)
+            for n, value in enumerate(classes.values()):
+                index[label == value] = 1 + n
+            if annotated and name in annotated:
+                index[~counted_mask(label.shape, annotated[name])] = IGNORE
+            foreground = np.stack([_on_grid(path, geometry, name) for path in paths])
+            rows = np.concatenate([1 - foreground.sum(0, keepdims=True), foreground])
+            cases.append(sampled(rows, index, IGNORE, len(cases)))
+    if not cases:
+        return None
+    rows, truth = (np.concatenate(part) for part in zip(*cases, strict=True))
+    return {"cases": len(cases), **voxel_calibration(rows, truth)}
+
+
+def _on_grid(path: Path, geometry: Geometry, case: str) -> np.ndarray:
+    volume = io.read_image(path, case=case, constant=True)
+    if not volume.geometry.close_to(geometry):
+        raise InputError("does not lie on the grid of the reference", case=case, file=path,
+                         remedy="Predict the case again with --probabilities, or delete the folder of probabilities")
+    return volume.array
 
 
 def _others(cases: Sequence[tuple[np.ndarray, np.ndarray]], left_out: int) -> tuple[np.ndarray, np.ndarray]:

@@ -10,9 +10,10 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from MedSSLLib import io
+from MedSSLLib.calibration import helpful_temperature
 from MedSSLLib.errors import MedSSLError
 from MedSSLLib.events import read_events
-from MedSSLLib.figures import NEUTRAL, PALETTE, Curves, running_mean, styled, training_curves
+from MedSSLLib.figures import NEUTRAL, PALETTE, Curves, reliability_diagram, running_mean, styled, training_curves
 from MedSSLLib.htmlpage import Page
 from MedSSLLib.overlays import Panel, make_panel, overlay_figure
 from MedSSLLib.project import Project
@@ -92,6 +93,20 @@ def conflict_shares(gradients: Curves) -> Figure:
     axes.set(xlabel="step", ylabel="share of pairs", ylim=(0, 1))
     figure.legend(loc="outside upper center", ncols=3)
     return figure
+
+
+def add_calibration(page: Page, calibration: Mapping[str, Any], where: str) -> None:
+    """Reliability of the probabilities of some cases (see :mod:`MedSSLLib.calibration`); nothing where unmeasured."""
+    if "bins" not in calibration:
+        return
+    page.section("Calibration", f"Do the probabilities mean what they say? Measured on {calibration['cases']} {where}.")
+    page.figures((reliability_diagram(calibration["bins"], calibration["ece"]),
+                  "Share of voxels that are right, by confidence; on the dashed line both agree."))
+    rows = {"error, all voxels": calibration["ece"], "error, voxels of structures": calibration["ece_foreground"]}
+    if calibration.get("ece_foreground_scaled") is not None:
+        rows |= {"the same after temperature scaling": calibration["ece_foreground_scaled"],
+                 "temperature used": helpful_temperature(calibration)}
+    page.facts({name: f"{value:.3f}" for name, value in rows.items()})
 
 
 def add_rounds(page: Page, project: Project, folder: Path, rounds: Sequence[Mapping[str, Any]]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from MedSSLLib import io, quality
+from MedSSLLib.calibration import folder_calibration
 from MedSSLLib.errors import InputError, MedSSLError
 from MedSSLLib.files import read_json, write_json
 from MedSSLLib.labels import Annotated, counted_mask, label_values
@@ -37,7 +38,8 @@ def evaluate_folder(
     Returns:
         The content of ``metrics.json``: ``cases``, ``summary``, ``tolerance_mm``, ``missing`` (references
         without prediction), ``extra`` (predictions without reference) and ``errors`` (case -> why it was not
-        scored); ``quality`` where the predictions have a ``quality.json`` (see :func:`quality.compared`).
+        scored); ``quality`` where the predictions have a ``quality.json`` (see :func:`quality.compared`);
+        ``calibration`` where they have probabilities and `classes` is given (see :mod:`calibration`).
 
     Raises:
         InputError: a folder is missing, the tolerance is not positive, or not a single case could be scored.
@@ -58,6 +60,9 @@ def evaluate_folder(
     if (judged := Path(predictions) / quality.FILE_NAME).exists():
         content = read_json(judged, format_name=quality.FORMAT, newest_version=quality.FORMAT_VERSION)
         result["quality"] = quality.compared(content, result["summary"]["dice"]["per_case"])
+    scored = {name: expected[name] for name in result["cases"]}
+    if classes and (measured := folder_calibration(Path(predictions), scored, classes, annotated)):
+        result["calibration"] = measured
     if out is not None:
         write_json(Path(out), result)
     return result

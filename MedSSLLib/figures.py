@@ -253,32 +253,21 @@ def volume_agreement(volumes: Mapping[str, Sequence[tuple[float, float]]]) -> Fi
 
 
 @styled
-def reliability(confidence: np.ndarray, correct: np.ndarray, *, bins: int = 10) -> Figure:
-    """Accuracy against confidence in equal bins, with the expected calibration error (Guo et al. 2017).
+def reliability_diagram(bins: Mapping[str, Sequence[float]], ece: float) -> Figure:
+    """Accuracy against confidence of the predicted class in equal bins (Guo et al. 2017, figure 1).
 
     Args:
-        confidence: predicted probability of the chosen class in [0, 1], any shape.
-        correct: whether the choice was right, same shape.
-        bins: number of bins.
+        bins: ``count``, ``confidence`` and ``accuracy`` of every bin, as :mod:`MedSSLLib.calibration` records them.
+        ece: expected calibration error, for the title.
     """
-    rows, error = calibration(confidence, correct, bins)
+    count, confidence, accuracy = (np.asarray(bins[name], float) for name in ("count", "confidence", "accuracy"))
     figure = Figure(figsize=(3.6, 3.4))
     axes = figure.add_subplot()
     axes.plot((0, 1), (0, 1), color=NEUTRAL, linewidth=0.9, linestyle="--")
-    filled = rows[rows[:, 2] > 0]
-    axes.bar(filled[:, 0], filled[:, 1], width=0.85 / bins, color=PALETTE[0], alpha=0.75)
-    axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence", ylabel="accuracy", title=f"calibration error {error:.3f}")
+    filled = count > 0
+    axes.bar(confidence[filled], accuracy[filled], width=0.85 / len(count), color=PALETTE[0], alpha=0.75)
+    axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence", ylabel="accuracy", title=f"calibration error {ece:.3f}")
     return figure
-
-
-def calibration(confidence: np.ndarray, correct: np.ndarray, bins: int = 10) -> tuple[np.ndarray, float]:
-    """Rows ``(mean confidence, accuracy, share)`` per bin ``[bins, 3]``, and the expected calibration error."""
-    flat, right = np.ravel(confidence).astype(float), np.ravel(correct).astype(float)
-    index = np.minimum((flat * bins).astype(int), bins - 1)
-    count = np.bincount(index, minlength=bins)
-    rows = np.stack([np.bincount(index, w, minlength=bins) / np.maximum(count, 1) for w in (flat, right)], axis=1)
-    share = count / max(1, flat.size)
-    return np.column_stack([rows, share]), float((share * np.abs(rows[:, 0] - rows[:, 1])).sum())
 
 
 @contextmanager

@@ -80,11 +80,11 @@ def read_header(path: str | os.PathLike[str], *, case: str = "") -> Geometry:
         return grid_of(open_header(source), source)
 
 
-def read_image(path: str | os.PathLike[str], *, case: str = "") -> Volume:
+def read_image(path: str | os.PathLike[str], *, case: str = "", constant: bool = False) -> Volume:
     """A scalar 3D volume in its stored type; `path` is a file or a folder with one DICOM series.
 
     Raises InputError as `read_header` does, and for truncated or damaged data, values that are not finite and
-    images of one value.
+    (unless `constant`) images of one value.
     """
     with naming(case, os.fspath(path)):
         source = Path(path)
@@ -95,7 +95,7 @@ def read_image(path: str | os.PathLike[str], *, case: str = "") -> Volume:
             if bad:
                 raise InputError(f"has {bad:,} voxels that are not finite (NaN or infinite)", file=source,
                                  remedy="Replace them, for example by 0, and save the image again.")
-        if array.min() == array.max():
+        if not constant and array.min() == array.max():
             raise InputError(f"is constant: every voxel is {array.flat[0]}", file=source,
                              remedy="Export the image again, or leave the case out.")
         return volume

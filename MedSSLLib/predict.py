@@ -13,12 +13,14 @@ import torch
 from torch import Tensor
 
 from MedSSLLib import io
+from MedSSLLib.calibration import helpful_temperature, probability_path, softened
 from MedSSLLib.checkpoint import load_tensors
 from MedSSLLib.components import largest_components
 from MedSSLLib.config import RunConfig
 from MedSSLLib.device import resolve_device, resolve_precision
 from MedSSLLib.errors import InputError
 from MedSSLLib.events import Events
+from MedSSLLib.files import read_json
 from MedSSLLib.geometry import Geometry, Volume
 from MedSSLLib.inference import VARIANTS, predict_probabilities, predict_varied, uncertainty
 from MedSSLLib.judge import Judge
@@ -34,8 +36,8 @@ class PredictOptions:
     """What to write and how.
 
     Attributes:
-        probabilities: also write each class's probability, into ``probabilities/``.
-        uncertainty: also write the normalised entropy, into ``uncertainty/``, 0 certain to 1.
+        probabilities: also write each class's probability, into ``probabilities/``, at the run's temperature.
+        uncertainty: also write their normalised entropy, into ``uncertainty/``, 0 certain to 1.
         flips: average over axis flips (slower; 4 x in 2D, 8 x in 3D).
         quality: also write ``quality.json``, the estimated Dice of every case (six times slower).
         components: which pieces are kept: 'auto' the largest one of the classes that are one piece in every dense
@@ -61,7 +63,10 @@ class Predictions(NamedTuple):
 
 @dataclass(frozen=True)
 class Model:
-    """A trained segmentation network with what it needs to be applied."""
+    """A trained segmentation network with what it needs to be applied.
+
+    ``temperature`` is that of the written probabilities (see :mod:`MedSSLLib.calibration`); it moves no label.
+    """
 
     network: SegmentationNet
     plan: Plan
@@ -70,6 +75,7 @@ class Model:
     device: torch.device
     precision: str
     one_piece: tuple[int, ...] = ()
+    temperature: float = 1.0
 
     @torch.inference_mode()
     def probabilities(self, volumes: Sequence[Volume], *, flips: bool = False) -> tuple[Tensor, Geometry]:
@@ -120,7 +126,14 @@ def load_model(run_folder: Path, device: str = "auto", precision: str = "auto") 
                          remedy="Restore the folder from a backup, or train again") from error
     network.eval()
     place(network, where, plan.dim)
-    return Model(network, plan, data.values, data.classes, where, resolve_precision(precision, where), data.one_piece)
+    return Model(network, plan, data.values, data.classes, where, resolve_precision(precision, where), data.one_piece,
+                 run_temperature(run_folder))
+
+
+def run_temperature(run_folder: Path) -> float:
+    """The temperature of a run's probabilities; 1 where none was measured, or where it did not help."""
+    metrics = run_folder / "metrics.json"
+    return helpful_temperature(read_json(metrics).get("calibration") or {}) if metrics.exists() else 1.0
 
 
 def network_of(config: RunConfig, plan: Plan, classes: int) -> SegmentationNet:
@@ -142,7 +155,7 @@ def predict_case(
     classes = on_source.argmax(0).astype(np.uint8)
     if options.components != "all":
         classes = largest_components(classes, model.one_piece if options.components == "auto" else None)
-    return label_volume(model, classes, source), on_source
+    return label_volume(model, classes, source), softened(on_source, model.temperature, axis=0)
 
 
 def label_volume(model: Model, classes: np.ndarray, geometry: Geometry) -> Volume:
@@ -218,17 +231,13 @@ def _write(
     path = out / f"{name}.nii.gz"
     if options.probabilities:
         for index, p in enumerate(probabilities):
-            io.write_image(out / "probabilities" / f"{name}_{index}_{_file_name(classes[index])}.nii.gz",
+            io.write_image(probability_path(out, name, index, classes[index]),
                            Volume(p.astype(np.float32), label.geometry))
     if options.uncertainty:
         entropy = uncertainty(torch.from_numpy(probabilities)).numpy().astype(np.float32)
         io.write_image(out / "uncertainty" / f"{name}.nii.gz", Volume(entropy, label.geometry))
     io.write_image(path, label)
     return path
-
-
-def _file_name(text: str) -> str:
-    return "".join(c if c.isalnum() else "-" for c in text)
 
 
 def _label_type(values: Sequence[int]) -> type[np.uint8] | type[np.int16]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from MedSSLLib import __version__
 from MedSSLLib.config import RunConfig
-from MedSSLLib.diagnosis import add_diagnosis, add_rounds
+from MedSSLLib.diagnosis import add_calibration, add_diagnosis, add_rounds
 from MedSSLLib.errors import InputError
 from MedSSLLib.events import read_events
 from MedSSLLib.figures import Curves, training_curves
@@ -63,6 +63,7 @@ def write_run_report(
         )
     add_curves(page, {run: folder})
     add_diagnosis(page, folder)
+    add_calibration(page, (facts["metrics"] or {}).get("calibration", {}), "held-out labelled cases")
     add_rounds(page, project, folder, (facts["metrics"] or {}).get("rounds", ()))
     page.section("The run")
     page.facts(_run_facts(project, facts))

@@ -94,6 +94,14 @@ def print_quality(quality: Row | None) -> None:
         print_table(("predicted Dice", ""), [*cells, ("to review", ", ".join(quality["review"]) or "-")])
 
 
+def print_calibration(calibration: Row | None) -> None:
+    """Whether the probabilities mean what they say, where ``predict --probabilities`` was used."""
+    if calibration is not None:
+        cells = [("all voxels", _number(calibration["ece"])),
+                 ("voxels of structures", _number(calibration["ece_foreground"]))]
+        print_table(("expected calibration error", ""), cells)
+
+
 def setting_rows(config: BaseModel | None, prefix: str = "") -> list[tuple[str, str, str]]:
     """(dotted key, value, help) of every field of a configuration; nothing for None."""
     rows: list[tuple[str, str, str]] = []

@@ -99,6 +99,7 @@ def evaluate(args: argparse.Namespace, events: Events) -> int:
     if not args.quiet:
         tables.print_metrics(result)
         tables.print_quality(result.get("quality"))
+        tables.print_calibration(result.get("calibration"))
     say(args, f"{len(result['cases'])} cases scored, written to {args.out}{_left_out(result['errors'])}")
     return 1 if result["errors"] else 0
 
@@ -186,7 +187,8 @@ COMMANDS = (
         ("medssl evaluate --predictions segmentations/ --references masks/ --out metrics.json",
          "medssl evaluate --predictions a/ --references b/ --out m.json --tolerance 2"),
         "Dice, 95 % Hausdorff distance, mean surface distance and surface Dice in mm, volumes in ml, per "
-        "case and class, with summaries. A class absent from prediction and reference is not counted. "
+        "case and class, with summaries; with --project also the calibration of probabilities that were written. "
+        "A class absent from prediction and reference is not counted. "
         "A case that cannot be scored is named and the others go on; the exit code is then 1.",
     ),
     Command(

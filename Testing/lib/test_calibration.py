@@ -1,10 +1,25 @@
 """Calibration: bins by hand, the temperature that made the logits, properties of scaling."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from MedSSLLib.calibration import calibration_of, fit_temperature, nll, reliability, sampled, softened
-from MedSSLLib.labels import IGNORE
+from MedSSLLib import io
+from MedSSLLib.calibration import (
+    calibration_of,
+    fit_temperature,
+    folder_calibration,
+    helpful_temperature,
+    nll,
+    probability_path,
+    reliability,
+    sampled,
+    softened,
+)
+from MedSSLLib.errors import InputError
+from MedSSLLib.geometry import Geometry, Volume
+from MedSSLLib.labels import IGNORE, Annotated
 
 
 def softmax(logits):
@@ -74,3 +89,31 @@ def test_only_counted_voxels_are_sampled():
     rows, truth = sampled(p, label, IGNORE, 0)
     np.testing.assert_array_equal(rows, p[:, 1].reshape(2, 12).T)
     np.testing.assert_array_equal(truth, np.arange(12) % 2)
+
+
+def test_written_probabilities_are_compared_with_the_references(tmp_path):
+    """Two cases: one always 0.8 sure of class 5 and right on 3 of 4 voxels, one annotated on a single slice."""
+    geometry = Geometry((2, 2, 3), (1.0, 1.0, 2.0), (0, 0, 0), (1, 0, 0, 0, 1, 0, 0, 0, 1))
+    truth = np.full((3, 2, 2), 5, np.int16)
+    truth[:, 0, 0] = 0
+    for name in ("a", "a_1"):
+        io.write_image(tmp_path / f"{name}.nii.gz", Volume(truth, geometry))
+        for n, (kind, value) in enumerate({"left ear": 0.8, "other": 0.05}.items(), 1):
+            written = Volume(np.full((3, 2, 2), value, np.float32), geometry)
+            io.write_image(probability_path(tmp_path, name, n, kind), written)
+    references = {name: tmp_path / f"{name}.nii.gz" for name in ("a", "a_1", "without")}
+    found = folder_calibration(tmp_path, references, {"left ear": 5, "other": 9}, {"a_1": Annotated.of([(2, [1])])})
+    assert (found["cases"], found["voxels"]) == (2, 12 + 4)
+    assert found["ece"] == pytest.approx(0.05, abs=1e-6) == found["ece_foreground"]
+    assert folder_calibration(tmp_path, references, {"nose": 5}) is None
+    elsewhere = Volume(np.full((3, 2, 2), 0.8, np.float32), replace(geometry, spacing=(1.0, 1.0, 3.0)))
+    io.write_image(probability_path(tmp_path, "a", 1, "left ear"), elsewhere)
+    with pytest.raises(InputError, match="grid"):
+        folder_calibration(tmp_path, references, {"left ear": 5, "other": 9})
+
+
+def test_the_temperature_is_used_only_where_it_helped():
+    assert helpful_temperature({"temperature": 2.0, "ece_foreground": 0.2, "ece_foreground_scaled": 0.1}) == 2.0
+    assert helpful_temperature({"temperature": 2.0, "ece_foreground": 0.2, "ece_foreground_scaled": 0.3}) == 1.0
+    assert helpful_temperature({"temperature": 2.0, "ece_foreground": 0.2, "ece_foreground_scaled": None}) == 1.0
+    assert helpful_temperature({"measured": False, "why": "none held out"}) == 1.0

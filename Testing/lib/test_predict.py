@@ -1,6 +1,7 @@
 """Prediction on the source grid, with a hand-set network: an asymmetric object must land where it lies."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -91,6 +92,24 @@ def test_an_asymmetric_object_lands_where_it_lies(tmp_path, grid, dim, flips):
     assert dice(predicted.array == 7, label > 0) > 0.95
     own = dice(predicted.array == 7, label > 0)
     assert all(dice(predicted.array == 7, np.flip(label, axis) > 0) < own - 0.2 for axis in range(3))
+
+
+def test_a_temperature_softens_probabilities_and_moves_no_label(tmp_path):
+    geometry = GRIDS["plain"]
+    image = Volume(np.random.default_rng(0).normal(size=geometry.shape).astype(np.float32), geometry)
+    folder = tmp_path / "run"
+    plan = make_plan([geometry], modality="MR", dim="3d")
+    model = threshold_model(folder, plan, 0.0)
+    labels, plain = predict_case(model, [image], PredictOptions())
+    measured = {"temperature": 3.0, "ece_foreground": 0.2, "ece_foreground_scaled": 0.1}
+    (folder / "metrics.json").write_text(json.dumps({"calibration": measured}))
+    soft = replace(model, temperature=load_model(folder, "cpu").temperature)
+    assert (model.temperature, soft.temperature) == (1.0, 3.0)
+    same, softer = predict_case(soft, [image], PredictOptions())
+    assert (same.array == labels.array).all()
+    odds = [np.log(p[1].clip(1e-6) / p[0].clip(1e-6)) for p in (plain, softer)]
+    inside = np.abs(odds[0]) < 8
+    np.testing.assert_allclose(odds[1][inside], odds[0][inside] / 3, atol=1e-3)
 
 
 def test_a_constant_case_and_other_channels_are_refused(tmp_path):

@@ -13,11 +13,10 @@ import pytest
 from MedSSLLib import io
 from MedSSLLib.errors import InputError
 from MedSSLLib.figures import (
-    calibration,
     class_spread,
     dice_against_labels,
     paired_cases,
-    reliability,
+    reliability_diagram,
     running_mean,
     to_png,
     training_curves,
@@ -103,17 +102,6 @@ def test_running_mean_is_a_mean_and_skips_nan():
     np.testing.assert_allclose(running_mean(values[:3], 1), values[:3])
 
 
-def test_calibration_in_closed_form():
-    """Half right at 0.9, always right at 0.55: error = 0.5 * 0.4 + 0.5 * 0.45."""
-    confidence = np.array([0.9] * 4 + [0.55] * 4)
-    correct = np.array([1, 0, 1, 0, 1, 1, 1, 1])
-    rows, error = calibration(confidence, correct, bins=10)
-    assert error == pytest.approx(0.5 * 0.4 + 0.5 * 0.45)
-    np.testing.assert_allclose(rows[5], [0.55, 1.0, 0.5])
-    assert rows[:, 2].sum() == pytest.approx(1)
-    assert calibration(np.array([1.0]), np.array([True]))[1] == 0
-
-
 def test_figures_draw_what_they_are_given():
     curves = training_curves(
         {"a": {"dice": [(1, 0.5), (2, 0.25)]}, "b": {"dice": [(1, 1.0), (2, 0.5)], "ce": [(1, 2)]}}
@@ -138,7 +126,7 @@ def test_figures_draw_what_they_are_given():
         lambda: class_spread({"case": {EVIL: None}}),
         lambda: volume_agreement({"c": [(1, 1)]}),
         lambda: dice_against_labels({EVIL: {1: (0.5, 0.4, 0.6), 8: (0.8, 0.7, 0.9)}}),
-        lambda: reliability(np.linspace(0, 1, 50), np.ones(50)),
+        lambda: reliability_diagram({"count": [3, 0], "confidence": [0.4, 0], "accuracy": [0.5, 0]}, 0.1),
     ],
 )
 def test_figures_survive_little_data_and_odd_names(figure):

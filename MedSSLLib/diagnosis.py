@@ -7,13 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from MedSSLLib import io
 from MedSSLLib.calibration import helpful_temperature
+from MedSSLLib.embedding_map import FILE_NAME, FORMAT, FORMAT_VERSION
 from MedSSLLib.errors import MedSSLError
 from MedSSLLib.events import read_events
 from MedSSLLib.figures import NEUTRAL, PALETTE, Curves, reliability_diagram, running_mean, styled, training_curves
+from MedSSLLib.files import read_json
 from MedSSLLib.htmlpage import Page
 from MedSSLLib.overlays import Panel, make_panel, overlay_figure
 from MedSSLLib.project import Project
@@ -21,6 +24,7 @@ from MedSSLLib.project import Project
 SHARES = {"non_conflicting": PALETTE[0], "slightly_conflicting": PALETTE[4], "conflicting": PALETTE[1]}
 """Kinds of gradient pairs (GCL Fig. 3) and their colours."""
 CASES_SHOWN = 3
+CYCLE = colormaps["hsv"]  # for labels of many classes, such as patients
 
 
 def diagnostics(events: Path) -> dict[str, list[tuple[float, float]]]:
@@ -54,9 +58,34 @@ def add_diagnosis(page: Page, folder: Path) -> None:
         drawn.append((conflict_shares(found), "Pairs of meta-label gradients, over encoder tensors (GCL Fig. 3)."))
         cosines = {**_under("cosine/", found), "mean target": found.get("target_cosine", [])}
         drawn.append((together(cosines), "Cosines of meta-label gradients, and GradMitigator's target."))
+    if (folder / FILE_NAME).exists():
+        content = read_json(folder / FILE_NAME, format_name=FORMAT, newest_version=FORMAT_VERSION)
+        caption = "Slices by the first two principal components of their deepest features, coloured by each meta label."
+        drawn.append((embedding_map(content), caption))
     if drawn:
         page.section("What was learnt")
         page.figures(*drawn)
+
+
+@styled
+def embedding_map(content: Mapping[str, Any]) -> Figure:
+    """Slices as dots, a panel a meta label (see :mod:`MedSSLLib.embedding_map`); missing labels in grey."""
+    points, labels = np.asarray(content["points"], float).reshape(-1, 2), content["labels"]
+    figure = Figure(figsize=(3.1 * max(1, len(labels)), 3.1))
+    for number, (name, label) in enumerate(labels.items()):
+        axes = figure.add_subplot(1, len(labels), number + 1)
+        values, classes = np.asarray(label["values"]), label["classes"]
+        few = len(classes) <= len(PALETTE)
+        colours = PALETTE if few else [CYCLE(n / len(classes)) for n in range(len(classes))]
+        for value in np.unique(values):
+            colour, text = (colours[value], classes[value] if few else None) if value >= 0 else (NEUTRAL, None)
+            axes.plot(*points[values == value].T, "o", markersize=3, alpha=0.7, color=colour, label=text)
+        axes.set(title=name, xticks=[], yticks=[])
+        axes.set_xlabel("first component ({:.0%})".format(content["explained"][0]))
+        axes.set_ylabel("second ({:.0%})".format(content["explained"][1]) if number == 0 else "")
+        if few:
+            axes.legend(fontsize="x-small", markerscale=1.2)
+    return figure
 
 
 def _under(prefix: str, series: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from MedSSLLib.cache import Cache
 from MedSSLLib.checkpoint import save_tensors, unprefixed
 from MedSSLLib.config import RunConfig
 from MedSSLLib.device import gather_embeddings, seed_step, sum_over_processes
+from MedSSLLib.embedding_map import FILE_NAME, map_slices
 from MedSSLLib.errors import GuardError, InputError
 from MedSSLLib.events import Events
 from MedSSLLib.files import write_json
@@ -80,6 +81,7 @@ def run_pretrain(project: Project, config: RunConfig, events: Events) -> Path:
         if ready.config.resume:
             trainer.resume()
         weights = trainer.run()
+        write_map(ready, task, weights, cache, cases, plan)
         finish(ready, plan, weights, {"steps": trainer.state.step, "seconds": round(time.monotonic() - started, 1),
                                       **facts})
         return ready.folder
@@ -200,6 +202,17 @@ class PretrainTask:
     def shared(self) -> list[nn.Parameter]:
         """The encoder's parameters."""
         return [p for p in self.module.encoder.parameters() if p.requires_grad]
+
+
+def write_map(
+    ready: Preparation, task: PretrainTask, weights: dict[str, Tensor], cache: Cache, cases: Sequence[Case], plan: Plan
+) -> None:
+    """Keep a map of the slices for the report, where slices have meta labels."""
+    pick = task.sampler.pick
+    if plan.dim == 2 and isinstance(pick, MetaPicker) and pick.meta.names and ready.fabric.is_global_zero:
+        task.module.load_state_dict(weights)
+        content = map_slices(task.module.encoder, cache, cases, pick.meta, plan, ready.device)
+        write_json(ready.folder / FILE_NAME, content)
 
 
 def finish(ready: Preparation, plan: Plan, weights: dict[str, Tensor], figures: dict[str, Any]) -> None:

@@ -6,9 +6,16 @@ import numpy as np
 import pytest
 
 from MedSSLLib import diagnosis, io
+from MedSSLLib.diagnosis import embedding_map
+from MedSSLLib.embedding_map import FILE_NAME, principal_components
+from MedSSLLib.events import Events
+from MedSSLLib.figures import to_png
 from MedSSLLib.geometry import Geometry, Volume
 from MedSSLLib.htmlpage import Page
+from MedSSLLib.pretrain import run_pretrain
 from MedSSLLib.project import Project
+from MedSSLLib.report import write_run_report
+from Testing.lib.core_helpers import tiny_config, tiny_project
 
 KINDS = ("non_conflicting", "slightly_conflicting", "conflicting")
 
@@ -100,3 +107,32 @@ def test_a_vanished_scan_leaves_its_panel_out(trained, tmp_path):
     project, folder, _ = trained
     (tmp_path / "images" / "c3.nii.gz").unlink()
     assert diagnosis._panel(project, folder, "c3") is None
+
+
+def test_principal_components_against_the_covariance():
+    table = np.random.default_rng(0).normal(size=(50, 6)) @ np.diag([5, 3, 1, 1, 0.1, 0]) + 7
+    points, shares = principal_components(table, 2)
+    variance, axes = np.linalg.eigh(np.cov(table.T))
+    np.testing.assert_allclose(shares, variance[::-1][:2] / variance.sum())
+    np.testing.assert_allclose(np.abs(points), np.abs((table - table.mean(0)) @ axes[:, ::-1][:, :2]), atol=1e-9)
+    assert (points.max(0) >= -points.min(0)).all()
+    single, none = principal_components(np.ones((3, 1)), 2)
+    assert not single.any() and not none.any()
+
+
+def test_a_gcl_run_maps_its_slices_and_the_report_shows_them(tmp_path):
+    project = tiny_project(tmp_path, 3)
+    folder = run_pretrain(project, tiny_config("pretrain", method="gcl", name="map", dim="2d"), Events())
+    content = json.loads((folder / FILE_NAME).read_text())
+    slices = [case for case, _ in content["slices"]]
+    assert sorted(set(slices)) == [case.name for case in project.pool] and len(content["points"]) == len(slices)
+    patients = content["labels"]["patient"]
+    by_case = {case: {value for other, value in zip(slices, patients["values"], strict=True) if other == case}
+               for case in set(slices)}  # fmt: skip
+    assert sorted(len(values) for values in by_case.values()) == [1, 1, 1] and len(set.union(*by_case.values())) == 3
+    positions = [value for (case, _), value in zip(content["slices"], content["labels"]["position"]["values"],
+                                                   strict=True) if case == slices[0]]  # fmt: skip
+    assert positions == sorted(positions) and set(positions) == {0, 1, 2, 3}
+    assert to_png(embedding_map(content), dpi=40)[:4] == b"\x89PNG"
+    page = write_run_report(project, "map", tmp_path / "map.html").read_text()
+    assert "principal components" in page

@@ -1,0 +1,62 @@
+"""A map of what a pre-trained encoder sees: slices by the principal components of their deepest features."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+
+    from MedSSLLib.cache import Cache
+    from MedSSLLib.manifest import Case
+    from MedSSLLib.metalabels import MetaLabels
+    from MedSSLLib.networks import Encoder
+    from MedSSLLib.planning import Plan
+
+FILE_NAME, FORMAT, FORMAT_VERSION = "embedding.json", "medssl-embedding", 1
+CASES = 24  # most cases on a map; not from the paper
+
+
+def map_slices(
+    encoder: Encoder, cache: Cache, cases: Sequence[Case], meta: MetaLabels, plan: Plan, device: torch.device
+) -> dict[str, Any]:
+    """Where the slices of some cases lie, with their meta labels; the content of ``embedding.json``.
+
+    The first ``CASES`` of the cases that `meta` knows, so that those of a patient stay together. ``points`` holds a
+    row of two principal components a slice, ``explained`` their share of the variance, ``labels`` the classes and every
+    slice's class index.
+    """
+    from MedSSLLib.embedding import combined, slice_profiles  # torch, which a report does not need
+
+    encoder.eval()
+    features, rows = [], []
+    for number, name in enumerate(case.name for case in cases[:CASES]):
+        image = cache.image(name, (0, 0, 0), cache.shape(name)[1:])
+        features.append(slice_profiles(encoder, image, plan, device, 0)[-1])
+        rows += [(number, index) for index in range(len(features[-1]))]
+    points, explained = principal_components(combined([np.concatenate(features)]), 2)
+    values = [meta.of(*row) for row in rows]
+    return {
+        "format": FORMAT, "format_version": FORMAT_VERSION, "explained": explained.tolist(), "points": points.tolist(),
+        "slices": [[cases[number].name, index] for number, index in rows],
+        "labels": {name: {"classes": list(classes), "values": [value[name] for value in values]}
+                   for name, classes in meta.classes.items()},
+    }  # fmt: skip
+
+
+def principal_components(table: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Coordinates ``[rows, count]`` on the first principal axes of ``[rows, f]``, and their shares of the variance.
+
+    The sign of an axis is such that its largest coordinate is positive. Missing axes are 0.
+    """
+    left, size, _ = np.linalg.svd(table - table.mean(0), full_matrices=False)
+    points = np.zeros((len(table), count))
+    kept = min(count, len(size))
+    points[:, :kept] = left[:, :kept] * size[:kept]
+    largest = points[np.abs(points).argmax(0), np.arange(count)]
+    shares = np.zeros(count)
+    shares[:kept] = size[:kept] ** 2 / max(float((size**2).sum()), 1e-12)
+    return points * np.where(largest < 0, -1, 1), shares

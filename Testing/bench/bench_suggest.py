@@ -1,0 +1,139 @@
+"""Dice against the number of annotated slices, for each way to choose the slices; resumable.
+
+    python Testing/bench/bench_suggest.py --data DIR/cardiac --encoder PROJECT/runs/RUN --work DIR --out FILE
+
+Every model starts from the same encoder and trains the same number of steps on the slices that ``medssl suggest``
+names, taken from the reference labels of pool cases; scored on whole test cases. `hybrid` chooses its first half by
+coverage, trains on it, and the other half by that model's doubt, as a person would. Repeats change every seed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from MedSSLLib.benchmark_data import open_data
+from MedSSLLib.config import RunConfig
+from MedSSLLib.evaluate import bootstrap_interval, evaluate_pairs
+from MedSSLLib.events import Events
+from MedSSLLib.files import read_json, write_json
+from MedSSLLib.finetune import run_finetune
+from MedSSLLib.labels import Annotated
+from MedSSLLib.predict import run_predict
+from MedSSLLib.project import Project
+from MedSSLLib.runfolder import WEIGHTS
+from MedSSLLib.suggest import Suggestion, SuggestOptions, run_suggest
+
+STRATEGIES = ("even", "random", "coverage", "hybrid")
+
+
+def suggested(project: Project, run: str, strategy: str, budget: int, seed: int, per_case: int) -> list[Suggestion]:
+    """The slices that a strategy adds to those that are drawn."""
+    options = SuggestOptions(budget, strategy, per_case=per_case, seed=seed, device="cpu")
+    return run_suggest(project, run, options, Events(), project.folder / "suggested.json")
+
+
+def draw(project: Project, references: dict[str, Path], slices: list[Suggestion]) -> Project:
+    """A copy of the project whose references count on these slices, and on those drawn before."""
+    drawn: dict[str, list] = defaultdict(list)
+    for item in slices:
+        drawn[item.case].append((item.axis, [item.index]))
+    for name, pairs in drawn.items():
+        before = project.case(name).annotated
+        project.set_label(name, references[name])
+        project.set_annotated(name, Annotated.of([*(before.slices if before else ()), *pairs]))
+    return project
+
+
+def choose(base: Project, references: dict[str, Path], encoder: str, strategy: str, budget: int, seed: int,
+           args: argparse.Namespace) -> Project:  # fmt: skip
+    """The project with `budget` slices drawn."""
+    project = base.at(base.folder)
+    if strategy != "hybrid":
+        return draw(project, references, suggested(project, encoder, strategy, budget, seed, args.per_case))
+    project = draw(project, references, suggested(project, encoder, "coverage", budget // 2, seed, args.per_case))
+    first = train(project, encoder, f"first-{budget}-{seed}", seed, args)
+    rest = suggested(project, first, "hybrid", budget - budget // 2, seed, args.per_case)
+    return draw(project, references, rest)
+
+
+def train(project: Project, encoder: str, name: str, seed: int, args: argparse.Namespace) -> str:
+    """Fine-tune from the encoder; the run's name."""
+    overrides = {"name": name, "init": encoder, "seed": seed, "training.steps": args.steps, "device": "cpu"}
+    if not (project.run_folder(name) / WEIGHTS).exists():
+        run_finetune(project, RunConfig.build("finetune", overrides=overrides), Events())
+    return name
+
+
+def score(project: Project, run: str) -> dict[str, float | None]:
+    """Mean Dice of every test case."""
+    out = project.folder / "predictions" / run
+    run_predict(project, run, out, Events(), cases=",".join(case.name for case in project.test))
+    pairs = {case.name: (out / f"{case.name}.nii.gz", case.label) for case in project.test if case.label}
+    classes = dict(zip(project.classes[1:], project.values[1:], strict=True))
+    return evaluate_pairs(pairs, classes=classes)["summary"]["dice"]["per_case"]
+
+
+def summary(records: list[dict]) -> dict[str, dict]:
+    """Per budget the mean of every strategy, and what hybrid has over each other one with its 95 % interval."""
+    found = {}
+    for budget in sorted({record["budget"] for record in records}):
+        tables = {s: np.array([[np.nan if v is None else v for v in r["dice"].values()] for r in records
+                               if (r["budget"], r["strategy"]) == (budget, s)]) for s in STRATEGIES}
+        tables = {s: table for s, table in tables.items() if len(table)}
+        row = {s: {"mean": round(float(np.nanmean(t)), 4), "repeats": len(t)} for s, t in tables.items()}
+        for s in tables.keys() - {"hybrid"} if "hybrid" in tables else ():
+            both = min(len(tables[s]), len(tables["hybrid"]))
+            interval = bootstrap_interval(tables["hybrid"][:both] - tables[s][:both])
+            row[f"hybrid minus {s}"] = [round(value, 4) for value in interval]
+        found[str(budget)] = row
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--encoder", type=Path, required=True, help="folder of a finished pre-training run")
+    parser.add_argument("--work", type=Path, default=Path("bench-suggest"))
+    parser.add_argument("--budgets", type=int, nargs="+", default=[3, 6, 12, 24])
+    parser.add_argument("--strategies", nargs="+", choices=STRATEGIES, default=STRATEGIES)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--per-case", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=250)
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    base, _ = open_data(args.data, args.work / args.data.name, (), 0, 0)
+    encoder = "encoder"
+    if not base.run_folder(encoder).exists():
+        shutil.copytree(args.encoder, base.run_folder(encoder))
+    references = {case.name: args.data / "labels" / f"{case.name}.nii.gz" for case in base.pool}
+    records = read_json(args.out)["records"] if args.out.exists() else []
+    done = {(r["repeat"], r["budget"], r["strategy"]) for r in records}
+    for repeat in range(args.repeats):
+        for budget in args.budgets:
+            for strategy in args.strategies:
+                if (repeat, budget, strategy) in done:
+                    continue
+                project = choose(base, references, encoder, strategy, budget, repeat, args)
+                run = train(project, encoder, f"{strategy}-{budget}-{repeat}", repeat, args)
+                slices = {case.name: case.annotated.to_json() for case in project.pool if case.annotated}
+                records.append({"repeat": repeat, "budget": budget, "strategy": strategy, "slices": slices,
+                                "dice": score(project, run)})
+                write_json(args.out, {"bench": "suggest", "data": args.data.name, "steps": args.steps,
+                                      "command": " ".join(["python", *sys.argv]), "summary": summary(records),
+                                      "records": records})
+                print(repeat, budget, strategy, np.nanmean([v or np.nan for v in records[-1]["dice"].values()]),
+                      flush=True)
+    json.dump(summary(records), sys.stdout, indent=1)
+
+
+if __name__ == "__main__":
+    main()

@@ -108,7 +108,7 @@ def build_task(
     spacing = tuple(float(mm) for mm in plan.spacing[3 - plan.dim :] if mm)
     augment = ready.config.augment if kind.intensity else None
     sampler = ViewSampler(cache, pick, patch, spacing, augment, kind.views, options.view_scale, options.min_overlap,
-                          options.flip, options.rotation, ready.config.seed)
+                          options.flip, options.rotation, ready.config.seed, options.view_of == "image")
     return PretrainTask(method, sampler, ready.device), facts
 
 

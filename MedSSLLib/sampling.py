@@ -221,7 +221,8 @@ class ViewSampler:
         pick: draws the samples of a step's global batch, ``pick(rng, step)``.
         augment: changes of intensity; None leaves it alone.
         views: views a sample.
-        scale: side of a box relative to the patch.
+        scale: side of a box relative to the patch, or with `whole` to the largest box of the patch's proportions that
+            the image holds.
         min_overlap: least overlap of the boxes of a sample, share of the smaller box.
         flip, rotation: as in the method's configuration.
     """
@@ -237,6 +238,7 @@ class ViewSampler:
     flip: float
     rotation: float
     seed: int
+    whole: bool = False
 
     def sample(self, step: int, part: int = 0, parts: int = 1) -> HostBatch:
         """The samples of `part` (of `parts`) of the global batch of a step."""
@@ -244,7 +246,7 @@ class ViewSampler:
         picks = self.pick(rng, step)
         dim = len(self.patch)
         extents = [self.reader.shape(p.name)[-dim:] for p in picks]
-        boxes = [sample_boxes(rng, e, self.patch, self.scale, self.min_overlap, self.views) for e in extents]
+        boxes = [sample_boxes(rng, e, self.patch, self._scale(e), self.min_overlap, self.views) for e in extents]
         flips = sample_flips(rng, (len(picks), self.views, dim), self.flip)
         turns = sample_rotations(rng, len(picks) * self.views, self.spacing, self.rotation) if self.rotation else None
         changes = sample_intensity(rng, len(picks) * self.views, self.augment) if self.augment else {}
@@ -262,6 +264,11 @@ class ViewSampler:
             meta={key: torch.tensor([picks[i].meta[key] for i in mine]) for key in picks[0].meta},
             cases=tuple(picks[i].name for i in mine),
         )
+
+    def _scale(self, extent: Sequence[int]) -> tuple[float, float]:
+        low, high = self.scale
+        unit = min(n / p for n, p in zip(extent, self.patch, strict=True)) if self.whole else 1.0
+        return low * unit, high * unit
 
     def _windows(
         self, picks: list[Pick], lo: np.ndarray, hi: np.ndarray, turns: np.ndarray | None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import ClassVar, Protocol
+from typing import ClassVar, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
@@ -27,6 +27,10 @@ class MethodConfig(BaseModel):
     view_scale: tuple[Positive, Positive] = Field(
         (1.1, 1.4), description="Side of a view's crop box, relative to the patch (PGL re-implementation: 1.1-1.4)."
     )
+    view_of: Literal["patch", "image"] = Field(
+        "patch", description="What view_scale is relative to: the patch, or as much of the image as has the patch's "
+        "proportions. Not from the paper."
+    )  # fmt: skip
     min_overlap: float = Field(0.1, ge=0, le=1, description="Least overlap of two boxes, share of the smaller one.")
     flip: float = Field(0.5, ge=0, le=1, description="Probability of a flip per axis (PGL: 0.5).")
     rotation: float = Field(0.0, ge=0, description="Largest rotation of a view in degrees. Not from the paper.")

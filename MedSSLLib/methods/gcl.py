@@ -15,6 +15,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from MedSSLLib.config import Positive
 from MedSSLLib.contrastive import (
     Pace,
     choose_partner,
@@ -35,13 +36,26 @@ from MedSSLLib.methods.base import GradientRule, Method, MethodConfig, MethodCon
 from MedSSLLib.networks import Encoder
 from MedSSLLib.sampling import Batch
 
+POOL_SHARE = 8  # an image has at least so many pixels for each one in a pool of positives; not from the paper
 INSTANCE = "instance"
 """Name of the objective without a meta label: the only positive is the image's other view (SimCLR)."""
 
 
 class GCLConfig(MethodConfig):
-    """Settings of GCL and its ablations."""
+    """Settings of GCL and its ablations.
 
+    Meta labels speak of whole slices, so both views show most of the slice. Patients and positions were learnt from
+    such views in a few hundred steps, and not from small flipped ones (Testing/bench/NOTES.md).
+    """
+
+    view_scale: tuple[Positive, Positive] = Field(
+        (0.75, 1.0), description="Side of a view's crop box, relative to `view_of`. Not from the paper."
+    )
+    view_of: Literal["patch", "image"] = Field("image", description=MethodConfig.model_fields["view_of"].description)
+    min_overlap: float = Field(
+        0.7, ge=0, le=1, description="Least overlap of two boxes, share of the smaller one. Not from the paper."
+    )
+    flip: float = Field(0.0, ge=0, le=1, description="Probability of a flip per axis. Not from the paper.")
     meta: tuple[str, ...] = Field(
         (), description="Meta labels in use; empty = every usable one. None usable = plain SimCLR."
     )
@@ -58,7 +72,9 @@ class GCLConfig(MethodConfig):
         -1, description="Encoder level of the pixel head: 0 = finest, -1 = deepest, as in the paper."
     )
     pixel: bool = Field(True, description="Pixel loss (Eqs. 5-6); off for the ablation.")
-    top_k: int = Field(8, ge=1, description="Pixels in the pool of positives, K. Not from the paper.")
+    top_k: int = Field(
+        8, ge=1, description="Pixels in the pool of positives, K; at most an eighth of the image. Not from the paper."
+    )
     anchors: int = Field(64, ge=1, description="Most anchor pixels a view. Not from the paper.")
     candidates: int = Field(
         1024, ge=2, description="Most pixels a view that may be positives or negatives. Not from the paper."
@@ -192,7 +208,7 @@ class GCL(Method):
         """Eqs. 5-8 for all views at once, each against its partner view."""
         config, a = self.config, self.config.anchors
         anchors, others = pixels.projection[:, :a], pixels.projection[partner]
-        size = min(config.top_k, others.shape[1])
+        size = max(1, min(config.top_k, others.shape[1] // POOL_SHARE))
         pool = positive_pool(pixels.affinity[:, :a], pixels.affinity[partner], size)
         kept, dropped = pool, pool[..., :0]
         if config.grad_filter:

@@ -73,21 +73,25 @@ def test_without_pixels_it_is_eq_1_for_every_label(dim: int) -> None:
 
 @pytest.mark.parametrize("grad_filter", [False, True])
 @pytest.mark.parametrize("progress", [0.0, 0.6])
-def test_pixel_loss_is_eq_5_view_by_view(grad_filter: bool, progress: float) -> None:
-    """One view at a time: its own anchors against one partner; the filter by autograd through the head."""
+@pytest.mark.parametrize(("s", "k", "k_late"), [(32, 4, 3), (17, 2, 2), (7, 1, 1)])
+def test_pixel_loss_is_eq_5_view_by_view(grad_filter: bool, progress: float, s: int, k: int, k_late: int) -> None:
+    """One view at a time: its own anchors against one partner; the filter by autograd through the head.
+
+    The pool holds K = 4 pixels, but at most an eighth of the image.
+    """
     method = small_gcl(grad_filter=grad_filter)
-    n, s, c = 3, 7, 12
+    n, c = 3, 12
     features = torch.randn(n, s, c, dtype=torch.float64)
     pixels = _Pixels(torch.randn(n, s, 5, dtype=torch.float64), features, method.pixel_head(features))
     partner = torch.tensor([2, 0, 1])
     loss = method._pixel_loss(pixels, partner, progress)
-    count = 4 if not grad_filter else {0.0: 1, 0.6: 3}[progress]
+    count = k if not grad_filter else {0.0: 1, 0.6: k_late}[progress]
     terms = []
     for i in range(n):
         u, uq = F.normalize(pixels.affinity[i], dim=1), F.normalize(pixels.affinity[partner[i]], dim=1)
         vq = F.normalize(pixels.projection[partner[i]], dim=1).detach()
         for a in range(s):
-            pool = (uq @ u[a]).topk(4).indices.tolist()
+            pool = (uq @ u[a]).topk(k).indices.tolist()
             x = features[i, a].clone().requires_grad_(True)
             log_p = (vq @ F.normalize(method.pixel_head(x), dim=0) / 0.1).log_softmax(0)
             size = {p: torch.autograd.grad(-log_p[p], x, retain_graph=True)[0].norm().item() for p in pool}

@@ -225,3 +225,16 @@ def test_two_views_of_a_linear_volume_show_their_boxes(dim):
 def test_meta_labels_come_in_order():
     host = views(reader(), (8, 8, 8), samples=5).sample(0)
     assert host.meta["part"].tolist() == [0, 1, 2, 0, 1] and host.meta["part"].dtype == torch.long
+
+
+@pytest.mark.parametrize("shape", [(5, 60, 48), (5, 20, 90)])
+def test_views_of_the_whole_image_scale_with_it(shape):
+    """Boxes between 0.75 and 1 of the largest box of the patch's proportions, inside the slice."""
+    patch = (16, 8)
+    picks = [Pick("c0", 2)] * 50
+    sampler = ViewSampler(reader(1, shape), lambda rng, step: picks, patch, (1.0, 1.0), None, 2, (0.75, 1.0), 0.7, 0.0,
+                          0.0, 0, whole=True)  # fmt: skip
+    geometry = sampler.sample(0).geometry
+    unit = min(shape[1] / 16, shape[2] / 8)
+    sides = (geometry.hi - geometry.lo).numpy() / np.asarray(patch) / unit
+    assert sides.min() >= 0.75 - 1e-6 and sides.max() <= 1 + 1e-6 and np.ptp(sides) > 0.2

@@ -1,12 +1,13 @@
-"""Random changes of intensity for views: noise, blur, brightness, contrast, simulated low resolution, gamma.
+"""Random changes of intensity for views: blur, simulated low resolution, noise, brightness, contrast, gamma.
 
-Which samples change, and how much, is drawn on the host; the changes run on the device on those samples alone, so
-nothing waits for the device.
+They follow the resampling in this order: first what blurs, then the noise, which no scanner blurs, then the scale of
+the intensities. Which samples change, and how much, is drawn on the host; the changes run on the device on those
+samples alone, so nothing waits for the device.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from MedSSLLib.config import AugmentConfig
+from MedSSLLib.views import linear_weights
+
+LARGE = 2**16  # voxels of a sample that is changed by itself
+RADIUS = 4  # of a blur in voxels: four of the widest sigma, as in scipy
 
 
 @dataclass(frozen=True)
@@ -30,18 +35,19 @@ class Change:
 
     def only(self, kept: np.ndarray) -> Change:
         """The change of the samples at the sorted positions `kept`, which become 0, 1, 2 ..."""
-        mine = np.isin(self.samples, kept)
-        return Change(np.searchsorted(kept, self.samples[mine]), self.strength[mine], self.seeds[mine])
+        place = np.searchsorted(kept, self.samples)
+        mine = np.append(kept, -1)[place] == self.samples
+        return Change(place[mine], self.strength[mine], self.seeds[mine])
 
 
 def sample_intensity(rng: np.random.Generator, n: int, config: AugmentConfig) -> dict[str, Change]:
     """Draw every kind of change for `n` views, in the order in which they are applied."""
     ranges: dict[str, tuple[float, float, float]] = {
-        "noise": (config.noise, 0.0, 0.1),
         "blur": (config.blur, 0.5, 1.0),
+        "low_resolution": (config.low_resolution, 1.0, 2.0),
+        "noise": (config.noise, 0.0, 0.1),
         "brightness": (config.brightness, 0.75, 1.25),
         "contrast": (config.contrast, 0.7, 1.3),
-        "low_resolution": (config.low_resolution, 1.0, 2.0),
         "gamma": (config.gamma, 0.7, 1.5),
     }
     changes = {}
@@ -52,13 +58,11 @@ def sample_intensity(rng: np.random.Generator, n: int, config: AugmentConfig) ->
     return changes
 
 
-def apply_intensity(images: Tensor, changes: dict[str, Change]) -> Tensor:
-    """Changed copies of ``images [n, c, *s]``."""
-    images = images.clone()
-    for name, change in changes.items():
-        if change:
-            _KINDS[name](images, change)
-    return images
+def apply_intensity(images: Tensor, changes: dict[str, Change]) -> None:
+    """Change ``images [n, c, *s]`` in place."""
+    for name, apply in _KINDS.items():
+        if changes.get(name):
+            apply(images, changes[name])
 
 
 def noise_generator(device: torch.device, seed: int) -> torch.Generator | None:
@@ -74,11 +78,65 @@ def mixed_seed(*numbers: int) -> int:
 Kind = Callable[[Tensor, Change], None]
 
 
-def _replace(images: Tensor, change: Change, apply: Callable[[Tensor, Tensor], Tensor]) -> None:
-    index = torch.from_numpy(change.samples).to(images.device, non_blocking=True)
+def _changed(images: Tensor, change: Change, apply: Callable[[Tensor, Tensor], Tensor]) -> None:
+    """Replace the chosen samples by ``apply(them [k, c, *s], strength [k, 1, ...])``, which may change them in place.
+
+    Small samples are changed together, large ones one at a time, so that they stay in the processor's cache.
+    """
     strength = torch.from_numpy(change.strength).to(images, non_blocking=True)
-    strength = strength.reshape(-1, *(1,) * (images.dim() - 1))
-    images.index_copy_(0, index, apply(images.index_select(0, index), strength))
+    strength = strength.view(-1, *(1,) * (images.dim() - 1))
+    if images[0].numel() > LARGE:
+        for sample, its in zip(change.samples.tolist(), strength.split(1), strict=True):
+            x = images.narrow(0, sample, 1)
+            x.copy_(apply(x, its))
+    else:
+        index = torch.from_numpy(change.samples).to(images.device, non_blocking=True)
+        images.index_copy_(0, index, apply(images.index_select(0, index), strength))
+
+
+def _blur(images: Tensor, change: Change) -> None:
+    _changed(images, change, lambda x, sigma: _along_axes(x, sigma, blur_weights))
+
+
+def _low_resolution(images: Tensor, change: Change) -> None:
+    _changed(images, change, lambda x, factor: _along_axes(x, factor, low_resolution_weights))
+
+
+def _along_axes(x: Tensor, strength: Tensor, weights: Callable[[Tensor, int], Tensor]) -> Tensor:
+    """Every spatial axis of ``x [k, c, *s]`` times ``weights(strength [k], n) [k, n, n]``.
+
+    Each product contracts the last axis and puts the result in front, so that after all of them the axes are in order
+    again and none was copied.
+    """
+    k, c, *shape = x.shape
+    along = {n: weights(strength.flatten(), n).repeat_interleave(c, 0) for n in set(shape)}
+    for n in reversed(shape):
+        x = along[n] @ x.reshape(k * c, -1, n).mT
+    return x.view(k, c, *shape)
+
+
+def blur_weights(sigma: Tensor, n: int) -> Tensor:
+    """Gaussian weights ``[k, n, n]`` of a width per sample in voxels, cut at 4 sigma of the widest; edges continue."""
+    offset = torch.arange(-RADIUS, RADIUS + 1, device=sigma.device)
+    kernel = torch.exp(-(offset**2) / (2 * sigma[:, None] ** 2))
+    kernel = kernel / kernel.sum(1, keepdim=True)
+    rows, wide = F.pad(kernel[:, None].expand(-1, n, -1), (0, n)), n + 2 * RADIUS
+    weights = rows.flatten(1)[:, : n * wide].view(-1, n, wide)  # rows one shorter: each starts one voxel later
+    weights[:, :, RADIUS] += weights[:, :, :RADIUS].sum(2)
+    weights[:, :, -RADIUS - 1] += weights[:, :, -RADIUS:].sum(2)
+    return weights[:, :, RADIUS:-RADIUS]
+
+
+def low_resolution_weights(factor: Tensor, n: int) -> Tensor:
+    """Down by a factor per sample and up again, ``[k, n, n]``, linear both ways as in ``F.interpolate``.
+
+    Both ways keep the centre, so structures stay where their labels are.
+    """
+    few = (n / factor).round().clamp_min(1)[:, None]
+    half = torch.arange(n, device=factor.device, dtype=factor.dtype) + 0.5
+    down = linear_weights((half * n / few - 0.5).clamp(0, n - 1), n)
+    up = linear_weights((half * few / n - 0.5).clamp_min(0).minimum(few - 1), n)
+    return up @ down
 
 
 def _noise(images: Tensor, change: Change) -> None:
@@ -86,67 +144,42 @@ def _noise(images: Tensor, change: Change) -> None:
     for sample, variance, seed in zip(*(x.tolist() for x in vars(change).values()), strict=True):
         x = images[sample]
         generator = noise_generator(x.device, seed)
-        x += variance**0.5 * torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
-
-
-def _blur(images: Tensor, change: Change) -> None:
-    _replace(images, change, gaussian_blur)
-
-
-def gaussian_blur(x: Tensor, sigma: Tensor, radius: int = 2) -> Tensor:
-    """Separable Gaussian of a width per sample (voxels), edges continued; ``x [n, c, *s]``, ``sigma [n, 1, ...]``."""
-    offsets = range(-radius, radius + 1)
-    weights = torch.stack([torch.exp(-(k**2) / (2 * sigma**2)) for k in offsets])
-    weights = weights / weights.sum(0)
-    for axis in range(2, x.dim()):
-        pad = [0, 0] * (x.dim() - 1 - axis) + [radius, radius] + [0, 0] * (axis - 2)
-        padded = F.pad(x, pad, mode="replicate")
-        size = x.shape[axis]
-        x = torch.stack([w * padded.narrow(axis, k, size) for k, w in enumerate(weights)]).sum(0)
-    return x
+        x.add_(torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype), alpha=variance**0.5)
 
 
 def _brightness(images: Tensor, change: Change) -> None:
     def apply(x: Tensor, factor: Tensor) -> Tensor:
         low, high = _range(x)
-        return torch.minimum(torch.maximum(x * factor, low), high)
+        return _clamped(x.mul_(factor), low, high)
 
-    _replace(images, change, apply)
+    _changed(images, change, apply)
 
 
 def _contrast(images: Tensor, change: Change) -> None:
     def apply(x: Tensor, factor: Tensor) -> Tensor:
         low, high = _range(x)
         mean = x.mean(_space(x), keepdim=True)
-        return torch.minimum(torch.maximum((x - mean) * factor + mean, low), high)
+        return _clamped(x.sub_(mean).mul_(factor).add_(mean), low, high)
 
-    _replace(images, change, apply)
+    _changed(images, change, apply)
 
 
 def _gamma(images: Tensor, change: Change) -> None:
     def apply(x: Tensor, exponent: Tensor) -> Tensor:
+        """By exp2 and log2, a third of the time of pow."""
         low, high = _range(x)
         span = (high - low).clamp_min(1e-6)
-        return ((x - low) / span).clamp(0, 1) ** exponent * span + low
+        return x.sub_(low).div_(span).log2_().mul_(exponent).exp2_().mul_(span).add_(low)
 
-    _replace(images, change, apply)
-
-
-def _low_resolution(images: Tensor, change: Change) -> None:
-    """Linear both ways: both keep the centre, so structures stay where their labels are."""
-    mode = "bilinear" if images.dim() == 4 else "trilinear"
-    for sample, factor in zip(change.samples.tolist(), change.strength.tolist(), strict=True):
-        x = images[sample : sample + 1]
-        small = F.interpolate(x, _reduced(x.shape[2:], factor), mode=mode, align_corners=False)
-        images[sample : sample + 1] = F.interpolate(small, list(x.shape[2:]), mode=mode, align_corners=False)
-
-
-def _reduced(shape: Sequence[int], factor: float) -> list[int]:
-    return [max(1, round(size / factor)) for size in shape]
+    _changed(images, change, apply)
 
 
 def _range(x: Tensor) -> tuple[Tensor, Tensor]:
     return x.amin(_space(x), keepdim=True), x.amax(_space(x), keepdim=True)
+
+
+def _clamped(x: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    return torch.minimum(torch.maximum(x, low, out=x), high, out=x)
 
 
 def _space(x: Tensor) -> list[int]:
@@ -154,10 +187,10 @@ def _space(x: Tensor) -> list[int]:
 
 
 _KINDS: dict[str, Kind] = {
-    "noise": _noise,
     "blur": _blur,
+    "low_resolution": _low_resolution,
+    "noise": _noise,
     "brightness": _brightness,
     "contrast": _contrast,
-    "low_resolution": _low_resolution,
     "gamma": _gamma,
 }

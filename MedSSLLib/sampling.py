@@ -30,6 +30,7 @@ from MedSSLLib.views import (
     sample_rotations,
     sample_segmentation_views,
     sampling_grid,
+    scale_of_image,
 )
 
 
@@ -64,9 +65,10 @@ class Batch:
 
 @dataclass(frozen=True)
 class HostBatch:
-    """Source windows and the drawn view parameters, before anything moves to the device."""
+    """A window a view, ``[b, v, c, *w]``, its lower corner in the geometry's frame, and what was drawn; on the host."""
 
     windows: Tensor
+    corner: Tensor
     geometry: ViewGeometry
     changes: dict[str, Change]
     labels: Tensor | None = None
@@ -81,20 +83,21 @@ class HostBatch:
 
 def make_views(host: HostBatch, patch: Sequence[int], device: torch.device) -> Batch:
     """Resample all views of a batch on the device, once, then change their intensity."""
-    windows = host.windows.to(device, non_blocking=True)
+    windows = host.windows.to(device, non_blocking=True).flatten(0, 1)
     geometry = host.geometry.to(device)
-    views = geometry.lo.shape[1]
+    seen = geometry.seen_from(host.corner.to(device, non_blocking=True))
+    views, labels = geometry.lo.shape[1], None
     if geometry.is_box and host.labels is None:
-        images, grid = resample_boxes(windows, geometry, patch), None
+        images = resample_boxes(windows, seen, patch)
     else:
-        grid = sampling_grid(geometry, windows.shape[2:], patch)
-        images = resample(windows, grid, views)
-    images = apply_intensity(images.flatten(0, 1), host.changes).unflatten(0, (-1, views))
-    labels = None
-    if host.labels is not None and grid is not None:
-        labels = resample_labels(host.labels.to(device, non_blocking=True), grid, views)
+        grid = sampling_grid(seen, windows.shape[2:], patch)
+        images = resample(windows, grid)
+        if host.labels is not None:
+            source = host.labels.to(device, non_blocking=True).flatten(0, 1)
+            labels = resample_labels(source, grid).unflatten(0, (-1, views))
+    apply_intensity(images, host.changes)
     meta = {name: value.to(device, non_blocking=True) for name, value in host.meta.items()}
-    return Batch(images, geometry, labels, meta)
+    return Batch(images.unflatten(0, (-1, views)), geometry, labels, meta)
 
 
 def shuffled_order(seed: int, position: int, n: int) -> int:
@@ -156,9 +159,10 @@ class SegmentationSampler:
         mine = own_samples(self.batch, part, parts)
         crops = [self._read(*draws[i]) for i in mine]
         return HostBatch(
-            windows=torch.from_numpy(np.stack([image for image, _ in crops])),
-            labels=torch.from_numpy(np.stack([label for _, label in crops])),
-            geometry=select(geometry, mine),
+            windows=torch.from_numpy(np.stack([image for image, _ in crops])[:, None]),
+            labels=torch.from_numpy(np.stack([label for _, label in crops])[:, None]),
+            corner=torch.zeros(len(mine), 1, len(self.patch)),
+            geometry=geometry.only(mine),
             changes={kind: change.only(mine) for kind, change in changes.items()},
             cases=tuple(draws[i][0] for i in mine),
         )
@@ -215,7 +219,7 @@ Picker = Callable[[np.random.Generator, int], list[Pick]]
 
 @dataclass(frozen=True)
 class ViewSampler:
-    """Several views a sample for pre-training: boxes in a common window, flips, rotation, intensity.
+    """Several views a sample for pre-training: boxes with a window each, flips, rotation, intensity.
 
     Attributes:
         pick: draws the samples of a step's global batch, ``pick(rng, step)``.
@@ -246,7 +250,9 @@ class ViewSampler:
         picks = self.pick(rng, step)
         dim = len(self.patch)
         extents = [self.reader.shape(p.name)[-dim:] for p in picks]
-        boxes = [sample_boxes(rng, e, self.patch, self._scale(e), self.min_overlap, self.views) for e in extents]
+        scales = [scale_of_image(self.scale, e, self.patch) if self.whole else self.scale for e in extents]
+        boxes = [sample_boxes(rng, e, self.patch, scale, self.min_overlap, self.views)
+                 for e, scale in zip(extents, scales, strict=True)]
         flips = sample_flips(rng, (len(picks), self.views, dim), self.flip)
         turns = sample_rotations(rng, len(picks) * self.views, self.spacing, self.rotation) if self.rotation else None
         changes = sample_intensity(rng, len(picks) * self.views, self.augment) if self.augment else {}
@@ -255,44 +261,38 @@ class ViewSampler:
         lo, hi = np.moveaxis(np.asarray(boxes), 1, 0)[:, mine]
         turns = None if turns is None else turns.reshape(len(picks), self.views, dim, dim)[mine]
         windows, corner = self._windows([picks[i] for i in mine], lo, hi, turns)
+        origin = corner.min(1, keepdims=True)
+        lower, upper, flipped = _float(lo - origin), _float(hi - origin), _float(flips[mine])
         return HostBatch(
             windows=windows,
-            geometry=ViewGeometry(
-                _float(lo - corner), _float(hi - corner), _float(flips[mine]), None if turns is None else _float(turns)
-            ),
+            corner=_float(corner - origin),
+            geometry=ViewGeometry(lower, upper, flipped, None if turns is None else _float(turns)),
             changes={kind: change.only(kept) for kind, change in changes.items()},
             meta={key: torch.tensor([picks[i].meta[key] for i in mine]) for key in picks[0].meta},
             cases=tuple(picks[i].name for i in mine),
         )
 
-    def _scale(self, extent: Sequence[int]) -> tuple[float, float]:
-        low, high = self.scale
-        unit = min(n / p for n, p in zip(extent, self.patch, strict=True)) if self.whole else 1.0
-        return low * unit, high * unit
-
     def _windows(
         self, picks: list[Pick], lo: np.ndarray, hi: np.ndarray, turns: np.ndarray | None
     ) -> tuple[Tensor, np.ndarray]:
-        """Windows of one size that hold all voxels the views of a sample look at, and their corners ``[b, 1, s]``."""
+        """Windows of one size that hold what each view looks at, ``[b, v, c, *w]``, and their corners ``[b, v, s]``."""
         reach = (hi - lo) / 2 * (1 - 1 / np.asarray(self.patch))  # from a view's centre to that of its last voxel
         if turns is not None:
             reach = np.einsum("bvij,bvj->bvi", np.abs(turns), reach)
         centre = (lo + hi) / 2
-        corner = np.floor((centre - reach - 0.5).min(1)).astype(int)
-        size = (np.ceil((centre + reach + 0.5).max(1)).astype(int) - corner).max(0)
-        crops = [self._read(p, c, c + size) for p, c in zip(picks, corner, strict=True)]
-        return torch.from_numpy(np.stack(crops)), corner[:, None]
+        corner = np.floor(centre - reach - 0.5).astype(int)
+        size = (np.ceil(centre + reach + 0.5).astype(int) - corner).max((0, 1))
+        shapes = np.asarray([self.reader.shape(p.name) for p in picks])
+        corner = corner.clip(0, np.maximum(shapes[:, None, -len(size) :] - size, 0))  # resampling continues the edge
+        windows = np.empty((*corner.shape[:2], shapes[0, 0], *size), np.float32)
+        for i, j in np.ndindex(corner.shape[:2]):
+            windows[i, j] = self._read(picks[i], corner[i, j], corner[i, j] + size)
+        return torch.from_numpy(windows), corner
 
     def _read(self, pick: Pick, low: np.ndarray, high: np.ndarray) -> np.ndarray:
         if len(self.patch) == 3:
             return self.reader.image(pick.name, low.tolist(), high.tolist())
         return self.reader.image(pick.name, (pick.slice, *low), (pick.slice + 1, *high))[:, 0]
-
-
-def select(geometry: ViewGeometry, index: np.ndarray) -> ViewGeometry:
-    """The geometry of some samples."""
-    chosen = {k: v[torch.from_numpy(index)] for k, v in vars(geometry).items() if v is not None}
-    return ViewGeometry(**chosen)
 
 
 def _float(array: np.ndarray) -> Tensor:

@@ -22,13 +22,13 @@ Rng = np.random.Generator
 
 @dataclass(frozen=True)
 class ViewGeometry:
-    """Where each view lies in its source window (b samples, v views, s axes).
+    """Where each view lies in its source (b samples, v views, s axes).
 
     Attributes:
-        lo: lower edges of the box, in window voxels, ``[b, v, s]``.
+        lo: lower edges of the box, in voxels of a frame that the views of a sample share, ``[b, v, s]``.
         hi: upper edges of the box, ``[b, v, s]``.
         flip: 1 where the axis is reversed, else 0, ``[b, v, s]``.
-        rotation: rotation about the box centre in window voxels, ``[b, v, s, s]``, or None.
+        rotation: rotation about the box centre in voxels, ``[b, v, s, s]``, or None.
         displacement: smooth offsets at control points, as a share of the box, ``[b, v, s, *g]``, or None.
     """
 
@@ -42,6 +42,15 @@ class ViewGeometry:
     def is_box(self) -> bool:
         """Whether views are boxes and flips alone."""
         return self.rotation is None and self.displacement is None
+
+    def seen_from(self, corner: Tensor) -> ViewGeometry:
+        """The same views in windows with these lower corners, ``[b, v, s]``."""
+        return replace(self, lo=self.lo - corner, hi=self.hi - corner)
+
+    def only(self, index: np.ndarray) -> ViewGeometry:
+        """Those of some samples."""
+        chosen = {k: v[torch.from_numpy(index)] for k, v in vars(self).items() if v is not None}
+        return ViewGeometry(**chosen)
 
     def to(self, device: torch.device | str) -> ViewGeometry:
         """A copy on the device, without waiting for it."""
@@ -73,6 +82,12 @@ def sample_boxes(
     centre = lo[:1] + side[:1] / 2
     lo = np.clip(centre - side / 2, 0, extent_ - side)
     return lo, lo + side
+
+
+def scale_of_image(scale: tuple[float, float], extent: Sequence[int], patch: Sequence[int]) -> tuple[float, float]:
+    """Relative to the patch, a `scale` that is relative to the largest box of its proportions in the image."""
+    unit = min(n / p for n, p in zip(extent, patch, strict=True))
+    return scale[0] * unit, scale[1] * unit
 
 
 def overlap_share(lo: np.ndarray, hi: np.ndarray) -> float:
@@ -163,47 +178,57 @@ def _offsets(geometry: ViewGeometry, size: Tensor, patch: Sequence[int]) -> Tens
     return F.interpolate(field, list(patch), mode=mode, align_corners=True).flip(1).movedim(1, -1)
 
 
-def resample(images: Tensor, grid: Tensor, views: int, *, mode: str = "bilinear") -> Tensor:
-    """Windows ``[b, c, *w]`` at a grid ``[b*v, *p, s]`` to views ``[b, v, c, *p]``; edges continue outwards."""
-    source = images if views == 1 else images.repeat_interleave(views, 0)
-    out = F.grid_sample(source, grid, mode=mode, padding_mode="border", align_corners=False)
-    return out.unflatten(0, (-1, views))
+def resample(windows: Tensor, grid: Tensor) -> Tensor:
+    """Windows ``[n, c, *w]`` at a grid ``[n, *p, s]`` to views ``[n, c, *p]``; edges continue outwards."""
+    return F.grid_sample(windows, grid, padding_mode="border", align_corners=False)
 
 
-def resample_boxes(images: Tensor, geometry: ViewGeometry, patch: Sequence[int]) -> Tensor:
-    """What :func:`resample` gives for boxes and flips alone, one axis at a time: five times faster in 3D.
+def resample_boxes(windows: Tensor, geometry: ViewGeometry, patch: Sequence[int]) -> Tensor:
+    """What :func:`resample` gives for boxes and flips alone, several times faster in 3D.
+
+    Rows along the last axis are weighted sums of the two (2D) or four (3D) rows around them; then a matrix interpolates
+    along the rows.
 
     Args:
-        images: windows ``[b, c, *w]``.
-        geometry: boxes without rotation and displacement.
+        windows: ``[n, c, *w]``.
+        geometry: boxes without rotation and displacement, n views in all.
         patch: voxels of a view.
 
     Returns:
-        Views ``[b, v, c, *p]``.
+        Views ``[n, c, *p]``.
     """
-    weights = [_axis_weights(geometry, axis, size, n) for axis, (size, n) in
-               enumerate(zip(images.shape[2:], patch, strict=True))]
-    if len(patch) == 2:
-        x = torch.einsum("bchw,bvqw->bvchq", images, weights[1])
-        return torch.einsum("bvchq,bvph->bvcpq", x, weights[0])
-    x = torch.einsum("bcdhw,bvrw->bvcdhr", images, weights[2])
-    x = torch.einsum("bvcdhr,bvqh->bvcdqr", x, weights[1])
-    return torch.einsum("bvcdqr,bvpd->bvcpqr", x, weights[0])
+    n, c, *shape = windows.shape
+    places = _places(geometry, shape, patch)
+    first = torch.arange(n * c, device=windows.device).view(n, c)
+    steps, weights = first.new_zeros(1), windows.new_ones(1, n, c)
+    for place, size in zip(places[:-1], shape[:-1], strict=True):
+        below = place.floor().clamp_max(max(size - 2, 0))
+        share = torch.stack([1 - (place - below), place - below])
+        first = (first[:, :, None] * size + below.long()[:, None]).flatten(1)
+        steps = (steps[:, None] * size + torch.arange(2, device=steps.device).clamp_max(size - 1)).flatten()
+        weights = (weights[:, None, :, :, None] * share[:, :, None]).flatten(0, 1).flatten(2)
+    rows, lines = first.view(-1, 1) + steps, windows.reshape(-1, shape[-1])
+    seen = F.embedding_bag(rows, lines, per_sample_weights=weights.flatten(1).t(), mode="sum")
+    return (seen.view(n, -1, shape[-1]) @ linear_weights(places[-1], shape[-1]).mT).view(n, c, *patch)
 
 
-def _axis_weights(geometry: ViewGeometry, axis: int, size: int, n: int) -> Tensor:
-    """Linear interpolation along one axis, edges continued: weights ``[b, v, n, size]`` of the window's voxels."""
-    lo, hi, flip = (x[..., axis, None] for x in (geometry.lo, geometry.hi, geometry.flip))
-    share = (torch.arange(n, device=lo.device, dtype=lo.dtype) + 0.5) / n
-    place = lo + (share + flip * (1 - 2 * share)) * (hi - lo) - 0.5
-    place = place.clamp(0, size - 1)[..., None]
-    return (1 - (place - torch.arange(size, device=lo.device, dtype=lo.dtype)).abs()).clamp_min(0)
+def _places(geometry: ViewGeometry, shape: Sequence[int], patch: Sequence[int]) -> list[Tensor]:
+    """Where every view's voxels lie along each axis, ``[b*v, n]`` an axis, in indices of the window, inside it."""
+    side = geometry.hi - geometry.lo
+    start, step = geometry.lo + geometry.flip * side, side * (1 - 2 * geometry.flip)
+    start, step = start.flatten(0, 1) - 0.5, step.flatten(0, 1)
+    shares = [(torch.arange(n, device=side.device, dtype=side.dtype) + 0.5) / n for n in patch]
+    return [(start[:, k, None] + share * step[:, k, None]).clamp(0, size - 1)
+            for k, (share, size) in enumerate(zip(shares, shape, strict=True))]
 
 
-def resample_labels(labels: Tensor, grid: Tensor, views: int) -> Tensor:
-    """Class maps ``[b, *w]`` (uint8) to ``[b, v, *p]``, nearest neighbour; outside the window is IGNORE."""
+def linear_weights(places: Tensor, size: int) -> Tensor:
+    """Weights ``[n, m, size]`` of `size` voxels at ``places [n, m]`` in indices of these, linear between them."""
+    return (1 - (places[..., None] - torch.arange(size, device=places.device, dtype=places.dtype)).abs()).clamp_min(0)
+
+
+def resample_labels(labels: Tensor, grid: Tensor) -> Tensor:
+    """Class maps ``[n, *w]`` (uint8) to ``[n, *p]``, nearest neighbour; outside the window is IGNORE."""
     shifted = (labels.to(grid.dtype) + 1)[:, None]
-    source = shifted if views == 1 else shifted.repeat_interleave(views, 0)
-    out = F.grid_sample(source, grid, mode="nearest", padding_mode="zeros", align_corners=False)[:, 0]
-    labelled = torch.where(out > 0.5, out - 1, torch.full_like(out, IGNORE))
-    return labelled.to(torch.uint8).unflatten(0, (-1, views))
+    out = F.grid_sample(shifted, grid, mode="nearest", padding_mode="zeros", align_corners=False)[:, 0]
+    return torch.where(out > 0.5, out - 1, torch.full_like(out, IGNORE)).to(torch.uint8)

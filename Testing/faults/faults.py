@@ -86,7 +86,8 @@ FAULTS: dict[tuple[str, str, str], list[tuple[str, str, str]]] = {
     ],
     ("views", "views", "views"): [
         ("views are not flipped", "/ 2 * (1 - 2 * geometry.flip)", "/ 2 * (1 + 0 * geometry.flip)"),
-        ("boxes by weights are not flipped", "(share + flip * (1 - 2 * share))", "share"),
+        ("boxes by weights are not flipped", "geometry.lo + geometry.flip * side, side * (1 - 2 * geometry.flip)",
+         "geometry.lo, side"),
         ("rotation in voxels, not in mm",
          "mm[None, None, :] / mm[None, :, None]", "mm[None, :, None] / mm[None, :, None]"),
         ("outside the window is background", "torch.full_like(out, IGNORE)", "torch.zeros_like(out)"),

@@ -50,7 +50,8 @@ def coordinate_batch(dim: int, seed: int, flips: list[Any]) -> Batch:
     geometry = ViewGeometry(torch.tensor(lo), torch.tensor(lo + side), torch.tensor(flips, dtype=torch.float64))
     axes = torch.meshgrid(*(torch.arange(s, dtype=torch.float64) + 0.5 for s in size), indexing="ij")
     volume = torch.stack([*axes, torch.full_like(axes[0], 10.0)])[None].expand(n, *[-1] * (dim + 1))
-    return Batch(resample(volume, sampling_grid(geometry, size, PATCH[dim]), 2), geometry)
+    views = resample(volume.repeat_interleave(2, 0), sampling_grid(geometry, size, PATCH[dim]))
+    return Batch(views.unflatten(0, (-1, 2)), geometry)
 
 
 def linear_pgl(dim: int, **options: Any) -> PGL:

@@ -233,7 +233,8 @@ def test_agrees_with_the_views_that_are_made() -> None:
     flip = torch.tensor(rng.random((n, 2, 3)) < 0.5, dtype=torch.float64)
     axes = torch.meshgrid(*(torch.arange(s, dtype=torch.float64) + 0.5 for s in size), indexing="ij")
     volume = torch.stack(axes)[None].expand(n, -1, -1, -1, -1)
-    images = resample(volume, sampling_grid(ViewGeometry(lo, hi, flip), size, patch), 2)
+    grid = sampling_grid(ViewGeometry(lo, hi, flip), size, patch)
+    images = resample(volume.repeat_interleave(2, 0), grid).unflatten(0, (-1, 2))
     views = Boxes(lo, hi)
     a, b = (align(images[:, v], view_of(views, v), common_box(views), flip[:, v], (5, 5, 5)) for v in (0, 1))
     both = a.mask * b.mask

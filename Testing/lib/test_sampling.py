@@ -10,6 +10,7 @@ from MedSSLLib.config import AugmentConfig
 from MedSSLLib.labels import IGNORE, Annotated, sparse_label
 from MedSSLLib.losses import dice_ce
 from MedSSLLib.sampling import Pick, SegmentationSampler, ViewSampler, make_views, shuffled_order
+from MedSSLLib.views import ViewGeometry, resample, sampling_grid
 from Testing.lib.core_helpers import PLAIN, MemoryReader
 
 CPU = torch.device("cpu")
@@ -211,11 +212,13 @@ def test_two_views_of_a_linear_volume_show_their_boxes(dim):
     for step in range(5):
         host = sampler.sample(step)
         batch = make_views(host, patch, CPU)
-        corners = np.array([lo for _, lo, _ in source.read[-4:]])[:, None, 3 - dim :]
-        centre = (host.geometry.lo + host.geometry.hi).numpy() / 2 + corners
+        corners = np.array([lo for _, lo, _ in source.read[-8:]]).reshape(4, 2, 3)
+        frame = corners[..., 3 - dim :] - host.corner.numpy()
+        assert (frame[:, 0] == frame[:, 1]).all(), "the views of a sample share a frame"
+        centre = (host.geometry.lo + host.geometry.hi).numpy() / 2 + frame
         expected = centre @ slopes[3 - dim :]
         if dim == 2:
-            expected = expected + np.array([[(lo[0] + 0.5) * 100] for _, lo, _ in source.read[-4:]])
+            expected = expected + (corners[..., 0] + 0.5) * 100
         found = (
             batch.images.flatten(2).mean(2).numpy()
         )  # the mean over a box of a linear function is its centre's value
@@ -238,3 +241,21 @@ def test_views_of_the_whole_image_scale_with_it(shape):
     unit = min(shape[1] / 16, shape[2] / 8)
     sides = (geometry.hi - geometry.lo).numpy() / np.asarray(patch) / unit
     assert sides.min() >= 0.75 - 1e-6 and sides.max() <= 1 + 1e-6 and np.ptp(sides) > 0.2
+
+
+@pytest.mark.parametrize("rotation", [0.0, 25.0])
+@pytest.mark.parametrize("shape", [(20, 22, 24), (7, 22, 9)])
+def test_windows_stay_inside_the_volume_where_it_is_large_enough(shape, rotation):
+    """And views are those of the whole volume, whose edge continues: nothing is lost by a window of their own."""
+    source = MemoryReader({f"c{i}": np.random.default_rng(i).normal(size=(1, *shape)).astype("f4") for i in range(3)})
+    sampler = views(source, (8, 8, 8), PLAIN, rotation=rotation)
+    for step in range(6):
+        host = sampler.sample(step)
+        reads = source.read[-8:]
+        assert all(a >= 0 and (b <= n or a == 0) for _, lo, hi in reads for a, b, n in zip(lo, hi, shape, strict=True))
+        frame = torch.tensor([lo for _, lo, _ in reads]).view(4, 2, 3) - host.corner
+        whole = torch.from_numpy(np.stack([source.images[name] for name, _, _ in reads])).double()
+        doubled = {k: v.double() for k, v in vars(host.geometry).items() if v is not None}
+        geometry = ViewGeometry(**doubled).seen_from(-frame)
+        expected = resample(whole, sampling_grid(geometry, shape, (8, 8, 8))).float().unflatten(0, (-1, 2))
+        torch.testing.assert_close(make_views(host, (8, 8, 8), CPU).images, expected, rtol=0, atol=2e-4)

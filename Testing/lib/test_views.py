@@ -54,8 +54,8 @@ def test_every_box_and_flip_of_a_linear_volume_equals_the_closed_form(dim):
         lo = torch.from_numpy(rng.uniform(0.5, 3, size=(len(flips), 2, dim)))
         hi = torch.from_numpy(rng.uniform(0.6, 0.9, size=(len(flips), 2, dim)) * np.asarray(window))
         geometry = ViewGeometry(lo, hi, flips[:, None].expand(-1, 2, -1).contiguous())
-        seen = resample(ramp(window, len(flips), slopes), sampling_grid(geometry, window, patch), 2)
-        torch.testing.assert_close(seen[:, :, 0], positions(geometry, patch) @ slopes, rtol=0, atol=1e-11)
+        seen = resample(ramp(window, 2 * len(flips), slopes), sampling_grid(geometry, window, patch))[:, 0]
+        torch.testing.assert_close(seen.unflatten(0, (-1, 2)), positions(geometry, patch) @ slopes, rtol=0, atol=1e-11)
 
 
 @pytest.mark.parametrize("spacing", [(1.0, 1.0), (1.0, 2.0), (1.0, 1.0, 1.0), (1.7, 1.0, 0.9)])
@@ -69,8 +69,8 @@ def test_rotated_flipped_boxes_of_a_linear_volume_equal_the_closed_form(spacing)
     half = torch.from_numpy(rng.uniform(3, 6, (6, 1, dim)))
     flip = torch.from_numpy(sample_flips(rng, (6, 1, dim), 0.5)).double()
     geometry = ViewGeometry(centre - half, centre + half, flip, rotation)
-    seen = resample(ramp(window, 6, slopes), sampling_grid(geometry, window, patch), 1)
-    torch.testing.assert_close(seen[:, :, 0], positions(geometry, patch) @ slopes, rtol=0, atol=1e-11)
+    seen = resample(ramp(window, 6, slopes), sampling_grid(geometry, window, patch))
+    torch.testing.assert_close(seen, positions(geometry, patch) @ slopes, rtol=0, atol=1e-11)
 
 
 @pytest.mark.parametrize("spacing", [(1.0, 1.0), (0.5, 0.9), (1.0, 1.0, 1.0), (1.9, 1.0, 1.3), (5.0, 1.0, 1.3)])
@@ -99,8 +99,8 @@ def test_the_identity_view_is_the_exact_crop_of_image_and_label(dim):
     geometry = ViewGeometry(lo, lo + torch.tensor(patch), torch.zeros(1, 1, dim))
     grid = sampling_grid(geometry, window, patch)
     crop = tuple(slice(int(a), int(a) + n) for a, n in zip(lo.flatten(), patch, strict=True))
-    torch.testing.assert_close(resample(image, grid, 1)[0, 0], image[0, :, *crop], rtol=0, atol=1e-5)
-    assert torch.equal(resample_labels(label, grid, 1)[0, 0], label[0, *crop])
+    torch.testing.assert_close(resample(image, grid)[0], image[0, :, *crop], rtol=0, atol=1e-5)
+    assert torch.equal(resample_labels(label, grid)[0], label[0, *crop])
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
@@ -109,7 +109,7 @@ def test_a_flip_reverses_its_axis_alone(axis):
     flip = torch.zeros(1, 1, 3)
     flip[..., axis] = 1
     geometry = ViewGeometry(torch.zeros(1, 1, 3), torch.tensor([[[6.0, 7, 8]]]), flip)
-    seen = resample(image, sampling_grid(geometry, (6, 7, 8), (6, 7, 8)), 1)[:, 0]
+    seen = resample(image, sampling_grid(geometry, (6, 7, 8), (6, 7, 8)))
     torch.testing.assert_close(seen, image.flip(axis + 2), rtol=0, atol=1e-5)
 
 
@@ -123,17 +123,17 @@ def test_label_and_image_agree_and_outside_is_ignored():
         rng, 8, window, patch, (1.0, 1.2, 1.5), AugmentConfig(affine=1, flip=0.5, elastic=1)
     )
     grid = sampling_grid(geometry, window, patch)
-    seen, labels = resample(image, grid, 1)[:, 0, 0], resample_labels(label, grid, 1)[:, 0]
+    seen, labels = resample(image, grid)[:, 0], resample_labels(label, grid)
     inside = (grid.abs() < 1 - 0.1).all(-1)
     clear = (seen - image.mean()).abs() > 1.75 / 2  # further from the edge than nearest neighbour can be
     assert (inside & clear).float().mean() > 0.5
     assert torch.equal(labels[inside & clear], ((seen > image.mean()) * 3).to(torch.uint8)[inside & clear])
     shifted = ViewGeometry(torch.full((1, 1, 3), -6.0), torch.full((1, 1, 3), 6.0), torch.zeros(1, 1, 3))
     outside = resample_labels(
-        torch.zeros(1, 24, 24, 24, dtype=torch.uint8), sampling_grid(shifted, (24,) * 3, (12,) * 3), 1
+        torch.zeros(1, 24, 24, 24, dtype=torch.uint8), sampling_grid(shifted, (24,) * 3, (12,) * 3)
     )
-    assert (outside[0, 0, 6:, 6:, 6:] == 0).all() and (outside == 0).sum() == 6**3
-    assert (outside[0, 0, :6] == IGNORE).all()
+    assert (outside[0, 6:, 6:, 6:] == 0).all() and (outside == 0).sum() == 6**3
+    assert (outside[0, :6] == IGNORE).all()
 
 
 def test_ignored_voxels_stay_ignored_and_no_class_is_invented():
@@ -141,7 +141,7 @@ def test_ignored_voxels_stay_ignored_and_no_class_is_invented():
     geometry = sample_segmentation_views(
         np.random.default_rng(1), 2, (16, 16), (10, 10), (1.0, 1.0), AugmentConfig(affine=1)
     )
-    assert set(resample_labels(label, sampling_grid(geometry, (16, 16), (10, 10)), 1).unique().tolist()) <= {
+    assert set(resample_labels(label, sampling_grid(geometry, (16, 16), (10, 10))).unique().tolist()) <= {
         0,
         7,
         IGNORE,
@@ -160,7 +160,7 @@ def test_a_zero_elastic_field_is_the_identity_and_a_constant_one_a_shift(dim):
     share = torch.tensor([0.1, -0.05, 0.02][:dim], dtype=F64)
     moved = ViewGeometry(lo, hi, flip, displacement=field + share.view(1, 1, dim, *(1,) * dim))
     image = ramp(window, 1, slopes)
-    before, after = (resample(image, sampling_grid(g, window, patch), 1) for g in (plain, moved))
+    before, after = (resample(image, sampling_grid(g, window, patch)) for g in (plain, moved))
     torch.testing.assert_close(
         after - before, torch.full_like(before, float((share * (hi - lo)[0, 0]) @ slopes)), rtol=0, atol=1e-9
     )
@@ -173,10 +173,10 @@ def test_a_batch_equals_its_items():
     geometry = sample_segmentation_views(
         rng, 4, window, patch, (1.0, 1.0, 1.0), AugmentConfig(affine=1, elastic=1, flip=0.5)
     )
-    whole = resample(images, sampling_grid(geometry, window, patch), 1)
+    whole = resample(images, sampling_grid(geometry, window, patch))
     for i in range(4):
         one = ViewGeometry(**{k: v[i : i + 1] for k, v in vars(geometry).items()})
-        torch.testing.assert_close(resample(images[i : i + 1], sampling_grid(one, window, patch), 1)[0], whole[i])
+        torch.testing.assert_close(resample(images[i : i + 1], sampling_grid(one, window, patch))[0], whole[i])
 
 
 def test_segmentation_views_without_augmentation_are_the_central_crop():
@@ -221,15 +221,32 @@ def test_zoom_range_and_probability():
     assert abs((zoom[:, 0] > 1).mean() - (zoom[:, 0] < 1).mean()) < 0.06, "zooming in and out is equally likely"
 
 
-@pytest.mark.parametrize("patch", [(9, 12), (6, 9, 8)])
-def test_separable_boxes_equal_the_sampling_grid(patch):
-    """Boxes that also reach outside the window, flipped or not, against grid_sample."""
+@pytest.mark.parametrize(("window", "patch"), [
+    ((14, 17), (9, 12)), ((11, 14, 13), (6, 9, 8)), ((1, 9), (4, 5)), ((1, 2, 9), (3, 4, 5)), ((7, 1, 1), (3, 4, 5)),
+])  # fmt: skip
+def test_separable_boxes_equal_the_sampling_grid(window, patch):
+    """Boxes that also reach outside the window, flipped or not, windows of one voxel too, against grid_sample."""
     generator = torch.Generator().manual_seed(3)
-    window = tuple(n + 5 for n in patch)
-    images = torch.randn(2, 3, *window, generator=generator, dtype=torch.float64)
+    windows = torch.randn(4, 3, *window, generator=generator, dtype=torch.float64)
     lo = torch.rand(2, 2, len(patch), generator=generator, dtype=torch.float64) * 6 - 3
     hi = lo + 4 + torch.rand(lo.shape, generator=generator, dtype=torch.float64) * 12
     flip = (torch.rand(lo.shape, generator=generator) < 0.5).double()
     geometry = ViewGeometry(lo, hi, flip)
-    expected = resample(images, sampling_grid(geometry, window, patch), 2)
-    assert torch.allclose(resample_boxes(images, geometry, patch), expected, atol=1e-12)
+    expected = resample(windows, sampling_grid(geometry, window, patch))
+    torch.testing.assert_close(resample_boxes(windows, geometry, patch), expected, rtol=0, atol=1e-12)
+    single = ViewGeometry(lo.float(), hi.float(), flip.float())
+    torch.testing.assert_close(resample_boxes(windows.float(), single, patch), expected.float(), rtol=0, atol=1e-5)
+
+
+def test_boxes_and_grids_see_the_same_from_any_window():
+    """A view moved into a window that starts elsewhere shows the same part of the volume."""
+    volume = torch.randn(1, 1, 20, 22, 24, dtype=F64)
+    lo, hi = torch.tensor([[[6.3, 7.1, 5.2]]], dtype=F64), torch.tensor([[[12.1, 15.4, 13.0]]], dtype=F64)
+    geometry = ViewGeometry(lo, hi, torch.tensor([[[0.0, 1.0, 0.0]]], dtype=F64))
+    corner = torch.tensor([[[5, 6, 4]]])
+    window = volume[:, :, 5:14, 6:17, 4:15]
+    seen = geometry.seen_from(corner)
+    expected = resample(volume, sampling_grid(geometry, (20, 22, 24), (4, 5, 6)))
+    grid = sampling_grid(seen, (9, 11, 11), (4, 5, 6))
+    for found in (resample_boxes(window, seen, (4, 5, 6)), resample(window, grid)):
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)

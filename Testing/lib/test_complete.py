@@ -122,7 +122,8 @@ def test_one_annotated_slice_is_enough(sparse):
     ("nobody", {}, "no case is called nobody"), ("case3", {}, "case3: has no annotated slice.*Draw"),
     ("case1", {}, "case1: .*nothing to complete.*--annotated-slices"), ("case2", {}, "case2: is a test case"),
     ("case0", {"annotated_slices": 2}, "case0: has 3 annotated slices.*Leave"),
-    ("case0", {"options.edge": 0}, "option 'edge'"), ("case0", {"options.colour": "red"}, "Known options: case"),
+    ("case0", {"options.edge": 0}, "'options.edge' is 0, it must be greater than 0"),
+    ("case0", {"options.colour": "red"}, "'options.colour' does not exist"),
     ("case0", {"init": "never"}, "does not exist"),
 ])  # fmt: skip
 def test_what_cannot_be_completed_is_refused_and_leaves_no_run(sparse, case, change, words):

@@ -1,4 +1,4 @@
-# make demo | make test | make test-gui | make lint | make bench     (Linux, macOS; needs Python 3.11+, git and make)
+# make demo | make test | make test-gui | make lint | make audit | make bench     (Linux, macOS; needs Python 3.11+, git and make)
 #
 # Each makes .venv on its first call. Useful variables:
 #   make test PYTHON=/path/to/python3     another Python
@@ -23,7 +23,7 @@ WITH_dev = demo,test,dev
 WITH_gui = demo,test,gui
 TORCH = $(shell sed -n '/^torch==/p' constraints.txt)
 
-.PHONY: demo test test-gui lint bench clean
+.PHONY: demo test test-faults test-gui lint audit bench clean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
@@ -33,6 +33,12 @@ demo: $(VENV)/.with-demo
 test: $(VENV)/.with-test
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
+# the quick part of the tests of faults, bad input and security (all of it runs in `make test`)
+FAULTS = errors files stopping checkpoint runfolder bad_input bad_projects fuzz security formats audit interrupt \
+	hostile_disk cache_faults mutants
+test-faults: $(VENV)/.with-test
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(JOBS) --dist loadfile -m "not slow" $(FAULTS:%=Testing/lib/test_%.py) $(ARGS)
+
 test-gui: $(VENV)/.with-gui
 	OMP_NUM_THREADS=1 QT_QPA_PLATFORM=offscreen ITK_GLOBAL_DEFAULT_THREADER=Platform \
 	$(RUN) -m pytest Testing/gui $(ARGS)
@@ -41,6 +47,9 @@ lint: $(VENV)/.with-dev
 	$(RUN) -m ruff check .
 	$(RUN) -m mypy
 	$(VENV)/bin/lint-imports
+
+audit: $(VENV)/.with-dev
+	$(RUN) Testing/faults/audit.py $(ARGS)
 
 bench: $(VENV)/.with-test
 	for bench in Testing/bench/bench_*.py; do echo "== $$bench"; $(RUN) $$bench $(ARGS) || exit 1; done

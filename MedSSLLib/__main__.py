@@ -1,6 +1,36 @@
-"""``python -m MedSSLLib`` is the ``medssl`` command."""
+"""``medssl`` and ``python -m MedSSLLib``: the command line; Ctrl-C ends it quietly from the first moment to the last.
 
-from MedSSLLib.cli import main
+Once a command runs, `stopping` hears the signals. Here they are heard before, while the command line itself is
+imported and its words are parsed, and after, while Python clears up: the work is then done and its exit code stands.
+"""
+
+import sys
+
+
+def main() -> int:
+    """Run one command; returns the exit code."""
+    try:
+        import signal
+
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        from MedSSLLib.cli import main as run
+
+        code = run()
+    except KeyboardInterrupt:
+        code = 3
+        sys.stderr.write("medssl: Cancelled.\n")
+    _close_ears(code)
+    return code
+
+
+def _close_ears(code: int) -> None:
+    """From now on Ctrl-C changes nothing, and SIGTERM ends the process without a word."""
+    import os
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the only answer that lasts while Python ends
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(code))
+
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -49,6 +49,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 """Ablations: the method and its settings."""
 ON_TOP: dict[str, dict[str, Any]] = {"mean-teacher": {"semi": "mean-teacher"}, "mixup": {"mixup": 0.2}, "selftrain": {}}
 BASELINE = "random"
+FORMAT_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -161,7 +162,7 @@ def with_counts(content: dict[str, Any]) -> list[dict[str, Any]]:
 def _known_records(results: Path, data: str) -> list[dict[str, Any]]:
     if not results.exists():
         return []
-    content = read_json(results)
+    content = read_json(results, newest_version=FORMAT_VERSION)
     if content.get("bench") != "protocol" or content.get("data") != data:
         raise InputError(f"holds results of {content.get('data')!r}, not of {data!r}", file=results,
                          remedy="Choose another --out")
@@ -175,7 +176,8 @@ def _write(
     settings |= {"rows": ",".join(protocol.rows), "count": ",".join(choices),
                  "choices": str(max(map(len, choices.values()), default=0))}  # fmt: skip
     write_json(results, {
-        "bench": "protocol", "data": data, "settings": settings, "versions": versions(),
+        "bench": "protocol", "format_version": FORMAT_VERSION, "data": data, "settings": settings,
+        "versions": versions(),
         "machine": {"processor": platform.machine(), "cores": os.cpu_count()},
         "difference_to_random": {count: differences([r for r in records if r["count"] == count]) for count in choices},
         "records": records,

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from MedSSLLib.benchmark import BASELINE, difference, with_counts
+from MedSSLLib.benchmark import BASELINE, FORMAT_VERSION, difference, with_counts
 from MedSSLLib.errors import InputError
 from MedSSLLib.evaluate import bootstrap_interval
 from MedSSLLib.files import read_json
@@ -72,7 +72,7 @@ def load_studies(files: Sequence[Path]) -> list[Study]:
     """
     found: dict[tuple[Any, ...], Study] = {}
     for file in files:
-        content = read_json(file)
+        content = read_json(file, newest_version=FORMAT_VERSION)
         if content.get("bench") != "protocol" or not isinstance(content.get("records"), list):
             raise InputError("is not a result of the benchmark", file=file, remedy="Give files named results.json")
         settings = content.get("settings", {})

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import inspect
 import shutil
-import tempfile
 from collections.abc import Mapping
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from MedSSLLib import __version__, bundle_scripts, components, inference, preprocess
 from MedSSLLib.errors import InputError
-from MedSSLLib.files import explained_os_errors, write_json
+from MedSSLLib.files import atomic_folder, write_json
 from MedSSLLib.networks import SegmentationNet
 from MedSSLLib.predict import Model
 
@@ -84,19 +84,10 @@ def write_bundle(model: Model, out: Path, name: str, card: str, traced: Path | N
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError("exists already", file=out, remedy="Give the name of a new folder")
-    with explained_os_errors(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=f".tmp-{out.name}-", dir=out.parent))
-        try:
-            for part in ("configs", "models", "scripts", "docs"):
-                (work / part).mkdir()
-            _fill(work, model, name, card, traced)
-            work.chmod(0o755)
-            if out.exists():
-                out.rmdir()
-            work.rename(out)
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
+    with atomic_folder(out) as work:
+        for part in ("configs", "models", "scripts", "docs"):
+            (work / part).mkdir()
+        _fill(work, model, name, card, traced)
     return out
 
 
@@ -104,7 +95,9 @@ def _fill(folder: Path, model: Model, name: str, card: str, traced: Path | None)
     found = as_dynunet(model.network)
     if found is not None:
         # the state dictionary that the bundle specification asks for: tensors only, read with weights_only=True
-        torch.save(found[1].state_dict(), folder / "models" / "model.pt")
+        buffer = BytesIO()  # a full disk is no system error to torch's own writer
+        torch.save(found[1].state_dict(), buffer)
+        (folder / "models" / "model.pt").write_bytes(buffer.getvalue())
     elif traced is not None:
         shutil.copyfile(traced, folder / "models" / "model.ts")
     facts = metadata(model, name)
@@ -161,6 +154,7 @@ def _tensor(kind: str, channels: int, shape: list[str], names: Mapping[str, str]
 def plan_facts(model: Model) -> dict[str, Any]:
     """What a user of the bare network must know: plan, classes, and what to do before and after."""
     return {
+        "format": "medssl-model", "format_version": 1,
         "plan": model.plan.model_dump(mode="json"), "classes": list(model.classes), "values": list(model.values),
         "one_piece": list(model.one_piece), "size_multiple": np.prod(model.plan.strides, axis=0).tolist(),
         "hounsfield_range": preprocess.HU_RANGE, "percentiles": preprocess.PERCENTILES,

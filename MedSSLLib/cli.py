@@ -15,7 +15,7 @@ from typing import IO
 from MedSSLLib import __version__, stopping
 from MedSSLLib.commands import annotation, bench, completion, projects, tools, training, use
 from MedSSLLib.commands.base import Command
-from MedSSLLib.errors import InputError, MedSSLError, is_out_of_memory, printable
+from MedSSLLib.errors import CancelledError, InputError, MedSSLError, is_out_of_memory, printable
 from MedSSLLib.events import Events
 from MedSSLLib.sinks import Bar, JsonLines, PlainLines
 
@@ -106,11 +106,11 @@ def _run(args: argparse.Namespace) -> int:
     with own_stdout as stdout:
         events = Events(tensorboard=getattr(args, "tensorboard", False))
         try:
-            with events, stopping.on_signals():
+            with stopping.on_signals(lambda error: _failed(error, args, events)), events:
                 for sink in _sinks(args, events_to, stdout):
                     events.add(sink)
                 return _guarded(args, events)
-        except MedSSLError as error:  # the events could not be opened or delivered
+        except (MedSSLError, CancelledError) as error:  # the events could not be opened or delivered
             return _complain(error, args.debug)
 
 
@@ -123,16 +123,24 @@ def _guarded(args: argparse.Namespace, events: Events) -> int:
         return code or DONE
     except BrokenPipeError:
         raise
-    except (Exception, KeyboardInterrupt) as error:
-        code, message = explain(error)
-        with contextlib.suppress(MedSSLError):
-            events.emit("error", message=message, exit_code=code, where=_place(error))
-        events.close()
-        return _complain(error, args.debug)
+    except (Exception, CancelledError, KeyboardInterrupt) as error:
+        with stopping.deferred():  # said once: a second Ctrl-C comes too late
+            return _failed(error, args, events)
+
+
+def _failed(error: BaseException, args: argparse.Namespace, events: Events) -> int:
+    """Make an event and a message of an error; returns the exit code."""
+    code, message = explain(error)
+    with contextlib.suppress(MedSSLError, CancelledError):
+        events.emit("error", message=message, exit_code=code, where=_place(error))
+    events.close()
+    return _complain(error, args.debug)
 
 
 def _complain(error: BaseException, debug: bool) -> int:
     code, message = explain(error)
+    if code == CANCELLED and _is_helper():  # Ctrl-C reaches every process of a parallel run; one line says it
+        return code
     if debug:
         traceback.print_exception(error)
     lines = "\n".join(printable(line) for line in message.splitlines())
@@ -143,9 +151,9 @@ def _complain(error: BaseException, debug: bool) -> int:
 def explain(error: BaseException) -> tuple[int, str]:
     """Exit code and message of an error: the one place where they are decided."""
     kind, text = type(error).__name__, str(error)
-    if isinstance(error, MedSSLError):
+    if isinstance(error, (MedSSLError, CancelledError)):
         return error.exit_code, text
-    if isinstance(error, KeyboardInterrupt):
+    if isinstance(error, KeyboardInterrupt) or _cut_short(error):
         return CANCELLED, "Cancelled."
     if is_out_of_memory(error):
         text = text.split("\n")[0]
@@ -156,6 +164,14 @@ def explain(error: BaseException) -> tuple[int, str]:
     if isinstance(error, OSError):
         return FAILED, _explain_os_error(error)
     return FAILED, f"Unexpected {kind}: {text}\nPlease report it, with the traceback that --debug shows."
+
+
+def _cut_short(error: BaseException) -> bool:
+    """Whether a library turned the stop of its work into an error of its own."""
+    seen: BaseException | None = error
+    while seen is not None and not isinstance(seen, (CancelledError, OSError)):
+        seen = seen.__cause__ or seen.__context__
+    return isinstance(seen, CancelledError)
 
 
 def _explain_os_error(error: OSError) -> str:
@@ -171,9 +187,14 @@ def _place(error: BaseException) -> str:
     return f"{Path(frames[-1].filename).name}:{frames[-1].lineno} {frames[-1].name}" if frames else ""
 
 
+def _is_helper() -> bool:
+    """Whether this is not the first process of a parallel run."""
+    return any(int(os.environ.get(name) or 0) for name in ("RANK", "LOCAL_RANK"))
+
+
 def _sinks(args: argparse.Namespace, events_to: str | None, stdout: IO[str]) -> Iterator[JsonLines | PlainLines | Bar]:
     """Where events go besides the run folder. In a parallel run only the first process speaks."""
-    if any(int(os.environ.get(name) or 0) for name in ("RANK", "LOCAL_RANK")):
+    if _is_helper():
         args.quiet = True
         return
     if events_to == "-":

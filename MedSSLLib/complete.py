@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from MedSSLLib import io
 from MedSSLLib.config import Frozen, RunConfig
@@ -36,6 +36,7 @@ from MedSSLLib.preparation import (
     resolve_weights,
 )
 from MedSSLLib.project import Project
+from MedSSLLib.refusals import chosen
 from MedSSLLib.shape_prior import Softness, log_prior, shape_distances
 
 
@@ -88,17 +89,8 @@ def run_complete(project: Project, config: RunConfig, events: Events) -> Path:
 
 
 def completion_options(config: RunConfig) -> CompletionConfig:
-    """The settings from ``options``.
-
-    Raises:
-        InputError: an option that does not exist, or a value that does not fit.
-    """
-    try:
-        return CompletionConfig(**config.options)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise InputError(f"option {'.'.join(map(str, first['loc']))!r} of complete: {first['msg']}",
-                         remedy=f"Known options: {', '.join(CompletionConfig.model_fields)}") from None
+    """The settings from ``options``. Raises InputError as :func:`chosen` does."""
+    return chosen(CompletionConfig, config.options)
 
 
 def read_drawing(ready: Preparation, name: str) -> tuple[Preparation, Drawing]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import secrets
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
 from MedSSLLib.errors import InputError
-from MedSSLLib.files import atomic_path, detached_files, explained_os_errors
+from MedSSLLib.files import atomic_folder, atomic_path, detached_files
 from MedSSLLib.io import case_name
 from MedSSLLib.manifest import Case
 
@@ -41,12 +40,7 @@ def _copy(source: Path, folder: Path, name: str) -> Path:
 
 
 def _copy_folder(source: Path, target: Path) -> Path:
-    temporary = target.with_name(f".tmp-{secrets.token_hex(6)}")
     if not target.exists():
-        with explained_os_errors(target):
-            try:
-                shutil.copytree(source, temporary)
-                temporary.rename(target)
-            finally:
-                shutil.rmtree(temporary, ignore_errors=True)
+        with atomic_folder(target) as temporary:
+            shutil.copytree(source, temporary, dirs_exist_ok=True)
     return target

@@ -20,7 +20,7 @@ from typing import Any
 from MedSSLLib import __version__
 
 REQUIRED = {
-    "blosc2": "3.0", "lightning-fabric": "2.4", "matplotlib": "3.8", "monai": "1.5", "numpy": "1.26",
+    "blosc2": "3.0", "lightning-fabric": "2.4", "matplotlib": "3.8", "monai": "1.6", "numpy": "1.26",
     "psutil": "5.9", "pydantic": "2.7", "rich": "13.7", "safetensors": "0.4.3", "scipy": "1.11",
     "SimpleITK": "2.3", "torch": "2.8",
 }  # fmt: skip

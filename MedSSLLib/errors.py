@@ -46,8 +46,11 @@ class InputError(MedSSLError):
         return _rebuild, (type(self), self.finding, self.case, self.file, self.remedy)
 
 
-class CancelledError(MedSSLError):
-    """The user stopped the command; a checkpoint is kept."""
+class CancelledError(BaseException):
+    """The user stopped the command; a checkpoint is kept.
+
+    No Exception, so that code that goes on after a failure, ours or a library's, does not take it for one.
+    """
 
     exit_code = 3
 

@@ -6,6 +6,7 @@ import json
 import tempfile
 import warnings
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +58,10 @@ def _export_bundle(model: Model, out: Path, run: str, card: Path) -> None:
 
 def export_torchscript(model: Model, out: Path) -> None:
     """Write probabilities of padded images as TorchScript, the plan inside as ``medssl.json``."""
+    buffer = BytesIO()  # a full disk is no system error to torch's own writer
+    torch.jit.save(_trace(Probabilities(model.network), model), buffer, {METADATA: _facts(model)})
     with atomic_path(out) as temporary:
-        torch.jit.save(_trace(Probabilities(model.network), model), str(temporary), {METADATA: _facts(model)})
+        temporary.write_bytes(buffer.getvalue())
 
 
 def _trace(network: nn.Module, model: Model) -> torch.jit.ScriptModule:

@@ -49,6 +49,28 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
                 temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield an empty temporary sibling of `path`; on success it becomes `path`, which must not exist or be empty.
+
+    As for :func:`atomic_path`, all files in it reach the disk first, and nothing is left after a failure.
+    """
+    target = Path(path)
+    with explained_os_errors(target):
+        temporary = target.with_name(f".tmp-{secrets.token_hex(6)}-{target.name[-120:]}")
+        temporary.mkdir(parents=True)
+        try:
+            yield temporary
+            for file in temporary.rglob("*"):
+                (_sync_folder if file.is_dir() else _sync)(file)
+            if target.is_dir():
+                target.rmdir()
+            temporary.rename(target)
+            _sync_folder(target.parent)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
 def require_room(folder: Path, size: int) -> None:
     """Make the folder. Raises MedSSLError when its disk has less than `size` bytes left."""
     with explained_os_errors(folder):
@@ -75,7 +97,11 @@ def explained_os_errors(path: Path) -> Iterator[None]:
 
 def write_json(path: str | os.PathLike[str], obj: Any) -> None:
     """Write `obj` as UTF-8 JSON, atomically. NaN and infinities become null; paths and numpy scalars are converted."""
-    text = json.dumps(_plain(obj), ensure_ascii=False, indent=1, allow_nan=False)
+    write_text(path, json.dumps(_plain(obj), ensure_ascii=False, indent=1, allow_nan=False))
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write `text` and a line end as UTF-8, atomically."""
     with atomic_path(path) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8", errors="surrogateescape")
 
@@ -83,15 +109,16 @@ def write_json(path: str | os.PathLike[str], obj: Any) -> None:
 def read_json(path: str | os.PathLike[str], *, format_name: str = "", newest_version: int = 0) -> dict[str, Any]:
     """Read a JSON object; with `format_name`, check its "format" and "format_version" (1 .. newest_version).
 
+    Without a name only a version above `newest_version` is refused, if one is given here and there.
     Raises InputError for a missing, unreadable or foreign file and for one written by a newer version.
     """
     content = load_json(path)
     if not isinstance(content, dict):
         raise InputError("is not a JSON object", file=path, remedy="Give a file written by MedSSL.")
-    if not format_name:
+    found, version = content.get("format"), content.get("format_version", 1 if not format_name else None)
+    if not (format_name or newest_version):
         return content
-    found, version = content.get("format"), content.get("format_version")
-    if found != format_name:
+    if format_name and found != format_name:
         raise InputError(f'has the format {found!r}, expected "{format_name}"', file=path,
                          remedy="Give a file written by MedSSL.")
     if isinstance(version, bool) or not isinstance(version, int) or version < 1:

@@ -52,7 +52,8 @@ class Hashes:
             content = load_json(self.path)
         except MedSSLError:
             return {}
-        return content if isinstance(content, dict) else {}
+        pairs = content.items() if isinstance(content, dict) else ()
+        return {place: pair for place, pair in pairs if isinstance(pair, list) and list(map(type, pair)) == [str, str]}
 
 
 def _stamp(path: Path) -> tuple[str, float]:

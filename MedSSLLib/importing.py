@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -20,7 +19,7 @@ from MedSSLLib.checkpoint import TransferReport, load_tensors, save_tensors, tra
 from MedSSLLib.config import RunConfig
 from MedSSLLib.errors import InputError
 from MedSSLLib.events import Events
-from MedSSLLib.files import write_json
+from MedSSLLib.files import write_json, write_text
 from MedSSLLib.model_card import write_model_card
 from MedSSLLib.networks import Encoder, build_encoder
 from MedSSLLib.planning import Plan, make_plan
@@ -28,6 +27,7 @@ from MedSSLLib.preparation import readable_headers
 from MedSSLLib.project import Project
 from MedSSLLib.runfolder import WEIGHTS, open_run, owned, write_config
 
+SAFE_UNPICKLER = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 10)
 _HOLDERS = ("network_weights", "state_dict", "model_state_dict", "model")  # nnU-Net and nnssl, Lightning, MONAI
 _WRAPPERS = re.compile(r"^(module\.|_orig_mod\.|net\.|model\.)+")
 _ENCODER = re.compile(r"^(encoder|backbone)\.")
@@ -85,9 +85,12 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
         raise InputError("does not exist", file=file, remedy="Check the path of --from")
     if file.suffix == ".safetensors":
         return _unwrapped(load_tensors(file)[0], ordered=False)  # the format keeps no order
+    if not SAFE_UNPICKLER:
+        raise InputError(f"is no safetensors file, and torch {torch.__version__} does not read others safely "
+                         "(CVE-2026-24747)", file=file, remedy="Update torch to 2.10 or newer, or save as safetensors")
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
-    except (UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except Exception as error:  # a damaged or hostile file may raise any kind from the depth of torch
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"cannot be read as tensors alone ({reason})", file=file,
                          remedy="Save the network's state_dict() with safetensors or torch.save, and import that",
@@ -176,7 +179,7 @@ def _write(
     """Everything that a finished pre-training leaves, the weights last."""
     config, plan = made
     lines = [report.text(), *(f"  loaded {name}" for name in report.loaded)]
-    (folder / "transfer.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_text(folder / "transfer.txt", "\n".join(lines))
     write_config(folder, config, plan, {"classes": list(project.classes), "values": list(project.values),
                                         "unlabelled": [], "imported": file.name})  # fmt: skip
     figures = {"steps": 0, "seconds": 0.0, "imported_from": file.name, "tensors_loaded": len(report.loaded),

@@ -18,6 +18,7 @@ from MedSSLLib.config import RunConfig
 from MedSSLLib.device import make_fabric
 from MedSSLLib.errors import InputError
 from MedSSLLib.events import Events
+from MedSSLLib.files import write_text
 from MedSSLLib.labels import class_indices, simulate_annotation, slice_axis
 from MedSSLLib.manifest import Case
 from MedSSLLib.networks import Encoder, build_encoder
@@ -184,7 +185,7 @@ def make_encoder(ready: Preparation, plan: Plan, init: Path | None) -> tuple[Enc
     tensors, _ = load_tensors(init)
     report = transfer(encoder, unprefixed("encoder", tensors) or tensors)
     if ready.fabric.is_global_zero:
-        (ready.folder / "transfer.txt").write_text(report.text() + "\n", encoding="utf-8")
+        write_text(ready.folder / "transfer.txt", report.text())
     return encoder, report
 
 

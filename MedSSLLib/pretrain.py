@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from pydantic import ValidationError
 from torch import Tensor, nn
 
 from MedSSLLib.cache import Cache
@@ -42,7 +41,7 @@ from MedSSLLib.preparation import (
     resolve_weights,
 )
 from MedSSLLib.project import Project
-from MedSSLLib.refusals import refusal
+from MedSSLLib.refusals import chosen
 from MedSSLLib.runfolder import WEIGHTS
 from MedSSLLib.sampling import Batch, HostBatch, ViewSampler, make_views
 from MedSSLLib.trainer import Trainer
@@ -129,15 +128,8 @@ def make_picker(
 
 
 def method_options(kind: type[Method], config: RunConfig) -> MethodConfig:
-    """The method's own configuration from ``options``.
-
-    Raises:
-        InputError: an option that the method does not have, or a value that does not fit.
-    """
-    try:
-        return kind.Config(**config.options)
-    except ValidationError as error:
-        raise refusal(error, kind.Config, "options.") from None
+    """The method's own configuration from ``options``. Raises InputError as :func:`chosen` does."""
+    return chosen(kind.Config, config.options)
 
 
 def view_patch(plan: Plan, voxels: int | None) -> tuple[int, ...]:

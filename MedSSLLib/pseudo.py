@@ -21,7 +21,7 @@ from MedSSLLib.preprocess import preprocess_image
 from MedSSLLib.project import Project
 
 Filter = Literal["none", "consistency", "confidence"]
-SUMMARY = "summary.json"
+SUMMARY, FORMAT_VERSION = "summary.json", 1
 GROWTH = 3.0  # factor of a class's total volume between rounds that raises the drift alarm; not from the paper
 HOLE_SHARE = 0.05  # holes up to this share of a component are filled; not from the paper
 
@@ -66,7 +66,7 @@ def write_pseudo_labels(
         GuardError: no case is left after the filter.
     """
     if (folder / SUMMARY).exists():
-        return read_json(folder / SUMMARY)
+        return read_json(folder / SUMMARY, newest_version=FORMAT_VERSION)
     rows = {}
     for number, case in enumerate(cases, 1):
         rows[case.name] = _write_case(project, model, case, folder, options)
@@ -74,7 +74,7 @@ def write_pseudo_labels(
     if not any(sum(row["voxels"].values()) for row in rows.values()):
         raise CollapsedError("The model predicts no foreground in any unlabelled case, so there is nothing to learn "
                              "from. Train the first stage longer (--minutes), or annotate more slices.")
-    summary = {"cases": rows, "kept": keep(rows, options)}
+    summary = {"format_version": FORMAT_VERSION, "cases": rows, "kept": keep(rows, options)}
     write_json(folder / SUMMARY, summary)
     return summary
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -20,6 +20,21 @@ _ALLOWED = {
     "tuple_type": 'a list such as [8, 16] or ["a", "b"]',
     "dict_type": "names with values", "model_type": "names with values",
 }  # fmt: skip
+
+
+AnyModel = TypeVar("AnyModel", bound=BaseModel)
+
+
+def chosen(model: type[AnyModel], options: Mapping[str, Any]) -> AnyModel:
+    """What is set under ``options``: the settings of a method or of a command of its own.
+
+    Raises:
+        InputError: an option that does not exist, or a value that does not fit.
+    """
+    try:
+        return model(**options)
+    except ValidationError as error:
+        raise refusal(error, model, "options.") from None
 
 
 def refusal(error: ValidationError, model: type[BaseModel], prefix: str = "") -> InputError:

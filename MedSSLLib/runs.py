@@ -7,6 +7,7 @@ from typing import Any
 
 from MedSSLLib.errors import InputError
 from MedSSLLib.files import read_json
+from MedSSLLib.runfolder import FORMAT_VERSION
 
 
 def summaries(folder: Path) -> list[dict[str, Any]]:
@@ -29,7 +30,7 @@ def summary(run: Path) -> dict[str, Any]:
         result[key] = None
         if key == "config" or (run / f"{key}.json").exists():
             try:
-                result[key] = read_json(run / f"{key}.json")
+                result[key] = read_json(run / f"{key}.json", newest_version=FORMAT_VERSION)
             except InputError as error:
                 result["problem"] = str(error)
     return result

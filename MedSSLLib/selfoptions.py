@@ -6,14 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from MedSSLLib.config import Frozen, RunConfig
 from MedSSLLib.errors import InputError
 from MedSSLLib.preparation import Preparation, resolve_weights
 from MedSSLLib.project import Project
 from MedSSLLib.pseudo import SUMMARY, Filter
-from MedSSLLib.refusals import refusal
+from MedSSLLib.refusals import chosen
 from MedSSLLib.runfolder import WEIGHTS, read_config, read_data
 
 
@@ -35,15 +35,8 @@ class SelfTrainConfig(Frozen):
 
 
 def self_train_options(config: RunConfig) -> SelfTrainConfig:
-    """The settings from ``options``.
-
-    Raises:
-        InputError: an option that does not exist, or a value that does not fit.
-    """
-    try:
-        return SelfTrainConfig(**config.options)
-    except ValidationError as error:
-        raise refusal(error, SelfTrainConfig, "options.") from None
+    """The settings from ``options``. Raises InputError as :func:`chosen` does."""
+    return chosen(SelfTrainConfig, config.options)
 
 
 def start_weights(project: Project, run: str) -> Path | None:

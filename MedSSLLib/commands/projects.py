@@ -50,7 +50,7 @@ def init(args: argparse.Namespace, events: Events) -> None:
     )
     try:
         _describe(project, args)
-    except Exception:
+    except BaseException:
         project.folder.joinpath(FILE_NAME).unlink()  # no project rather than half of one
         raise
     _report(project, events)

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from Testing.faults.faults_using import USING
+
 ROOT = Path(__file__).resolve().parents[2]
 LIBRARY, TESTS = "MedSSLLib", "Testing/lib"
 
@@ -46,7 +48,7 @@ def faults() -> list[Fault]:
 
 
 def _made() -> Iterator[Fault]:
-    for (topic, file, tests), rows in FAULTS.items():
+    for (topic, file, tests), rows in (FAULTS | USING).items():
         for name, old, new in rows:
             yield Fault(topic, name, file, old, new, tuple(f"{TESTS}/test_{test}.py" for test in tests.split()))
 

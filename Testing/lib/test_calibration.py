@@ -82,6 +82,22 @@ def test_held_out_cases_are_scaled_by_the_others():
     assert alone["ece_scaled"] is None and alone["temperature"] == pytest.approx(3, rel=0.06)
 
 
+def test_false_foreground_counts_as_foreground():
+    p = np.array([[0.1, 0.9], [0.1, 0.9], [0.9, 0.1]])
+    assert calibration_of([(p, np.array([0, 1, 0]))])["ece_foreground"] == pytest.approx(0.9 - 0.5)
+
+
+def test_a_case_takes_no_part_in_its_own_temperature():
+    """Of two cases that need different temperatures each gets the other's, which shows."""
+    rng = np.random.default_rng(5)
+    logits = rng.normal(0, 3, (2, 8_000, 3))
+    (p, a), (q, b) = cases = [(softmax(x), draw(rng, softmax(x / t))) for x, t in zip(logits, (1, 4), strict=True)]
+    crossed = np.concatenate([softened(p, fit_temperature(q, b)), softened(q, fit_temperature(p, a))])
+    assert fit_temperature(q, b) > 3 > 1.3 > fit_temperature(p, a)
+    assert calibration_of(cases)["ece_scaled"] == pytest.approx(reliability(crossed, np.concatenate([a, b])).ece)
+    assert calibration_of(cases)["ece_scaled"] > 0.1
+
+
 def test_only_counted_voxels_are_sampled():
     label = np.full((2, 3, 4), IGNORE, np.uint8)
     label[1] = np.arange(12).reshape(3, 4) % 2

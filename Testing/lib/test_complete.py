@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from MedSSLLib import io, stopping
+from MedSSLLib import complete, io, stopping
 from MedSSLLib.cli import main
 from MedSSLLib.complete import CompletionConfig, most_probable, run_complete
 from MedSSLLib.errors import CancelledError, InputError
@@ -68,6 +68,15 @@ def test_drawn_slices_and_the_grid_stay_on_awkward_grids(drawn, name):
     assert np.array_equal(array[kept], label[kept]) and set(np.unique(array)) <= {0, 3, 7}
 
 
+def test_drawn_voxels_stay_whatever_network_and_shapes_say(sparse, monkeypatch):
+    """Shapes alone give drawn slices back, so that a network that is sure of something else is needed to see it."""
+    monkeypatch.setattr(complete, "most_probable", lambda network, shapes, weight: np.ones(shapes.shape[1:], np.uint8))
+    array, _ = read(run_complete(sparse, config("case0", name="sure"), Events()))
+    label = io.read_label(sparse.case("case0").label, io.read_header(sparse.case("case0").images[0])).array
+    drawn = np.isin(np.arange(len(array)), [4, 6, 8])
+    assert np.array_equal(array[drawn], label[drawn]) and (array[~drawn] == 1).all() and not label[drawn].all()
+
+
 def test_undrawn_voxels_of_the_label_file_are_not_read(drawn, tmp_path):
     """What the file holds off its annotated slices changes nothing."""
     case = drawn.case("canonical")
@@ -122,7 +131,8 @@ def test_one_annotated_slice_is_enough(sparse):
     ("nobody", {}, "no case is called nobody"), ("case3", {}, "case3: has no annotated slice.*Draw"),
     ("case1", {}, "case1: .*nothing to complete.*--annotated-slices"), ("case2", {}, "case2: is a test case"),
     ("case0", {"annotated_slices": 2}, "case0: has 3 annotated slices.*Leave"),
-    ("case0", {"options.edge": 0}, "option 'edge'"), ("case0", {"options.colour": "red"}, "Known options: case"),
+    ("case0", {"options.edge": 0}, "'options.edge' is 0, it must be greater than 0"),
+    ("case0", {"options.colour": "red"}, "'options.colour' does not exist"),
     ("case0", {"init": "never"}, "does not exist"),
 ])  # fmt: skip
 def test_what_cannot_be_completed_is_refused_and_leaves_no_run(sparse, case, change, words):

@@ -24,7 +24,15 @@ def test_parts_that_are_not_given_are_left_out(fields: dict[str, str], text: str
 
 def test_exit_codes_are_those_of_the_command_line() -> None:
     assert [kind.exit_code for kind in (MedSSLError, InputError, CancelledError, GuardError)] == [1, 2, 3, 4]
-    assert all(issubclass(kind, MedSSLError) for kind in (InputError, CancelledError, GuardError))
+    assert all(issubclass(kind, MedSSLError) for kind in (InputError, GuardError))
+
+
+def test_a_stop_is_no_failure_that_code_may_go_on_after():
+    with pytest.raises(CancelledError):
+        try:
+            raise CancelledError("stop")
+        except Exception:
+            pytest.fail("taken for a failure")
 
 
 def test_unprintable_text_is_escaped() -> None:

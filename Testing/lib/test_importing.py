@@ -6,9 +6,10 @@ from monai.networks.nets import BasicUNet, DynUNet
 
 from MedSSLLib.checkpoint import load_tensors, save_tensors
 from MedSSLLib.cli import main
+from MedSSLLib.config import NetworkConfig
 from MedSSLLib.errors import InputError
 from MedSSLLib.importing import encoder_tensors, read_tensors, run_import, take_over, widths_of
-from MedSSLLib.networks import Encoder
+from MedSSLLib.networks import Encoder, build_encoder
 from Testing.lib.core_helpers import loud, tiny_config, tiny_project
 
 STRIDES = [[1, 1, 1], [2, 2, 2], [2, 2, 2]]
@@ -133,3 +134,19 @@ def test_a_refused_file_leaves_no_run(tmp_path):
     with pytest.raises(InputError, match="no convolution"):
         run_import(project, tmp_path / "odd.pt", "odd", events)
     assert not project.run_folder("odd").exists()
+
+
+def test_levels_of_a_safetensors_file_come_in_the_order_of_their_numbers(tmp_path):
+    save_tensors(tmp_path / "x.safetensors", {f"a.{n}.weight": torch.zeros(1) for n in (10, 2, 1)}, {})
+    assert list(read_tensors(tmp_path / "x.safetensors")) == ["a.1.weight", "a.2.weight", "a.10.weight"]
+
+
+def test_a_convolution_of_another_network_is_used_once():
+    encoder = build_encoder(2, 1, [[1, 1], [2, 2]], NetworkConfig(widths=(4, 4)))
+    report = take_over(encoder, {"theirs": torch.ones(4, 4, 3, 3)})  # of which shape the encoder has three
+    assert len(report.loaded) + len(report.adapted) == 1
+
+
+def test_convolutions_of_size_1_are_no_level():
+    convolutions = [torch.zeros(4, 1, 3, 3), torch.zeros(16, 4, 1, 1), torch.zeros(8, 4, 3, 3)]
+    assert widths_of(convolutions, 2) == (4, 8)

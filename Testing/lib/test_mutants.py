@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from Testing.faults import counts
 from Testing.faults.faults import ROOT, faults
 from Testing.faults.mutation import RESULT, TABLE, table
 
@@ -23,3 +24,8 @@ def test_no_fault_survived_and_the_table_is_that_of_the_results():
     assert all(row["caught"] and row["by"] for row in rows.values())
     assert all((ROOT / name.split("::")[0]).is_file() for row in rows.values() for name in row["by"] if "::" in name)
     assert TABLE.read_text(encoding="utf-8") == table(result)
+
+
+def test_the_page_of_counts_is_that_of_the_results():
+    assert counts.PAGE.read_text(encoding="utf-8") == counts.page()
+    assert all((ROOT / name).is_file() for name in counts.quick_files())

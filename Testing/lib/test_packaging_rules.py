@@ -158,7 +158,7 @@ def test_the_installed_package_has_this_version_and_command():
         pytest.skip("run from the sources without installing")
     assert distribution.version == __version__
     commands = {entry.name: entry.value for entry in distribution.entry_points if entry.group == "console_scripts"}
-    assert commands == {"medssl": "MedSSLLib.cli:main"}
+    assert commands == {"medssl": "MedSSLLib.__main__:main"}
 
 
 def test_version_is_the_same_everywhere():

@@ -1,17 +1,20 @@
 """Predicted quality: closed forms, coverage of the interval by simulation, ranks by hand, and the files."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from MedSSLLib import io
+from MedSSLLib import io, judge
 from MedSSLLib.cli import main
 from MedSSLLib.evaluate import evaluate_folder
 from MedSSLLib.geometry import Volume
 from MedSSLLib.inference import VARIANTS, predict_varied
-from MedSSLLib.judge import raw_quality
+from MedSSLLib.judge import Judge, held_out_cases, raw_quality
+from MedSSLLib.labels import Annotated
+from MedSSLLib.manifest import Case
 from MedSSLLib.planning import make_plan
 from MedSSLLib.predict import Model
 from MedSSLLib.quality import Raw, calibrated, compared, expected_dice, judged, spearman
@@ -153,3 +156,19 @@ def _copy(source, target):
         volume = io.read_image(path)
         io.write_image(target / path.name, Volume(volume.array, volume.geometry))
     return target
+
+
+def test_estimates_of_another_run_are_dropped_and_those_of_the_same_kept(tmp_path):
+    model = SimpleNamespace(classes=("background", "a"))
+    for run, name in (("one", "x"), ("two", "y"), ("two", "z")):
+        path = Judge(model, run).write(tmp_path, {name: {}})
+    assert json.loads(path.read_text())["cases"] == {"y": {}, "z": {}}
+
+
+def test_held_out_cases_count_on_the_slices_that_were_annotated_then(tmp_path, monkeypatch):
+    then, now = Annotated.of([(2, [4])]), Annotated.of([(2, [4, 5])])
+    cases = [Case(name, images=(tmp_path / name,), label=tmp_path / name, annotated=now) for name in ("a", "b")]
+    project = SimpleNamespace(run_folder=lambda name: tmp_path, cases=cases)
+    data = {"validation": ["a", "b", "gone"], "annotated": {"a": then.to_json()}}
+    monkeypatch.setattr(judge, "read_run", lambda folder: {"data": data})
+    assert [(case.name, case.annotated) for case in held_out_cases(project, "r")] == [("a", then), ("b", None)]

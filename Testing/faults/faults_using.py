@@ -1,0 +1,117 @@
+"""Faults in what a user has of a model: suggested slices, completed volumes, predicted quality, export and import.
+
+As in `faults.py`: (topic, module, names of test files): rows of what goes wrong, the text, the faulty text.
+"""
+
+from __future__ import annotations
+
+USING: dict[tuple[str, str, str], list[tuple[str, str, str]]] = {
+    ("suggestion", "coverage", "coverage"): [
+        ("one slice too many of a case", "if self._left[case] <= 0:", "if self._left[case] < 0:"),
+        ("neighbours in other cases are closed too", "self.open[(near & (self._case == case))]", "self.open[near]"),
+        ("neighbours are closed twice as far", "/ (2 * wanted)", "/ wanted"),
+        ("features are not normalised", "np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)", "1.0"),
+        ("features are normalised along the wrong axis", "features, axis=1, keepdims=True", "features, axis=0"),
+        ("drawn slices represent nothing", "(unit[clients] @ unit[part].T).max(1)", "0 * nearest"),
+        ("what is chosen is forgotten at once", "        nearest = np.maximum(nearest, similarity[best])\n", ""),
+        ("weights of slices are ignored", "np.maximum(similarity - nearest, 0) @ weight",
+         "np.maximum(similarity - nearest, 0).mean(1)"),
+        ("the surest slice first", "np.where(room.open, scores, -np.inf)", "np.where(room.open, -scores, -np.inf)"),
+        ("even spacing starts at the edge", "(2 * part + 1) * len(rows) // (2 * count)", "part * len(rows) // count"),
+        ("patients with more slices weigh more", "(counts[which] * len(counts))", "len(counts)"),
+        ("patients with drawn slices come first", "(patient in busy, seen", "(patient not in busy, seen"),
+    ],
+    ("suggestion", "embedding", "coverage"): [
+        ("sums within slices instead of means", "volume.float().mean(within)", "volume.float().sum(within)"),
+        ("coarse maps are read at the places of fine ones", "np.arange(length) / steps[axis])", "np.arange(length))"),
+        ("padding counts", "volume.narrow(other + 1, 0, -(-x.shape[1 + other] // step))", "volume"),
+        ("boxes of any size weigh the same", "total[inside] += voxels * profile", "total[inside] += profile"),
+        ("levels of more channels weigh more", "/ np.sqrt(table.shape[1])", "/ 1"),
+        ("one spread for all channels", "spread = table.std(0)", "spread = table.std(0) * 0 + table.std()"),
+    ],
+    ("suggestion", "slices", "coverage"): [
+        ("flipped sources are counted from the wrong end", "matrix[::-1].copy() if steps[along] < 0 else matrix",
+         "matrix"),
+        ("slices of another axis count as drawn", "if along == axis and index < count", "if index < count"),
+        ("hidden labels count as drawn", 'if case.role != "labelled" or case.label is None:',
+         "if case.label is None:"),
+        ("spread along the slices, not within", "if other != axis + 1)", "if other == axis + 1)"),
+    ],
+    ("suggestion", "survey", "suggest"): [
+        ("areas with the spacings in the wrong order", "grid.spacing[2 - other] for other",
+         "grid.spacing[other] for other"),
+        ("doubt of the background is no class's", "likeliest = probabilities[1:].argmax(0)",
+         "likeliest = probabilities.argmax(0) - 1"),
+    ],
+    ("suggestion", "suggest", "suggest"): [
+        ("drawn slices are suggested again", "np.flatnonzero(usable & ~scans[position].drawn)",
+         "np.flatnonzero(usable)"),
+        ("ranks start at 0", "enumerate(chosen, 1)", "enumerate(chosen)"),
+        ("one random slice too many of a case", "taken[position] == options.per_case or",
+         "taken[position] > options.per_case or"),
+    ],
+    ("completion", "shape_prior", "shape_prior"): [
+        ("interpolated from the wrong end", "share = (z - low) / (high - low)", "share = (high - z) / (high - low)"),
+        ("spacings of the plane in the wrong order", "enumerate(reversed(spacing))", "enumerate(spacing)"),
+        ("an outline moves away from the other", "high.moved((share - 1) * way)", "high.moved((1 - share) * way)"),
+        ("outlines do not move", "low.moved(share * way)", "low.distance"),
+        ("outlines grow beyond the last slice", "outlines[end].distance - TAPER", "outlines[end].distance + TAPER"),
+        ("distances to drawn slices in voxels",
+         "stack = _Stack(np.moveaxis(label, array_axis, 0), indices, float(spacing[axis])",
+         "stack = _Stack(np.moveaxis(label, array_axis, 0), indices, 1.0"),
+        ("background where any class is far", "total[0] = -total[1:].max(0)", "total[0] = -total[1:].min(0)"),
+        ("outlines half a pixel too large", "within - half, half - without", "within, -without"),
+        ("priors that do not sum to 1", "np.log(np.exp(logits).sum(0))", "np.log(np.exp(logits).sum())"),
+    ],
+    ("completion", "complete", "complete"): [
+        ("what was drawn is overwritten", "np.where(drawing.label == IGNORE, classes, drawing.label)", "classes"),
+        ("the network is not heard", "weight * np.log(np.maximum(network, 1e-6)) + log_shapes", "log_shapes"),
+        ("slices along another axis than the drawn ones", "own = axis == slice_axis(geometry)", "own = True"),
+    ],
+    ("calibration", "calibration", "calibration"): [
+        ("bins closed on the wrong side", "np.ceil(confidence * bins).astype(int) - 1",
+         "np.floor(confidence * bins).astype(int)"),
+        ("times the temperature", "1e-12)) / temperature", "1e-12)) * temperature"),
+        ("the search keeps the worse half", "if worse else (low, right)", "if not worse else (low, right)"),
+        ("bins of any size weigh the same",
+         "(self.count * np.abs(self.accuracy - self.confidence)).sum() / max(1, self.count.sum())",
+         "np.abs(self.accuracy - self.confidence)[self.count > 0].mean()"),
+        ("a case is scaled by itself", "fit_temperature(*_others(cases, n))", "fit_temperature(*cases[n])"),
+        ("voxels that do not count are sampled", "np.flatnonzero(label.ravel() != ignore)",
+         "np.flatnonzero(label.ravel() >= 0)"),
+        ("false foreground is left out", "(truth > 0) | (rows.argmax(1) > 0)", "truth > 0"),
+    ],
+    ("quality", "quality", "quality"): [
+        ("expected Dice without its factor 2", "2 * float(p[mask]", "float(p[mask]"),
+        ("the shift has the wrong sign", "[true - own for own, true in known]", "[own - true for own, true in known]"),
+        ("the interval's upper end one rank too low", "+ residuals)[n - rank]", "+ residuals)[n - rank - 1]"),
+        ("the left-out case stays in", "(errors.sum() - errors) / (n - 1)", "np.full(n, errors.mean())"),
+        ("review by the estimate, not the lower end", "review = lower < REVIEW_BELOW", "review = dice < REVIEW_BELOW"),
+        ("Pearson instead of Spearman", "np.corrcoef(rankdata(first), rankdata(second))", "np.corrcoef(first, second)"),
+    ],
+    ("quality", "judge", "quality"): [
+        ("the plain prediction is its own variant", "for one in single[1:]]", "for one in single]"),
+        ("entries of other runs are kept", 'content["cases"] if content["run"] == self.run else {}',
+         'content["cases"]'),
+        ("unannotated slices of held-out cases count",
+         "Annotated.from_json(annotated[name]) if name in annotated else None",
+         "None"),
+    ],
+    ("export", "export", "export"): [
+        ("TorchScript gives logits", "_trace(Probabilities(model.network), model), buffer",
+         "_trace(model.network, model), buffer"),
+    ],
+    ("export", "bundle", "export"): [
+        ("upsampling with the strides of the level above", "for s in encoder.strides[1:]]",
+         "for s in encoder.strides[:-1]]"),
+        ("label values become class indices", '"values": list(model.values)',
+         '"values": list(range(len(model.values)))'),
+    ],
+    ("import", "importing", "importing"): [
+        ("level 10 comes before level 2", "sorted(tensors, key=_natural)", "sorted(tensors)"),
+        ("levels are shifted by one", 'f"stages.{int(match[1]) + 1}."', 'f"stages.{int(match[1])}."'),
+        ("a convolution is used twice", "offered[place], place + 1", "offered[place], place"),
+        ("convolutions of size 1 make levels", "if max(tensor.shape[2:]) > 1 and (not widths", "if (not widths"),
+        ("pickled code runs", "weights_only=True", "weights_only=False"),
+    ],
+}  # fmt: skip

@@ -95,6 +95,7 @@ def test_an_exported_model_names_its_format(monkeypatch):
 
 # ------------------------------------------------------------------------------------------ whole or not at all
 
+MODES = {mode + kind for mode in ("w", "a", "x", "r+", "w+") for kind in ("", "b")}
 WRITES = {"write_text", "write_bytes", "savefig", "save", "save_file", "WriteImage", "copyfile", "copytree", "dump",
           "tofile"}  # fmt: skip
 INSIDE = {  # function -> why its plain writes are safe
@@ -116,7 +117,8 @@ def plain_writes(path: Path) -> list[str]:
         if isinstance(node, ast.Call) and not safe:
             name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
             words = ast.unparse(node)
-            opened = name == "open" and any(f"'{mode}" in words for mode in ("w", "a", "x", "r+"))
+            given = (*node.args, *(keyword.value for keyword in node.keywords))
+            opened = name == "open" and any(str(getattr(arg, "value", "")) in MODES for arg in given)
             own = words.startswith(("self.save(", "project.save(")) or "buffer" in words
             if (name in WRITES and not own and isinstance(node.func, ast.Attribute)) or opened:
                 found.append(f"{path.name}:{where}: {words[:70]}")
@@ -128,8 +130,8 @@ def plain_writes(path: Path) -> list[str]:
 
 
 def test_no_file_is_written_in_place():
-    """Events and logs are appended line by line; everything else goes through atomic_path or atomic_folder."""
-    appended = ("sinks.py:open_for_lines",)
+    """Events and logs are appended line by line, standard output is no file; the rest is written atomically."""
+    appended = ("sinks.py:open_for_lines", "cli.py:private_stdout")
     found = [text for path in SOURCES for text in plain_writes(path) if not text.startswith(appended)]
     assert not found
 

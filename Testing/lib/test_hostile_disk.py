@@ -19,7 +19,7 @@ import SimpleITK as sitk
 from MedSSLLib import finetune, io, store
 from MedSSLLib.checkpoint import load_tensors, save_tensors
 from MedSSLLib.cli import main
-from MedSSLLib.errors import InputError, MedSSLError
+from MedSSLLib.errors import CancelledError, InputError, MedSSLError
 from MedSSLLib.files import FileLock, read_json
 from MedSSLLib.geometry import Geometry, Volume
 from MedSSLLib.project import Project
@@ -165,7 +165,7 @@ def interrupted(project, monkeypatch, name="r"):
         return real(task, step, part, parts)
 
     monkeypatch.setattr(finetune.SegmentationTask, "host_batch", stop_later)
-    with pytest.raises(MedSSLError, match="--resume"):
+    with pytest.raises(CancelledError, match="--resume"):
         finetune.run_finetune(project, config("supervised", name=name), finetune.Events())
     monkeypatch.undo()
 

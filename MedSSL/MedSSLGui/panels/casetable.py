@@ -34,7 +34,7 @@ class CaseTable(qt.QObject):
         self._layOut()
 
     def _titles(self):
-        return [_(""), _("Case"), _("Size"), _("Spacing (mm)"), _("Annotated"), _("Role")] + self.columns
+        return ["", _("Case"), _("Size"), _("Spacing (mm)"), _("Annotated"), _("Role")] + self.columns
 
     def _layOut(self):
         setUpTable(self.widget, self._titles(), 1)

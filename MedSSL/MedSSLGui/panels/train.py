@@ -123,7 +123,7 @@ class TrainPanel(Panel):
 
     def _paint(self):
         label = self.ui.curvesLabel
-        dark = slicer.app.palette().color(qt.QPalette.Window).lightness() < 128
+        dark = label.palette.color(qt.QPalette.Window).lightness() < 128
         label.setPixmap(paint(self.curves, label.width, 150, dark))
 
     def openPlot(self):

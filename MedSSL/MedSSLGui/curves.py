@@ -102,7 +102,7 @@ def _plot(painter, curves, frame, ink):
         place += 12 + 7 * len(text)
     if any("dice" in name for name in curves.series):
         painter.setPen(ink)
-        painter.drawText(left + width + 6, top + 10, "Dice 1")
+        painter.drawText(left + width + 6, top + 10, _("Dice 1"))
         painter.drawText(left + width + 6, top + height, "0")
 
 

@@ -154,23 +154,58 @@ def labelSteps(segmentationNode, volumeNode, classes):
         value = classOf(segmentationNode.GetSegmentation().GetSegment(identifier), classes)
         if value is None:
             continue
-        mask = slicer.util.arrayFromSegmentBinaryLabelmap(segmentationNode, identifier, volumeNode)
+        mask, where = segmentCrop(segmentationNode, identifier, volumeNode)
         yield
-        if mask is None or mask.shape != shape:
-            continue
-        inside = mask > 0
-        shared += int(np.count_nonzero(result[inside]))
-        result[inside] = value
+        part = result[where]
+        shared += int(np.count_nonzero(part[mask]))
+        part[mask] = value
         yield
     return result, shared
+
+
+def segmentCrop(segmentationNode, identifier, volumeNode):
+    """(mask, where): a segment's content and the part of its volume's [k, j, i] grid that it is about.
+
+    Both must be under the same transform. A segment on another grid is resampled, the slow way.
+    """
+    shape = slicer.util.arrayFromVolume(volumeNode).shape
+    nowhere = (slice(0, 0),) * 3
+    image = segmentationNode.GetBinaryLabelmapInternalRepresentation(identifier)
+    if image is not None and image.GetNumberOfPoints() == 0:
+        return np.zeros((0, 0, 0), bool), nowhere
+    start = _startOnGrid(image, volumeNode) if image is not None else None
+    if start is None:
+        mask = slicer.util.arrayFromSegmentBinaryLabelmap(segmentationNode, identifier, volumeNode)
+        usable = mask is not None and mask.shape == shape
+        return (mask > 0, (slice(None),) * 3) if usable else (np.zeros((0, 0, 0), bool), nowhere)
+    values = numpy_support.vtk_to_numpy(image.GetPointData().GetScalars()).reshape(image.GetDimensions()[::-1])
+    first = [max(0, begin) for begin in start]
+    last = [max(low, min(count, begin + size)) for low, begin, size, count in zip(first, start, values.shape, shape)]
+    inner = values[tuple(slice(low - begin, high - begin) for low, high, begin in zip(first, last, start))]
+    label = segmentationNode.GetSegmentation().GetSegment(identifier).GetLabelValue()
+    return inner == label, tuple(slice(low, high) for low, high in zip(first, last))
+
+
+def _startOnGrid(image, volumeNode):
+    """[k, j, i] of a labelmap's first voxel in a volume, None when their voxels do not coincide."""
+    matrices = [vtk.vtkMatrix4x4(), vtk.vtkMatrix4x4()]
+    image.GetImageToWorldMatrix(matrices[0])
+    volumeNode.GetIJKToRASMatrix(matrices[1])
+    own, grid = (slicer.util.arrayFromVTKMatrix(matrix) for matrix in matrices)
+    between = np.linalg.inv(grid) @ own
+    extent = image.GetExtent()
+    start = (between @ (extent[0], extent[2], extent[4], 1))[:3]
+    if np.abs(between[:3, :3] - np.eye(3)).max() > 1e-4 or np.abs(start - np.round(start)).max() > 1e-2:
+        return None
+    return [int(round(float(n))) for n in start[::-1]]
 
 
 def makeSegmentation(case, role, volumeNode, classes, suffix):
     """A new segmentation on a volume's grid with one empty segment a class."""
     node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", f"{case} {suffix}")
     node.CreateDefaultDisplayNodes()
+    node.SetAndObserveTransformNodeID(volumeNode.GetTransformNodeID())  # first: the geometry is relative to it
     node.SetReferenceImageGeometryParameterFromVolumeNode(volumeNode)
-    node.SetAndObserveTransformNodeID(volumeNode.GetTransformNodeID())
     mark(node, case, role)
     syncClasses(node, classes)
     return node
@@ -213,10 +248,12 @@ def fillSteps(segmentationNode, volumeNode, label, classes, keep):
             np.equal(label[part], value, out=mask[part], casting="unsafe")
             yield
         if any(keep.values()):
-            old = slicer.util.arrayFromSegmentBinaryLabelmap(segmentationNode, identifier, volumeNode)
+            old = np.zeros(label.shape, np.uint8)
+            drawn, where = segmentCrop(segmentationNode, identifier, volumeNode)
+            old[where] = drawn
+            yield
             for axis, indices in keep.items():
-                np.moveaxis(mask, 2 - axis, 0)[list(indices)] = (
-                    0 if old is None else np.moveaxis(old, 2 - axis, 0)[list(indices)] > 0)
+                np.moveaxis(mask, 2 - axis, 0)[list(indices)] = np.moveaxis(old, 2 - axis, 0)[list(indices)]
             yield
         yield from _replaceSteps(segmentationNode, identifier, volumeNode, mask)
 
@@ -238,7 +275,7 @@ def _replaceSteps(segmentationNode, identifier, volumeNode, mask):
         numpy_support.vtk_to_numpy(image.GetPointData().GetScalars())[:] = box.ravel()
         image.SetGeometryFromImageToWorldMatrix(geometry)
         slicer.vtkSlicerSegmentationsModuleLogic.SetBinaryLabelmapToSegment(
-            image, segmentationNode, identifier, slicer.vtkSlicerSegmentationsModuleLogic.MODE_MERGE_MAX)
+            image, segmentationNode, identifier, slicer.vtkSlicerSegmentationsModuleLogic.MODE_MERGE_MASK)
         yield
 
 

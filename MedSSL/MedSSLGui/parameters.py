@@ -17,7 +17,7 @@ class MedSSLParameters:
     meta: str = ""
     pretrainMinutes: Annotated[float, WithinRange(0, 100000)] = 0.0
     autoMark: bool = True
-    budget: Annotated[int, WithinRange(1, 100)] = 3
+    budget: Annotated[int, WithinRange(1, 1000)] = 3
     trainMinutes: Annotated[float, WithinRange(0, 100000)] = 0.0
     mixup: Annotated[float, WithinRange(0, 10)] = 0.0
     rounds: Annotated[int, WithinRange(1, 20)] = 3

@@ -19,7 +19,7 @@ class ReviewPanel(Panel):
         super().__init__(session, parent)
         self.result, self.figures = None, {}
         ui = self.ui
-        setUpTable(ui.resultTable, [_("Case"), _("Uncertainty"), _("Volumes (ml)")], 2)
+        setUpTable(ui.resultTable, [_("Case"), _("Uncertainty (0 to 1)"), _("Volumes (ml)")], 2)
         fillCombo(ui.compareModeComboBox, [(_("difference"), "difference"), (_("side by side"), "beside")])
         fillCombo(ui.exportFormatComboBox, [(_("Segmentation (.seg.nrrd)"), "seg"), (_("NIfTI (.nii.gz)"), "nifti"),
                                             (_("Labelmap node"), "node")])
@@ -92,6 +92,8 @@ class ReviewPanel(Panel):
             for column, text in enumerate((figure["case"], doubt, figure["problem"] or volumes)):
                 table.setItem(row, column, cell(text))
         table.blockSignals(False)
+        table.resizeColumnToContents(1)
+        table.resizeRowsToContents()
         self._enable()
 
     # -- looking --------------------------------------------------------------------------------------------------

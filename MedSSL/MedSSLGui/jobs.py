@@ -13,7 +13,7 @@ from slicer.i18n import tr as _
 from . import processes
 from .lines import LineSplitter, parseEvent
 
-ASK_SECONDS = 15.0
+ASK_SECONDS = 30.0
 _LOG_LINES = 400
 _MESSAGES = {1: "failed", 2: "failed", 3: "cancelled", 4: "stopped"}
 

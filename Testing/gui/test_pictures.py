@@ -124,6 +124,7 @@ def test_pictures_of_every_panel(scene, cohort, tmp_path, dark):
     pictures.set_theme(dark)
     suffix = "-dark" if dark else ""
     add_uncertainty(cohort, user.store.folder)
+    user.shell.session.say(advice.nextStep(user.store))
     user.find("deviceComboBox")
     for name in ("data", "pretrain"):
         user.shell.open(name)

@@ -59,7 +59,6 @@ def compare(user, name, mode):
 
 def voxels(node, identifier, image):
     import slicer
-
     from MedSSLGui import scene
 
     result = np.zeros(slicer.util.arrayFromVolume(image).shape, bool)

@@ -37,7 +37,6 @@ def panel(loaded, width=560):
 
 def slice_view(name, size=420):
     """One slice view with its coloured edge and name, as a QImage."""
-    slicer.bench_views[name].render(size, size)  # the first picture of a new window lacks the layers' opacity
     array = np.ascontiguousarray(slicer.bench_views[name].render(size, size))
     image = QtGui.QImage(array.data, size, size, 3 * size, QtGui.QImage.Format.Format_RGB888).copy()
     painter = QtGui.QPainter(image)

@@ -3,7 +3,7 @@
 from slicer.i18n import tr as _
 
 from . import annotation, scene
-from .caseview import readLabel
+from .caseview import labelFileSteps
 
 
 def saveSteps(session, view):
@@ -24,7 +24,6 @@ def saveSteps(session, view):
 
 def completionSteps(session, view, path):
     """Fill in a completed label; annotated slices stay as drawn."""
-    label = readLabel(path, view.image, session.store.classes())
-    yield
+    label = yield from labelFileSteps(path, view.image, session.store.classes())
     yield from scene.fillSteps(view.segmentation, view.image, label, session.store.classes(), view.annotated())
     session.say(_("{case}: the other slices are filled in. Check them before you mark them.").format(case=view.name), "done")

@@ -7,7 +7,7 @@ import slicer
 import vtk
 from slicer.i18n import tr as _
 
-from . import annotation, scene
+from . import annotation, gridfile, scene
 
 
 class CaseView:
@@ -34,8 +34,7 @@ class CaseView:
     def fillSteps(self, case, classes):
         """Load the case's stored label into a fresh annotation."""
         if case.label is not None and self.isFresh:
-            label = readLabel(case.label, self.image, classes)
-            yield
+            label = yield from labelFileSteps(case.label, self.image, classes)
             yield from scene.fillSteps(self.segmentation, self.image, label, classes, {})
         if case.annotated is not None:
             scene.writeTags(self.segmentation, annotation.fromManifest(case.annotated), self.names)
@@ -81,42 +80,32 @@ class CaseView:
         node.JumpSliceByOffsetting(*(float(v) for v in ras[:3]))
 
 
-def readLabel(path, imageNode, classes):
-    """Class values uint8 [k, j, i] of a label file on an image's grid."""
+def labelFileSteps(path, imageNode, classes):
+    """Class values uint8 [k, j, i] of a label file on an image's grid (its transforms included, as files hold it)."""
     text = str(path)
     if not os.path.isfile(text):
         raise scene.SceneError(_("The label {path} does not exist any more.").format(path=text))
     if text.lower().endswith(".seg.nrrd"):
         node = slicer.util.loadSegmentation(text)
         try:
-            return _finish(scene.labelSteps(node, imageNode, classes))[0]
+            return (yield from scene.labelSteps(node, imageNode, classes))[0]
         finally:
             slicer.mrmlScene.RemoveNode(node)
-    node = slicer.util.loadLabelVolume(text)
+    array, matrix = (yield from gridfile.readSteps(text)) or _readBySlicer(text)
+    if array.shape != slicer.util.arrayFromVolume(imageNode).shape or not np.allclose(
+            matrix, scene.ijkToRas(imageNode), atol=1e-2):
+        raise scene.SceneError(_("{path} lies on another grid than its image.").format(path=text))
+    yield
+    return array.astype(np.uint8, copy=False)
+
+
+def _readBySlicer(path):
+    """(array, matrix) of a label file that `gridfile` does not read: in one go."""
+    node = slicer.util.loadLabelVolume(path)
     try:
-        array = slicer.util.arrayFromVolume(node).astype(np.uint8)
-        if array.shape != slicer.util.arrayFromVolume(imageNode).shape or not _sameGrid(node, imageNode):
-            raise scene.SceneError(_("{path} lies on another grid than its image.").format(path=text))
-        return array
+        return slicer.util.arrayFromVolume(node).copy(), scene.ijkToRas(node)
     finally:
         slicer.mrmlScene.RemoveNode(node)
-
-
-def _sameGrid(first, second):
-    matrices = []
-    for node in (first, second):
-        matrix = vtk.vtkMatrix4x4()
-        node.GetIJKToRASMatrix(matrix)
-        matrices.append(slicer.util.arrayFromVTKMatrix(matrix))
-    return np.allclose(matrices[0], matrices[1], atol=1e-2)
-
-
-def _finish(steps):
-    while True:
-        try:
-            next(steps)
-        except StopIteration as finished:
-            return finished.value
 
 
 def _loadImage(case):

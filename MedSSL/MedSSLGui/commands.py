@@ -40,6 +40,11 @@ def facts(project, cases=()):
     return [str(Path(__file__).with_name("facts.py")), str(project), *cases]
 
 
+def convert(source, target):
+    """One image file as another format, by the helper script beside this file."""
+    return [str(Path(__file__).with_name("convert.py")), str(source), str(target)]
+
+
 def pretrain(project, settings):
     """settings: method, meta, preset, minutes, device, name."""
     meta = settings.get("meta") if settings["method"] == "gcl" else None

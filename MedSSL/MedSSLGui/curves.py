@@ -81,6 +81,8 @@ def _plot(painter, curves, frame, ink):
     painter.drawRect(left, top, width, height)
     painter.drawText(left - 42, top + 10, f"{high:.2g}")
     painter.drawText(left - 42, top + height, f"{low:.2g}")
+    painter.drawText(left - 42, top + height // 2 + 4, _("loss"))
+    painter.drawText(left + width // 2 - 12, top + height + 18, _("step"))
     painter.drawText(left, top + height + 18, "0")
     painter.drawText(left + width - 30, top + height + 18, f"{last:g}")
     place = left
@@ -102,7 +104,7 @@ def _plot(painter, curves, frame, ink):
         place += 12 + 7 * len(text)
     if any("dice" in name for name in curves.series):
         painter.setPen(ink)
-        painter.drawText(left + width + 6, top + 10, "Dice 1")
+        painter.drawText(left + width + 6, top + 10, _("Dice 1"))
         painter.drawText(left + width + 6, top + height, "0")
 
 

@@ -14,7 +14,7 @@ THUMBNAIL = 48
 
 
 def main(arguments):
-    """One line {"event": "fact", "case", "size", "spacing", "thumbnail", "problem"} a case; returns an exit code."""
+    """One line {"event": "fact", "case", "size", "spacing", "axes", "thumbnail", "problem"} a case; returns an exit code."""
     from MedSSLLib.manifest import read_manifest
 
     project = Path(arguments[0])
@@ -34,11 +34,20 @@ def describe(case, folder):
     result = {"size": None, "spacing": None, "thumbnail": "", "problem": ""}
     try:
         geometry = read_header(case.images[0])
+        result["axes"] = _axes(geometry)
         result.update(size=[int(n) for n in geometry.size], spacing=[round(float(s), 3) for s in geometry.spacing])
         result["thumbnail"] = thumbnail(case, folder)
     except (MedSSLError, OSError) as error:
         result["problem"] = str(error)
     return result
+
+
+def _axes(geometry):
+    """Anatomical names of the axes i, j, k."""
+    import numpy as np
+    from annotation import axisNames
+
+    return list(axisNames(np.reshape(geometry.direction, (3, 3))))
 
 
 def thumbnail(case, folder):

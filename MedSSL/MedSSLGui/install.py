@@ -73,21 +73,21 @@ class Installer(qt.QObject):
         Raises RuntimeError with what failed. Afterwards call `verify`: only that decides.
         """
         self.verified = False
-        extra = f'--no-index --find-links "{wheels}" ' if wheels else ""
+        extra = ["--no-index", "--find-links", wheels] if wheels else []
         if importlib.util.find_spec("torch") is None:
             self._installTorch(extra)
         requirements = requirementsFile()
         ensure = getattr(getattr(slicer, "packaging", None), "pip_ensure", None)
         if ensure and not wheels:
-            ensure(slicer.packaging.load_requirements(requirements), requester="MedSSL")
+            ensure(slicer.packaging.load_requirements(requirements), requester="MedSSL", prompt_install=False)
         else:
-            slicer.util.pip_install(f'{extra}-r "{requirements}"')
+            slicer.util.pip_install([*extra, "-r", str(requirements)])
         importlib.invalidate_caches()
 
     @staticmethod
     def _installTorch(extra):
         if extra:
-            slicer.util.pip_install(f'{extra}"torch{TORCH_MINIMUM}"')
+            slicer.util.pip_install([*extra, f"torch{TORCH_MINIMUM}"])
             return
         try:
             import PyTorchUtils

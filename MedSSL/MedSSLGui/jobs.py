@@ -13,7 +13,7 @@ from slicer.i18n import tr as _
 from . import processes
 from .lines import LineSplitter, parseEvent
 
-ASK_SECONDS = 15.0
+ASK_SECONDS = 30.0
 _LOG_LINES = 400
 _MESSAGES = {1: "failed", 2: "failed", 3: "cancelled", 4: "stopped"}
 
@@ -67,11 +67,11 @@ class Runner(qt.QObject):
             self._error = _("PythonSlicer was not found beside the application.")
             self._end("failed", -1)
             return
-        process = qt.QProcess()
+        process = qt.QProcess(self)  # owned by Qt: Python would delete it inside its own last signal
         process.setEnvironment(processes.jobEnvironment())
         process.readyReadStandardOutput.connect(self._readOutput)
         process.readyReadStandardError.connect(self._readErrors)
-        process.finished.connect(self._onFinished)
+        process.finished.connect(lambda: self._onFinished())  # its arguments differ between Qt versions
         process.errorOccurred.connect(self._onProcessError)
         self._process = process
         process.start(program, list(job.arguments))
@@ -131,13 +131,13 @@ class Runner(qt.QObject):
             self.log = self.log[1 - _LOG_LINES:] + [text]
             self.line.emit(text)
 
-    def _onFinished(self, exitCode, exitStatus):
+    def _onFinished(self):
         if not self._process:
             return
+        exitCode, crashed = int(self._process.exitCode()), self._process.exitStatus() == qt.QProcess.CrashExit
         self._readOutput()
         self._readErrors()
         self._take(self._out.finish() + self._errors.finish())
-        crashed = exitStatus == qt.QProcess.CrashExit
         if not crashed and (exitCode == 0 or (exitCode == 1 and self._finished)):
             state = "done"  # with 1 some cases could not be used; the warnings name them
         elif self._cancelled or (exitCode == 3 and not crashed):
@@ -180,7 +180,7 @@ class JobQueue(qt.QObject):
         self.waiting = []
         self.runner = Runner()
         self.runner.reported.connect(self._onEvent)
-        self.runner.line.connect(self.line.emit)
+        self.runner.line.connect(self._onLine)
         self.runner.ended.connect(self._onEnded)
         self._lastProgress = None
         self._lastTime = 0.0
@@ -230,6 +230,9 @@ class JobQueue(qt.QObject):
         self._lastProgress = event
         if time.monotonic() - self._lastTime > 0.1:
             self._emitProgress()
+
+    def _onLine(self, text):
+        self.line.emit(text)
 
     def _emitProgress(self):
         event, self._lastProgress = self._lastProgress, None

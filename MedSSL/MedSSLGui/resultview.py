@@ -6,7 +6,7 @@ import numpy as np
 import slicer
 from slicer.i18n import tr as _
 
-from . import caseview, scene
+from . import caseview, gridfile, scene
 
 
 class ResultView:
@@ -19,8 +19,8 @@ class ResultView:
 
     def fillSteps(self):
         """Load the prediction, and the uncertainty map if there is one."""
-        self.label = caseview.readLabel(self.folder / f"{self.case.name}.nii.gz", self.image, self.classes)
-        yield
+        path = self.folder / f"{self.case.name}.nii.gz"
+        self.label = yield from caseview.labelFileSteps(path, self.image, self.classes)
         self.segmentation = _fresh(self.case.name, "prediction", self.image, self.classes, self.run)
         yield from scene.fillSteps(self.segmentation, self.image, self.label, self.classes, {})
         path = self.folder / "uncertainty" / f"{self.case.name}.nii.gz"
@@ -28,11 +28,22 @@ class ResultView:
         if old is not None:
             slicer.mrmlScene.RemoveNode(old)
         if path.is_file():
-            self.uncertainty = slicer.util.loadVolume(str(path))
+            read = yield from gridfile.readSteps(path)
+            self.uncertainty = self._uncertaintyNode(read[0]) if read else slicer.util.loadVolume(str(path))
             self.uncertainty.SetName(f"{self.case.name} uncertainty")
             scene.mark(self.uncertainty, self.case.name, "uncertainty")
-            self.uncertainty.SetAndObserveTransformNodeID(self.image.GetTransformNodeID())
             _heatColours(self.uncertainty)
+
+    def _uncertaintyNode(self, array):
+        """A volume on the image's grid, under its transform; the display comes first, so that no histogram is made."""
+        node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "uncertainty")
+        display = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLScalarVolumeDisplayNode")
+        display.SetAutoWindowLevel(0)
+        node.SetAndObserveDisplayNodeID(display.GetID())
+        node.CopyOrientation(self.image)
+        slicer.util.updateVolumeFromArray(node, array)
+        node.SetAndObserveTransformNodeID(self.image.GetTransformNodeID())
+        return node
 
     def isAlive(self):
         """Whether the shown nodes are still in the scene."""
@@ -58,16 +69,17 @@ class ResultView:
         parts = [(1, _("only {run}").format(run=self.run), (0.93, 0.78, 0.20), ""),
                  (2, _("only {other}").format(other=title), (0.30, 0.75, 0.93), ""),
                  (3, _("another class"), (0.85, 0.35, 0.75), "")]
-        difference = np.zeros(self.label.shape, np.uint8)
-        difference[(self.label > 0) & (other == 0)] = 1
-        difference[(self.label == 0) & (other > 0)] = 2
-        difference[(self.label > 0) & (other > 0) & (self.label != other)] = 3
-        yield
+        difference, count = np.zeros(self.label.shape, np.uint8), 0
+        for part in scene.slabs(self.label.shape):
+            mine, its = self.label[part], other[part]
+            difference[part] = np.where(mine == its, 0, np.where(its == 0, 1, np.where(mine == 0, 2, 3)))
+            count += int(np.count_nonzero(difference[part]))
+            yield
         node = _fresh(self.case.name, "difference", self.image, parts, _("difference"))
         yield from scene.fillSteps(node, self.image, difference, parts, {})
         showIn(self.segmentation, [])
         self.segmentation.GetDisplayNode().SetVisibility(False)
-        return int(np.count_nonzero(difference))
+        return count
 
     def besideSteps(self, other, title):
         """Show another class map in the Yellow view beside this one in the Red view; returns the differing voxels."""
@@ -80,7 +92,11 @@ class ResultView:
         self.segmentation.GetDisplayNode().SetVisibility(True)
         showIn(self.segmentation, [views[0].GetID()])
         showIn(node, [views[1].GetID()])
-        return int(np.count_nonzero(self.label != other))
+        count = 0
+        for part in scene.slabs(other.shape):
+            count += int(np.count_nonzero(self.label[part] != other[part]))
+            yield
+        return count
 
     def endComparison(self):
         """Remove what comparisons added."""
@@ -94,23 +110,29 @@ class ResultView:
 
     # -- export ---------------------------------------------------------------------------------------------------
 
-    def export(self, kind, folder):
-        """Write the shown segmentation ("seg", "nifti") or make a labelmap node ("node"); returns what was made."""
-        os.makedirs(folder, exist_ok=True)
-        if kind == "seg":
-            path = os.path.join(str(folder), f"{self.case.name}.seg.nrrd")
-            return _saved(self.segmentation, path)
-        labelmap = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLabelMapVolumeNode", f"{self.case.name} {self.run}")
-        scene.mark(labelmap, self.case.name, "export")
-        labelmap.CopyOrientation(self.image)
-        slicer.util.updateVolumeFromArray(labelmap, self.label)
+    def exportSteps(self, kind, folder):
+        """Write the shown segmentation; returns the file, or for "node" the name of the labelmap node.
+
+        "nifti" gives an intermediate NRRD file, which another process turns into NIfTI.
+        """
+        array, _shared = yield from scene.labelSteps(self.segmentation, self.image, self.classes)
         if kind == "node":
-            labelmap.CreateDefaultDisplayNodes()
-            return labelmap.GetName()
-        try:
-            return _saved(labelmap, os.path.join(str(folder), f"{self.case.name}.nii.gz"))
-        finally:
-            slicer.mrmlScene.RemoveNode(labelmap)
+            return self._labelmapNode(array).GetName()
+        os.makedirs(folder, exist_ok=True)
+        matrix, name = scene.ijkToRas(self.image), self.case.name
+        if kind == "nifti":
+            return (yield from scene.nrrdSteps(os.path.join(str(folder), f".{name}.nrrd"), array, matrix, False))
+        fields = gridfile.segmentFields(self.classes, array.shape)
+        return (yield from scene.nrrdSteps(os.path.join(str(folder), f"{name}.seg.nrrd"), array, matrix, True, fields))
+
+    def _labelmapNode(self, array):
+        node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLabelMapVolumeNode", f"{self.case.name} {self.run}")
+        scene.mark(node, self.case.name, "export")
+        node.CopyOrientation(self.image)
+        slicer.util.updateVolumeFromArray(node, array)
+        node.SetAndObserveTransformNodeID(self.image.GetTransformNodeID())
+        node.CreateDefaultDisplayNodes()
+        return node
 
 
 def showIn(node, viewIds):
@@ -126,12 +148,6 @@ def _fresh(case, role, image, classes, title):
     if old is not None:
         slicer.mrmlScene.RemoveNode(old)
     return scene.makeSegmentation(case, role, image, classes, title)
-
-
-def _saved(node, path):
-    if not slicer.util.saveNode(node, path):
-        raise scene.SceneError(_("{path} could not be written.").format(path=path))
-    return path
 
 
 def _heatColours(volume):

@@ -11,18 +11,14 @@ import numpy as np
 import slicer
 import vtk
 from slicer.i18n import tr as _
+from vtk.util import numpy_support
 
 from . import annotation
+from .gridfile import WRITABLE, SceneError, nrrdSteps
 
 CASE, ROLE, CLASS = "MedSSL.Case", "MedSSL.Role", "MedSSL.Class"
 _READABLE = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
-_CHUNK = 4 << 20
-_NRRD_TYPES = {"i1": "int8", "u1": "uint8", "i2": "int16", "u2": "uint16", "i4": "int32", "u4": "uint32",
-               "f4": "float", "f8": "double"}
-
-
-class SceneError(Exception):
-    """Something in the scene cannot be used; the text says what and what to do."""
+_SLAB_VOXELS = 2 << 20
 
 
 def findNode(case, role):
@@ -100,40 +96,6 @@ def storedFile(volumeNode):
     return os.path.abspath(path)
 
 
-def nrrdSteps(path, array, matrix, compress):
-    """Write `array` [k, j, i] with its 4x4 IJK-to-RAS `matrix` as NRRD, whole or not at all. Returns the path."""
-    import zlib
-
-    from MedSSLLib.files import atomic_path
-
-    data = np.ascontiguousarray(array)
-    squeeze = zlib.compressobj(1, zlib.DEFLATED, 31) if compress else None
-    flat = memoryview(data.reshape(-1)).cast("B")
-    with atomic_path(path) as temporary:
-        with open(temporary, "wb") as stream:
-            stream.write(_nrrdHeader(data, matrix, compress))
-            for start in range(0, len(flat), _CHUNK):
-                part = flat[start:start + _CHUNK]
-                stream.write(squeeze.compress(part) if squeeze else part)
-                yield
-            if squeeze:
-                stream.write(squeeze.flush())
-    return str(path)
-
-
-def _nrrdHeader(data, matrix, compress):
-    kind = _NRRD_TYPES.get(data.dtype.str[1:])
-    if kind is None:
-        raise SceneError(_("Voxels of type {kind} cannot be written.").format(kind=data.dtype))
-    lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ matrix
-    axes = " ".join("({})".format(",".join(repr(float(v)) for v in lps[:3, axis])) for axis in range(3))
-    origin = "({})".format(",".join(repr(float(v)) for v in lps[:3, 3]))
-    lines = ["NRRD0004", f"type: {kind}", "dimension: 3", "space: left-posterior-superior",
-             "sizes: {} {} {}".format(*data.shape[::-1]), f"space directions: {axes}", "kinds: domain domain domain",
-             "endian: little", f"encoding: {'gzip' if compress else 'raw'}", f"space origin: {origin}", "", ""]
-    return "\n".join(lines).encode("ascii")
-
-
 def volumeSteps(volumeNode, folder, name):
     """A file for a volume: the one it was read from, else a copy in `folder`. Returns its path."""
     matrix = ijkToRas(volumeNode)
@@ -141,7 +103,7 @@ def volumeSteps(volumeNode, folder, name):
     if path:
         return path
     array = slicer.util.arrayFromVolume(volumeNode)
-    if array.dtype.byteorder == ">" or array.dtype.str[1:] not in _NRRD_TYPES:
+    if array.dtype.byteorder == ">" or array.dtype.str[1:] not in WRITABLE:
         array = array.astype(np.float32)
     return (yield from nrrdSteps(os.path.join(str(folder), f"{name}.nrrd"), array, matrix, False))
 
@@ -192,23 +154,58 @@ def labelSteps(segmentationNode, volumeNode, classes):
         value = classOf(segmentationNode.GetSegmentation().GetSegment(identifier), classes)
         if value is None:
             continue
-        mask = slicer.util.arrayFromSegmentBinaryLabelmap(segmentationNode, identifier, volumeNode)
+        mask, where = segmentCrop(segmentationNode, identifier, volumeNode)
         yield
-        if mask is None or mask.shape != shape:
-            continue
-        inside = mask > 0
-        shared += int(np.count_nonzero(result[inside]))
-        result[inside] = value
+        part = result[where]
+        shared += int(np.count_nonzero(part[mask]))
+        part[mask] = value
         yield
     return result, shared
+
+
+def segmentCrop(segmentationNode, identifier, volumeNode):
+    """(mask, where): a segment's content and the part of its volume's [k, j, i] grid that it is about.
+
+    Both must be under the same transform. A segment on another grid is resampled, the slow way.
+    """
+    shape = slicer.util.arrayFromVolume(volumeNode).shape
+    nowhere = (slice(0, 0),) * 3
+    image = segmentationNode.GetBinaryLabelmapInternalRepresentation(identifier)
+    if image is not None and image.GetNumberOfPoints() == 0:
+        return np.zeros((0, 0, 0), bool), nowhere
+    start = _startOnGrid(image, volumeNode) if image is not None else None
+    if start is None:
+        mask = slicer.util.arrayFromSegmentBinaryLabelmap(segmentationNode, identifier, volumeNode)
+        usable = mask is not None and mask.shape == shape
+        return (mask > 0, (slice(None),) * 3) if usable else (np.zeros((0, 0, 0), bool), nowhere)
+    values = numpy_support.vtk_to_numpy(image.GetPointData().GetScalars()).reshape(image.GetDimensions()[::-1])
+    first = [max(0, begin) for begin in start]
+    last = [max(low, min(count, begin + size)) for low, begin, size, count in zip(first, start, values.shape, shape)]
+    inner = values[tuple(slice(low - begin, high - begin) for low, high, begin in zip(first, last, start))]
+    label = segmentationNode.GetSegmentation().GetSegment(identifier).GetLabelValue()
+    return inner == label, tuple(slice(low, high) for low, high in zip(first, last))
+
+
+def _startOnGrid(image, volumeNode):
+    """[k, j, i] of a labelmap's first voxel in a volume, None when their voxels do not coincide."""
+    matrices = [vtk.vtkMatrix4x4(), vtk.vtkMatrix4x4()]
+    image.GetImageToWorldMatrix(matrices[0])
+    volumeNode.GetIJKToRASMatrix(matrices[1])
+    own, grid = (slicer.util.arrayFromVTKMatrix(matrix) for matrix in matrices)
+    between = np.linalg.inv(grid) @ own
+    extent = image.GetExtent()
+    start = (between @ (extent[0], extent[2], extent[4], 1))[:3]
+    if np.abs(between[:3, :3] - np.eye(3)).max() > 1e-4 or np.abs(start - np.round(start)).max() > 1e-2:
+        return None
+    return [int(round(float(n))) for n in start[::-1]]
 
 
 def makeSegmentation(case, role, volumeNode, classes, suffix):
     """A new segmentation on a volume's grid with one empty segment a class."""
     node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", f"{case} {suffix}")
     node.CreateDefaultDisplayNodes()
+    node.SetAndObserveTransformNodeID(volumeNode.GetTransformNodeID())  # first: the geometry is relative to it
     node.SetReferenceImageGeometryParameterFromVolumeNode(volumeNode)
-    node.SetAndObserveTransformNodeID(volumeNode.GetTransformNodeID())
     mark(node, case, role)
     syncClasses(node, classes)
     return node
@@ -231,25 +228,54 @@ def syncClasses(segmentationNode, classes):
             segment.SetTag(slicer.vtkSegment.GetTerminologyEntryTagName(), terminology)
 
 
+def slabs(shape):
+    """Slices of the first axis that together cover `shape`, none much larger than two million voxels."""
+    step = max(1, _SLAB_VOXELS // max(1, shape[1] * shape[2]))
+    return [slice(start, min(start + step, shape[0])) for start in range(0, shape[0], step)]
+
+
 def fillSteps(segmentationNode, volumeNode, label, classes, keep):
     """Put class values `label` [k, j, i] into a segmentation; slices in `keep` ({axis: indices}) stay as drawn."""
     if label.shape != slicer.util.arrayFromVolume(volumeNode).shape:
         raise SceneError(_("The result lies on another grid than {name}.").format(name=volumeNode.GetName()))
-    kept = np.zeros(label.shape, bool)
-    for axis, indices in keep.items():
-        np.moveaxis(kept, 2 - axis, 0)[list(indices)] = True
     syncClasses(segmentationNode, classes)
     for identifier in segmentIds(segmentationNode):
         value = classOf(segmentationNode.GetSegmentation().GetSegment(identifier), classes)
         if value is None:
             continue
-        mask = (label == value) & ~kept
-        if kept.any():
-            old = slicer.util.arrayFromSegmentBinaryLabelmap(segmentationNode, identifier, volumeNode)
-            if old is not None:
-                mask |= (old > 0) & kept
+        mask = np.zeros(label.shape, np.uint8)
+        for part in slabs(label.shape):
+            np.equal(label[part], value, out=mask[part], casting="unsafe")
+            yield
+        if any(keep.values()):
+            old = np.zeros(label.shape, np.uint8)
+            drawn, where = segmentCrop(segmentationNode, identifier, volumeNode)
+            old[where] = drawn
+            yield
+            for axis, indices in keep.items():
+                np.moveaxis(mask, 2 - axis, 0)[list(indices)] = np.moveaxis(old, 2 - axis, 0)[list(indices)]
+            yield
+        yield from _replaceSteps(segmentationNode, identifier, volumeNode, mask)
+
+
+def _replaceSteps(segmentationNode, identifier, volumeNode, mask):
+    """Make `mask` [k, j, i] the content of a segment, a slab at a time and only where it is not empty."""
+    segmentationNode.GetSegmentation().ClearSegment(identifier)
+    geometry = vtk.vtkMatrix4x4()
+    volumeNode.GetIJKToRASMatrix(geometry)
+    for part in slabs(mask.shape):
+        rows, columns = mask[part].any((0, 2)).nonzero()[0], mask[part].any((0, 1)).nonzero()[0]
         yield
-        slicer.util.updateSegmentBinaryLabelmapFromArray(mask.astype(np.uint8), segmentationNode, identifier, volumeNode)
+        if not len(rows):
+            continue
+        box = mask[part, rows[0]:rows[-1] + 1, columns[0]:columns[-1] + 1]
+        image = slicer.vtkOrientedImageData()
+        image.SetExtent(int(columns[0]), int(columns[-1]), int(rows[0]), int(rows[-1]), part.start, part.stop - 1)
+        image.AllocateScalars(vtk.VTK_UNSIGNED_CHAR, 1)
+        numpy_support.vtk_to_numpy(image.GetPointData().GetScalars())[:] = box.ravel()
+        image.SetGeometryFromImageToWorldMatrix(geometry)
+        slicer.vtkSlicerSegmentationsModuleLogic.SetBinaryLabelmapToSegment(
+            image, segmentationNode, identifier, slicer.vtkSlicerSegmentationsModuleLogic.MODE_MERGE_MASK)
         yield
 
 

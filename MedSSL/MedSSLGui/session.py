@@ -19,6 +19,7 @@ class Session(qt.QObject):
     projectChanged = qt.Signal()
     caseWanted = qt.Signal(object)
     sliceMarked = qt.Signal(object)
+    correctionWanted = qt.Signal(object)
 
     def __init__(self, parameters, parent=None):
         super().__init__(parent)
@@ -33,7 +34,7 @@ class Session(qt.QObject):
         self._helper.ended.connect(self._onHelperEnded)
         self._helperJobs = []
         self._pending = None
-        self.store.changed.connect(self.projectChanged.emit)
+        self.store.changed.connect(self._onStoreChanged)
         self.queue.finished.connect(self._onFinished)
         self.installer.checked.connect(self._onChecked)
 
@@ -64,6 +65,9 @@ class Session(qt.QObject):
             self.sayError(error)
             return False
         return True
+
+    def _onStoreChanged(self):
+        self.projectChanged.emit()
 
     # -- project ------------------------------------------------------------------------------------------------
 

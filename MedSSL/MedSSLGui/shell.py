@@ -37,10 +37,10 @@ class Shell(VTKObservationMixin):
         self._refresh.setSingleShot(True)
         self._refresh.setInterval(0)
         self._refresh.timeout.connect(lambda: self.refresh())
-        self.session.projectChanged.connect(self._refresh.start)
-        self.session.queue.changed.connect(self._refresh.start)
+        self.session.projectChanged.connect(self._refreshSoon)
+        self.session.queue.changed.connect(self._refreshSoon)
         self.session.queue.reported.connect(self._onEvent)
-        self.panels["review"].correctionWanted.connect(self._onCorrection)
+        self.session.correctionWanted.connect(self._onCorrection)
         self._shortcuts, self._tag, self.sceneWasClosed = [], None, False
         self.addObserver(slicer.mrmlScene, slicer.vtkMRMLScene.StartCloseEvent, self._onSceneClosing)
         widget.setMRMLScene(slicer.mrmlScene)
@@ -55,10 +55,13 @@ class Shell(VTKObservationMixin):
         if self._tag is not None:
             self.session.parameters.disconnectGui(self._tag)
         self.session.parameters = parameters
-        self._tag = parameters.connectGui(self.widget)
+        self._tag = parameters.connectGui(slicer.util.childWidgetVariables(self.widget))
         self.sceneWasClosed = False
         if parameters.projectPath and not self.session.store.isOpen():
             self.panels["data"].ui.projectPathEdit.setCurrentPath(parameters.projectPath)
+
+    def _refreshSoon(self):
+        self._refresh.start()
 
     def refresh(self):
         """Follow the project."""
@@ -79,7 +82,7 @@ class Shell(VTKObservationMixin):
         annotate = self.panels["annotate"]
         for keys, call in (("Shift+M", annotate.markShown), ("Shift+N", lambda: annotate.step(1)),
                            ("Shift+P", lambda: annotate.step(-1))):
-            shortcut = qt.QShortcut(qt.QKeySequence(keys), self.widget)
+            shortcut = qt.QShortcut(qt.QKeySequence(keys), slicer.util.mainWindow() or self.widget)
             shortcut.activated.connect(call)
             self._shortcuts.append(shortcut)
 
@@ -97,9 +100,9 @@ class Shell(VTKObservationMixin):
         self.exit()
         self.session.stepper.finish()
         self.removeObservers()
-        self.session.projectChanged.disconnect(self._refresh.start)
+        self.session.projectChanged.disconnect(self._refreshSoon)
         self._refresh.stop()
-        self.session.queue.changed.disconnect(self._refresh.start)
+        self.session.queue.changed.disconnect(self._refreshSoon)
         self.session.queue.reported.disconnect(self._onEvent)
         for panel in self.panels.values():
             panel.cleanup()

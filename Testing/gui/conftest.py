@@ -56,6 +56,10 @@ def pytest_unconfigure(config):
         os._exit(config.bench_exit_status)
 
 
+WATCH = []
+"""The watch that measures how long the window stands still, while one runs (fixture `watch`)."""
+
+
 def wait_until(condition, seconds=30.0):
     """Run the event loop until `condition()`; its last value."""
     from PySide6 import QtTest
@@ -63,9 +67,38 @@ def wait_until(condition, seconds=30.0):
     end = time.monotonic() + seconds
     value = condition()
     while not value and time.monotonic() < end:
-        QtTest.QTest.qWait(10)
+        for each in WATCH:
+            each.resume()
+        QtTest.QTest.qWait(10 if not WATCH else 100)
+        for each in WATCH:
+            each.pause()
         value = condition()
     return value
+
+
+def in_loop(call, action=""):
+    """Run `call()` inside the event loop, as a click is; its result. `action` names it for the watch."""
+    from PySide6 import QtCore
+
+    results = []
+    for each in WATCH:
+        each.action = action or each.action
+    QtCore.QTimer.singleShot(0, lambda: results.append(call()))
+    assert wait_until(lambda: results, 60)
+    return results[0]
+
+
+@pytest.fixture()
+def watch(application):
+    """Measures how long the window stands still during the test."""
+    from slicer_bench.watch import Watch
+
+    watch = Watch()
+    watch.start()
+    WATCH.append(watch)
+    yield watch
+    WATCH.remove(watch)
+    watch.stop()
 
 
 class Driver:
@@ -93,7 +126,10 @@ class Driver:
     def click(self, name):
         button = self.find(name)
         assert button.isEnabled(), f"{name} is disabled: {self.status()}"
-        button.click()
+        if WATCH:
+            in_loop(button.click, button.text() or name)
+        else:
+            button.click()
 
     def status(self):
         return self.find("statusLabel").text()

@@ -5,9 +5,10 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT, wait_until
+from conftest import ROOT, in_loop, wait_until
 
 MINUTES = 0.1
+LONGEST_SECONDS = 0.3  # generous: a shared machine; what was measured is in slicer_bench/README.md
 
 
 def commands():
@@ -29,8 +30,8 @@ def annotate(user, truth, name, indices):
         for identifier in ("class_1", "class_2", "class_3"):
             mask = np.zeros(truth.shape, bool)
             mask[index] = truth[index] == int(identifier[-1])
-            editor.paint(identifier, mask)
-        panel.view.jumpTo(2, index)
+            in_loop(lambda name=identifier, mask=mask: editor.paint(name, mask), "Draw")
+        in_loop(lambda index=index: panel.view.jumpTo(2, index), "Jump")
         user.click("markSliceButton")
         wait_until(lambda: False, 0.4)
     assert panel.view.annotated() == {2: sorted(indices)}
@@ -39,7 +40,7 @@ def annotate(user, truth, name, indices):
 
 
 @pytest.mark.timeout(900)
-def test_from_a_folder_to_segmentations(user, cohort, tmp_path):
+def test_from_a_folder_to_segmentations(user, cohort, tmp_path, watch):
     import SimpleITK as sitk
     import slicer
 
@@ -51,7 +52,8 @@ def test_from_a_folder_to_segmentations(user, cohort, tmp_path):
         node.CreateDefaultDisplayNodes()
     user.click("addVolumesButton")
     user.settle()
-    user.shell.panels["data"].addPaths([str(cohort / "images" / f"heart_{n:02d}.nii.gz") for n in (3, 4, 5, 6)])
+    paths = [str(cohort / "images" / f"heart_{n:02d}.nii.gz") for n in (3, 4, 5, 6)]
+    in_loop(lambda: user.shell.panels["data"].addPaths(paths), "Add files")
     user.settle()
     assert [case.name for case in user.store.cases] == [f"heart_{n:02d}" for n in range(1, 7)]
     table = user.find("caseTable")
@@ -70,7 +72,8 @@ def test_from_a_folder_to_segmentations(user, cohort, tmp_path):
 
     # 3 annotate three slices
     truth = sitk.GetArrayFromImage(sitk.ReadImage(str(cohort / "labels" / "heart_01.nii.gz")))
-    user.store.setClasses([(1, "right ventricle", (1, 0, 0), ""), (2, "wall", (0, 1, 0), ""), (3, "left ventricle", (0, 0, 1), "")])
+    classes = [(1, "right ventricle", (1, 0, 0), ""), (2, "wall", (0, 1, 0), ""), (3, "left ventricle", (0, 0, 1), "")]
+    in_loop(lambda: user.store.setClasses(classes), "Change classes")
     annotate(user, truth, "heart_01", [3, 6, 9])
     user.click("saveAnnotationButton")
     user.settle()
@@ -104,7 +107,7 @@ def test_from_a_folder_to_segmentations(user, cohort, tmp_path):
     assert results.rowCount() == 5
     doubts = [float(results.item(row, 1).text()) for row in range(5)]
     assert doubts == sorted(doubts, reverse=True)
-    results.selectRow(0)
+    in_loop(lambda: results.selectRow(0), "Show a result")
     user.settle()
     review = user.shell.panels["review"]
     assert review.result.uncertainty is not None
@@ -114,6 +117,7 @@ def test_from_a_folder_to_segmentations(user, cohort, tmp_path):
     for row, name in ((0, ".seg.nrrd"), (1, ".nii.gz")):
         user.find("exportFormatComboBox").setCurrentIndex(row)
         user.click("exportButton")
+        user.settle()
         assert (project / "exports" / f"{review.result.case.name}{name}").is_file(), user.status()
     again = sitk.ReadImage(str(project / "exports" / f"{review.result.case.name}.nii.gz"))
     source = sitk.ReadImage(str(file))
@@ -127,3 +131,6 @@ def test_from_a_folder_to_segmentations(user, cohort, tmp_path):
     user.click("saveAnnotationButton")
     user.settle()
     assert len(user.store.labelledCases()) == 2
+    print(watch.table())
+    longest = max(watch.blocks, key=lambda block: block.processor)
+    assert longest.processor < LONGEST_SECONDS, watch.table()

@@ -150,8 +150,35 @@ def test_the_catalog_entry_fits_the_schema():
     assert entry["$schema"].endswith("slicer-extension-catalog-entry-schema-v1.0.2.json#")
     assert entry["category"] == "Segmentation" and entry["build_dependencies"] == ["PyTorch"]
     assert entry["build_subdirectory"] == "." and entry["tier"] in (1, 3, 5)
-    assert re.fullmatch(r"https://github\.com/.*Slicer.*\.git", entry["scm_url"]), "the repository name has Slicer in it"
-    assert not re.match("Slicer", "MedSSL") and entry["scm_url"][:-4] == metadata()[0]["EXTENSION_HOMEPAGE"]
+    assert re.fullmatch(r"https://github\.(com|example)/[\w.-]+/[\w.-]*Slicer[\w.-]*\.git", entry["scm_url"])
+    assert not re.match("Slicer", "MedSSL")
+
+
+def addresses(root):
+    """Every address of the repository in the files that name it."""
+    base = json.loads((root / "MedSSL.json").read_text())["scm_url"][:-len(".git")]
+    values = dict(re.findall(r'set\((EXTENSION_\w+) "([^"$]*)"\)', (root / "CMakeLists.txt").read_text()))
+    return base, [values[key] for key in ("EXTENSION_HOMEPAGE", "EXTENSION_ICONURL", "EXTENSION_SCREENSHOTURLS")]
+
+
+def test_all_places_name_the_same_repository():
+    base, (home, icon, picture) = addresses(ROOT)
+    assert home == base, "run .ci/set-repository ADDRESS: it changes every place"
+    assert icon.startswith(base + "/raw/main/") and picture.startswith(base + "/raw/main/")
+    if not base.startswith("https://github.com/"):
+        assert base.startswith("https://github.example/"), "a placeholder must be below a reserved name"
+
+
+def test_the_repository_is_set_in_one_step(tmp_path):
+    (tmp_path / ".ci").mkdir()
+    for name in (".ci/set-repository", "MedSSL.json", "CMakeLists.txt"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    script = [sys.executable, str(tmp_path / ".ci" / "set-repository")]
+    assert subprocess.run([*script, "https://github.com/lab/MedSSL"], capture_output=True).returncode == 2
+    assert subprocess.run([*script, "https://github.com/lab/SlicerMedSSL.git"]).returncode == 0
+    base, others = addresses(tmp_path)
+    assert base == "https://github.com/lab/SlicerMedSSL" and all(other.startswith(base) for other in others)
+    assert "example" not in (tmp_path / "CMakeLists.txt").read_text() + (tmp_path / "MedSSL.json").read_text()
 
 
 def test_requirements_replace_nothing_of_slicers():

@@ -49,6 +49,8 @@ def scene(user, cohort, tmp_path):
         user.store.setMetadata(case.name, "phase", ("diastole", "systole")[number % 2])
     user.store.setClasses(CLASSES)
     user.store.updateCase("heart_06", role="test")
+    for name in ("heart_02", "heart_03"):
+        mark(user, cohort, name, (2, 6, 9))
     add_run(project, "gcl-1", "pretrain", "gcl")
     add_run(project, "finetune-1", "finetune", "supervised", 0.842)
     out = project / "predictions" / "finetune-1"
@@ -59,6 +61,20 @@ def scene(user, cohort, tmp_path):
     user.store.changed.emit()
     wait_until(lambda: False, 0.2)
     return user
+
+
+def mark(user, cohort, name, indices):
+    """A case with some annotated slices, as the Annotate panel leaves it."""
+    from MedSSLLib.geometry import Volume
+    from MedSSLLib.io import read_image, write_image
+    from MedSSLLib.labels import Annotated
+
+    truth = read_image(cohort / "labels" / f"{name}.nii.gz")
+    drawn = np.zeros_like(truth.array)
+    drawn[list(indices)] = truth.array[list(indices)]
+    path = user.store.folder / "labels" / f"{name}.nrrd"
+    write_image(path, Volume(drawn, truth.geometry))
+    user.store.setLabel(name, path, Annotated.of([(2, list(indices))]))
 
 
 def add_uncertainty(cohort, project):
@@ -101,12 +117,14 @@ def check(image, minimum=8):
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 def test_pictures_of_every_panel(scene, cohort, tmp_path, dark):
+    from MedSSLGui import advice
     from slicer_bench import pictures
 
     user, target = scene, folder(tmp_path)
     pictures.set_theme(dark)
     suffix = "-dark" if dark else ""
     add_uncertainty(cohort, user.store.folder)
+    user.shell.session.say(advice.nextStep(user.store))
     user.find("deviceComboBox")
     for name in ("data", "pretrain"):
         user.shell.open(name)
@@ -120,6 +138,9 @@ def test_pictures_of_every_panel(scene, cohort, tmp_path, dark):
     image.save(str(target / f"annotate{suffix}.png"))
     user.shell.open("train")
     user.find("runsTable").selectRow(1)
+    user.shell.session.saveAll()
+    user.settle()
+    user.shell.session.say(advice.nextStep(user.store))
     wait_until(lambda: False, 0.3)
     image = pictures.beside(pictures.panel(user.loaded), [], CAPTION)
     check(image)

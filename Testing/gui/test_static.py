@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent.parent
 MODULE = ROOT / "MedSSL"
 SOURCES = sorted(MODULE.rglob("*.py"))
-RUN_OUTSIDE = {"cohort.py", "facts.py", "results.py"}
+RUN_OUTSIDE = {"cohort.py", "convert.py", "facts.py", "results.py"}
 UI = sorted((MODULE / "Resources" / "UI").glob("*.ui"))
 ALLOWED_AT_FILE_SCOPE = {"slicer", "vtk", "qt", "ctk", "SimpleITK", "numpy", "MedSSLGui"}
 
@@ -58,9 +58,24 @@ def problems(code):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "_" and not (
                 node.args and isinstance(node.args[0], ast.Constant)):
             found.append((node.lineno, "only constants can be translated"))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "connect":
+            found += [(node.lineno, text) for text in slot_problems(node)]
+        if name == "qt.QProcess" and not node.args:
+            found.append((node.lineno, "a process without a parent is deleted inside its own last signal"))
         if isinstance(node, ast.Attribute) and dotted(node) == "sys.executable":
             found.append((node.lineno, "sys.executable is empty in Slicer"))
     return found
+
+
+def slot_problems(node):
+    """What is risky about a connection: PythonQt takes a signal's first overload and passes what that one has."""
+    for slot in node.args:
+        if isinstance(slot, ast.Attribute) and slot.attr in ("emit", "start"):
+            yield "connected to a C++ method: write a method of our own"
+        if isinstance(node.func.value, ast.Attribute) and node.func.value.attr == "finished" and (
+                isinstance(node.func.value.value, ast.Name) and node.func.value.value.id == "process") and not (
+                isinstance(slot, ast.Lambda) and not slot.args.args):
+            yield "QProcess.finished gives (code) in one version and (code, status) in another: take none"
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.name)
@@ -72,7 +87,8 @@ def test_nothing_that_pythonqt_refuses(path):
 @pytest.mark.parametrize("code", [
     "qt.QPushButton(text='a')", "x = qt.Qt.ItemFlag.ItemIsEnabled", "isinstance(b, qt.QWidget)", "qt.QThread()",
     "timer.singleShot = True", "a.connect(lambda *args: f())", "qt.QTableWidget(1, 1).horizontalHeader()",
-    "_(f'{x}')", "sys.executable"])
+    "_(f'{x}')", "sys.executable", "a.changed.connect(self.other.emit)", "qt.QProcess()",
+    "process.finished.connect(self._onFinished)", "process.finished.connect(lambda code: f(code))"])
 def test_the_check_itself_refuses(code):
     assert problems(code)
 

@@ -3,7 +3,7 @@
 import qt
 from slicer.i18n import tr as _
 
-from .. import annotation, commands, scene
+from .. import advice, annotation, commands, scene
 from ..annotationsteps import completionSteps, saveSteps
 from ..caseview import CaseView
 from .annotationlog import AnnotationLog
@@ -114,13 +114,11 @@ class AnnotatePanel(Panel):
     def markShown(self):
         """Mark the slice that is shown as annotated."""
         if not self._alive():
-            self.session.say(_("Show a case first."), "warning")
-            return
+            return self.session.say(_("Show a case first."), "warning")
         index = self.view.shownSlice(self.axis())
         if index is None:
-            self.session.say(_("No slice of this case is shown in the {view} view.").format(
+            return self.session.say(_("No slice of this case is shown in the {view} view.").format(
                 view=self.view.viewOf(self.axis())), "warning")
-            return
         self.mark(self.axis(), [index])
         self.session.sliceMarked.emit(index)
 
@@ -134,10 +132,9 @@ class AnnotatePanel(Panel):
 
     def unmark(self):
         """The selected slice no longer counts."""
-        item = self.ui.slicesList.currentItem()
-        if item is None or not self._alive():
+        axis, index = self._selectedSlice()
+        if axis is None:
             return
-        axis, index = (int(part) for part in item.data(qt.Qt.UserRole).split(":"))
         marked = self.view.annotated()
         marked[axis] = [each for each in marked.get(axis, []) if each != index]
         self.view.setAnnotated(marked)
@@ -146,10 +143,13 @@ class AnnotatePanel(Panel):
 
     def jump(self):
         """Show the selected slice."""
-        item = self.ui.slicesList.currentItem()
-        if item is not None and self._alive():
-            axis, index = (int(part) for part in item.data(qt.Qt.UserRole).split(":"))
+        axis, index = self._selectedSlice()
+        if axis is not None:
             self.view.jumpTo(axis, index)
+
+    def _selectedSlice(self):
+        item = self.ui.slicesList.currentItem() if self._alive() else None
+        return tuple(int(part) for part in item.data(qt.Qt.UserRole).split(":")) if item is not None else (None, None)
 
     def step(self, direction):
         """Show the next (or previous) suggested slice; after a case's last one, the next case with suggestions."""
@@ -203,9 +203,8 @@ class AnnotatePanel(Panel):
         if not self._alive():
             return
         axis = self.axis()
-        index = self.view.shownSlice(axis)
-        if index is None:
-            index = self.view.size[axis] // 2
+        shown = self.view.shownSlice(axis)
+        index = self.view.size[axis] // 2 if shown is None else shown
         others = [each for each in range(self.view.size[axis]) if each != index]
         yield from scene.fillSteps(self.view.segmentation, self.view.image, wanted["label"], self.store.classes(),
                                    {axis: others})
@@ -221,8 +220,6 @@ class AnnotatePanel(Panel):
             self.session.stepper.start(completionSteps(self.session, self.view, path), None, self.session.sayError)
 
     def _latestModel(self, kinds=("finetune", "selftrain")):
-        from .. import advice
-
         finished = [run["name"] for run in self.store.runs() if run["finished"] and advice.command(run) in kinds]
         return finished[-1] if finished else None
 
@@ -254,16 +251,19 @@ class AnnotatePanel(Panel):
         bar.setValue(marked)
         bar.setFormat(_("{done} of {all} slices").format(done=marked, all=wanted))
 
-    # -- saving ---------------------------------------------------------------------------------------------------
-
     def save(self):
         """Write the annotation of the shown case into the project, if it changed."""
         if not self._alive() or not self.store.isOpen() or self.store.case(self.view.name) is None:
             return
         self.log.flush()
         if self.log.dirty:
-            self.log.dirty = False
-            self.session.stepper.start(saveSteps(self.session, self.view), None, self.session.sayError)
+            self.log.dirty, view = False, self.view
+            self.session.stepper.start(saveSteps(self.session, view), None, lambda error: self._onNotSaved(view, error))
+
+    def _onNotSaved(self, view, error):
+        """What was drawn is still in the scene; the next save tries again."""
+        self.log.dirty = self.log.dirty or self.view is view
+        self.session.say(_("{case} is not saved yet: {error}").format(case=view.name, error=error), "error")
 
     # -- module ---------------------------------------------------------------------------------------------------
 

@@ -34,7 +34,7 @@ class CaseTable(qt.QObject):
         self._layOut()
 
     def _titles(self):
-        return [_(""), _("Case"), _("Size"), _("Spacing (mm)"), _("Annotated"), _("Role")] + self.columns
+        return ["", _("Case"), _("Size"), _("Spacing (mm)"), _("Annotated"), _("Role")] + self.columns
 
     def _layOut(self):
         setUpTable(self.widget, self._titles(), 1)
@@ -93,7 +93,7 @@ class CaseTable(qt.QObject):
         size = " × ".join(str(n) for n in fact["size"]) if fact.get("size") else ("!" if fact.get("problem") else "…")
         spacing = " × ".join(f"{s:.3g}" for s in fact["spacing"]) if fact.get("spacing") else ""
         roles = {"labelled": _("training"), "unlabelled": _("unlabelled"), "test": _("test")}
-        names = self.session.axisNames(case.name)
+        names = fact.get("axes") or self.session.axisNames(case.name)
         return ["", case.name, size, spacing, advice.annotationText(case, names), roles[case.role]] + [
             case.metadata.get(column, "") for column in self.columns]
 

@@ -58,7 +58,7 @@ class DataPanel(Panel):
         ui.addVolumesButton.clicked.connect(lambda: self.addVolumes())
         ui.addFilesButton.clicked.connect(lambda: self._browseFiles())
         ui.addFolderButton.clicked.connect(lambda: self._browseFolder())
-        ui.addDicomButton.clicked.connect(lambda: slicer.util.selectModule("DICOM"))
+        ui.addDicomButton.clicked.connect(lambda: self.openDicom())
         ui.importMetadataButton.clicked.connect(lambda: self._browseMetadata())
         ui.addColumnButton.clicked.connect(lambda: self._askColumn())
         ui.testRoleButton.clicked.connect(lambda: self.toggleTest())
@@ -154,6 +154,11 @@ class DataPanel(Panel):
                 scene.mark(node, name, "image")
             if label:
                 self.store.setLabel(name, label[0], label[1])
+
+    def openDicom(self):
+        """Show the DICOM database; what is loaded there is then a loaded volume like any other."""
+        self.session.say(_("Load series in the DICOM module, come back here and press Add loaded volumes."))
+        slicer.util.selectModule("DICOM")
 
     def addPaths(self, paths):
         """Add files and folders from disk."""

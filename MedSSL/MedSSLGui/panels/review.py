@@ -14,13 +14,12 @@ class ReviewPanel(Panel):
     """Model, cases, Predict; results, style, comparison, correction, export."""
 
     NAME = "Review"
-    correctionWanted = qt.Signal(object)
 
     def __init__(self, session, parent=None):
         super().__init__(session, parent)
         self.result, self.figures = None, {}
         ui = self.ui
-        setUpTable(ui.resultTable, [_("Case"), _("Uncertainty"), _("Volumes (ml)")], 2)
+        setUpTable(ui.resultTable, [_("Case"), _("Uncertainty (0 to 1)"), _("Volumes (ml)")], 2)
         fillCombo(ui.compareModeComboBox, [(_("difference"), "difference"), (_("side by side"), "beside")])
         fillCombo(ui.exportFormatComboBox, [(_("Segmentation (.seg.nrrd)"), "seg"), (_("NIfTI (.nii.gz)"), "nifti"),
                                             (_("Labelmap node"), "node")])
@@ -93,6 +92,8 @@ class ReviewPanel(Panel):
             for column, text in enumerate((figure["case"], doubt, figure["problem"] or volumes)):
                 table.setItem(row, column, cell(text))
         table.blockSignals(False)
+        table.resizeColumnToContents(1)
+        table.resizeRowsToContents()
         self._enable()
 
     # -- looking --------------------------------------------------------------------------------------------------
@@ -189,8 +190,7 @@ class ReviewPanel(Panel):
                                    self.session.sayError)
 
     def _compareSteps(self, path, title):
-        array = caseview.readLabel(path, self.result.image, self.store.classes())
-        yield
+        array = yield from caseview.labelFileSteps(path, self.result.image, self.store.classes())
         steps = self.result.besideSteps if chosen(self.ui.compareModeComboBox) == "beside" else self.result.differenceSteps
         return (yield from steps(array, title))
 
@@ -198,17 +198,29 @@ class ReviewPanel(Panel):
         """Send the shown slice to the annotation."""
         if self._alive():
             matrix = scene.ijkToRas(self.result.image)
-            self.correctionWanted.emit({"case": self.result.case.name, "label": self.result.label,
+            self.session.correctionWanted.emit({"case": self.result.case.name, "label": self.result.label,
                                         "names": annotation.axisNames(matrix[:3, :3])})
 
     def export(self):
         """Export the shown segmentation."""
         if not self._alive():
             return
-        kind = chosen(self.ui.exportFormatComboBox)
-        made = []
-        if self.session.guarded(lambda: made.append(self.result.export(kind, self.store.folder / "exports"))):
-            self.session.say(_("Exported: {what}").format(what=made[0]), "done")
+        kind, result = chosen(self.ui.exportFormatComboBox), self.result
+        self.session.stepper.start(result.exportSteps(kind, self.store.folder / "exports"),
+                                   lambda made: self._onExported(kind, made, result.case.name), self.session.sayError)
+
+    def _onExported(self, kind, made, name):
+        if kind != "nifti":
+            self.session.say(_("Exported: {what}").format(what=made), "done")
+            return
+        target = self.store.folder / "exports" / f"{name}.nii.gz"
+
+        def done(outcome):
+            commands.Path(made).unlink(missing_ok=True)
+            if outcome.state == "done":
+                self.session.say(_("Exported: {what}").format(what=target), "done")
+
+        self.session.runHelper(Job(_("Exporting {case}").format(case=name), commands.convert(made, target), {"done": done}))
 
     # -- module ---------------------------------------------------------------------------------------------------
 

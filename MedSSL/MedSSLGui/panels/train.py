@@ -123,7 +123,7 @@ class TrainPanel(Panel):
 
     def _paint(self):
         label = self.ui.curvesLabel
-        dark = slicer.app.palette().color(qt.QPalette.Window).lightness() < 128
+        dark = label.palette.color(qt.QPalette.Window).lightness() < 128
         label.setPixmap(paint(self.curves, label.width, 150, dark))
 
     def openPlot(self):
@@ -173,7 +173,7 @@ class TrainPanel(Panel):
         dice = dice.get("mean") if isinstance(dice, dict) else dice
         state = _("done") if run["finished"] else (_("can be resumed") if run["resumable"] else _("unfinished"))
         return [run["name"], config.get("method", "") if config.get("command") == "pretrain" else config.get("command", ""),
-                str(config.get("init", "")), run["problem"] or state, f"{dice:.3f}" if isinstance(dice, float) else ""]
+                _("random") if config.get("init", "none") == "none" else str(config["init"]), run["problem"] or state, f"{dice:.3f}" if isinstance(dice, float) else ""]
 
     def refresh(self):
         starts = [(_("Random weights"), "none")]

@@ -57,7 +57,7 @@ def _fill_packages():
 
     parts = {"ScriptedLoadableModule": ("ScriptedLoadableModule", "ScriptedLoadableModuleWidget",
                                         "ScriptedLoadableModuleLogic", "ScriptedLoadableModuleTest"),
-             "parameterNodeWrapper": ("parameterNodeWrapper",), "i18n": ("tr", "translate")}
+             "parameterNodeWrapper": ("WithinRange", "parameterNodeWrapper"), "i18n": ("tr", "translate")}
     for name, members in parts.items():
         module = types.ModuleType(f"slicer.{name}")
         for member in members:

@@ -80,10 +80,21 @@ def translate(context, text):
     return text
 
 
+class WithinRange:
+    """A number's range, for typing.Annotated; connected widgets take it over."""
+
+    def __init__(self, minimum, maximum):
+        self.minimum, self.maximum = minimum, maximum
+
+    def check(self, name, value):
+        if not self.minimum <= value <= self.maximum:
+            raise ValueError(f"parameter {name}: {value} is not within {self.minimum} and {self.maximum}")
+
+
 _TYPES = {str: str, int: int, float: float, bool: lambda text: text == "True"}
 
 
-def _parameter(name, kind):
+def _parameter(name, kind, span):
     def get(self):
         node = self.parameterNode
         if kind not in _TYPES:
@@ -98,6 +109,8 @@ def _parameter(name, kind):
             return
         if not isinstance(value, kind):
             raise TypeError(f"parameter {name} is {kind.__name__}, not {value!r}")
+        if span:
+            span.check(name, value)
         self.parameterNode.SetParameter(name, str(value))
 
     return property(get, set_)
@@ -105,23 +118,25 @@ def _parameter(name, kind):
 
 def parameterNodeWrapper(kind):
     """Typed attributes kept in a parameter node: str, int, float, bool and MRML nodes."""
-    for name, annotation in typing.get_type_hints(kind).items():
+    spans = {}
+    for name, annotation in typing.get_type_hints(kind, include_extras=True).items():
+        extras = getattr(annotation, "__metadata__", ())
+        annotation = annotation.__origin__ if extras else annotation
+        spans[name] = next((extra for extra in extras if isinstance(extra, WithinRange)), None)
         setattr(kind, f"_default_{name}", kind.__dict__.get(name, _TYPES.get(annotation, lambda _: None)("")
                                                             if annotation is str else None))
-        setattr(kind, name, _parameter(name, annotation))
+        setattr(kind, name, _parameter(name, annotation, spans[name]))
 
     def __init__(self, parameterNode):
         self.parameterNode = parameterNode
         self._connections = {}
 
     def connectGui(self, gui):
-        from PySide6 import QtWidgets
-
-        found = {w.property("SlicerParameterName"): w for w in gui.findChildren(QtWidgets.QWidget)
-                 if w.property("SlicerParameterName")}
+        found = {w.property("SlicerParameterName"): w for w in vars(gui).values() if w.property("SlicerParameterName")}
         for name, widget in found.items():
             if not hasattr(type(self), name):
                 raise ValueError(f"{name} is no parameter")
+            _limit(name, widget, spans[name])
             _connect(self, name, widget)
         return len(found)
 
@@ -130,6 +145,18 @@ def parameterNodeWrapper(kind):
 
     kind.__init__, kind.connectGui, kind.disconnectGui = __init__, connectGui, disconnectGui
     return kind
+
+
+def _limit(name, widget, span):
+    """The widget takes the parameter's range; without one it loses its own, as in Slicer, and a slider is refused."""
+    kind = widget.metaObject().className()
+    if kind not in ("QSpinBox", "QDoubleSpinBox", "ctkSliderWidget"):
+        return
+    if span is None and kind == "ctkSliderWidget":
+        raise RuntimeError(f"{name}: Slicer cannot connect a ctkSliderWidget to a number without a range")
+    low, high = (span.minimum, span.maximum) if span else (-(2**31), 2**31 - 1)
+    widget.setProperty("minimum", low)
+    widget.setProperty("maximum", high)
 
 
 def _connect(parameters, name, widget):

@@ -45,6 +45,13 @@ class SliceView:
     def _make_window(self):
         renderer = vtk.vtkRenderer()
         renderer.GetActiveCamera().ParallelProjectionOn()
+        self._mapper = vtk.vtkImageMapper()
+        self._mapper.SetColorWindow(255)
+        self._mapper.SetColorLevel(127.5)
+        self._actor = vtk.vtkActor2D()
+        self._actor.SetMapper(self._mapper)
+        self._actor.GetProperty().SetDisplayLocationToBackground()
+        renderer.AddViewProp(self._actor)  # first: what is drawn later is blended over the image, not over black
         self._window = vtk.vtkRenderWindow()
         self._window.SetOffScreenRendering(1)
         self._window.SetMultiSamples(0)
@@ -60,13 +67,6 @@ class SliceView:
         self._group.SetRenderer(renderer)
         self._group.Initialize(factory, renderer)
         self._group.SetMRMLDisplayableNode(self.node)
-        self._mapper = vtk.vtkImageMapper()
-        self._mapper.SetColorWindow(255)
-        self._mapper.SetColorLevel(127.5)
-        self._actor = vtk.vtkActor2D()
-        self._actor.SetMapper(self._mapper)
-        self._actor.GetProperty().SetDisplayLocationToBackground()
-        renderer.AddViewProp(self._actor)
 
     def close(self):
         if self._window is not None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import monai.transforms as mt
 import numpy as np
@@ -15,7 +16,7 @@ import torch
 
 from MedSSLLib.config import AugmentConfig
 from MedSSLLib.device import resolve_device
-from MedSSLLib.sampling import Pick, ViewSampler, make_views
+from MedSSLLib.sampling import CropReader, Pick, ViewSampler, make_views
 from MedSSLLib.timing import Comparison, in_turn
 
 GOAL = 5.0
@@ -36,7 +37,7 @@ VIEWS = {"3d": Views((96, 96, 96), (48, 48, 48), 4), "2d": Views((1, 256, 256), 
 
 
 class Arrays:
-    """A ``CropReader`` over arrays in memory."""
+    """What view samplers ask of a ``CropReader``, over arrays in memory."""
 
     def __init__(self, shape: tuple[int, ...], cases: int) -> None:
         rng = np.random.default_rng(0)
@@ -67,8 +68,10 @@ def measure_views(name: str, pairs: int, *, device: str = "cpu", views: Views | 
     views, where = views or VIEWS[name], resolve_device(device)
     patch = views.patch
     reader = Arrays(views.volume, views.samples)
-    sampler = ViewSampler(reader, lambda rng, step: [Pick(case) for case in reader.arrays], patch, (1.0,) * len(patch),
-                          AUGMENT, 2, SCALE, 0.1, 0.5, 0.0, 0)  # type: ignore[arg-type]  # fmt: skip
+    sampler = ViewSampler(
+        cast(CropReader, reader), lambda rng, step: [Pick(case) for case in reader.arrays], patch, (1.0,) * len(patch),
+        AUGMENT, 2, SCALE, 0.1, 0.5, 0.0, 0,
+    )  # fmt: skip
     pipeline = monai_pipeline(patch)
     pipeline.set_random_state(0)
     volumes = [torch.from_numpy(x if len(patch) == 3 else x[:, 0]) for x in reader.arrays.values()]

@@ -37,7 +37,7 @@ def evaluate_folder(
     Returns:
         The content of ``metrics.json``: ``cases``, ``summary``, ``tolerance_mm``, ``missing`` (references
         without prediction), ``extra`` (predictions without reference) and ``errors`` (case -> why it was not
-        scored); ``quality`` where the predictions have a ``quality.json`` (see :func:`quality.compared`).
+        scored); ``quality`` where the predictions have a ``quality.json`` (see :func:`~MedSSLLib.quality.compared`).
 
     Raises:
         InputError: a folder is missing, the tolerance is not positive, or not a single case could be scored.

@@ -70,18 +70,20 @@ def speed_figure(results: Sequence[Mapping[str, Any]]) -> Figure:
     """
     sides = [[row for row in results if row["faster"] is faster] for faster in (False, True)]
     sides = [side for side in sides if side]
-    figure = Figure(figsize=(3.9 * len(sides) + 0.6, 0.9 + 0.3 * max(map(len, sides))))
+    figure = Figure(figsize=(3.9 * len(sides) + 0.6, 1.1 + 0.3 * max(map(len, sides))))
     for panel, side in enumerate(sides, 1):
         _ratios(figure.add_subplot(1, len(sides), panel), side)
+    figure.legend(handles=figure.axes[0].lines[:3], loc="outside upper right", ncols=3)
     return figure
 
 
 def _ratios(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
     faster = rows[0]["faster"]
     for place, row in enumerate(rows):
-        axes.plot([row["lowest"], row["highest"]], [place] * 2, color=PALETTE[0], alpha=0.4, linewidth=3.5)
-        axes.plot(row["ratio"], place, "o", color=PALETTE[0], markersize=6.5)
-        axes.plot([row["goal"]] * 2, [place - 0.35, place + 0.35], color=PALETTE[1], linewidth=2)
+        ends = row["lowest"], row["highest"]
+        axes.plot(ends, [place] * 2, color=PALETTE[0], alpha=0.4, linewidth=3.5, label="range")
+        axes.plot(row["ratio"], place, "o", color=PALETTE[0], markersize=6.5, label="median")
+        axes.plot(row["goal"], place, "|", color=PALETTE[1], markersize=15, markeredgewidth=2.2, label="goal")
     axes.axvline(1, color=NEUTRAL, linewidth=0.9, linestyle="--")
     axes.set_yticks(range(len(rows)), [f"{row['part']} {row['name']}" for row in rows])
     axes.set(ylim=(len(rows) - 0.5, -0.5), title="times faster than MONAI" if faster else "time over the bare network",

@@ -1,4 +1,5 @@
-# make demo | make test | make test-gui | make lint | make audit | make bench     (Linux, macOS; needs Python 3.11+, git and make)
+# make demo | make test | make test-gui | make lint | make docs | make audit | make bench
+#                                                              (Linux, macOS; needs Python 3.11+, git and make)
 #
 # Each makes .venv on its first call. Useful variables:
 #   make test PYTHON=/path/to/python3     another Python
@@ -20,10 +21,11 @@ INSTALL = $(RUN) -m pip install --quiet --disable-pip-version-check $(PIP) -c co
 WITH_demo = demo
 WITH_test = demo,test
 WITH_dev = demo,test,dev
+WITH_docs = docs
 WITH_gui = demo,test,gui
 TORCH = $(shell sed -n '/^torch==/p' constraints.txt)
 
-.PHONY: demo test test-faults test-gui lint audit bench clean
+.PHONY: demo test test-faults test-gui lint docs audit bench clean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
@@ -50,6 +52,9 @@ lint: $(VENV)/.with-dev
 
 audit: $(VENV)/.with-dev
 	$(RUN) Testing/faults/audit.py $(ARGS)
+
+docs: $(VENV)/.with-docs
+	$(RUN) Resources/Documentation/site/build.py $(ARGS)
 
 bench: $(VENV)/.with-test
 	for bench in Testing/bench/bench_*.py; do echo "== $$bench"; $(RUN) $$bench $(ARGS) || exit 1; done

@@ -2,9 +2,8 @@
 
 For every number of labelled volumes, every choice of them and every row: fine-tune with everything else equal, predict
 the test cases at native resolution, score them. A row is ``random``, a pre-training method or one of VARIANTS, each
-with ``-frozen`` for a fixed encoder, and ``+mean-teacher``, ``+mixup`` or ``+selftrain`` for what comes on top;
-``+selftrain`` goes on from the finished run of the row without it. Rows that the result file holds are not run again,
-and a run that was stopped is resumed.
+with ``-frozen`` for a fixed encoder, and ``+mean-teacher``, ``+mixup`` or ``+selftrain`` (which goes on from the row
+without it) for what comes on top. Rows that the result file holds are not run again; a stopped run is resumed.
 """
 
 from __future__ import annotations
@@ -177,8 +176,7 @@ def _write(
                  "choices": str(max(map(len, choices.values()), default=0))}  # fmt: skip
     write_json(results, {
         "bench": "protocol", "format_version": FORMAT_VERSION, "data": data, "settings": settings,
-        "versions": versions(),
-        "machine": {"processor": platform.machine(), "cores": os.cpu_count()},
+        "versions": versions(), "machine": {"processor": platform.machine(), "cores": os.cpu_count()},
         "difference_to_random": {count: differences([r for r in records if r["count"] == count]) for count in choices},
         "records": records,
     })  # fmt: skip
@@ -199,22 +197,38 @@ def _score(project: Project, protocol: Protocol, row: str, choice: Choice, event
     name = _train(project, protocol, row, choice, events)
     trained = round(time.monotonic() - started, 1)
     out = project.folder / "predictions" / name
-    test = {case.name: case for case in project.test if case.label}
+    test = ",".join(case.name for case in project.test if case.label)
     with relayed(events, name) as inner:
-        run_predict(project, name, out, inner, cases=",".join(test), options=PredictOptions(device=protocol.device))
-    found = {io.case_name(path): path for path in io.find_images(out)}
+        run_predict(project, name, out, inner, cases=test, options=PredictOptions(device=protocol.device))
+    scored = score_test_cases(project, out, protocol.tolerance)
+    training = read_json(project.run_folder(name) / "metrics.json")
+    return {"row": row, "count": choice.count, "choice": choice.number, "labelled": list(choice.labelled), "run": name,
+            **scored, "steps": training.get("steps"), "training_s": training.get("seconds"),
+            "command_s": trained}  # fmt: skip
+
+
+def score_test_cases(project: Project, predictions: Path, tolerance: float) -> dict[str, Any]:
+    """Score a folder of predictions of the test cases, whoever made them, and write its ``metrics.json``.
+
+    Args:
+        project: its test cases with labels are scored.
+        predictions: ``CASE.nii.gz`` (or another format) on the source grid, with the label values of the project.
+        tolerance: of surface Dice, mm.
+
+    Returns:
+        ``summary``, ``per_class``, ``dice`` and ``hd95_mm`` of a record.
+    """
+    test = {case.name: case for case in project.test if case.label}
+    found = {io.case_name(path): path for path in io.find_images(predictions)}
     metrics = evaluate_pairs(
         {case: (found[case], test[case].label) for case in test if case in found},  # type: ignore[misc]
-        protocol.tolerance, classes=dict(zip(project.classes[1:], project.values[1:], strict=True)),
+        tolerance, classes=dict(zip(project.classes[1:], project.values[1:], strict=True)),
         annotated={case: test[case].annotated for case in test if test[case].annotated},  # type: ignore[misc]
     )  # fmt: skip
-    write_json(out / "metrics.json", metrics)
-    training = read_json(project.run_folder(name) / "metrics.json")
-    summary = {key: value["mean"] for key, value in metrics["summary"].items()}
-    return {"row": row, "count": choice.count, "choice": choice.number, "labelled": list(choice.labelled), "run": name,
-            "summary": summary, "per_class": metrics["summary"]["dice"]["per_class"],
-            "dice": metrics["summary"]["dice"]["per_case"], "hd95_mm": metrics["summary"]["hd95_mm"]["per_case"],
-            "steps": training.get("steps"), "training_s": training.get("seconds"), "command_s": trained}  # fmt: skip
+    write_json(predictions / "metrics.json", metrics)
+    means = metrics["summary"]
+    return {"summary": {key: value["mean"] for key, value in means.items()}, "per_class": means["dice"]["per_class"],
+            "dice": means["dice"]["per_case"], "hd95_mm": means["hd95_mm"]["per_case"]}  # fmt: skip
 
 
 def _train(project: Project, protocol: Protocol, row: str, choice: Choice, events: Events) -> str:

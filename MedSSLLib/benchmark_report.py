@@ -70,7 +70,7 @@ def _add_study(page: Page, study: Study, figures: Path, prefix: str) -> list[Pat
     page.bullets(recommendations(study))
     for count in study.counts:
         rows = [shown(table_row(study, count, row)) for row in study.rows(count)]
-        page.table(SHOWN, [[name, *(Cell(v, number=True) for v in rest)] for name, *rest in rows],
+        page.table(SHOWN, [[name, *map(_cell, rest)] for name, *rest in rows],
                    caption=f"{study.volumes(count)} labelled")  # fmt: skip
     names = dict.fromkeys(row for count in study.counts for row in study.rows(count))
     lines = {
@@ -85,6 +85,12 @@ def _add_study(page: Page, study: Study, figures: Path, prefix: str) -> list[Pat
             drawn[f"{prefix}-pairs-{count}"] = paired_cases(first, second, (BASELINE, row)), caption
     page.figures(*drawn.values())
     return [save(figure, figures / f"{_file_name(name)}.png") for name, (figure, _) in drawn.items()]
+
+
+def _cell(text: str) -> Cell:
+    """A number; its interval, if it has one, as the note."""
+    value, _, interval = text.partition(" (")
+    return Cell(value, interval.removesuffix(")"), number=True)
 
 
 def _file_name(text: str) -> str:

@@ -156,8 +156,9 @@ def shown(row: Mapping[str, Any]) -> list[str]:
     ]  # fmt: skip
 
 
-SHOWN = ("method", "Dice", "less random", "less its base", "HD95, mm", "surface Dice", "choices", "cases", "steps",
-         "training, s")  # fmt: skip
+SHOWN = ("method", "Dice", "against random", "against its base", "HD95, mm", "surface Dice", "choices", "cases",
+         "steps", "training, s")  # fmt: skip
+"""The columns of :func:`shown`; values with an interval have it in brackets."""
 
 
 def _number(value: float | None, digits: int, sign: str = "") -> str:

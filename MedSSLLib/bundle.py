@@ -111,7 +111,7 @@ def _fill(folder: Path, model: Model, name: str, card: str, traced: Path | None)
 
 
 def scripts_text() -> str:
-    """The bundle's script: :mod:`bundle_scripts` with what it imports from MedSSLLib written out."""
+    """The bundle's script: ``bundle_scripts.py`` with what it imports from MedSSLLib written out."""
     lines = inspect.getsource(bundle_scripts).splitlines()
     ours = [number for number, line in enumerate(lines) if line.startswith("from MedSSLLib")]
     constants = [f"{constant} = {getattr(preprocess, constant)!r}" for constant in _CONSTANTS]

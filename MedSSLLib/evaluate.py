@@ -38,8 +38,8 @@ def evaluate_folder(
     Returns:
         The content of ``metrics.json``: ``cases``, ``summary``, ``tolerance_mm``, ``missing`` (references
         without prediction), ``extra`` (predictions without reference) and ``errors`` (case -> why it was not
-        scored); ``quality`` where the predictions have a ``quality.json`` (see :func:`quality.compared`);
-        ``calibration`` where they have probabilities and `classes` is given (see :mod:`calibration`).
+        scored); ``quality`` where the predictions have a ``quality.json`` (see :func:`~MedSSLLib.quality.compared`);
+        ``calibration`` where they have probabilities and `classes` is given (see :mod:`MedSSLLib.calibration`).
 
     Raises:
         InputError: a folder is missing, the tolerance is not positive, or not a single case could be scored.

@@ -1,6 +1,6 @@
 """Progress as events: one JSON object a line for programs, a bar or plain lines for people.
 
-An event is ``{"event": KIND, "time": seconds since the epoch, ...fields}``. A worker emits, sinks write:
+An event is ``{"event": KIND, "time": seconds since the epoch, ...fields}``. A worker emits, sinks write::
 
     events = Events([JsonLines.to_stream(sys.stdout)])
     events.emit("start", command="finetune", run="heart-1")

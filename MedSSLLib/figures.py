@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io as streams
 import logging
+import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -140,7 +141,7 @@ def dice_against_labels(results: Mapping[str, Mapping[int, tuple[float, float, f
     Args:
         results: method to ``{labelled volumes: (mean, low, high)}``.
     """
-    figure = Figure(figsize=(5.4, 3.4))
+    figure = Figure(figsize=(4.7, 3.4 + 0.2 * math.ceil(len(results) / 3)))
     axes = figure.add_subplot()
     counts = sorted({count for rows in results.values() for count in rows})
     for number, (method, rows) in enumerate(results.items()):
@@ -150,8 +151,8 @@ def dice_against_labels(results: Mapping[str, Mapping[int, tuple[float, float, f
         mean, low, high = np.array([rows[count] for count in sorted(rows)]).T
         axes.errorbar(places, mean, [mean - low, high - mean], color=colour, marker="o", capsize=3, label=method)
     axes.set_xticks(range(len(counts)), [str(count) for count in counts])
-    axes.set(xlabel="labelled volumes", ylabel="mean Dice")
-    axes.legend(loc="lower right")
+    axes.set(xlabel="labelled volumes", ylabel="mean Dice", xlim=(-0.5, len(counts) - 0.5))
+    figure.legend(loc="outside upper left", ncols=3)
     return figure
 
 

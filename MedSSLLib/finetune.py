@@ -214,7 +214,9 @@ def cross_validate(ready: Preparation, data: LabelledData, init: Path | None) ->
 
 
 def held_out_calibration(ready: Preparation, data: LabelledData, net: SegmentationNet) -> dict[str, Any]:
-    """Calibration on the held-out labelled cases (see :func:`calibration_of`), or why it was not measured.
+    """Calibration on the held-out labelled cases, or why it was not measured.
+
+    See :func:`~MedSSLLib.calibration.calibration_of`.
 
     The same cases chose the step whose weights are kept, so the figures flatter a little.
     """

@@ -196,10 +196,10 @@ def mitigation_weight(phi: Tensor, goal: Tensor, size: Tensor, other: Tensor) ->
     ``a = |g_i| (goal sqrt(1 - phi^2) - phi sqrt(1 - goal^2)) / (|g_j| sqrt(1 - goal^2))``
 
     Args:
-        phi: cosine of g_i and g_j, |phi| < 1.
-        goal: target cosine, |goal| < 1.
-        size: |g_i|.
-        other: |g_j|.
+        phi: cosine of ``g_i`` and ``g_j``, above -1 and below 1.
+        goal: target cosine, likewise.
+        size: length of ``g_i``.
+        other: length of ``g_j``.
     """
     sine, goal_sine = (1 - phi.square()).sqrt(), (1 - goal.square()).sqrt()
     return size * (goal * sine - phi * goal_sine) / (other * goal_sine)

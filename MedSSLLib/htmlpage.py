@@ -35,7 +35,7 @@ h2 { font-size: 18px; letter-spacing: -.005em; margin: 0 0 12px; }
 section { background: var(--card); border: 1px solid var(--line); border-radius: 12px; padding: 22px 26px;
   margin: 18px 0; }
 section p { max-width: 84ch; margin: 0 0 12px; }
-dl + p, ul + p { margin-top: 16px; }
+dl + p, ul + p, ul + .scroll { margin-top: 16px; }
 .cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(170px, 1fr)); gap: 14px; margin: 18px
 0; } .card { background: var(--card); border: 1px solid var(--line); border-radius: 12px; padding: 16px 18px;
 } .card b { display: block; font-size: 27px; line-height: 1.15; letter-spacing: -.02em; font-weight: 650;
@@ -50,7 +50,7 @@ th, td { padding: 7px 12px 7px 0; border-bottom: 1px solid var(--line); vertical
 tbody tr:last-child td { border-bottom: 0; }
 th.n, td.n { text-align: right; }
 td small { color: var(--soft); font-size: 12px; font-weight: 400; }
-.n small { display: inline-block; width: 80px; font-size: 12px; text-align: left; white-space: nowrap; }
+.n small { display: inline-block; min-width: 80px; font-size: 12px; text-align: left; white-space: nowrap; }
 tr.total td { font-weight: 620; }
 dl { display: grid; grid-template-columns: minmax(140px, 210px) 1fr; gap: 6px 18px; margin: 0; font-size:
 14px; } dt { color: var(--soft); }

@@ -25,6 +25,7 @@ import numpy as np
 from MedSSLLib.errors import InputError
 
 METRICS = ("dice", "hd95_mm", "assd_mm", "surface_dice", "volume_ml", "reference_ml")
+"""What is measured of every class of a case."""
 Record = dict[str, float | None]
 CaseMetrics = dict[str, Record]
 

@@ -49,6 +49,7 @@ PROTOCOLS = {
     "Sagittal3D": Protocol(_SAGITTAL, (2.5, 2.5, 2.5), ((0, 0), (0, 0), (0, 0)), gamma=1.6, gain=240, noise=0.05),
     "Oblique3D": Protocol(_AXIAL, (2.0, 2.0, 3.0), ((-12, 12), (-8, 8), (-8, 8)), gamma=0.8, gain=6500, noise=0.04),
 }
+"""How each scanner acquires."""
 
 
 @dataclass(frozen=True)

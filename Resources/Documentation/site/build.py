@@ -1,0 +1,82 @@
+"""Build the documents and the API reference as a static site, warnings as errors, without a network.
+
+    python Resources/Documentation/site/build.py [OUT] [--check]        (`make docs`; OUT is build/docs)
+
+The README becomes the front page; pages of the API are made from the docstrings of every module. A link, a reference
+or a picture that leads nowhere is an error. ``--check`` looks for these and writes no page.
+"""
+
+from __future__ import annotations
+
+import ast
+import shutil
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[3]
+FILES = ("CONTRIBUTING.md", "CHANGELOG.md", "LICENSE", "CITATION.cff")
+FOLDERS = ("Resources", "Testing/bench")
+PAGES = {
+    "Guides": ("Resources/Documentation/Tutorial", "Resources/Documentation/Methods"),
+    "Behind it": ("Testing/bench/NOTES", "Testing/bench/peers/README", "CONTRIBUTING", "CHANGELOG", "api/index"),
+}
+
+
+def modules() -> list[str]:
+    """Every module of the library, packages before what is in them."""
+    paths = sorted((ROOT / "MedSSLLib").rglob("*.py"))
+    names = [".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in paths]
+    return sorted(name for name in names if not name.endswith(("__main__", ".bundle_scripts")))
+
+
+def summary(module: str) -> str:
+    """The first line of a module's docstring."""
+    path = ROOT.joinpath(*module.split("."))
+    source = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    return (ast.get_docstring(ast.parse(source.read_text(encoding="utf-8"))) or "").split("\n")[0]
+
+
+def write_sources(folder: Path) -> None:
+    """What Sphinx reads: copies of the documents, the front page, and a page for every module."""
+    shutil.rmtree(folder, ignore_errors=True)
+    (folder / "api").mkdir(parents=True)
+    for name in FILES:
+        shutil.copy(ROOT / name, folder / name)
+    for name in FOLDERS:
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("site", "__pycache__"))
+    trees = "".join(
+        f"\n```{{toctree}}\n:hidden:\n:caption: {caption}\n\n" + "\n".join(pages) + "\n```\n"
+        for caption, pages in PAGES.items()
+    )
+    (folder / "index.md").write_text((ROOT / "README.md").read_text(encoding="utf-8") + trees, encoding="utf-8")
+    names = modules()
+    rows = "".join(f"   * - :mod:`{name}`\n     - {summary(name)}\n" for name in names)
+    listed = "\n   ".join(names)
+    (folder / "api" / "index.rst").write_text(
+        "API reference\n=============\n\nFrom the docstrings; CONTRIBUTING shows how the modules stand to each other.\n"
+        f"\n.. list-table::\n   :widths: auto\n\n{rows}\n.. toctree::\n   :hidden:\n\n   {listed}\n", encoding="utf-8",
+    )
+    for name in names:
+        title = name.replace("_", "\\_")
+        text = f"{title}\n{'=' * len(title)}\n\n.. automodule:: {name}\n   :members:\n   :show-inheritance:\n"
+        (folder / "api" / f"{name}.rst").write_text(text, encoding="utf-8")
+
+
+def main(words: list[str]) -> int:
+    from sphinx.cmd.build import build_main
+
+    check = "--check" in words
+    given = [word for word in words if word != "--check"]
+    out = Path(given[0] if given else ROOT / "build" / "docs").resolve()
+
+    source = out.parent / "docs-source"
+    write_sources(source)
+    options = ["-b", "dummy" if check else "html", "-c", str(Path(__file__).parent), "-W", "--keep-going", "-n", "-E",
+               "-q"]  # fmt: skip
+    code: int = build_main([*options, "-d", str(out.parent / "docs-cache"), str(source), str(out)])
+    print(("No broken link or reference" if check else f"Built: {out / 'index.html'}") if code == 0 else "See above")
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

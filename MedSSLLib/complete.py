@@ -89,7 +89,7 @@ def run_complete(project: Project, config: RunConfig, events: Events) -> Path:
 
 
 def completion_options(config: RunConfig) -> CompletionConfig:
-    """The settings from ``options``. Raises InputError as :func:`chosen` does."""
+    """The settings from ``options``. Raises InputError as :func:`~MedSSLLib.refusals.chosen` does."""
     return chosen(CompletionConfig, config.options)
 
 

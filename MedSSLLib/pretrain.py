@@ -128,7 +128,7 @@ def make_picker(
 
 
 def method_options(kind: type[Method], config: RunConfig) -> MethodConfig:
-    """The method's own configuration from ``options``. Raises InputError as :func:`chosen` does."""
+    """The method's own configuration from ``options``. Raises InputError as :func:`~MedSSLLib.refusals.chosen` does."""
     return chosen(kind.Config, config.options)
 
 

@@ -35,7 +35,7 @@ class SelfTrainConfig(Frozen):
 
 
 def self_train_options(config: RunConfig) -> SelfTrainConfig:
-    """The settings from ``options``. Raises InputError as :func:`chosen` does."""
+    """The settings from ``options``. Raises InputError as :func:`~MedSSLLib.refusals.chosen` does."""
     return chosen(SelfTrainConfig, config.options)
 
 

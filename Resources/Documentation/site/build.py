@@ -15,10 +15,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[3]
 FILES = ("CONTRIBUTING.md", "CHANGELOG.md", "LICENSE", "CITATION.cff")
-FOLDERS = ("Resources", "Testing/bench")
+FOLDERS = ("Resources", "Testing/bench", "Testing/faults", "Testing/gui/slicer_bench")
 PAGES = {
     "Guides": ("Resources/Documentation/Tutorial", "Resources/Documentation/Methods"),
-    "Behind it": ("Testing/bench/NOTES", "Testing/bench/peers/README", "CONTRIBUTING", "CHANGELOG", "api/index"),
+    "Behind it": ("Testing/bench/NOTES", "Testing/bench/peers/README", "Testing/faults/README",
+                  "Testing/faults/MUTANTS", "Testing/gui/slicer_bench/README", "CONTRIBUTING", "CHANGELOG",
+                  "api/index"),
 }
 
 

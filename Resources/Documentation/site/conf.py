@@ -12,7 +12,8 @@ project, author, version, release = "MedSSL", "The MedSSL contributors", __versi
 copyright = "the MedSSL contributors, Apache-2.0"
 extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon", "myst_parser"]
 include_patterns = [
-    "index.md", "CONTRIBUTING.md", "CHANGELOG.md", "Resources/Documentation/*.md", "Testing/bench/**.md", "api/*.rst",
+    "index.md", "CONTRIBUTING.md", "CHANGELOG.md", "Resources/Documentation/*.md", "Testing/bench/**.md",
+    "Testing/faults/*.md", "Testing/gui/slicer_bench/*.md", "api/*.rst",
 ]  # fmt: skip
 myst_heading_anchors = 3
 suppress_warnings = ["myst.header"]  # the README's table of pictures comes before its first sub-heading

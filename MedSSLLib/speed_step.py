@@ -25,6 +25,7 @@ import torch
 from MedSSLLib import io
 from MedSSLLib.config import AugmentConfig, RunConfig
 from MedSSLLib.events import Events
+from MedSSLLib.files import atomic_path
 from MedSSLLib.finetune import loop_config
 from MedSSLLib.geometry import Geometry, Volume
 from MedSSLLib.joint import JointTask
@@ -127,7 +128,8 @@ def _project(folder: Path, grid: Geometry) -> Project:
         io.write_image(folder / "images" / f"c{index}.nii.gz", Volume(image, grid))
         io.write_image(folder / "labels" / f"c{index}.nii.gz", Volume(label, grid))
     rows = "".join(f"c{i},p{i // 2},{'ab'[i % 2]}\n" for i in range(4))
-    (folder / "metadata.csv").write_text("case,patient,phase\n" + rows)
+    with atomic_path(folder / "metadata.csv") as path:
+        path.write_text("case,patient,phase\n" + rows, encoding="utf-8")
     return Project.create(folder / "project", folder / "images", labels=folder / "labels",
                           metadata=folder / "metadata.csv")  # fmt: skip
 

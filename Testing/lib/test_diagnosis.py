@@ -134,5 +134,5 @@ def test_a_gcl_run_maps_its_slices_and_the_report_shows_them(tmp_path):
                                                    strict=True) if case == slices[0]]  # fmt: skip
     assert positions == sorted(positions) and set(positions) == {0, 1, 2, 3}
     assert to_png(embedding_map(content), dpi=40)[:4] == b"\x89PNG"
-    page = write_run_report(project, "map", tmp_path / "map.html").read_text()
+    page = write_run_report(project, "map", tmp_path / "map.html").read_text("utf-8")
     assert "principal components" in page

@@ -39,7 +39,7 @@ def test_a_bare_python_is_told_what_to_install(tmp_path):
     )  # fmt: skip
     assert done.returncode == 1, done.stderr
     assert "Training cannot work yet." in done.stdout and "torch: not installed" in done.stdout
-    assert f'"{sys.executable}" -m pip install' in done.stdout and '"monai>=1.5"' in done.stdout
+    assert f'"{sys.executable}" -m pip install' in done.stdout and '"monai>=1.6"' in done.stdout
 
 
 def test_a_package_that_crashes_python_is_found_and_the_others_are_still_judged(monkeypatch, tmp_path):

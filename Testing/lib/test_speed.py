@@ -77,13 +77,13 @@ def tiny(monkeypatch):
 def test_a_tiny_run_measures_everything_and_is_reported(tiny, tmp_path, capsys):
     assert main(["benchmark", "speed", "--quick", "--pairs", "1", "--threads", "1", "--device", "cpu", "--out",
                  str(tmp_path / "speed")]) == 0  # fmt: skip
-    content = json.loads((tmp_path / "speed" / "speed.json").read_text())
+    content = json.loads((tmp_path / "speed" / "speed.json").read_text("utf-8"))
     names = [(row["part"], row["name"]) for row in content["results"]]
     assert names == [(part, name) for part, some in speed.PARTS.items() for name in some]
     assert all(row["ours_s"] > 0 and row["reference_s"] > 0 and len(row["ratios"]) == 1 for row in content["results"])
     assert content["machine"]["threads"] == 1 and content["quick"] and content["device"] == "cpu"
     shown = capsys.readouterr().out
-    text = (tmp_path / "speed" / "speed.md").read_text()
+    text = (tmp_path / "speed" / "speed.md").read_text("utf-8")
     for part in ("training step, pgl-3d", "prediction, heart", "two views of a batch, 2d", "nothing about the goals"):
         assert part in shown and part in text
     assert "missed" not in text and (tmp_path / "speed" / "speed.png").read_bytes()[:4] == b"\x89PNG"

@@ -148,7 +148,7 @@ def folder_calibration(
         if all(path.exists() for path in paths):
             geometry = io.read_header(reference)
             label = io.read_label(reference, geometry, case=name).array
-            index = np.zeros(label.shape, np.uint8)
+            index = np.where(label == 0, 0, IGNORE).astype(np.uint8)  # values of no class do not count
             for n, value in enumerate(classes.values()):
                 index[label == value] = 1 + n
             if annotated and name in annotated:

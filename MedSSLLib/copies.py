@@ -42,5 +42,5 @@ def _copy(source: Path, folder: Path, name: str) -> Path:
 def _copy_folder(source: Path, target: Path) -> Path:
     if not target.exists():
         with atomic_folder(target) as temporary:
-            shutil.copytree(source, temporary, dirs_exist_ok=True)
+            shutil.copytree(source, temporary, dirs_exist_ok=True, copy_function=shutil.copyfile)  # not their modes
     return target

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 FILE_NAME, FORMAT, FORMAT_VERSION = "embedding.json", "medssl-embedding", 1
 CASES = 24  # most cases on a map; not from the paper
+SLICES = 32  # most slices of a case, evenly spaced; not from the paper
 
 
 def map_slices(
@@ -27,16 +28,18 @@ def map_slices(
 
     The first ``CASES`` of the cases that `meta` knows, so that those of a patient stay together. ``points`` holds a
     row of two principal components a slice, ``explained`` their share of the variance, ``labels`` the classes and every
-    slice's class index.
+    slice's class index. For a 2D encoder, to which slices are independent.
     """
     from MedSSLLib.embedding import combined, slice_profiles  # torch, which a report does not need
 
     encoder.eval()
     features, rows = [], []
     for number, name in enumerate(case.name for case in cases[:CASES]):
-        image = cache.image(name, (0, 0, 0), cache.shape(name)[1:])
+        depth = cache.shape(name)[1]
+        shown = np.unique(np.linspace(0, depth - 1, min(depth, SLICES)).round().astype(int))
+        image = cache.image(name, (0, 0, 0), cache.shape(name)[1:])[:, shown]
         features.append(slice_profiles(encoder, image, plan, device, 0)[-1])
-        rows += [(number, index) for index in range(len(features[-1]))]
+        rows += [(number, index) for index in shown.tolist()]
     points, explained = principal_components(combined([np.concatenate(features)]), 2)
     values = [meta.of(*row) for row in rows]
     return {

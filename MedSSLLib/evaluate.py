@@ -61,7 +61,11 @@ def evaluate_folder(
         content = read_json(judged, format_name=quality.FORMAT, newest_version=quality.FORMAT_VERSION)
         result["quality"] = quality.compared(content, result["summary"]["dice"]["per_case"])
     scored = {name: expected[name] for name in result["cases"]}
-    if classes and (measured := folder_calibration(Path(predictions), scored, classes, annotated)):
+    try:
+        measured = folder_calibration(Path(predictions), scored, classes, annotated) if classes else None
+    except MedSSLError as error:  # what is wrong with probabilities does not cost the scores
+        measured, result["errors"]["probabilities"] = None, str(error)
+    if measured:
         result["calibration"] = measured
     if out is not None:
         write_json(Path(out), result)

@@ -229,13 +229,18 @@ def _write(
     out: Path, name: str, label: Volume, probabilities: np.ndarray, classes: Sequence[str], options: PredictOptions
 ) -> Path:
     path = out / f"{name}.nii.gz"
-    if options.probabilities:
-        for index, p in enumerate(probabilities):
-            io.write_image(probability_path(out, name, index, classes[index]),
-                           Volume(p.astype(np.float32), label.geometry))
-    if options.uncertainty:
+    certainty = out / "uncertainty" / f"{name}.nii.gz"
+    for index, p in enumerate(probabilities):
+        place = probability_path(out, name, index, classes[index])
+        if options.probabilities:
+            io.write_image(place, Volume(p.astype(np.float32), label.geometry))
+        else:
+            place.unlink(missing_ok=True)  # of an earlier prediction, whose label is replaced below
+    if not options.uncertainty:
+        certainty.unlink(missing_ok=True)
+    else:
         entropy = uncertainty(torch.from_numpy(probabilities)).numpy().astype(np.float32)
-        io.write_image(out / "uncertainty" / f"{name}.nii.gz", Volume(entropy, label.geometry))
+        io.write_image(certainty, Volume(entropy, label.geometry))
     io.write_image(path, label)
     return path
 

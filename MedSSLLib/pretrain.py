@@ -80,9 +80,12 @@ def run_pretrain(project: Project, config: RunConfig, events: Events) -> Path:
         if ready.config.resume:
             trainer.resume()
         weights = trainer.run()
+        figures = {"steps": trainer.state.step, "seconds": round(time.monotonic() - started, 1), **facts}
+        keep(ready, plan, weights, figures)
         write_map(ready, task, weights, cache, cases, plan)
-        finish(ready, plan, weights, {"steps": trainer.state.step, "seconds": round(time.monotonic() - started, 1),
-                                      **facts})
+        if ready.fabric.is_global_zero:
+            ready.events.emit("done", run=ready.folder.name, folder=str(ready.folder), steps=figures["steps"],
+                              seconds=figures["seconds"])
         return ready.folder
 
 
@@ -129,7 +132,11 @@ def make_picker(
 
 def method_options(kind: type[Method], config: RunConfig) -> MethodConfig:
     """The method's own configuration from ``options``. Raises InputError as :func:`~MedSSLLib.refusals.chosen` does."""
-    return chosen(kind.Config, config.options)
+    options = chosen(kind.Config, config.options)
+    if options.view_of == "image" and max(options.view_scale) > 1:
+        raise InputError(f"setting 'options.view_scale' is {list(options.view_scale)}, which is more than the image",
+                         remedy="Stay below 1, or set options.view_of=patch")
+    return options
 
 
 def view_patch(plan: Plan, voxels: int | None) -> tuple[int, ...]:
@@ -203,11 +210,15 @@ def write_map(
     pick = task.sampler.pick
     if plan.dim == 2 and isinstance(pick, MetaPicker) and pick.meta.names and ready.fabric.is_global_zero:
         task.module.load_state_dict(weights)
-        content = map_slices(task.module.encoder, cache, cases, pick.meta, plan, ready.device)
-        write_json(ready.folder / FILE_NAME, content)
+        try:
+            content = map_slices(task.module.encoder, cache, cases, pick.meta, plan, ready.device)
+        except (RuntimeError, MemoryError, np.linalg.LinAlgError) as error:  # only a picture
+            ready.events.emit("warning", message=f"The map of slices could not be made: {error}")
+        else:
+            write_json(ready.folder / FILE_NAME, content)
 
 
-def finish(ready: Preparation, plan: Plan, weights: dict[str, Tensor], figures: dict[str, Any]) -> None:
+def keep(ready: Preparation, plan: Plan, weights: dict[str, Tensor], figures: dict[str, Any]) -> None:
     """Keep the encoder, metrics and model card."""
     if not ready.fabric.is_global_zero:
         return
@@ -215,5 +226,3 @@ def finish(ready: Preparation, plan: Plan, weights: dict[str, Tensor], figures: 
     write_json(ready.folder / "metrics.json", figures)
     write_model_card(ready.folder, ready.project, ready.config, plan, figures)
     save_tensors(ready.folder / WEIGHTS, encoder, {"kind": "encoder", "method": ready.config.method})
-    ready.events.emit("done", run=ready.folder.name, folder=str(ready.folder), steps=figures["steps"],
-                      seconds=figures["seconds"])

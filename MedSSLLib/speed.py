@@ -81,7 +81,8 @@ def run_speed(options: SpeedOptions, events: Events, results: Path | None = None
     todo = [(part, name) for part in options.parts for name in PARTS[part]]
     with _threads(options.threads):
         content: dict[str, Any] = {
-            "bench": "speed", "quick": options.quick, "pairs": options.count, "device": device, "versions": versions(),
+            "bench": "speed", "format_version": 1, "quick": options.quick, "pairs": options.count, "device": device,
+            "versions": versions(),
             "machine": {"processor": platform.machine(), "cores": os.cpu_count(), "threads": torch.get_num_threads()},
             "results": [],
         }  # fmt: skip

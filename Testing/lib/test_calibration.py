@@ -18,6 +18,7 @@ from MedSSLLib.calibration import (
     softened,
 )
 from MedSSLLib.errors import InputError
+from MedSSLLib.evaluate import evaluate_folder
 from MedSSLLib.geometry import Geometry, Volume
 from MedSSLLib.labels import IGNORE, Annotated
 
@@ -133,3 +134,18 @@ def test_the_temperature_is_used_only_where_it_helped():
     assert helpful_temperature({"temperature": 2.0, "ece_foreground": 0.2, "ece_foreground_scaled": 0.3}) == 1.0
     assert helpful_temperature({"temperature": 2.0, "ece_foreground": 0.2, "ece_foreground_scaled": None}) == 1.0
     assert helpful_temperature({"measured": False, "why": "none held out"}) == 1.0
+
+
+def test_bad_probabilities_do_not_cost_the_scores(tmp_path):
+    geometry = Geometry((2, 2, 3), (1.0, 1.0, 2.0))
+    label = Volume(np.tile(np.array([[0, 1], [1, 2]], np.int16), (3, 1, 1)), geometry)
+    io.write_image(tmp_path / "p" / "a.nii.gz", label)
+    io.write_image(tmp_path / "r" / "a.nii.gz", label)
+    place = probability_path(tmp_path / "p", "a", 1, "ear")
+    io.write_image(place, Volume(np.full((3, 2, 2), 0.8, np.float32), geometry))
+    found = evaluate_folder(tmp_path / "p", tmp_path / "r", tmp_path / "m.json", classes={"ear": 1})
+    assert found["calibration"]["voxels"] == 9, "a value of no class does not count"
+    place.write_bytes(place.read_bytes()[:20])
+    found = evaluate_folder(tmp_path / "p", tmp_path / "r", tmp_path / "m.json", classes={"ear": 1})
+    assert found["summary"]["dice"]["mean"] == 1 and "a_1_ear" in found["errors"]["probabilities"]
+    assert "calibration" not in found and (tmp_path / "m.json").exists()

@@ -163,6 +163,7 @@ def test_a_series_is_copied_whole(tmp_path, monkeypatch):
     (tmp_path / "series").mkdir()
     for name in "ab":
         (tmp_path / "series" / name).write_text(name)
+        (tmp_path / "series" / name).chmod(0o444)
     case = Case("case", images=(tmp_path / "series",))
     copy = shutil.copytree
 
@@ -176,6 +177,8 @@ def test_a_series_is_copied_whole(tmp_path, monkeypatch):
     assert not [p for p in (tmp_path / "p").rglob("*") if p.is_file()]
     monkeypatch.undo()
     assert sorted(p.name for p in copied(case, tmp_path / "p").images[0].iterdir()) == ["a", "b"]
+    modes = [p.stat().st_mode for p in (tmp_path / "p").rglob("*") if p.is_file()]
+    assert len(modes) == 2 and all(mode & 0o200 for mode in modes), "files of a CD are read-only; copies are flushed"
 
 
 # --------------------------------------------------------------------------------------------- hostile content

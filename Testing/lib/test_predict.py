@@ -166,6 +166,9 @@ def test_cases_are_written_on_their_grids_with_all_extras(trained, tmp_path):
         entropy = -(p * np.log(np.maximum(p, 1e-12))).sum(0) / np.log(2)
         np.testing.assert_allclose(u, entropy, atol=1e-3)
         assert set(np.unique(label.array)) <= {0, 1}
+    run_predict(trained, "model", tmp_path, Events(), cases="case0", options=PredictOptions(device="cpu"))
+    assert not list(tmp_path.rglob("*/case0*")), "probabilities of an earlier prediction"
+    assert list(tmp_path.rglob("*/case2*"))
     assert [e["step"] for e in record.of("progress")] == [1, 2] and record.of("done")[0]["cases"] == 2
 
 

@@ -99,3 +99,13 @@ def test_every_method_declares_its_views():
         kind = load_method(name)
         assert issubclass(kind.Config, MethodConfig) and kind.views >= 1 and set(kind.dims) <= {2, 3}
         assert all(field.description for field in kind.Config.model_fields.values()), name
+
+
+def test_views_larger_than_the_image_are_refused():
+    from MedSSLLib.methods import load_method
+    from MedSSLLib.pretrain import method_options
+
+    kind = load_method("gcl")
+    with pytest.raises(InputError, match="view_of=patch"):
+        method_options(kind, tiny_config("pretrain", method="gcl", options__view_scale=(2.4, 3.2)))
+    method_options(kind, tiny_config("pretrain", method="gcl", options__view_scale=(2.4, 3.2), options__view_of="patch"))

@@ -22,8 +22,15 @@ def saveSteps(session, view):
             name=view.name, n=shared), "warning")
 
 
-def completionSteps(session, view, path):
-    """Fill in a completed label; annotated slices stay as drawn."""
+def completionSteps(log, view, path):
+    """Fill in a completed label; annotated slices stay as drawn, and no other one counts as drawn."""
+    session = log.session
     label = yield from labelFileSteps(path, view.image, session.store.classes())
-    yield from scene.fillSteps(view.segmentation, view.image, label, session.store.classes(), view.annotated())
+    log.flush()
+    log.filling = True
+    try:
+        yield from scene.fillSteps(view.segmentation, view.image, label, session.store.classes(), view.annotated())
+        log.flush()
+    finally:
+        log.filling = False
     session.say(_("{case}: the other slices are filled in. Check them before you mark them.").format(case=view.name), "done")

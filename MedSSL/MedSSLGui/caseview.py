@@ -36,7 +36,7 @@ class CaseView:
         if case.label is not None and self.isFresh:
             label = yield from labelFileSteps(case.label, self.image, classes)
             yield from scene.fillSteps(self.segmentation, self.image, label, classes, {})
-        if case.annotated is not None:
+        if self.isFresh and case.annotated is not None:
             scene.writeTags(self.segmentation, annotation.fromManifest(case.annotated), self.names)
 
     def localMatrix(self):
@@ -99,9 +99,21 @@ def labelFileSteps(path, imageNode, classes):
     return array.astype(np.uint8, copy=False)
 
 
+def forgetCases():
+    """The nodes of all cases stay in the scene, but belong to no case any more."""
+    for node in slicer.util.getNodesByClass("vtkMRMLDisplayableNode"):
+        if node.GetAttribute(scene.CASE):
+            node.SetAttribute(scene.CASE, None)
+            if node.GetAttribute(scene.ROLE) in ("image", "annotation"):
+                node.SetAttribute(scene.ROLE, None)
+
+
 def _readBySlicer(path):
     """(array, matrix) of a label file that `gridfile` does not read: in one go."""
-    node = slicer.util.loadLabelVolume(path)
+    try:
+        node = slicer.util.loadLabelVolume(path)
+    except RuntimeError:
+        raise scene.SceneError(_("{path} could not be loaded.").format(path=path)) from None
     try:
         return slicer.util.arrayFromVolume(node).copy(), scene.ijkToRas(node)
     finally:

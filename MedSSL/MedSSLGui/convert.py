@@ -11,7 +11,7 @@ def main(arguments):
     from MedSSLLib.io import read_image, write_image
 
     source, target = arguments
-    write_image(target, read_image(source))
+    write_image(target, read_image(source, constant=True))
     return 0
 
 

@@ -30,7 +30,11 @@ def readSteps(path):
     if text.endswith((".nii", ".nii.gz")):
         with open(path, "rb") as stream:
             start = stream.read(4096)
-        facts = _niftiFacts(zlib.decompressobj(31).decompress(start, 352) if packed else start)
+        packed = start[:2] == b"\x1f\x8b"  # the content counts, not the name
+        try:
+            facts = _niftiFacts(zlib.decompressobj(31).decompress(start, 352) if packed else start)
+        except zlib.error:
+            return None
         offset = 0
     elif text.endswith(".nrrd") and not text.endswith(".seg.nrrd"):
         facts, offset, packed = _nrrdFacts(path)
@@ -56,7 +60,10 @@ def _bytesSteps(path, offset, packed, skip, count):
             if unpack:
                 if unpack.eof:
                     unpack = zlib.decompressobj(31)
-                data = unpack.decompress(piece, _PIECE)
+                try:
+                    data = unpack.decompress(piece, _PIECE)
+                except zlib.error:
+                    return None  # damaged: Slicer's reader says so, with the name of the file
                 rest = unpack.unused_data if unpack.eof else unpack.unconsumed_tail
             else:
                 data = piece

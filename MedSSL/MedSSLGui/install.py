@@ -5,6 +5,7 @@ through the PyTorch extension, the rest from Resources/requirements.txt, which n
 SimpleITK or an installed PyTorch.
 """
 
+import importlib.metadata
 import importlib.util
 import json
 import shutil
@@ -76,6 +77,8 @@ class Installer(qt.QObject):
         extra = ["--no-index", "--find-links", wheels] if wheels else []
         if importlib.util.find_spec("torch") is None:
             self._installTorch(extra)
+        else:
+            self._checkTorch()
         requirements = requirementsFile()
         ensure = getattr(getattr(slicer, "packaging", None), "pip_ensure", None)
         if ensure and not wheels:
@@ -83,6 +86,17 @@ class Installer(qt.QObject):
         else:
             slicer.util.pip_install([*extra, "-r", str(requirements)])
         importlib.invalidate_caches()
+
+    @staticmethod
+    def _checkTorch():
+        """pip would replace an older PyTorch by one from the package index, which may be without CUDA."""
+        from packaging.specifiers import SpecifierSet
+
+        found = importlib.metadata.version("torch")
+        if not SpecifierSet(TORCH_MINIMUM).contains(found.split("+")[0], prereleases=True):
+            raise RuntimeError(_("PyTorch {found} is installed, and MedSSL needs {wanted}. Uninstall it in the module "
+                                 "PyTorch Utils, restart Slicer, then press Install again. Other extensions may need "
+                                 "the old version.").format(found=found, wanted=TORCH_MINIMUM))
 
     @staticmethod
     def _installTorch(extra):

@@ -1,5 +1,7 @@
 """What the panels share: the project, the queue, messages. Panels talk to each other only through this."""
 
+import os
+
 import qt
 import slicer
 from slicer.i18n import tr as _
@@ -17,6 +19,7 @@ class Session(qt.QObject):
     said = qt.Signal(object, object)
     installNeeded = qt.Signal(object)
     projectChanged = qt.Signal()
+    projectLeaving = qt.Signal()
     caseWanted = qt.Signal(object)
     sliceMarked = qt.Signal(object)
     correctionWanted = qt.Signal(object)
@@ -74,6 +77,8 @@ class Session(qt.QObject):
     def openProject(self, path):
         """Open or make the project at `path` and read its cases; True on success."""
         made = []
+        if self.store.isOpen() and os.path.abspath(str(path)) != str(self.store.folder):
+            self.projectLeaving.emit()
         if not self.guarded(lambda: made.append(self.store.openOrCreate(path))):
             return False
         self.parameters.projectPath = str(self.store.folder)

@@ -5,6 +5,7 @@ import slicer
 from slicer.util import VTKObservationMixin
 
 from . import advice
+from .caseview import forgetCases
 from .jobbar import JobBar
 from .panels.annotate import AnnotatePanel
 from .panels.data import DataPanel
@@ -40,6 +41,7 @@ class Shell(VTKObservationMixin):
         self.session.projectChanged.connect(self._refreshSoon)
         self.session.queue.changed.connect(self._refreshSoon)
         self.session.queue.reported.connect(self._onEvent)
+        self.session.projectLeaving.connect(self._onProjectLeaving)
         self.session.correctionWanted.connect(self._onCorrection)
         self._shortcuts, self._tag, self.sceneWasClosed = [], None, False
         self.addObserver(slicer.mrmlScene, slicer.vtkMRMLScene.StartCloseEvent, self._onSceneClosing)
@@ -120,6 +122,14 @@ class Shell(VTKObservationMixin):
     def _onCorrection(self, wanted):
         self.open("annotate")
         self.panels["annotate"].takeCorrection(wanted)
+
+    def _onProjectLeaving(self):
+        """Write what was drawn into its own project; its nodes are no cases of the next one."""
+        self.session.stepper.finish()
+        self.panels["annotate"].onSceneClosing()
+        self.panels["review"].onSceneClosing()
+        self.panels["annotate"].log.forget()
+        forgetCases()
 
     def _onSceneClosing(self, caller, event):
         self.sceneWasClosed = True

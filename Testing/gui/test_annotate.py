@@ -178,3 +178,56 @@ def test_suggested_slices_lead_from_case_to_case(drawn):
     drawn.click("nextSliceButton")
     drawn.settle()
     assert panel.view.name == "heart_02" and panel.suggested == [3]
+
+
+def test_another_direction_keeps_what_is_not_saved(drawn):
+    paint(drawn, 4)
+    box = drawn.find("directionComboBox")
+    box.setCurrentIndex((box.currentIndex() + 1) % box.count())
+    drawn.click("saveAnnotationButton")
+    drawn.settle()
+    assert drawn.store.case("heart_01").annotated.slices == ((2, (4,)),)
+
+
+def test_showing_a_case_again_keeps_its_marks(drawn):
+    paint(drawn, 4)
+    drawn.click("saveAnnotationButton")
+    drawn.settle()
+    paint(drawn, 7)
+    drawn.click("loadCaseButton")
+    drawn.settle()
+    assert marked(drawn) == {2: [4, 7]}
+
+
+def test_what_is_completed_is_nobodys_drawing(drawn, cohort, tmp_path):
+    """Even where it changes so few slices that a person could have drawn them."""
+    from MedSSLLib import io
+    from MedSSLLib.geometry import Volume
+
+    paint(drawn, 5)
+    panel = drawn.shell.panels["annotate"]
+    label = io.read_label(cohort / "labels" / "heart_01.nii.gz", io.read_header(cohort / "images" / "heart_01.nii.gz"))
+    few = np.zeros_like(label.array)
+    few[6:8, 20:30, 20:30] = 1
+    io.write_image(tmp_path / "few.nii.gz", Volume(few, label.geometry))
+    panel.takeCompletion(tmp_path / "few.nii.gz")
+    drawn.settle()
+    wait_until(lambda: False, 0.5)
+    assert marked(drawn) == {2: [5]}
+    drawn.click("saveAnnotationButton")
+    drawn.settle()
+    assert drawn.store.case("heart_01").annotated.slices == ((2, (5,)),)
+
+
+def test_another_project_with_the_same_names_gets_nothing_of_this_one(drawn, cohort, tmp_path):
+    paint(drawn, 4)
+    first = drawn.store.folder
+    drawn.open_project(tmp_path / "other")
+    assert drawn.shell.panels["annotate"].view is None
+    drawn.shell.panels["data"].addPaths([str(cohort / "images" / "heart_01.nii.gz")])
+    drawn.settle()
+    drawn.click("loadCaseButton")
+    drawn.settle()
+    assert marked(drawn) == {} and drawn.store.case("heart_01").label is None
+    drawn.open_project(first)
+    assert drawn.store.case("heart_01").annotated.slices == ((2, (4,)),)

@@ -177,3 +177,43 @@ def test_replacing_a_segment_clears_what_was_there(application):
     finally:
         slicer.mrmlScene.RemoveNode(node)
         slicer.mrmlScene.RemoveNode(volume)
+
+
+def test_a_misnamed_or_damaged_gzip(application, tmp_path):
+    """The content counts, as for Slicer's own reader; what is damaged is left to it, which names the file."""
+    import SimpleITK as sitk
+    from MedSSLGui.gridfile import readSteps
+
+    source, array = image(np.int16)
+    sitk.WriteImage(source, str(tmp_path / "a.nii"))
+    data = (tmp_path / "a.nii").read_bytes()
+    (tmp_path / "plain.nii.gz").write_bytes(data)
+    assert (run(readSteps(tmp_path / "plain.nii.gz"))[0][0] == array).all()
+    packed = bytearray(gzip.compress(data))
+    for place in range(len(packed) // 2, len(packed) // 2 + 40):
+        packed[place] ^= 0xFF
+    (tmp_path / "damaged.nii.gz").write_bytes(packed)
+    assert run(readSteps(tmp_path / "damaged.nii.gz"))[0] is None
+
+
+def test_a_segmentation_that_found_nothing_is_exported_too(application, tmp_path):
+    import SimpleITK as sitk
+    from MedSSLGui.convert import main
+
+    sitk.WriteImage(sitk.Image(4, 5, 6, sitk.sitkUInt8), str(tmp_path / "a.nrrd"))
+    assert main([str(tmp_path / "a.nrrd"), str(tmp_path / "a.nii.gz")]) == 0
+    assert not sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "a.nii.gz"))).any()
+
+
+def test_an_older_pytorch_is_never_replaced(application, monkeypatch):
+    import importlib.metadata
+
+    import slicer
+    from MedSSLGui import install
+
+    asked = []
+    monkeypatch.setattr(slicer.util, "pip_install", asked.append, raising=False)
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "2.5.1+cu121")
+    with pytest.raises(RuntimeError, match="2.5.1"):
+        install.Installer().install()
+    assert not asked

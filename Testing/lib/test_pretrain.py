@@ -108,4 +108,5 @@ def test_views_larger_than_the_image_are_refused():
     kind = load_method("gcl")
     with pytest.raises(InputError, match="view_of=patch"):
         method_options(kind, tiny_config("pretrain", method="gcl", options__view_scale=(2.4, 3.2)))
-    method_options(kind, tiny_config("pretrain", method="gcl", options__view_scale=(2.4, 3.2), options__view_of="patch"))
+    settings = {"options__view_scale": (2.4, 3.2), "options__view_of": "patch"}
+    assert method_options(kind, tiny_config("pretrain", method="gcl", **settings)).view_of == "patch"

@@ -213,11 +213,11 @@ class AnnotatePanel(Panel):
         self.session.say(_("Slice {n} is in the annotation now: correct it, then fine-tune again.").format(n=index), "done")
 
     def takeCompletion(self, path, case=None):
-        """Fill in what the library completed, in the case it belongs to; annotated slices stay as drawn."""
+        """Fill in what the library completed; annotated slices stay as drawn."""
         if case is not None and (self.view is None or self.view.name != case):
             self.showCase(case)
         if self._alive():
-            self.session.stepper.start(completionSteps(self.session, self.view, path), None, self.session.sayError)
+            self.session.stepper.start(completionSteps(self.log, self.view, path), None, self.session.sayError)
 
     def _latestModel(self, kinds=("finetune", "selftrain")):
         finished = [run["name"] for run in self.store.runs() if run["finished"] and advice.command(run) in kinds]
@@ -262,7 +262,7 @@ class AnnotatePanel(Panel):
 
     def _onNotSaved(self, view, error):
         """What was drawn is still in the scene; the next save tries again."""
-        self.log.dirty = self.log.dirty or self.view is view
+        self.log.keep(view)
         self.session.say(_("{case} is not saved yet: {error}").format(case=view.name, error=error), "error")
 
     # -- module ---------------------------------------------------------------------------------------------------

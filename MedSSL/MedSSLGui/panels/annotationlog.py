@@ -18,21 +18,35 @@ class AnnotationLog(qt.QObject):
     def __init__(self, session, parent=None):
         super().__init__(parent)
         self.session = session
-        self.dirty = False
+        self.dirty = self.filling = False
         self._view, self._axis, self._tag, self._before = None, 2, None, None
+        self._unsaved = set()
         self._timer = qt.QTimer(self)
         self._timer.setSingleShot(True)
         self._timer.setInterval(_DELAY)
         self._timer.timeout.connect(lambda: self._compare())
 
     def watch(self, view, axis):
-        """Watch the annotation of a case view along an axis."""
+        """Watch the annotation of a case view along an axis; what is not saved stays unsaved."""
+        unsaved = view is self._view and (self.dirty or self._timer.isActive()) or view.name in self._unsaved
+        self._unsaved.discard(view.name)
         self.stop()
-        self._view, self._axis = view, axis
+        self._view, self._axis, self.dirty = view, axis, unsaved
         segmentation = view.segmentation.GetSegmentation()
         event = slicer.vtkSegmentation.SourceRepresentationModified
         self._tag = (segmentation, segmentation.AddObserver(event, lambda *_: self._onModified()))
         self._before = self._signatures()
+
+    def keep(self, view):
+        """This view could not be saved: it is dirty, now or when it is watched again."""
+        if view is self._view:
+            self.dirty = True
+        else:
+            self._unsaved.add(view.name)
+
+    def forget(self):
+        """The cases are those of another project now."""
+        self._unsaved = set()
 
     def stop(self):
         """Watch nothing."""
@@ -58,7 +72,8 @@ class AnnotationLog(qt.QObject):
         self._before = now
         if changed:
             self.dirty = True
-            self.edited.emit(changed)
+            if not self.filling:  # what the program fills in is nobody's drawing
+                self.edited.emit(changed)
 
     def _signatures(self):
         """{slice: number that changes with what is drawn on it}, from the cropped labelmaps Slicer keeps."""

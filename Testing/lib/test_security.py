@@ -175,7 +175,8 @@ def test_a_command_listens_on_no_port(project):
     code = ("import sys, MedSSLLib.cli as c; c.main(['status', sys.argv[1], '--quiet']); import os\n"
             "print([os.readlink(f'/proc/self/fd/{n}') for n in os.listdir('/proc/self/fd') if n.isdigit()"
             " and os.path.exists(f'/proc/self/fd/{n}')])")  # fmt: skip
-    done = subprocess.run([sys.executable, "-c", code, str(project.folder)], capture_output=True, text=True, cwd=ROOT)
+    done = subprocess.run([sys.executable, "-c", code, str(project.folder)], capture_output=True, encoding="utf-8",
+                          cwd=ROOT)  # fmt: skip
     assert done.returncode == 0 and "socket:" not in done.stdout.splitlines()[-1]
 
 

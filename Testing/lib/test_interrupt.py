@@ -65,12 +65,10 @@ MOMENTS = ["MedSSLLib.errors", "argparse", "MedSSLLib.cli", "pydantic", "numpy",
 def test_an_import_that_is_interrupted_ends_in_one_line(project, sign, number):
     if number == signal.SIGTERM and sign in MOMENTS[3::2]:
         pytest.skip("as Ctrl-C")
-    before = sorted(project.folder.rglob("*"))
     code, lines = interrupted(["pretrain", str(project.folder), "--method", "pgl", *TINY], sign, number)
-    assert (code, lines[-1:]) == (3, ["medssl: Cancelled."])
+    assert code == 3 and lines[-1].startswith(("medssl: Cancelled.", "medssl: Stopped at step ")), lines
     assert not [line for line in lines if "Traceback" in line or "Error" in line]
-    if len(lines) == 1:  # more, on a busy machine: the run had begun before the signal came
-        assert sorted(project.folder.rglob("*")) == before
+    assert not list(project.folder.rglob(".tmp-*"))
 
 
 COMMANDS = {
@@ -104,12 +102,11 @@ def test_no_command_is_forgotten():
 def test_every_command_that_is_interrupted_ends_quietly(project, command):
     words, sign = COMMANDS[command]
     place = str(project.folder.parent)
-    before = sorted(project.folder.parent.rglob("*"))
     code, lines = interrupted([command, *(word.replace("{}", place) for word in words)], sign)
     assert not [line for line in lines if "Traceback" in line]
-    if lines and lines[-1] == "medssl: Cancelled.":
+    if lines and lines[-1].startswith(("medssl: Cancelled.", "medssl: Stopped")):
         assert code == 3
-        assert lines[:-1] or sorted(project.folder.parent.rglob("*")) == before
+        assert not list(project.folder.parent.rglob(".tmp-*"))
     else:  # on a busy machine the signal may come when the command has ended, or has just refused its words
         assert code in (0, 2)
 

@@ -64,16 +64,20 @@ def test_a_volume_of_the_scene_keeps_voxels_and_geometry(user, tmp_path):
     assert "No loaded volume is left" in user.status()
 
 
-def test_a_linear_transform_is_kept_in_the_file(user, tmp_path):
+def move(node):
+    """Put a node under a linear transform, 40 mm to the right."""
     import slicer
     import vtk
 
-    node = add_volume("moved")
     matrix = vtk.vtkMatrix4x4()
     matrix.SetElement(0, 3, 40.0)
     transform = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLinearTransformNode")
     transform.SetMatrixTransformToParent(matrix)
     node.SetAndObserveTransformNodeID(transform.GetID())
+
+
+def test_a_linear_transform_is_kept_in_the_file(user, tmp_path):
+    move(add_volume("moved"))
     user.open_project(tmp_path / "p")
     user.click("addVolumesButton")
     user.settle()

@@ -154,15 +154,10 @@ def test_removed_nodes_are_told_and_the_case_can_be_shown_again(reviewed):
 def test_a_volume_under_a_transform_is_annotated_and_shown_again(user, tmp_path):
     """What is drawn on a transformed volume comes back from disk on the same voxels."""
     import slicer
-    import vtk
-    from test_data import add_volume
+    from test_data import add_volume, move
 
     node = add_volume("moved", shape=(6, 30, 40))
-    matrix = vtk.vtkMatrix4x4()
-    matrix.SetElement(0, 3, 40.0)
-    transform = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLinearTransformNode")
-    transform.SetMatrixTransformToParent(matrix)
-    node.SetAndObserveTransformNodeID(transform.GetID())
+    move(node)
     user.open_project(tmp_path / "p")
     user.click("addVolumesButton")
     user.settle()

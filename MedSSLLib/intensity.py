@@ -78,40 +78,53 @@ def mixed_seed(*numbers: int) -> int:
 Kind = Callable[[Tensor, Change], None]
 
 
-def _changed(images: Tensor, change: Change, apply: Callable[[Tensor, Tensor], Tensor]) -> None:
-    """Replace the chosen samples by ``apply(them [k, c, *s], strength [k, 1, ...])``, which may change them in place.
+def _strength(images: Tensor, change: Change) -> Tensor:
+    return torch.from_numpy(change.strength).to(images, non_blocking=True)
+
+
+def _changed(images: Tensor, change: Change, apply: Callable[..., Tensor], *given: Tensor) -> None:
+    """Replace the chosen samples by ``apply(them [k, c, *s], *given)``, which may change them in place.
 
     Small samples are changed together, large ones one at a time, so that they stay in the processor's cache.
+
+    Args:
+        images: ``[b, c, *s]``.
+        change: which samples.
+        apply: the change.
+        given: what it needs, ``[k, ...]`` for the k samples.
     """
-    strength = torch.from_numpy(change.strength).to(images, non_blocking=True)
-    strength = strength.view(-1, *(1,) * (images.dim() - 1))
     if images[0].numel() > LARGE:
-        for sample, its in zip(change.samples.tolist(), strength.split(1), strict=True):
+        for sample, *its in zip(change.samples.tolist(), *(x.split(1) for x in given), strict=True):
             x = images.narrow(0, sample, 1)
-            x.copy_(apply(x, its))
+            x.copy_(apply(x, *its))
     else:
         index = torch.from_numpy(change.samples).to(images.device, non_blocking=True)
-        images.index_copy_(0, index, apply(images.index_select(0, index), strength))
+        images.index_copy_(0, index, apply(images.index_select(0, index), *given))
+
+
+def _filtered(images: Tensor, change: Change, weights: Callable[[Tensor, int], Tensor]) -> None:
+    strength, shape = _strength(images, change), images.shape[2:]
+    along = {n: weights(strength, n) for n in set(shape)}
+    _changed(images, change, _along_axes, *(along[n] for n in shape))
 
 
 def _blur(images: Tensor, change: Change) -> None:
-    _changed(images, change, lambda x, sigma: _along_axes(x, sigma, blur_weights))
+    _filtered(images, change, blur_weights)
 
 
 def _low_resolution(images: Tensor, change: Change) -> None:
-    _changed(images, change, lambda x, factor: _along_axes(x, factor, low_resolution_weights))
+    _filtered(images, change, low_resolution_weights)
 
 
-def _along_axes(x: Tensor, strength: Tensor, weights: Callable[[Tensor, int], Tensor]) -> Tensor:
-    """Every spatial axis of ``x [k, c, *s]`` times ``weights(strength [k], n) [k, n, n]``.
+def _along_axes(x: Tensor, *weights: Tensor) -> Tensor:
+    """Every spatial axis of ``x [k, c, *s]`` times its ``weights [k, n, n]``.
 
     Each product contracts the last axis and puts the result in front, so that after all of them the axes are in order
     again and none was copied.
     """
     k, c, *shape = x.shape
-    along = {n: weights(strength.flatten(), n).repeat_interleave(c, 0) for n in set(shape)}
-    for n in reversed(shape):
-        x = along[n] @ x.reshape(k * c, -1, n).mT
+    for matrix in reversed(weights):
+        x = matrix.repeat_interleave(c, 0) @ x.reshape(k * c, -1, matrix.shape[-1]).mT
     return x.view(k, c, *shape)
 
 
@@ -147,21 +160,23 @@ def _noise(images: Tensor, change: Change) -> None:
         x.add_(torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype), alpha=variance**0.5)
 
 
-def _brightness(images: Tensor, change: Change) -> None:
-    def apply(x: Tensor, factor: Tensor) -> Tensor:
-        low, high = _range(x)
-        return _clamped(x.mul_(factor), low, high)
+def _factors(images: Tensor, change: Change) -> Tensor:
+    """Strengths that broadcast against the samples, ``[k, 1, ...]``."""
+    return _strength(images, change).view(-1, *(1,) * (images.dim() - 1))
 
-    _changed(images, change, apply)
+
+def _brightness(images: Tensor, change: Change) -> None:
+    _changed(images, change, Tensor.mul_, _factors(images, change))
 
 
 def _contrast(images: Tensor, change: Change) -> None:
     def apply(x: Tensor, factor: Tensor) -> Tensor:
         low, high = _range(x)
         mean = x.mean(_space(x), keepdim=True)
-        return _clamped(x.sub_(mean).mul_(factor).add_(mean), low, high)
+        x.sub_(mean).mul_(factor).add_(mean)
+        return torch.minimum(torch.maximum(x, low, out=x), high, out=x)
 
-    _changed(images, change, apply)
+    _changed(images, change, apply, _factors(images, change))
 
 
 def _gamma(images: Tensor, change: Change) -> None:
@@ -171,15 +186,11 @@ def _gamma(images: Tensor, change: Change) -> None:
         span = (high - low).clamp_min(1e-6)
         return x.sub_(low).div_(span).log2_().mul_(exponent).exp2_().mul_(span).add_(low)
 
-    _changed(images, change, apply)
+    _changed(images, change, apply, _factors(images, change))
 
 
 def _range(x: Tensor) -> tuple[Tensor, Tensor]:
     return x.amin(_space(x), keepdim=True), x.amax(_space(x), keepdim=True)
-
-
-def _clamped(x: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    return torch.minimum(torch.maximum(x, low, out=x), high, out=x)
 
 
 def _space(x: Tensor) -> list[int]:

@@ -284,10 +284,9 @@ class ViewSampler:
         size = (np.ceil(centre + reach + 0.5).astype(int) - corner).max((0, 1))
         shapes = np.asarray([self.reader.shape(p.name) for p in picks])
         corner = corner.clip(0, np.maximum(shapes[:, None, -len(size) :] - size, 0))  # resampling continues the edge
-        windows = torch.empty(*corner.shape[:2], int(shapes[0, 0]), *size.tolist())
-        for i, j in np.ndindex(corner.shape[:2]):
-            windows[i, j].copy_(torch.from_numpy(self._read(picks[i], corner[i, j], corner[i, j] + size)))
-        return windows, corner
+        crops = [torch.from_numpy(self._read(pick, low, low + size))
+                 for pick, lows in zip(picks, corner, strict=True) for low in lows]
+        return torch.stack(crops).unflatten(0, corner.shape[:2]), corner
 
     def _read(self, pick: Pick, low: np.ndarray, high: np.ndarray) -> np.ndarray:
         if len(self.patch) == 3:

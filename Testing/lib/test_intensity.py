@@ -50,10 +50,8 @@ def test_only_the_chosen_samples_change(images, kind):
     assert torch.equal(after[[0, 2]], before[[0, 2]]) and not torch.equal(after[1], before[1])
 
 
-def test_brightness_multiplies_and_keeps_the_range(images):
-    x = images[1]
-    low, high = x.amin((1, *range(2, x.dim())), keepdim=True), x.amax((1, *range(2, x.dim())), keepdim=True)
-    torch.testing.assert_close(changed(images, change("brightness", 1.2))[1], (x * 1.2).clamp(low, high))
+def test_brightness_multiplies(images):
+    torch.testing.assert_close(changed(images, change("brightness", 1.2))[1], images[1] * 1.2)
 
 
 def test_contrast_stretches_about_the_mean(images):

@@ -37,7 +37,7 @@ def resolve_device(name: str) -> torch.device:
 
 
 def resolve_precision(name: str, device: torch.device) -> str:
-    """'auto' is bfloat16 on CUDA cards that have it, float16 on other CUDA cards, float32 on the CPU."""
+    """Of prediction: 'auto' is bfloat16 on CUDA cards that have it, float16 on other CUDA cards, float32 on the CPU."""
     if name != "auto":
         return name
     if device.type != "cuda":
@@ -45,10 +45,27 @@ def resolve_precision(name: str, device: torch.device) -> str:
     return "bf16" if torch.cuda.is_bf16_supported() else "16"
 
 
+def training_precision(name: str, device: torch.device) -> str:
+    """Of training: 'auto' is also bfloat16 on processors that multiply matrices of it (AMX).
+
+    There a step takes less than half the time of float32; weights, sums of gradients and losses stay float32. On
+    processors without AMX bfloat16 is slower than float32.
+    """
+    if name == "auto" and device.type == "cpu" and _has_matrix_bfloat16():
+        return "bf16"
+    return resolve_precision(name, device)
+
+
+@cache
+def _has_matrix_bfloat16() -> bool:
+    known = hasattr(torch.cpu, "get_capabilities")  # older PyTorch cannot tell
+    return known and bool(torch.cpu.get_capabilities().get("amx_bf16"))
+
+
 def make_fabric(config: RunConfig) -> Fabric:
     """A launched Fabric for the run: one process, several on one machine, `torchrun` or SLURM."""
     device = resolve_device(config.device)
-    precision = resolve_precision(config.precision, device)
+    precision = training_precision(config.precision, device)
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")
         torch.backends.cudnn.benchmark = True

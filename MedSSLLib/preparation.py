@@ -15,7 +15,7 @@ from MedSSLLib import io
 from MedSSLLib.cache import Cache
 from MedSSLLib.checkpoint import TransferReport, load_tensors, transfer, unprefixed
 from MedSSLLib.config import RunConfig
-from MedSSLLib.device import make_fabric
+from MedSSLLib.device import make_fabric, training_precision
 from MedSSLLib.errors import InputError
 from MedSSLLib.events import Events
 from MedSSLLib.files import write_text
@@ -62,7 +62,8 @@ def prepare(project: Project, config: RunConfig, events: Events, stack: ExitStac
     if config.labelled is not None:
         project = project.with_labelled(",".join(config.labelled))
     events.emit("start", command=config.command, method=config.method, run=folder.name, folder=str(folder),
-                device=str(fabric.device), seed=config.seed)
+                device=str(fabric.device), precision=training_precision(config.precision, fabric.device),
+                seed=config.seed)
     return Preparation(project, config, folder, fabric, events)
 
 

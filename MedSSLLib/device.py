@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from functools import cache
 
 import torch
@@ -71,6 +72,7 @@ def make_fabric(config: RunConfig) -> Fabric:
         torch.backends.cudnn.benchmark = True
     parallel = config.devices > 1 or torch.distributed.is_torchelastic_launched()
     single_card = device.type == "cuda" and not parallel
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # the start event says the precision
     fabric = Fabric(
         accelerator=device.type,
         devices=[device.index or 0] if single_card else config.devices,

@@ -59,11 +59,11 @@ class AugmentConfig(Frozen):
     affine: float = Field(0.8, ge=0, le=1, description="Probability of rotation and scaling.")
     elastic: float = Field(0.3, ge=0, le=1, description="Probability of a smooth deformation.")
     elastic_size: float = Field(0.04, ge=0, description="Standard deviation of its displacement, share of the patch.")
-    noise: float = Field(0.1, ge=0, le=1, description="Probability of Gaussian noise, variance U(0, 0.1) (PGL code).")
+    noise: float = Field(0.3, ge=0, le=1, description="Probability of Gaussian noise, variance U(0, 0.1) (PGL code).")
     blur: float = Field(0.2, ge=0, le=1, description="Probability of a blur, sigma 0.5-1 voxels (PGL code).")
-    brightness: float = Field(0.5, ge=0, le=1, description="Probability of a factor 0.75-1.25 (PGL code).")
-    contrast: float = Field(0.3, ge=0, le=1, description="Probability of contrast 0.7-1.3 (local contrast code).")
-    gamma: float = Field(0.5, ge=0, le=1, description="Probability of gamma 0.7-1.5 (PGL code).")
+    brightness: float = Field(0.8, ge=0, le=1, description="Probability of a factor 0.75-1.25 (PGL code).")
+    contrast: float = Field(0.8, ge=0, le=1, description="Probability of contrast 0.7-1.3 (local contrast code).")
+    gamma: float = Field(0.8, ge=0, le=1, description="Probability of gamma 0.7-1.5 (PGL code).")
     low_resolution: float = Field(0.15, ge=0, le=1, description="Probability of simulated low resolution, 1-2 x.")
 
 
@@ -122,7 +122,7 @@ class RunConfig(Frozen):
         """
         overrides: dict[str, Any] = settings.pop("overrides", {}) or {}
         values: dict[str, Any] = {"command": command, "preset": preset, "method": method}
-        for key, value in {**_preset(command, preset, method), **_dotted(settings), **overrides}.items():
+        for key, value in {**_preset(command, preset), **_dotted(settings), **overrides}.items():
             _assign(values, key, value)
         return cls._validated(values)
 
@@ -167,13 +167,15 @@ _PRESETS: dict[Command, dict[Preset, dict[str, Any]]] = {
     },
 }
 
-_METHOD_DEFAULTS: dict[str, dict[str, Any]] = {}
+_VIEWS: dict[Command, dict[str, Any]] = {  # intensity changes less in pre-training: the PGL code's probabilities
+    "pretrain": {"augment.noise": 0.1, "augment.brightness": 0.5, "augment.contrast": 0.3, "augment.gamma": 0.5},
+}
 
 
-def _preset(command: Command, preset: Preset, method: str) -> dict[str, Any]:
+def _preset(command: Command, preset: Preset) -> dict[str, Any]:
     if preset not in _PRESETS[command]:
         raise InputError(f"preset {preset!r} does not exist", remedy="Use quick, standard or paper")
-    return {**_PRESETS[command][preset], **_METHOD_DEFAULTS.get(method, {})}
+    return {**_VIEWS.get(command, {}), **_PRESETS[command][preset]}
 
 
 def _dotted(settings: dict[str, Any]) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from MedSSLLib.timing import Comparison, in_turn
 
 GOAL = 5.0
 SCALE = (1.1, 1.4)
-AUGMENT = AugmentConfig(contrast=0.0)
+AUGMENT = AugmentConfig(noise=0.1, brightness=0.5, contrast=0.0, gamma=0.5)
 
 
 @dataclass(frozen=True)

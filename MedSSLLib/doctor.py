@@ -46,6 +46,7 @@ if found.get("torch") == "":
             for card in map(torch.cuda.get_device_properties, range(torch.cuda.device_count()))
         ],
         "mps": torch.backends.mps.is_available(),
+        "bfloat16": bool(getattr(torch.cpu, "get_capabilities", dict)().get("amx_bf16")),
     }
 print("\\n" + json.dumps([found, devices]))
 """
@@ -195,7 +196,8 @@ def _device_names(devices: dict[str, Any]) -> list[str]:
     names = [f"cuda:{i} {card['name']} ({card['memory_gib']} GiB)" for i, card in cards]
     if devices.get("mps"):
         names.append("mps (Apple GPU; training uses the CPU)")
-    return [*names, "cpu"] if devices else ["unknown, torch is missing"]
+    names.append("cpu (AMX: trains in bfloat16)" if devices.get("bfloat16") else "cpu")
+    return names if devices else ["unknown, torch is missing"]
 
 
 def _threads(devices: dict[str, Any]) -> dict[str, int | None]:

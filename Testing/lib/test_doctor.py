@@ -7,8 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from MedSSLLib import doctor
+from MedSSLLib.device import training_precision
 
 ROOT = Path(__file__).parents[2]
 
@@ -58,6 +60,13 @@ def test_missing_and_broken_packages_give_one_fatal_problem_with_a_command_that_
     (problem,) = doctor._package_problems(packages)
     assert problem["fatal"] and '"torch>=' in problem["fix"] and '"monai>=' in problem["fix"]
     assert "numpy" not in problem["fix"] and "--force-reinstall" in problem["fix"]
+
+
+def test_devices_say_where_training_takes_bfloat16():
+    assert doctor._device_names({"cuda": [], "bfloat16": False}) == ["cpu"]
+    assert doctor._device_names({"bfloat16": True}) == ["cpu (AMX: trains in bfloat16)"]
+    _, devices = doctor._import_all(["torch"])
+    assert devices["bfloat16"] == (training_precision("auto", torch.device("cpu")) == "bf16")
 
 
 def test_optional_packages_are_advice_only():

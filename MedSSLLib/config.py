@@ -51,7 +51,11 @@ class OptimiserConfig(Frozen):
 
 
 class AugmentConfig(Frozen):
-    """Random views, made on the device in one resampling. Ranges are not from the paper unless said."""
+    """Random views, made on the device in one resampling.
+
+    Ranges are not from the papers unless said. Probabilities are not from the papers, but those of noise, brightness
+    and gamma in pre-training, which are the PGL code's.
+    """
 
     flip: float = Field(0.0, ge=0, le=1, description="Probability of a flip per axis.")
     rotation: float = Field(15.0, ge=0, description="Largest rotation in degrees (local contrast paper: 15).")
@@ -59,11 +63,11 @@ class AugmentConfig(Frozen):
     affine: float = Field(0.8, ge=0, le=1, description="Probability of rotation and scaling.")
     elastic: float = Field(0.3, ge=0, le=1, description="Probability of a smooth deformation.")
     elastic_size: float = Field(0.04, ge=0, description="Standard deviation of its displacement, share of the patch.")
-    noise: float = Field(0.3, ge=0, le=1, description="Probability of Gaussian noise, variance U(0, 0.1) (PGL code).")
+    noise: float = Field(0.3, ge=0, le=1, description="Probability of noise, variance U(0, 0.1) (range: PGL code).")
     blur: float = Field(0.2, ge=0, le=1, description="Probability of a blur, sigma 0.5-1 voxels (PGL code).")
-    brightness: float = Field(0.8, ge=0, le=1, description="Probability of a factor 0.75-1.25 (PGL code).")
+    brightness: float = Field(0.8, ge=0, le=1, description="Probability of a factor 0.75-1.25 (range: PGL code).")
     contrast: float = Field(0.8, ge=0, le=1, description="Probability of contrast 0.7-1.3 (local contrast code).")
-    gamma: float = Field(0.8, ge=0, le=1, description="Probability of gamma 0.7-1.5 (PGL code).")
+    gamma: float = Field(0.8, ge=0, le=1, description="Probability of gamma 0.7-1.5 (range: PGL code).")
     low_resolution: float = Field(0.15, ge=0, le=1, description="Probability of simulated low resolution, 1-2 x.")
 
 
@@ -167,7 +171,7 @@ _PRESETS: dict[Command, dict[Preset, dict[str, Any]]] = {
     },
 }
 
-_VIEWS: dict[Command, dict[str, Any]] = {  # intensity changes less in pre-training: the PGL code's probabilities
+_VIEWS: dict[Command, dict[str, Any]] = {  # probabilities of the PGL code, which has no contrast
     "pretrain": {"augment.noise": 0.1, "augment.brightness": 0.5, "augment.contrast": 0.3, "augment.gamma": 0.5},
 }
 

@@ -49,8 +49,8 @@ def resolve_precision(name: str, device: torch.device) -> str:
 def training_precision(name: str, device: torch.device) -> str:
     """Of training: 'auto' is also bfloat16 on processors that multiply matrices of it (AMX).
 
-    There a step takes less than half the time of float32; weights, sums of gradients and losses stay float32. On
-    processors without AMX bfloat16 is slower than float32.
+    There the networks of the presets take less than half the time of float32 (``bench_precision.py``); weights, sums
+    of gradients and losses stay float32. Other processors keep float32: bfloat16 was not measured on them.
     """
     if name == "auto" and device.type == "cpu" and _has_matrix_bfloat16():
         return "bf16"

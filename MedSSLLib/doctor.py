@@ -196,7 +196,7 @@ def _device_names(devices: dict[str, Any]) -> list[str]:
     names = [f"cuda:{i} {card['name']} ({card['memory_gib']} GiB)" for i, card in cards]
     if devices.get("mps"):
         names.append("mps (Apple GPU; training uses the CPU)")
-    names.append("cpu (AMX: trains in bfloat16)" if devices.get("bfloat16") else "cpu")
+    names.append("cpu (AMX: in bfloat16 when it trains)" if devices.get("bfloat16") else "cpu")
     return names if devices else ["unknown, torch is missing"]
 
 

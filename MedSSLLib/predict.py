@@ -42,7 +42,8 @@ class PredictOptions:
         quality: also write ``quality.json``, the estimated Dice of every case (six times slower).
         components: which pieces are kept: 'auto' the largest one of the classes that are one piece in every dense
             training label, 'largest' that of every class, 'all' every piece.
-        device, precision: as in RunConfig.
+        device: as in RunConfig.
+        precision: auto is float32 on the CPU; the others as in RunConfig.
     """
 
     probabilities: bool = False

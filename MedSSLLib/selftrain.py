@@ -16,7 +16,7 @@ from typing import Any
 from MedSSLLib.cache import Cache
 from MedSSLLib.checkpoint import fitting, load_tensors, save_tensors
 from MedSSLLib.config import RunConfig
-from MedSSLLib.device import training_precision
+from MedSSLLib.device import resolve_precision
 from MedSSLLib.errors import CancelledError, GuardError, InputError
 from MedSSLLib.events import Events
 from MedSSLLib.files import write_json
@@ -216,7 +216,7 @@ def _pseudo_labels(job: _Job, teacher: SegmentationNet, folder: Path, number: in
     ready = job.ready
     teacher.eval()
     model = Model(teacher, job.data.plan, ready.project.values, ready.project.classes, ready.device,
-                  training_precision(ready.config.precision, ready.device))
+                  resolve_precision(ready.config.precision, ready.device))
 
     def progress(done: int, total: int) -> None:
         ready.events.progress(f"pseudo-{number}", done, total)

@@ -3,7 +3,7 @@
 Both sides, from float32 volumes in memory: a box of 1.1 to 1.4 patches a view, resized linearly to the patch; a flip
 per axis (1/2); Gaussian blur of 0.5 to 1 voxels (0.2); resolution lowered 1 to 2 times, linear both ways (0.15);
 Gaussian noise (0.1); a factor of 0.75 to 1.25 (1/2); gamma of 0.7 to 1.5 (1/2); in this order. Ours does a little more:
-boxes lie between voxels, views of a sample overlap, the factor keeps the range, blur continues the edge. The reference
+boxes lie between voxels, views of a sample overlap, blur continues the edge. The reference
 runs on the CPU, as a data loader would, and records metadata, as MONAI does unless told not to.
 """
 

@@ -44,7 +44,8 @@ class SuggestOptions:
         per_case: most new slices of one case; not from the paper.
         seed: of random choices.
         flips: average a model's predictions over mirrored images (4 x slower in 2D, 8 x in 3D).
-        device, precision: as in RunConfig.
+        device: as in RunConfig.
+        precision: auto is float32 on the CPU; the others as in RunConfig.
     """
 
     budget: int

@@ -48,7 +48,8 @@ def output_options(parser: argparse.ArgumentParser, *, events: bool = True) -> N
 def device_options(group: argparse._ArgumentGroup) -> None:
     """``--device --precision``."""
     group.add_argument("--device", metavar="NAME", help="auto (default), cpu, cuda or cuda:N")
-    group.add_argument("--precision", choices=("auto", "32", "bf16", "16"), help="number format (default: auto)")
+    group.add_argument("--precision", choices=("auto", "32", "bf16", "16"),
+                       help="number format (default: auto: half precision on cards and, in training, on CPUs with AMX)")
 
 
 def training_options(parser: argparse.ArgumentParser) -> None:

@@ -2,7 +2,7 @@
 
     python Testing/bench/bench_precision.py --threads 1 --out FILE
 
-Training takes bfloat16 where the processor multiplies matrices of it (AMX); elsewhere it is slower than float32.
+Training takes bfloat16 where the processor multiplies matrices of it (AMX). Timed are forward and backward passes.
 """
 
 from __future__ import annotations

@@ -77,3 +77,11 @@ def test_every_setting_has_a_name_and_every_number_a_source():
     for group in ("network", "optimiser", "augment", "training"):
         fields = RunConfig.model_fields[group].annotation.model_fields
         assert all(field.description for field in fields.values()), group
+
+
+def test_intensity_changes_are_those_of_the_pgl_code_in_pretraining_and_more_frequent_elsewhere():
+    before, after = (RunConfig.build(command).augment for command in ("pretrain", "finetune"))
+    assert (before.noise, before.brightness, before.gamma) == (0.1, 0.5, 0.5)
+    for kind in ("noise", "brightness", "contrast", "gamma"):
+        assert getattr(after, kind) > getattr(before, kind)
+    assert RunConfig.build("pretrain", overrides={"augment.noise": 0.7}).augment.noise == 0.7

@@ -129,8 +129,7 @@ def cohort(tmp_path, monkeypatch):
     """What the tour starts from: scans/, masks/ of every case, test.txt; the current folder is theirs."""
     generator = np.random.default_rng(1)
     geometry = Geometry((24, 22, 10), (1.2, 1.2, 3.0), (5.0, -9.0, 30.0))
-    names = ["case03", "case05", "case17", "case21", "case22", "case30", "case31"]
-    for name in names:
+    for name in ("case03", "case05", "case17", "case21", "case22", "case30", "case31"):
         label = np.zeros(geometry.shape, np.uint8)
         low = generator.integers(2, 5, 3)
         label[low[0] : low[0] + 5, low[1] : low[1] + 12, low[2] : low[2] + 12] = 1
@@ -140,7 +139,6 @@ def cohort(tmp_path, monkeypatch):
         io.write_image(tmp_path / "masks" / f"{name}.nii.gz", Volume(label, geometry))
     (tmp_path / "test.txt").write_text("case30\ncase31\n")
     monkeypatch.chdir(tmp_path)
-    return names
 
 
 def shortened(words: list[str]) -> list[str]:
@@ -155,7 +153,8 @@ def shortened(words: list[str]) -> list[str]:
 
 
 @pytest.mark.timeout(1200)
-def test_the_five_minute_tour_of_the_readme_runs(cohort, tmp_path, capsys):
+@pytest.mark.usefixtures("cohort")
+def test_the_five_minute_tour_of_the_readme_runs(tmp_path, capsys):
     section = NAMES["README.md"].split("## Five minutes on the command line")[1].split("\n## ")[0]
     tour = [words for line in shell_lines(section) for words in calls(line)]
     done = [words[0] for words in tour]
@@ -163,10 +162,10 @@ def test_the_five_minute_tour_of_the_readme_runs(cohort, tmp_path, capsys):
     for words in tour:
         code = cli.main(shortened(words))
         assert code == 0, f"medssl {' '.join(words)}\n{capsys.readouterr().err}"
-    assert sorted(p.name for p in (tmp_path / "segmentations").glob("*.nii.gz")) == [f"{n}.nii.gz" for n in cohort]
+    assert sorted(p.name for p in (tmp_path / "segmentations").glob("*.nii.gz")) == ["case30.nii.gz", "case31.nii.gz"]
     source = io.read_header(tmp_path / "scans" / "case30.nii.gz")
     assert io.read_header(tmp_path / "segmentations" / "case30.nii.gz") == source
-    assert set(read_json(tmp_path / "metrics.json")["cases"]) == set(cohort)
+    assert set(read_json(tmp_path / "metrics.json")["cases"]) == {"case30", "case31"}
     assert "<html" in (tmp_path / "report.html").read_text(encoding="utf-8")
     completed = io.read_label(tmp_path / "completed" / "case05.nii.gz", source)
     assert set(np.unique(completed.array)) <= {0, 1, 2}

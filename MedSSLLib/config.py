@@ -115,6 +115,11 @@ class RunConfig(Frozen):
     options: dict[str, Any] = Field(default_factory=dict, description="Fields of the method's own configuration.")
     resume: bool = Field(False, description="Whether an unfinished run goes on.")
 
+    @property
+    def origin(self) -> str:
+        """The run or weight file that training starts from, or 'none'."""
+        return str(self.options.get("start") or self.init or "none")
+
     @classmethod
     def build(
         cls, command: Command, *, preset: Preset = "standard", method: str = "supervised", **settings: Any

@@ -61,7 +61,8 @@ def write_demo_report(
     page.facts({stage: duration(value) for stage, value in seconds.items()})
     for run, what in (("pretrain", "pre-training"), ("selftrained", "self-training")):
         add_configuration(page, read_run(runs[run])["config"], f"Configuration of the {what}")
-    add_environment(page, read_run(runs["pretrain"]).get("versions", {}))
+    made = read_run(runs["pretrain"])
+    add_environment(page, made.get("versions", {}), made.get("precision"))
     page.section("Limits")
     page.bullets([*_own_limits(scored), *limits(scored)])
     _save_figures(folder / "figures", project, scored)

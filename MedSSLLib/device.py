@@ -83,6 +83,11 @@ def make_fabric(config: RunConfig) -> Fabric:
     return fabric
 
 
+def precision_of(fabric: Fabric) -> str:
+    """The number format that a Fabric trains in, by the name in the configuration."""
+    return next(name for name, full in _PRECISIONS.items() if full == fabric._precision.precision)
+
+
 def seed_step(seed: int, step: int) -> None:
     """Seed torch's global generators from (seed, step), so that drop-out too is a function of the step."""
     torch.manual_seed(mixed_seed(seed, step))

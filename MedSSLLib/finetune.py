@@ -20,6 +20,7 @@ from MedSSLLib.device import seed_step
 from MedSSLLib.errors import InputError
 from MedSSLLib.events import Events
 from MedSSLLib.files import write_json
+from MedSSLLib.holdout import HOLDOUT_FROM, hold_out
 from MedSSLLib.inference import predict_probabilities
 from MedSSLLib.labels import IGNORE
 from MedSSLLib.manifest import Case
@@ -38,15 +39,12 @@ from MedSSLLib.preparation import (
     resolve_weights,
 )
 from MedSSLLib.project import Project
-from MedSSLLib.runfolder import WEIGHTS
+from MedSSLLib.runfolder import WEIGHTS, labels_seen
 from MedSSLLib.sampling import SegmentationSampler
 from MedSSLLib.schedule import Budget
 from MedSSLLib.segmentation import SegmentationTask
 from MedSSLLib.semi import MeanTeacherTask, MixupTask
 from MedSSLLib.trainer import LoopConfig, Task, Trainer
-
-HOLDOUT_FROM = 10  # labelled cases from which some are held out; not from the paper
-HOLDOUT_MOST = 8  # held-out cases at most; not from the paper
 
 
 @dataclass(frozen=True)
@@ -85,7 +83,7 @@ def run_finetune(project: Project, config: RunConfig, events: Events) -> Path:
         cases = labelled_cases(ready.project, ready.config)
         plan = choose_plan(ready, ready.project.pool, init)
         cache, cases = fill_cache(ready, plan, cases, labels=True)
-        training, held_out = split_holdout(cases, ready.config)
+        training, held_out = hold_out(ready, cases, init)
         unlabelled = () if ready.config.semi == "none" else add_unlabelled(ready, cache, cases)
         data = LabelledData(plan, cache, training, held_out, unlabelled)
         record(ready, plan, data.facts(len(ready.project.classes)))
@@ -125,16 +123,6 @@ def build_network(ready: Preparation, plan: Plan, init: Path | None) -> Segmenta
         net.encoder.requires_grad_(False)
     place(net, ready.device, plan.dim)
     return net
-
-
-def split_holdout(cases: Sequence[Case], config: RunConfig) -> tuple[tuple[Case, ...], tuple[Case, ...]]:
-    """Training and held-out cases: every patient on one side; none held out with fewer than 10 labelled cases."""
-    patients = sorted({case.patient for case in cases})
-    count = min(HOLDOUT_MOST, round(config.training.holdout * len(patients)))
-    if len(cases) < HOLDOUT_FROM or count == 0:
-        return tuple(cases), ()
-    chosen = set(np.random.default_rng([config.seed, 5]).permutation(patients)[:count])
-    return tuple(c for c in cases if c.patient not in chosen), tuple(c for c in cases if c.patient in chosen)
 
 
 def stage_budget(config: RunConfig, share: float = 1.0) -> Budget:
@@ -195,15 +183,22 @@ def loop_config(config: RunConfig, stage: str, budget: Budget) -> LoopConfig:
 
 
 def cross_validate(ready: Preparation, data: LabelledData, init: Path | None) -> list[dict[str, Any]]:
-    """Held-out Dice of `training.folds` folds, each trained with an equal share of the budget; [] without folds."""
+    """Held-out Dice of `training.folds` folds, each trained with an equal share of the budget; [] without folds.
+
+    Every patient is in one fold.
+    """
     cases = data.training + data.held_out
-    folds = min(ready.config.training.folds, len(cases))
+    patients = sorted({case.patient for case in cases})
+    folds = min(ready.config.training.folds, len(patients))
     if folds < 2:
         return []
+    if labels_seen(init) & {case.name for case in cases}:
+        ready.events.emit("warning", message="The Dice of the folds will be too high: the run started from was "
+                                             "trained on some of their cases.")
     rows, share = [], 1 / (folds + 1)
-    order = np.random.default_rng([ready.config.seed, 6]).permutation(len(cases))
+    order = np.random.default_rng([ready.config.seed, 6]).permutation(patients)
     for fold in range(folds):
-        held_out = tuple(cases[i] for i in order[fold::folds])
+        held_out = tuple(case for case in cases if case.patient in order[fold::folds])
         rest = tuple(case for case in cases if case not in held_out)
         net = build_network(ready, data.plan, init)
         task = make_task(ready, LabelledData(data.plan, data.cache, rest, held_out), net)
@@ -221,7 +216,8 @@ def held_out_calibration(ready: Preparation, data: LabelledData, net: Segmentati
     The same cases chose the step whose weights are kept, so the figures flatter a little.
     """
     if not data.held_out or not ready.fabric.is_global_zero:
-        return {"measured": False, "why": f"no labelled case was held out (that needs {HOLDOUT_FROM} labelled cases)"}
+        return {"measured": False, "why": f"no labelled case was held out (that needs {HOLDOUT_FROM} labelled cases, "
+                                          "some of which did not train the run started from)"}
     net.eval()
     rows = []
     for number, case in enumerate(data.held_out):

@@ -21,7 +21,8 @@ PAPERS = {
 
 def write_model_card(folder: Path, project: Project, config: RunConfig, plan: Plan, figures: dict[str, Any]) -> None:
     """Write ``model_card.md`` into the run folder."""
-    used = read_run(folder)["data"]
+    run = read_run(folder)
+    used = run["data"]
     spacing = " x ".join("own" if mm is None else f"{mm:g}" for mm in plan.spacing)
     sections = [
         f"# {folder.name}",
@@ -29,8 +30,9 @@ def write_model_card(folder: Path, project: Project, config: RunConfig, plan: Pl
             "command": config.command, "method": config.method, "preset": config.preset,
             "network": f"{plan.dim}D U-Net, {config.network.norm} norm",
             "channels per level": ", ".join(map(str, config.network.widths)),
-            "started from": config.init, "grid spacing d x h x w in mm": spacing,
+            "started from": config.origin, "grid spacing d x h x w in mm": spacing,
             "patch": " x ".join(map(str, plan.patch)), "seed": config.seed,
+            **({"number format": run["precision"]} if "precision" in run else {}),
         }),
         "## Data\n" + _bullets({
             "project": project.name, "modality": ", ".join(project.modalities), "classes": ", ".join(project.classes),

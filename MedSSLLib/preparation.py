@@ -15,7 +15,7 @@ from MedSSLLib import io
 from MedSSLLib.cache import Cache
 from MedSSLLib.checkpoint import TransferReport, load_tensors, transfer, unprefixed
 from MedSSLLib.config import RunConfig
-from MedSSLLib.device import make_fabric, training_precision
+from MedSSLLib.device import make_fabric, precision_of, resolve_device, resolve_precision
 from MedSSLLib.errors import InputError
 from MedSSLLib.events import Events
 from MedSSLLib.files import write_text
@@ -24,7 +24,17 @@ from MedSSLLib.manifest import Case
 from MedSSLLib.networks import Encoder, build_encoder
 from MedSSLLib.planning import Plan, make_plan
 from MedSSLLib.project import Project
-from MedSSLLib.runfolder import WEIGHTS, open_run, owned, read_config, read_plan, read_run, write_config
+from MedSSLLib.runfolder import (
+    WEIGHTS,
+    labels_seen,
+    open_run,
+    owned,
+    read_config,
+    read_plan,
+    read_run,
+    resumable,
+    write_config,
+)
 
 BATCH = {2: 8, 3: 2}  # samples a step when not set; not from the paper
 
@@ -44,6 +54,11 @@ class Preparation:
         """Where tensors live."""
         return self.fabric.device
 
+    @property
+    def precision(self) -> str:
+        """The number format of training: '32', 'bf16' or '16'."""
+        return precision_of(self.fabric)
+
     def batch(self, plan: Plan) -> int:
         """Samples of the global batch."""
         return self.config.training.batch or BATCH[plan.dim]
@@ -51,6 +66,7 @@ class Preparation:
 
 def prepare(project: Project, config: RunConfig, events: Events, stack: ExitStack) -> Preparation:
     """Open the run folder on the first process and hold it; other processes stay silent."""
+    config = _in_its_precision(project, config)
     fabric = make_fabric(config)
     opened = open_run(project, config) if fabric.is_global_zero else None
     folder, config = fabric.broadcast(opened)
@@ -62,9 +78,22 @@ def prepare(project: Project, config: RunConfig, events: Events, stack: ExitStac
     if config.labelled is not None:
         project = project.with_labelled(",".join(config.labelled))
     events.emit("start", command=config.command, method=config.method, run=folder.name, folder=str(folder),
-                device=str(fabric.device), precision=training_precision(config.precision, fabric.device),
-                seed=config.seed)
+                device=str(fabric.device), precision=precision_of(fabric), seed=config.seed)
     return Preparation(project, config, folder, fabric, events)
+
+
+def _in_its_precision(project: Project, config: RunConfig) -> RunConfig:
+    """A run to be resumed, with the number format it began with, so that another processor does not change it.
+
+    Earlier versions did not record it; their 'auto' was that of prediction.
+    """
+    if not config.resume:
+        return config
+    folder = resumable(project, config)
+    began = read_run(folder).get("precision")
+    if began is None:
+        began = resolve_precision(read_config(folder).precision, resolve_device(config.device))
+    return config.override({"name": folder.name, "precision": began})
 
 
 def readable_headers(cases: Sequence[Case]) -> list[io.Geometry]:
@@ -212,5 +241,8 @@ def record(ready: Preparation, plan: Plan, facts: dict[str, Any]) -> None:
     if (ready.folder / "config.json").exists():
         _require_same_data(ready.folder, facts)
     elif ready.fabric.is_global_zero:
-        write_config(ready.folder, ready.config, plan, {"classes": list(ready.project.classes),
-                                                                 "values": list(ready.project.values), **facts})
+        seen = labels_seen(resolve_weights(ready.project, ready.config.origin))
+        facts = {"classes": list(ready.project.classes), "values": list(ready.project.values), **facts}
+        if seen:
+            facts["seen_before"] = sorted(seen)
+        write_config(ready.folder, ready.config, plan, facts, ready.precision)

@@ -38,6 +38,7 @@ class PseudoOptions:
         accept: cases kept whatever the filter says.
         reject: cases left out.
         fixed: folder of earlier pseudo-labels that a person has looked at; those of accepted cases stay as they are.
+        start: name of the run that the first model is taken from; empty when it is trained in the same run.
     """
 
     clean: Literal["none", "components"] = "components"
@@ -46,6 +47,7 @@ class PseudoOptions:
     accept: tuple[str, ...] = ()
     reject: tuple[str, ...] = ()
     fixed: Path | None = None
+    start: str = ""
 
 
 class CollapsedError(GuardError):
@@ -72,8 +74,9 @@ def write_pseudo_labels(
         rows[case.name] = _write_case(project, model, case, folder, options)
         progress(number, len(cases))
     if not any(sum(row["voxels"].values()) for row in rows.values()):
+        longer = f"run {options.start!r} longer" if options.start else "the first stage longer (--minutes)"
         raise CollapsedError("The model predicts no foreground in any unlabelled case, so there is nothing to learn "
-                             "from. Train the first stage longer (--minutes), or annotate more slices.")
+                             f"from. Train {longer}, or annotate more slices.")
     summary = {"format_version": FORMAT_VERSION, "cases": rows, "kept": keep(rows, options)}
     write_json(folder / SUMMARY, summary)
     return summary

@@ -68,7 +68,7 @@ def write_run_report(
     page.section("The run")
     page.facts(_run_facts(project, facts))
     add_configuration(page, settings)
-    add_environment(page, facts["config"].get("versions", {}))
+    add_environment(page, facts["config"].get("versions", {}), facts["config"].get("precision"))
     add_limits(page, limits([scored] if scored else []))
     return page.write(out, footer())
 
@@ -200,11 +200,12 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     return rows
 
 
-def add_environment(page: Page, versions: Mapping[str, str]) -> None:
-    """Versions that made the run, and this computer."""
+def add_environment(page: Page, versions: Mapping[str, str], precision: str | None = None) -> None:
+    """Versions that made the run, the number format it was trained in where one is recorded, and this computer."""
     page.section("Environment")
     system = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
-    page.facts({**versions, "report written on": system})
+    trained = {"number format of training": precision} if precision else {}
+    page.facts({**versions, **trained, "report written on": system})
 
 
 def limits(methods: Sequence[Scored]) -> list[str]:

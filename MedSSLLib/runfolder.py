@@ -46,7 +46,7 @@ def open_run(project: Project, config: RunConfig) -> tuple[Path, RunConfig]:
         InputError: the name is taken, or there is nothing to resume.
     """
     if config.resume:
-        folder = _resumable(project, config)
+        folder = resumable(project, config)
         return folder, read_config(folder).override({"resume": True, "device": config.device})
     name = config.name or _free_name(project, config)
     folder = project.run_folder(name)
@@ -82,7 +82,12 @@ def _free_name(project: Project, config: RunConfig) -> str:
     return f"{stem}-{max(numbers, default=0) + 1}"
 
 
-def _resumable(project: Project, config: RunConfig) -> Path:
+def resumable(project: Project, config: RunConfig) -> Path:
+    """The folder of the run to go on with: the one named, else the newest unfinished one of the command.
+
+    Raises:
+        InputError: there is none.
+    """
     if config.name:
         folder = project.run_folder(config.name)
         if not (folder / "config.json").exists():
@@ -129,13 +134,14 @@ def owned(folder: Path) -> Iterator[None]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def write_config(folder: Path, config: RunConfig, plan: Plan, facts: dict[str, Any]) -> None:
-    """``config.json``: settings, plan, versions, and facts about the data (classes, cases)."""
+def write_config(folder: Path, config: RunConfig, plan: Plan, facts: dict[str, Any], precision: str = "") -> None:
+    """``config.json``: settings, plan, versions, facts about the data (classes, cases), the number format taken."""
     if (folder / "config.json").exists():
         return
     write_json(folder / "config.json", {
         "format": FORMAT, "format_version": FORMAT_VERSION, "config": config.model_dump(mode="json"),
         "plan": plan.model_dump(mode="json"), "data": facts, "versions": versions(), "started": time.time(),
+        **({"precision": precision} if precision else {}),
     })
 
 
@@ -161,6 +167,17 @@ def read_plan(folder: Path) -> Plan:
 def read_data(folder: Path) -> RunData:
     """What the run recorded about its data. Raises InputError as `read_run` does."""
     return _part(folder, "data", RunData)
+
+
+def labels_seen(weights: Path | None) -> set[str]:
+    """Names of the cases whose labels have trained the weights of a run, or those that it started from.
+
+    Pseudo-labels that a person has accepted count. Empty for no weights, and for a file that is of no run.
+    """
+    if weights is None or not (weights.parent / "config.json").exists():
+        return set()
+    data, options = read_run(weights.parent)["data"], read_config(weights.parent).options
+    return {*data.get("labelled", ()), *data.get("seen_before", ()), *options.get("accept", ())}
 
 
 def _part(folder: Path, key: str, kind: type[AnyModel]) -> AnyModel:

@@ -27,9 +27,9 @@ from MedSSLLib.finetune import (
     fit,
     make_sampler,
     make_task,
-    split_holdout,
     stage_budget,
 )
+from MedSSLLib.holdout import hold_out
 from MedSSLLib.joint import JointTask
 from MedSSLLib.manifest import Case
 from MedSSLLib.model_card import write_model_card
@@ -88,7 +88,8 @@ class _Job:
     def pseudo(self) -> PseudoOptions:
         """What concerns the pseudo-labels; a person has looked at those of the run started from."""
         o = self.options
-        return PseudoOptions(o.clean, o.filter, o.threshold, o.accept, o.reject, latest_pseudo_labels(self.start))
+        return PseudoOptions(o.clean, o.filter, o.threshold, o.accept, o.reject, latest_pseudo_labels(self.start),
+                             o.start)
 
     @property
     def figures(self) -> dict[str, Any]:
@@ -145,7 +146,7 @@ def _data(ready: Preparation, init: Path | None) -> LabelledData:
     cases = labelled_cases(ready.project, ready.config)
     plan = choose_plan(ready, ready.project.pool, init)
     cache, cases = fill_cache(ready, plan, cases, labels=True)
-    training, held_out = split_holdout(cases, ready.config)
+    training, held_out = hold_out(ready, cases, init)
     _require_all_classes(ready.project, cache, training)
     names = {case.name for case in cases}
     others = tuple(case for case in ready.project.pool if case.name not in names)

@@ -87,9 +87,7 @@ def run_suggest(
     viewer = load_viewer(project, run, options.device, options.precision) if run and _looks(strategy) else None
     strategy = _strategy(strategy, run, viewer)
     scans = survey(project.pool, events)
-    if not scans:
-        raise InputError("there is no case to annotate", file=str(project.folder),
-                         remedy="Add cases that are not test cases")
+    _refuse_if_done(project, scans)
     events.emit("start", command="suggest", strategy=strategy, run=run, cases=len(scans), budget=options.budget)
     if viewer is not None:
         found = _from_table(look(project, scans, viewer, events, flips=options.flips), viewer, strategy, options)
@@ -110,6 +108,16 @@ def run_suggest(
     events.emit("done", command="suggest", strategy=strategy, path=str(path), suggested=len(found),
                 slices=[asdict(item) for item in found])
     return found
+
+
+def _refuse_if_done(project: Project, scans: Sequence[Scan]) -> None:
+    """Raises InputError when there is no case, or none with a slice that is not drawn yet."""
+    if not scans:
+        raise InputError("there is no case to annotate", file=str(project.folder),
+                         remedy="Add cases that are not test cases")
+    if all(scan.drawn.all() for scan in scans):
+        raise InputError("every slice of every case is labelled already", file=str(project.folder),
+                         remedy="Add unlabelled cases, or train with what there is")
 
 
 def _looks(strategy: str) -> bool:

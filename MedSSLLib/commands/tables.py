@@ -40,8 +40,8 @@ def run_row(run: Row) -> Row:
     state = "done" if run["finished"] else "can be resumed" if run["resumable"] else "unfinished"
     return {
         "name": run["name"], "command": training.get("command", ""), "method": training.get("method", ""),
-        "init": training.get("init", ""), "state": run["problem"] or state, "dice": _dice(metrics),
-        "folder": run["folder"],
+        "start": _start(training), "precision": config.get("precision", ""), "state": run["problem"] or state,
+        "dice": _dice(metrics), "folder": run["folder"],
     }  # fmt: skip
 
 
@@ -55,7 +55,7 @@ def print_cases(rows: Sequence[Row]) -> None:
 
 def print_runs(rows: Sequence[Row]) -> None:
     cells = [
-        (row["name"], row["command"], row["method"], row["init"], row["state"],
+        (row["name"], row["command"], row["method"], row["start"], row["state"],
          "" if row["dice"] is None else f"{row['dice']:.3f}")
         for row in rows
     ]  # fmt: skip
@@ -69,7 +69,9 @@ def print_run(run: Row) -> None:
     config: Row = run["config"] or {}
     print_table(("setting", "value"), list(flat(config.get("config", config))))
     if run["metrics"]:
-        print_table(("metric", "value"), list(flat(run["metrics"].get("summary", run["metrics"]))))
+        metrics = run["metrics"].get("summary", run["metrics"])
+        rest = {name: value for name, value in metrics.items() if name != "rounds"}
+        print_table(("metric", "value"), [*flat(rest), *(_round(row) for row in metrics.get("rounds", ()))])
     files = sorted(path.relative_to(run["folder"]) for path in Path(run["folder"]).iterdir())
     print_table(("file",), [(str(path),) for path in files])
 
@@ -147,6 +149,22 @@ def _console() -> Console:
 
     console = Console(highlight=False)
     return console if console.is_terminal else Console(highlight=False, width=240)
+
+
+def _start(settings: Row) -> str:
+    """The run or file that a run started from, as in RunConfig.origin."""
+    options = settings.get("options")
+    return (options.get("start") if isinstance(options, dict) else "") or settings.get("init", "")
+
+
+def _round(row: Row) -> tuple[str, str]:
+    """A round of self-training in words."""
+    pseudo = row["pseudo"]
+    words = [f"{len(pseudo['kept'])} of {len(pseudo['cases'])} pseudo-labels used",
+             f"{row['steps']} steps in {row['seconds']:g} s"]
+    if row.get("dice") is not None:
+        words.append(f"validation Dice {row['dice']:.3f}")
+    return f"round {row['round']}", ", ".join(words)
 
 
 def _label(row: Row) -> str:

@@ -442,6 +442,28 @@ def test_runs_and_show_tell_what_a_run_folder_holds(project, capsys):
     assert "optimiser.lr" in text and "0.5" in text and "0.8123" in text and "config.json" in text
 
 
+def test_runs_and_show_say_the_start_the_number_format_and_the_rounds(project, capsys):
+    run = project / "runs" / "better"
+    run.mkdir(parents=True)
+    settings = {"command": "selftrain", "method": "local-contrast", "init": "none", "precision": "auto",
+                "options": {"start": "first"}}
+    (run / "config.json").write_text(json.dumps({"config": settings, "precision": "bf16"}))
+    summary = {"cases": {"b": {"voxels": {"x": 7}}, "c": {"voxels": {"x": 8}}}, "kept": ["c"]}
+    rounds = [{"round": 1, "pseudo": summary, "dice": 0.81234, "steps": 12, "seconds": 3.4},
+              {"round": 2, "pseudo": summary, "dice": None, "steps": 13, "seconds": 3.5}]
+    (run / "metrics.json").write_text(json.dumps({"rounds": rounds, "steps": 25}))
+    capsys.readouterr()
+    assert main(["runs", str(project)]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "better" in line]
+    assert "first" in line and "none" not in line
+    assert main(["show", str(project), "better"]) == 0
+    text = capsys.readouterr().out
+    lines = [" ".join(line.split()) for line in text.splitlines()]
+    assert "start first" in lines and "precision bf16" in lines and "{" not in text
+    assert "round 1 1 of 2 pseudo-labels used, 12 steps in 3.4 s, validation Dice 0.812" in lines
+    assert "round 2 1 of 2 pseudo-labels used, 13 steps in 3.5 s" in lines
+
+
 @pytest.mark.parametrize("name", ["absent", "../..", "/"])
 def test_show_stays_inside_the_project(project, name, capsys):
     assert main(["show", str(project), name]) == 2

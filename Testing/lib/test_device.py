@@ -49,14 +49,21 @@ def test_auto_precision_is_float32_on_the_cpu_and_half_on_cards(monkeypatch):
         assert resolve_precision("auto", torch.device("cuda")) == expected
 
 
+@pytest.fixture
+def fresh_capabilities():
+    """What the processor can do is asked anew in the test and after it."""
+    devices._has_matrix_bfloat16.cache_clear()
+    yield
+    devices._has_matrix_bfloat16.cache_clear()
+
+
+@pytest.mark.usefixtures("fresh_capabilities")
 @pytest.mark.parametrize(("feature", "expected"), [("amx_bf16", "bf16"), ("avx512_bf16", "32"), ("avx2", "32")])
 def test_training_is_in_bfloat16_where_the_processor_multiplies_matrices_of_it(monkeypatch, feature, expected):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {feature: True}, raising=False)
-    devices._has_matrix_bfloat16.cache_clear()
     assert training_precision("auto", CPU) == expected
     assert training_precision("32", CPU) == "32" and resolve_precision("auto", CPU) == "32"
     assert make_fabric(tiny_config())._precision.precision == {"bf16": "bf16-mixed", "32": "32-true"}[expected]
-    devices._has_matrix_bfloat16.cache_clear()
 
 
 def test_a_lone_fabric_runs_on_the_cpu():

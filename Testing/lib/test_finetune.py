@@ -1,15 +1,17 @@
 """``run_finetune`` on a tiny project: what it learns from, what it leaves behind, what it refuses."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+from MedSSLLib import finetune
 from MedSSLLib.checkpoint import load_tensors, save_tensors
 from MedSSLLib.errors import InputError
 from MedSSLLib.events import Events
-from MedSSLLib.finetune import run_finetune, split_holdout, stage_budget
+from MedSSLLib.finetune import LabelledData, cross_validate, run_finetune, stage_budget
 from MedSSLLib.manifest import Case
 from MedSSLLib.networks import Encoder
 from MedSSLLib.runfolder import read_plan
@@ -127,12 +129,20 @@ def test_cross_validation_scores_every_case_once_within_the_budget(project):
     assert len(states) == 3 and sum(states) == 9, "folds and final fit share the budget"
 
 
-def test_patients_stay_on_one_side_of_the_holdout():
-    cases = [Case(f"c{i}", (), metadata={"patient": f"p{i // 2}"}) for i in range(24)]
-    training, held_out = split_holdout(cases, tiny_config())
-    assert {c.patient for c in training}.isdisjoint(c.patient for c in held_out)
-    assert len(held_out) == 2 and len(training) + len(held_out) == 24
-    assert split_holdout(cases[:9], tiny_config())[1] == (), "too few to hold any out"
+def test_patients_stay_on_one_side_of_every_fold(monkeypatch):
+    monkeypatch.setattr(finetune, "build_network", lambda *a: None)
+    monkeypatch.setattr(finetune, "make_task", lambda ready, data, net: data)
+    splits = []
+    monkeypatch.setattr(finetune, "fit", lambda ready, data, *a: splits.append(data) or {"best": 0.5})
+    cases = tuple(Case(f"c{i}", (), metadata={"patient": f"p{i // 2}"}) for i in range(12))
+    ready = SimpleNamespace(config=tiny_config(training__folds=3), events=Events())
+    rows = cross_validate(ready, LabelledData(None, None, cases[2:], cases[:2]), None)
+    for data in splits:
+        assert {c.patient for c in data.training}.isdisjoint(c.patient for c in data.held_out)
+        assert len(data.training) == 8 and len(data.held_out) == 4
+    assert sorted(name for row in rows for name in row["cases"]) == sorted(case.name for case in cases)
+    ready.config = tiny_config(training__folds=9)
+    assert len(cross_validate(ready, LabelledData(None, None, cases), None)) == 6, "no more folds than patients"
 
 
 def test_minutes_become_seconds_of_a_stage():

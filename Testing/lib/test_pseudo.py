@@ -103,7 +103,10 @@ def test_accepted_pseudo_labels_stay_as_a_person_left_them(tmp_path, monkeypatch
 
 def test_no_foreground_anywhere_is_a_collapse_that_names_the_remedy(tmp_path, monkeypatch):
     predicted(monkeypatch, np.zeros((6, 8, 8), np.uint8))
-    with pytest.raises(CollapsedError, match="no foreground.*annotate"):
+    options = PseudoOptions(start="first")
+    with pytest.raises(CollapsedError, match="Train run 'first' longer, or annotate"):
+        write_pseudo_labels(PROJECT, None, [case_on(tmp_path, Geometry((8, 8, 6)))], tmp_path / "f", options)
+    with pytest.raises(CollapsedError, match="no foreground.*first stage longer.*annotate"):
         write_pseudo_labels(PROJECT, None, [case_on(tmp_path, Geometry((8, 8, 6)))], tmp_path / "r", PseudoOptions())
     assert not (tmp_path / "r" / "summary.json").exists()
 

@@ -14,7 +14,7 @@ from MedSSLLib.events import Events
 from MedSSLLib.finetune import run_finetune
 from MedSSLLib.predict import PredictOptions, load_model, predict_case
 from MedSSLLib.project import Project
-from MedSSLLib.selfoptions import self_train_options
+from MedSSLLib.selfoptions import SelfTrainConfig, self_train_options
 from Testing.lib.core_helpers import loud, tiny_config, tiny_project
 
 SHAPE = (8, 16, 16)
@@ -192,6 +192,11 @@ def test_a_model_without_foreground_stops_the_run_and_is_not_kept(project, monke
     with pytest.raises(GuardError, match="no foreground"):
         selftrain.run_selftrain(project, settings(name="nothing"), Events())
     assert not (project.run_folder("nothing") / "weights.safetensors").exists()
+
+
+def test_a_collapse_is_put_down_to_the_run_started_from():
+    job = selftrain._Job(None, None, SelfTrainConfig(start="first"), None, None)
+    assert job.pseudo.start == "first"
 
 
 def test_when_the_filter_leaves_nothing_the_first_model_is_kept(project):

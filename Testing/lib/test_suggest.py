@@ -152,6 +152,19 @@ def test_one_case_is_enough(tmp_path, make_volume):
     assert [item.index for item in suggest(project, budget=3)[0]] == [2, 4, 6], "the first and last show noise alone"
 
 
+def test_where_only_empty_slices_are_left_it_says_so(tmp_path, make_volume):
+    io.write_image(tmp_path / "images" / "only.nii.gz", make_volume())
+    project = Project.create(tmp_path / "project", tmp_path / "images")
+    (case,) = project.cases
+    geometry = io.read_header(case.images[0])
+    io.write_image(tmp_path / "label.nii.gz", Volume(np.ones(geometry.shape, np.uint8), geometry))
+    project.set_label("only", tmp_path / "label.nii.gz")
+    axis = slice_axis(geometry)
+    project.set_annotated("only", Annotated.of([(axis, range(1, geometry.size[axis]))]))
+    with pytest.raises(InputError, match="no slice is left"):
+        suggest(project)
+
+
 def test_refusals_say_what_to_do(runs):
     for run, options, words in (
         (None, {"strategy": "coverage"}, "needs a trained run"),
@@ -163,7 +176,7 @@ def test_refusals_say_what_to_do(runs):
             suggest(runs, run, **options)
     for case in runs.pool:
         runs.set_label(case.name, case.label)
-    with pytest.raises(InputError, match="no slice is left"):
+    with pytest.raises(InputError, match=r"labelled already[\s\S]*Add unlabelled cases"):
         suggest(runs)
 
 

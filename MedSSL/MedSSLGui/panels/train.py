@@ -171,9 +171,10 @@ class TrainPanel(Panel):
         config = config.get("config", config)
         dice = (run["metrics"] or {}).get("dice")
         dice = dice.get("mean") if isinstance(dice, dict) else dice
+        start = (config.get("options") or {}).get("start") or config.get("init", "none")
         state = _("done") if run["finished"] else (_("can be resumed") if run["resumable"] else _("unfinished"))
         return [run["name"], config.get("method", "") if config.get("command") == "pretrain" else config.get("command", ""),
-                _("random") if config.get("init", "none") == "none" else str(config["init"]), run["problem"] or state, f"{dice:.3f}" if isinstance(dice, float) else ""]
+                _("random") if start == "none" else str(start), run["problem"] or state, f"{dice:.3f}" if isinstance(dice, float) else ""]
 
     def refresh(self):
         starts = [(_("Random weights"), "none")]

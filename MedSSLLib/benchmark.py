@@ -8,8 +8,6 @@ without it) for what comes on top. Rows that the result file holds are not run a
 
 from __future__ import annotations
 
-import os
-import platform
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -17,13 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
-from MedSSLLib import io
+from MedSSLLib import __version__, io
+from MedSSLLib.benchmark_records import BASELINE, on_base, read_results, require_same_labels, same, write_results
 from MedSSLLib.config import Preset, RunConfig
 from MedSSLLib.demo import relayed
+from MedSSLLib.device import resolve_device, training_precision
 from MedSSLLib.errors import InputError
-from MedSSLLib.evaluate import bootstrap_interval, evaluate_pairs
+from MedSSLLib.evaluate import evaluate_pairs
 from MedSSLLib.events import Events
 from MedSSLLib.files import read_json, write_json
 from MedSSLLib.finetune import run_finetune
@@ -31,7 +29,7 @@ from MedSSLLib.methods import METHODS
 from MedSSLLib.predict import PredictOptions, run_predict
 from MedSSLLib.pretrain import run_pretrain
 from MedSSLLib.project import Project
-from MedSSLLib.runfolder import WEIGHTS, versions
+from MedSSLLib.runfolder import WEIGHTS, read_config
 from MedSSLLib.selftrain import run_selftrain
 
 Settings = Mapping[str, str]
@@ -47,8 +45,6 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 """Ablations: the method and its settings."""
 ON_TOP: dict[str, dict[str, Any]] = {"mean-teacher": {"semi": "mean-teacher"}, "mixup": {"mixup": 0.2}, "selftrain": {}}
-BASELINE = "random"
-FORMAT_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -57,7 +53,7 @@ class Protocol:
 
     Attributes:
         rows: in the grammar above.
-        steps, minutes: length of every fine-tuning and self-training; one of them.
+        steps, minutes: length of every fine-tuning, and again of every self-training after it; one of them.
         pretrain_steps, pretrain_minutes: length of every pre-training; one of them.
         preset, seed, device: as in RunConfig.
         settings, pretrain_settings, selftrain_settings: further settings of each kind of run.
@@ -96,6 +92,13 @@ class Protocol:
         return RunConfig.build(command, preset=self.preset, method=method, overrides=overrides)
 
 
+    @property
+    def precision(self) -> str:
+        """The number format that training takes on this computer (one for each kind of run where they differ)."""
+        configs = [self.config(command, "") for command in ("pretrain", "finetune", "selftrain")]
+        return ",".join(dict.fromkeys(training_precision(c.precision, resolve_device(c.device)) for c in configs))
+
+
 def parse_row(row: str) -> tuple[str, bool, str]:
     """The encoder of a row, whether it is frozen, and what comes on top ('' for nothing).
 
@@ -127,12 +130,14 @@ def run_labels(
         events: where progress goes.
 
     Raises:
-        InputError: no test case has a label, or a result file of other data.
+        InputError: no test case has a label, or a result file or runs of other data or settings.
         CancelledError: stopped by the user; run it again to go on.
     """
     if not any(case.label for case in project.test):
         raise InputError("no test case has a label", file=project.folder, remedy="Choose test cases with a label")
-    records = _known_records(results, project.name)
+    facts = vars(protocol) | {"precision": protocol.precision}
+    settings, records = read_results(results, project.name, facts)
+    require_same_labels(results, records, choices)
     todo = [(count, number, labelled, row) for count, some in choices.items() for number, labelled in enumerate(some)
             for row in protocol.rows]  # fmt: skip
     events.emit("start", command="benchmark", rows=list(protocol.rows), runs=len(todo), folder=str(results.parent))
@@ -142,44 +147,9 @@ def run_labels(
             records.append(_score(project, protocol, row, one, events))
             events.emit("metric", stage="benchmark", row=row, labelled=len(labelled), choice=number,
                         dice=records[-1]["summary"]["dice"])  # fmt: skip
-        _write(results, project.name, protocol, choices, records)
+        write_results(results, project.name, settings, records, protocol.rows)
         events.progress("benchmark", done, len(todo))
     return read_json(results)
-
-
-def same(record: Mapping[str, Any], row: str, count: str, choice: int) -> bool:
-    """Whether a record is of this row, number of labels and choice."""
-    return (record["row"], record["count"], record["choice"]) == (row, count, choice)
-
-
-def with_counts(content: dict[str, Any]) -> list[dict[str, Any]]:
-    """The records of a result file, each with its ``count``, which early files have in their settings only."""
-    count = str(content.get("settings", {}).get("count", ""))
-    return [{"count": count or str(len(record["labelled"])), **record} for record in content["records"]]
-
-
-def _known_records(results: Path, data: str) -> list[dict[str, Any]]:
-    if not results.exists():
-        return []
-    content = read_json(results, newest_version=FORMAT_VERSION)
-    if content.get("bench") != "protocol" or content.get("data") != data:
-        raise InputError(f"holds results of {content.get('data')!r}, not of {data!r}", file=results,
-                         remedy="Choose another --out")
-    return with_counts(content)
-
-
-def _write(
-    results: Path, data: str, protocol: Protocol, choices: Mapping[str, Sequence[Any]], records: list[dict[str, Any]]
-) -> None:
-    settings = {name: "" if value is None else str(value) for name, value in vars(protocol).items()}
-    settings |= {"rows": ",".join(protocol.rows), "count": ",".join(choices),
-                 "choices": str(max(map(len, choices.values()), default=0))}  # fmt: skip
-    write_json(results, {
-        "bench": "protocol", "format_version": FORMAT_VERSION, "data": data, "settings": settings,
-        "versions": versions(), "machine": {"processor": platform.machine(), "cores": os.cpu_count()},
-        "difference_to_random": {count: differences([r for r in records if r["count"] == count]) for count in choices},
-        "records": records,
-    })  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -189,6 +159,10 @@ class Choice:
     count: str
     number: int
     labelled: tuple[str, ...]
+
+    def run(self, row: str, tag: str) -> str:
+        """Name of the run of a row."""
+        return f"{row}-{self.count}-{self.number}-{tag}".replace("+", "-")
 
 
 def _score(project: Project, protocol: Protocol, row: str, choice: Choice, events: Events) -> dict[str, Any]:
@@ -201,10 +175,26 @@ def _score(project: Project, protocol: Protocol, row: str, choice: Choice, event
     with relayed(events, name) as inner:
         run_predict(project, name, out, inner, cases=test, options=PredictOptions(device=protocol.device))
     scored = score_test_cases(project, out, protocol.tolerance)
-    training = read_json(project.run_folder(name) / "metrics.json")
     return {"row": row, "count": choice.count, "choice": choice.number, "labelled": list(choice.labelled), "run": name,
-            **scored, "steps": training.get("steps"), "training_s": training.get("seconds"),
-            "command_s": trained}  # fmt: skip
+            **scored, **_lengths(project, protocol, row, choice), "command_s": trained, "medssl": __version__,
+            "precision": protocol.precision}  # fmt: skip
+
+
+def _lengths(project: Project, protocol: Protocol, row: str, choice: Choice) -> dict[str, Any]:
+    """Steps and seconds of training with labels, all runs of the row together, and seconds of pre-training apart."""
+    encoder, _, on_top = parse_row(row)
+    found = _length(project, choice.run(row, protocol.tag))
+    if on_top == "selftrain":
+        found |= on_base(found, _length(project, choice.run(row.partition("+")[0], protocol.tag)))
+    if encoder != BASELINE:
+        found["pretraining_s"] = _length(project, f"{encoder}-{protocol.tag}")["training_s"]
+    return found
+
+
+def _length(project: Project, name: str) -> dict[str, Any]:
+    path = project.run_folder(name) / "metrics.json"
+    figures = read_json(path) if path.exists() else {}  # a run that was only gone on from may have been removed
+    return {"steps": figures.get("steps"), "training_s": figures.get("seconds")}
 
 
 def score_test_cases(project: Project, predictions: Path, tolerance: float) -> dict[str, Any]:
@@ -216,7 +206,8 @@ def score_test_cases(project: Project, predictions: Path, tolerance: float) -> d
         tolerance: of surface Dice, mm.
 
     Returns:
-        ``summary``, ``per_class``, ``dice`` and ``hd95_mm`` of a record.
+        ``summary``, ``per_class``, ``dice``, ``hd95_mm`` and ``missed`` of a record, and ``patients`` (case to
+        patient) where the project knows them.
     """
     test = {case.name: case for case in project.test if case.label}
     found = {io.case_name(path): path for path in io.find_images(predictions)}
@@ -227,74 +218,78 @@ def score_test_cases(project: Project, predictions: Path, tolerance: float) -> d
     )  # fmt: skip
     write_json(predictions / "metrics.json", metrics)
     means = metrics["summary"]
+    patients = {case: test[case].patient for case in metrics["cases"] if test[case].patient != case}
     return {"summary": {key: value["mean"] for key, value in means.items()}, "per_class": means["dice"]["per_class"],
-            "dice": means["dice"]["per_case"], "hd95_mm": means["hd95_mm"]["per_case"]}  # fmt: skip
+            "dice": means["dice"]["per_case"], "hd95_mm": means["hd95_mm"]["per_case"], "missed": metrics["missed"],
+            **({"patients": patients} if patients else {})}  # fmt: skip
 
 
 def _train(project: Project, protocol: Protocol, row: str, choice: Choice, events: Events) -> str:
     """Train the row on the choice unless that was done; returns the run's name."""
     encoder, frozen, on_top = parse_row(row)
-    name = f"{row}-{choice.count}-{choice.number}-{protocol.tag}".replace("+", "-")
-    if _finished(project, name):
-        return name
+    name, base = choice.run(row, protocol.tag), row.partition("+")[0]
     if on_top == "selftrain":
-        start = _train(project, protocol, row.partition("+")[0], choice, events)
         config = protocol.config("selftrain", name, method="local-contrast", labelled=choice.labelled,
-                                 options__start=start)  # fmt: skip
-        _run(run_selftrain, project, config, events)
+                                 options__start=choice.run(base, protocol.tag))  # fmt: skip
+        if not _finished(project, config):
+            _train(project, protocol, base, choice, events)
+            _run(run_selftrain, project, config, events)
         return name
-    extra = ON_TOP.get(on_top, {})
+    extra = dict(ON_TOP.get(on_top, {}))
     if encoder != BASELINE:
-        extra = extra | {"init": _pretrain(project, protocol, encoder, events), "freeze_encoder": frozen}
-    _run(run_finetune, project, protocol.config("finetune", name, labelled=choice.labelled, **extra), events)
+        extra |= {"init": f"{encoder}-{protocol.tag}", "freeze_encoder": frozen}
+    config = protocol.config("finetune", name, labelled=choice.labelled, **extra)
+    if not _finished(project, config):
+        if encoder != BASELINE:
+            _pretrain(project, protocol, encoder, events)
+        _run(run_finetune, project, config, events)
     return name
 
 
-def _pretrain(project: Project, protocol: Protocol, encoder: str, events: Events) -> str:
-    """Pre-train the encoder unless that was done; returns the run's name. One encoder serves all choices."""
-    name = f"{encoder}-{protocol.tag}"
+def _pretrain(project: Project, protocol: Protocol, encoder: str, events: Events) -> None:
+    """Pre-train the encoder unless that was done. One encoder serves all choices."""
     method, settings = VARIANTS.get(encoder, (encoder, {}))
-    if not _finished(project, name):
-        _run(run_pretrain, project, protocol.config("pretrain", name, method=method, **settings), events)
-    return name
+    config = protocol.config("pretrain", f"{encoder}-{protocol.tag}", method=method, **settings)
+    if not _finished(project, config):
+        _run(run_pretrain, project, config, events)
 
 
-def _finished(project: Project, name: str) -> bool:
-    return (project.run_folder(name) / WEIGHTS).exists()
+def _finished(project: Project, config: RunConfig) -> bool:
+    """Whether the run is done.
+
+    Raises:
+        InputError: the run of that name, done or begun, has other settings.
+    """
+    folder = project.run_folder(config.name)
+    done = (folder / WEIGHTS).exists()
+    if (done or _has_checkpoint(folder)) and (folder / "config.json").exists():
+        theirs, ours = _decisive(read_config(folder)), _decisive(config)
+        differing = [f"{key} {theirs[key]} there, {ours[key]} here" for key in ours if theirs[key] != ours[key]]
+        if differing:
+            raise InputError(f"run {config.name!r} has other settings: {'; '.join(differing)}", file=folder,
+                             remedy="Choose another --out, and another --tag where there is one")
+    return done
+
+
+def _decisive(config: RunConfig) -> dict[str, str]:
+    """What a run must have in common with the one that is asked for."""
+    training = config.training
+    length = f"{training.minutes} minutes" if training.minutes else f"{training.steps} steps"
+    labelled = "all" if config.labelled is None else ",".join(sorted(config.labelled))
+    return {"length": length, "preset": config.preset, "seed": str(config.seed), "labelled": labelled}
+
+
+def _has_checkpoint(folder: Path) -> bool:
+    return any((folder / "checkpoint").glob("*.safetensors"))
 
 
 def _run(worker: Callable[[Project, RunConfig, Events], Path], project: Project, config: RunConfig,
          events: Events) -> None:  # fmt: skip
     """Start a run, or go on with one that was stopped; one that left no checkpoint is started anew."""
     folder = project.run_folder(config.name)
-    if any((folder / "checkpoint").glob("*.safetensors")):
+    if _has_checkpoint(folder):
         config = config.override({"resume": True})
     elif folder.exists():
         shutil.rmtree(folder)
     with relayed(events, config.name) as inner:
         worker(project, config, inner)
-
-
-def differences(records: Sequence[Mapping[str, Any]], level: float = 0.95) -> dict[str, dict[str, Any]]:
-    """Paired difference of every row to ``random`` over cases x choices; records of one number of labels."""
-    rows = dict.fromkeys(record["row"] for record in records)
-    found = {row: difference(records, row, BASELINE, level) for row in rows if row != BASELINE}
-    return {row: value for row, value in found.items() if value}
-
-
-def difference(records: Sequence[Mapping[str, Any]], row: str, other: str, level: float = 0.95) -> dict[str, Any]:
-    """Mean paired difference in Dice of two rows with its bootstrap interval; {} where no choice has both."""
-    by_key = {(record["row"], record["choice"]): record["dice"] for record in records}
-    choices = [c for r, c in by_key if r == row and (other, c) in by_key]
-    if not choices:
-        return {}
-    cases = sorted(set.union(*(set(by_key[row, c]) for c in choices)))
-    table = np.array([[_less(by_key[row, c].get(n), by_key[other, c].get(n)) for n in cases] for c in choices])
-    if np.isnan(table).all():
-        return {}
-    mean, low, high = bootstrap_interval(table, level=level)
-    return {"mean": mean, "low": low, "high": high, "choices": choices}
-
-
-def _less(value: float | None, other: float | None) -> float:
-    return float("nan") if value is None or other is None else value - other

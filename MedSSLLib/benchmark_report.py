@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from MedSSLLib.benchmark import BASELINE, difference
+from MedSSLLib.benchmark_records import BASELINE, difference
 from MedSSLLib.benchmark_tables import (
     HEAD,
+    NOTES,
     SHOWN,
     Study,
     case_rows,
@@ -56,13 +57,14 @@ def write_tables(studies: Sequence[Study], out: Path, project: Project | None = 
         _add_training(page, project, studies)
     add_environment(page, studies[0].versions)
     page.section("Limits")
-    page.bullets([*_limits(studies), *RESEARCH])
+    page.bullets([*NOTES, *_limits(studies), *RESEARCH])
     return [*written, page.write(out / "report.html", footer())]
 
 
 def _lead(studies: Sequence[Study]) -> str:
     names = ", ".join(dict.fromkeys(study.data for study in studies))
-    return f"Ways of training compared on {names}: the same labels, the same length, test cases that no run has seen."
+    return (f"Ways of training compared on {names}: the same labels, test cases that no run has seen, the same length "
+            "of every run. Pre-training comes before that; +selftrain goes on from its row for as long again.")
 
 
 def _add_study(page: Page, study: Study, figures: Path, prefix: str) -> list[Path]:
@@ -74,7 +76,7 @@ def _add_study(page: Page, study: Study, figures: Path, prefix: str) -> list[Pat
                    caption=f"{study.volumes(count)} labelled")  # fmt: skip
     names = dict.fromkeys(row for count in study.counts for row in study.rows(count))
     lines = {
-        row: {study.volumes(c): dice_interval(study.of(c, row)) for c in study.counts if study.of(c, row)}
+        row: {study.volumes(c): dice_interval(study.compared(c, row)) for c in study.counts if study.of(c, row)}
         for row in names
     }
     drawn = {f"{prefix}-labels": (dice_against_labels(lines), "Mean Dice against labelled volumes, 95 % interval.")}
@@ -99,7 +101,7 @@ def _file_name(text: str) -> str:
 
 def _pair(study: Study, count: str) -> tuple[str, dict[str, float | None], dict[str, float | None]] | None:
     """The row that gains most over random, and every case's mean Dice under both, over the choices that both have."""
-    gaps = {row: difference(study.of(count), row, BASELINE) for row in study.rows(count) if row != BASELINE}
+    gaps = {row: difference(study.compared(count), row, BASELINE) for row in study.rows(count) if row != BASELINE}
     gaps = {row: gap for row, gap in gaps.items() if gap}
     if not gaps:
         return None

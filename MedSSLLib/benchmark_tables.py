@@ -11,15 +11,17 @@ from typing import Any
 
 import numpy as np
 
-from MedSSLLib.benchmark import BASELINE, FORMAT_VERSION, difference, with_counts
+from MedSSLLib.benchmark_records import BASELINE, FORMAT_VERSION, by_patient, complete_records, difference, given
 from MedSSLLib.errors import InputError
 from MedSSLLib.evaluate import bootstrap_interval
 from MedSSLLib.files import read_json
 
 _NOT_COMPARED = ("count", "choices", "rows", "tag")  # settings that may differ between files set side by side
-HEAD = ("data", "labelled", "row", "choices", "cases", "dice", "dice_low", "dice_high", "hd95_mm", "surface_dice",
-         "against_random", "random_low", "random_high", "against_base", "base_low", "base_high", "steps",
-         "training_s")  # fmt: skip
+LEAST_CHOICES = 3  # of labelled volumes, for a recommendation; not from the paper
+LONGER = 1.05  # so many times the baseline's length is longer: a time limit is not kept to the second
+HEAD = ("data", "labelled", "row", "choices", "cases", "dice", "dice_low", "dice_high", "hd95_mm", "missed",
+         "surface_dice", "against_random", "random_low", "random_high", "against_base", "base_low", "base_high",
+         "steps", "training_s", "pretraining_s")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,16 @@ class Study:
         """Records of one number of labels, and of one row."""
         return [r for r in self.records if r["count"] == count and row in ("", r["row"])]
 
+    def common(self, count: str) -> set[int]:
+        """Choices of labelled volumes that every row has."""
+        by_row = [{record["choice"] for record in self.of(count, row)} for row in self.rows(count)]
+        return set.intersection(*by_row)
+
+    def compared(self, count: str, row: str = "") -> list[Mapping[str, Any]]:
+        """As `of`, over the choices that every row has, so that rows can be compared; where there is none, all."""
+        records, common = self.of(count, row), self.common(count)
+        return [record for record in records if record["choice"] in common] if common else records
+
     def volumes(self, count: str) -> int:
         """How many volumes were labelled."""
         return max(len(record["labelled"]) for record in self.of(count))
@@ -54,14 +66,10 @@ class Study:
         """The length of every training, in words."""
         parts = []
         for prefix, name in (("", "training"), ("pretrain_", "pre-training")):
-            steps, minutes = (self.settings.get(f"{prefix}{unit}") for unit in ("steps", "minutes"))
-            given = f"{steps} steps" if _set(steps) else f"{minutes} min" if _set(minutes) else ""
-            parts += [f"{name} {given}"] if given else []
+            steps, minutes = (given(self.settings, f"{prefix}{unit}") for unit in ("steps", "minutes"))
+            length = f"{steps} steps" if steps else f"{minutes} min" if minutes else ""
+            parts += [f"{name} {length}"] if length else []
         return ", ".join(parts)
-
-
-def _set(value: str | None) -> bool:
-    return value not in (None, "", "None")
 
 
 def load_studies(files: Sequence[Path]) -> list[Study]:
@@ -80,7 +88,7 @@ def load_studies(files: Sequence[Path]) -> list[Study]:
         key = (content["data"], *sorted(fixed.items()))
         known = found[key].records if key in found else ()
         records = {(r["row"], r["count"], r["choice"]): r for r in known}
-        for record in with_counts(content):
+        for record in complete_records(content):
             same = records.setdefault((record["row"], record["count"], record["choice"]), record)
             if same["dice"] != record["dice"]:
                 raise InputError(f"holds {record['row']!r} with other values than a file before it", file=file,
@@ -95,10 +103,10 @@ def base_of(row: str) -> str:
 
 
 def dice_interval(records: Sequence[Mapping[str, Any]]) -> tuple[float, float, float]:
-    """Mean Dice over cases and choices with its 95 % bootstrap interval."""
+    """Mean Dice over patients and choices with its 95 % bootstrap interval."""
     cases = sorted(set().union(*(record["dice"] for record in records)))
     table = [[np.nan if r["dice"].get(n) is None else r["dice"][n] for n in cases] for r in records]
-    return bootstrap_interval(np.array(table, float))
+    return bootstrap_interval(by_patient(np.array(table, float), cases, records))
 
 
 def table_rows(studies: Iterable[Study]) -> list[dict[str, Any]]:
@@ -107,17 +115,19 @@ def table_rows(studies: Iterable[Study]) -> list[dict[str, Any]]:
 
 
 def table_row(study: Study, count: str, row: str) -> dict[str, Any]:
-    records = study.of(count, row)
+    records = study.compared(count, row)
     values: dict[str, Any] = dict.fromkeys(HEAD)
     values |= {"data": study.data, "labelled": study.volumes(count), "row": row, "choices": len(records),
                "cases": len(records[0]["dice"])}  # fmt: skip
     values |= dict(zip(("dice", "dice_low", "dice_high"), dice_interval(records), strict=True))
     for key in ("hd95_mm", "surface_dice"):
         values[key] = mean_of(record["summary"].get(key) for record in records)
-    for key in ("steps", "training_s"):
+    for key in ("steps", "training_s", "pretraining_s"):
         values[key] = mean_of(record.get(key) for record in records)
+    missed = [record.get("missed") for record in records]
+    values["missed"] = None if None in missed else sum(missed)
     for name, prefix, other in (("against_random", "random", BASELINE), ("against_base", "base", base_of(row))):
-        gap = difference(study.of(count), row, other) if other and row != other else {}
+        gap = difference(study.compared(count), row, other) if other and row != other else {}
         values |= {name: gap.get("mean"), f"{prefix}_low": gap.get("low"), f"{prefix}_high": gap.get("high")}
     return values
 
@@ -151,14 +161,24 @@ def shown(row: Mapping[str, Any]) -> list[str]:
         row["row"], _with_interval(row, "dice", "dice_low", "dice_high"),
         _with_interval(row, "against_random", "random_low", "random_high", signed=True),
         _with_interval(row, "against_base", "base_low", "base_high", signed=True),
-        _number(row["hd95_mm"], 1), _number(row["surface_dice"], 3), str(row["choices"]), str(row["cases"]),
-        _number(row["steps"], 0), _number(row["training_s"], 0),
+        _number(row["hd95_mm"], 1) + ("" if row["missed"] is None else f" ({row['missed']} missed)"),
+        _number(row["surface_dice"], 3), str(row["choices"]), str(row["cases"]), _number(row["steps"], 0),
+        _number(row["training_s"], 0), _number(row["pretraining_s"], 0),
     ]  # fmt: skip
 
 
 SHOWN = ("method", "Dice", "against random", "against its base", "HD95, mm", "surface Dice", "choices", "cases",
-         "steps", "training, s")  # fmt: skip
+         "steps", "training, s", "pre-training, s")  # fmt: skip
 """The columns of :func:`shown`; values with an interval have it in brackets."""
+NOTES = (
+    "Means are over the choices of labelled volumes that every row of a table has. Intervals: 95 %, bootstrap over "
+    "choices and test patients (test cases, where patients are not known); the cases of a patient are averaged first.",
+    "HD95 leaves out a structure that a prediction lacks, as its distance is undefined; in brackets, how many were "
+    "missed, over cases and choices.",
+    "Steps and training: all runs of a row but pre-training. With +selftrain they are those of the row it goes on from "
+    "and of self-training, which takes the same length again.",
+)
+"""What the tables hold, in words."""
 
 
 def _number(value: float | None, digits: int, sign: str = "") -> str:
@@ -181,25 +201,44 @@ def recommendations(study: Study) -> list[str]:
 
 
 def _recommendation(study: Study, count: str) -> str:
-    rows, volumes = study.rows(count), study.volumes(count)
-    means = {row: dice_interval(study.of(count, row))[0] for row in rows}
+    rows, volumes, records = study.rows(count), study.volumes(count), study.compared(count)
     labels = f"With {volumes} labelled volume{'s' if volumes != 1 else ''}"
+    if not study.common(count):
+        return f"{labels}: nothing to compare, as no choice of labelled volumes was scored with every row."
     others = [row for row in rows if row != BASELINE]
-    gaps = {row: difference(study.of(count), row, BASELINE, 1 - 0.05 / len(others)) for row in others}
+    gaps = {row: difference(records, row, BASELINE, 1 - 0.05 / len(others)) for row in others}
     gaps = {row: gap for row, gap in gaps.items() if gap}
     if not gaps:
+        means = {row: dice_interval(study.compared(count, row))[0] for row in rows}
         return f"{labels}: nothing to compare ({', '.join(f'{row} {mean:.3f}' for row, mean in means.items())})."
     best = max(gaps, key=lambda row: gaps[row]["mean"])
-    gap, choices = gaps[best], len(gaps[best]["choices"])
-    evidence = f"{gap['mean']:+.3f} Dice against random, {100 - 5 / len(others):.3g} % interval {gap['low']:+.3f} to "
-    evidence += f"{gap['high']:+.3f}, over {choices} choice{'s' if choices != 1 else ''} of labelled volumes"
-    if choices == 1:
-        evidence += ", so that it says nothing about other choices"
+    return f"{labels}: {_verdict(best, gaps[best], 1 - 0.05 / len(others))}{_longer(study, count, best)}"
+
+
+def _verdict(best: str, gap: Mapping[str, Any], level: float) -> str:
+    """What to do, and the evidence."""
+    choices = f"{len(gap['choices'])} choice{'s' if len(gap['choices']) != 1 else ''} of labelled volumes"
+    evidence = f"{gap['mean']:+.3f} Dice against random, {100 * level:.3g} % interval {gap['low']:+.3f} to "
+    evidence += f"{gap['high']:+.3f}, over {choices}"
+    if len(gap["choices"]) < LEAST_CHOICES:
+        return (f"no recommendation, which takes {LEAST_CHOICES} choices of labelled volumes; the best beside random "
+                f"is {best} ({evidence}), where the interval speaks of test cases only, not of other choices.")
     if gap["low"] > 0:
-        return f"{labels}: take {best} ({evidence})."
+        return f"take {best} ({evidence})."
     if gap["high"] < 0:
-        return f"{labels}: stay with random; the best other, {best}, is worse ({evidence})."
-    return f"{labels}: no difference shown; the best beside random is {best} ({evidence}). Random is the simplest."
+        return f"stay with random; the best other, {best}, is worse ({evidence})."
+    return f"no difference shown; the best beside random is {best} ({evidence}). Random is the simplest."
+
+
+def _longer(study: Study, count: str, row: str) -> str:
+    """The caveat of a row that trained longer than the baseline, by time where time was the limit, else by steps."""
+    timed = given(study.settings, "minutes")
+    key, unit = ("training_s", "s") if timed else ("steps", "steps")
+    own, base = (mean_of(record.get(key) for record in study.compared(count, name)) for name in (row, BASELINE))
+    if own is None or base is None or own <= LONGER * base:
+        return ""
+    return (f" {row} trained longer than random, {own:.0f} {unit} against {base:.0f}: part of a gain may come from the "
+            "length.")
 
 
 def markdown(studies: Sequence[Study]) -> str:
@@ -212,6 +251,5 @@ def markdown(studies: Sequence[Study]) -> str:
             lines = [f"| {' | '.join(row)} |" for row in (SHOWN, ["---"] * len(SHOWN), *rows)]
             parts += [f"### {study.volumes(count)} labelled", "\n".join(lines)]
         parts += ["\n".join(f"- {text}" for text in recommendations(study))]
-    parts.append("Dice: mean over cases and choices of labelled volumes of the mean over classes; intervals: 95 %, "
-                 "bootstrap over cases and choices.")  # fmt: skip
+    parts += NOTES
     return "\n\n".join(parts) + "\n"

@@ -36,9 +36,10 @@ def evaluate_folder(
         annotated: annotated slices of sparsely labelled references; cases not named count fully.
 
     Returns:
-        The content of ``metrics.json``: ``cases``, ``summary``, ``tolerance_mm``, ``missing`` (references
-        without prediction), ``extra`` (predictions without reference) and ``errors`` (case -> why it was not
-        scored); ``quality`` where the predictions have a ``quality.json`` (see :func:`~MedSSLLib.quality.compared`);
+        The content of ``metrics.json``: ``cases``, ``summary``, ``tolerance_mm``, ``missed`` (how many times a
+        prediction lacks a class of its reference; no distance holds those), ``missing`` (references without
+        prediction), ``extra`` (predictions without reference) and ``errors`` (case -> why it was not scored);
+        ``quality`` where the predictions have a ``quality.json`` (see :func:`~MedSSLLib.quality.compared`);
         ``calibration`` where they have probabilities and `classes` is given (see :mod:`MedSSLLib.calibration`).
 
     Raises:
@@ -102,6 +103,7 @@ def evaluate_pairs(
         "tolerance_mm": tolerance_mm,
         "cases": completed,
         "summary": summarise(completed),
+        "missed": sum(_missed(record) for records in completed.values() for record in records.values()),
         "missing": [],
         "extra": [],
         "errors": failed,
@@ -151,6 +153,10 @@ def _completed(cases: Mapping[str, CaseMetrics]) -> dict[str, CaseMetrics]:
     return {case: {name: records.get(name, dict(absent)) for name in names} for case, records in cases.items()}
 
 
+def _missed(record: Record) -> bool:
+    return bool(record["reference_ml"]) and not record["volume_ml"]
+
+
 def summarise(cases: Mapping[str, CaseMetrics]) -> dict[str, dict[str, Any]]:
     """Summary per metric over ``{case: {class: {metric: value}}}``.
 
@@ -176,6 +182,20 @@ def _summary(cases: Mapping[str, CaseMetrics], metric: str) -> dict[str, Any]:
 def _mean(values: Iterable[float | None]) -> float | None:
     defined = [value for value in values if value is not None]
     return sum(defined) / len(defined) if defined else None
+
+
+def averaged_within(values: np.ndarray, groups: Sequence[str]) -> np.ndarray:
+    """Values ``[choices, cases]`` averaged over the cases of a group (a patient): ``[choices, groups]``.
+
+    ``groups`` has one name a case. Undefined values (NaN) are left out; a group without any stays undefined.
+    """
+    values = np.atleast_2d(np.asarray(values, dtype=np.float64))
+    names = list(dict.fromkeys(groups))
+    member = np.array([[group == name for name in names] for group in groups], dtype=np.float64)
+    defined = ~np.isnan(values)
+    weight = defined @ member
+    total = np.where(defined, values, 0.0) @ member
+    return np.divide(total, weight, out=np.full_like(total, np.nan), where=weight > 0)
 
 
 def bootstrap_interval(

@@ -87,13 +87,18 @@ def _lead(project: Project, settings: Mapping[str, Any]) -> str:
     return f"{kind} ({settings.get('method')}, preset {settings.get('preset')}) {origin} on {len(project.pool)} scans."
 
 
+def _leaving_out(scored: Scored) -> str:
+    missed = scored.metrics["missed"]
+    return f"mean over cases, {missed} missed structures left out" if missed else "mean over cases"
+
+
 def _cards(project: Project, facts: Mapping[str, Any], scored: Scored | None) -> list[tuple[str, str, str]]:
     cards = []
     if scored is not None:
         summaries = scored.metrics["summary"]
-        mean, low, high = interval(scored.per_case)
-        cards.append((_short(mean), "mean Dice", f"95 % interval {low:.3f} to {high:.3f}"))
-        cards.append((_short(summaries["hd95_mm"]["mean"], 1, " mm"), "95 % Hausdorff distance", "mean over cases"))
+        _, low, high = interval(scored.per_case, {case.name: case.patient for case in project.cases})
+        cards.append((_short(summaries["dice"]["mean"]), "mean Dice", f"95 % interval {low:.3f} to {high:.3f}"))
+        cards.append((_short(summaries["hd95_mm"]["mean"], 1, " mm"), "95 % Hausdorff distance", _leaving_out(scored)))
         tolerance = f"within {scored.metrics['tolerance_mm']:g} mm"
         cards.append((_short(summaries["surface_dice"]["mean"]), "surface Dice", tolerance))
         unseen = {case.name for case in project.test} >= set(scored.metrics["cases"])

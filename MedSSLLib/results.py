@@ -11,7 +11,7 @@ import numpy as np
 
 from MedSSLLib import io
 from MedSSLLib.errors import InputError, MedSSLError
-from MedSSLLib.evaluate import bootstrap_interval, evaluate_pairs
+from MedSSLLib.evaluate import averaged_within, bootstrap_interval, evaluate_pairs
 from MedSSLLib.figures import class_spread, paired_cases, volume_agreement
 from MedSSLLib.geometry import Volume
 from MedSSLLib.htmlpage import Cell, Page, number
@@ -66,9 +66,12 @@ def score_predictions(project: Project, predictions: Path, name: str, tolerance_
     return Scored(name, {case: found[case] for case in metrics["cases"]}, metrics)
 
 
-def interval(per_case: Mapping[str, float | None]) -> tuple[float, float, float]:
-    """Mean and 95 % bootstrap interval over cases; undefined cases are left out."""
-    return bootstrap_interval(np.array([np.nan if value is None else value for value in per_case.values()]))
+def interval(
+    per_case: Mapping[str, float | None], patients: Mapping[str, str] | None = None
+) -> tuple[float, float, float]:
+    """Mean and 95 % bootstrap interval over patients, their cases averaged first; undefined cases are left out."""
+    values = np.array([np.nan if value is None else value for value in per_case.values()])
+    return bootstrap_interval(averaged_within(values, [(patients or {}).get(case, case) for case in per_case]))
 
 
 def duration(seconds: float) -> str:

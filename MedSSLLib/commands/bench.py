@@ -119,8 +119,10 @@ COMMANDS = (
          "--minutes-per-run 10 --pretrain-minutes 30 --out heart-benchmark",
          "medssl benchmark tables --results a/results.json b/results.json --out both",
          "medssl benchmark speed --out speed"),
-        "Trains every method on the same labelled volumes for the same length, scores test cases, and says which one "
-        "to take, with its evidence. Takes hours; run it again to go on where it was stopped. No data are changed. "
+        "Trains every method on the same labelled volumes, scores test cases, and says which one to take, with its "
+        "evidence, from 3 choices of labelled volumes up. Every run has the same length: +selftrain goes on from the "
+        "row before it for as long again, pre-training comes before. Takes hours; run it again to go on where it was "
+        "stopped, or to add methods and counts; other settings need another --out. No data are changed. "
         "speed measures this computer, without data: what training, prediction and augmentation cost over the bare "
         "network and against MONAI, in some ten minutes.",
     ),

@@ -85,6 +85,8 @@ def print_metrics(result: Row) -> None:
         numbers = [_number(entry["mean"]), *(_number(entry["per_class"].get(label)) for label in classes)]
         cells.append((name.replace("_", " "), *numbers, str(entry["n"]), str(entry["undefined"])))
     print_table(("metric", "mean", *classes, "n", "undefined"), cells)
+    if result["missed"]:
+        print(f"{result['missed']} structures missed: in the reference, not in the prediction. No distance holds them.")
 
 
 def print_quality(quality: Row | None) -> None:

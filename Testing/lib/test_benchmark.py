@@ -11,41 +11,24 @@ import numpy as np
 import pytest
 
 from MedSSLLib import benchmark
-from MedSSLLib.benchmark import Protocol, differences, parse_row, run_labels
+from MedSSLLib.benchmark import Protocol, parse_row, run_labels
 from MedSSLLib.benchmark_data import open_data
+from MedSSLLib.benchmark_records import differences
 from MedSSLLib.benchmark_report import write_tables
 from MedSSLLib.benchmark_tables import load_studies, markdown, recommendations, table_rows
 from MedSSLLib.cli import main
 from MedSSLLib.errors import CancelledError, InputError
 from MedSSLLib.project import Project
+from Testing.lib.benchmark_helpers import TINY, make_folder, record, result_file, tiny_protocol
 from Testing.lib.core_helpers import loud, write_case
 
 ROOT = Path(__file__).parents[2]
-TINY = {"network.widths": "[4, 8]", "training.voxels": "512", "training.batch": "2"}
-
-
-def record(row, choice, dice, count="2"):
-    cases = {f"c{n}": value for n, value in enumerate(dice)}
-    return {"row": row, "count": count, "choice": choice, "labelled": ["x"] * int(count), "dice": cases,
-            "summary": {"dice": float(np.mean(dice)), "hd95_mm": 3.0, "surface_dice": None},
-            "steps": 10, "training_s": 2.0}  # fmt: skip
-
-
-def result_file(path, records, **changes):
-    content = {"bench": "protocol", "data": "heart", "settings": {"steps": "10"}, "versions": {"python": "3"},
-               "records": records, **changes}  # fmt: skip
-    path.write_text(json.dumps(content))
-    return path
 
 
 @pytest.fixture
 def folder(tmp_path):
     """Images and labels of eight cases, no splits."""
-    for index in range(8):
-        write_case(tmp_path / "data", f"case{index}", index, shape=(10, 12, 12))
-    (tmp_path / "data" / "imagesTr").rename(tmp_path / "data" / "images")
-    (tmp_path / "data" / "labelsTr").rename(tmp_path / "data" / "labels")
-    return tmp_path / "data"
+    return make_folder(tmp_path / "data")
 
 
 # ------------------------------------------------------------------------------------------------- rows and data
@@ -149,10 +132,6 @@ def test_the_command_runs_resumes_and_reports(folder, tmp_path, monkeypatch):
     assert main(words) == 0 and len(started) == 3, "nothing is run twice"
 
 
-def tiny_protocol(*rows, **changes):
-    return Protocol(rows, steps=2, pretrain_steps=2, device="cpu", settings=TINY, selftrain_settings=TINY, **changes)
-
-
 def test_a_stopped_run_is_taken_up_again_and_self_training_starts_from_its_row(folder, tmp_path, monkeypatch):
     project, choices = open_data(folder, tmp_path / "p", ("1",), 1, seed=0)
     events, _ = loud()
@@ -213,15 +192,20 @@ def study_of(tmp_path, records):
 def test_the_words_follow_the_interval(tmp_path):
     random = np.random.default_rng(1)
     base = random.uniform(0.5, 0.9, 20)
-    gain, noise = record("pgl", 0, base + 0.04 + random.normal(0, 0.01, 20)), random.normal(0, 0.05, 20)
+    gain, noise = base + 0.04 + random.normal(0, 0.01, 20), random.normal(0, 0.05, 20)
     noise -= noise.mean()
-    (text,) = recommendations(study_of(tmp_path, [record("random", 0, base), gain]))
-    assert re.match(r"With 2 labelled volumes: take pgl \(\+0\.04\d Dice against random, 95 % interval", text)
-    assert "nothing about other choices" in text
-    (text,) = recommendations(study_of(tmp_path, [record("random", 0, base), record("pgl", 0, base + noise)]))
-    assert "no difference shown" in text and "pgl" in text
-    (text,) = recommendations(study_of(tmp_path, [record("random", 0, base), record("pgl", 0, base - 0.1)]))
-    assert "stay with random" in text
+
+    def words(dice, choices=3):
+        rows = [record(row, c, values) for c in range(choices) for row, values in (("random", base), ("pgl", dice))]
+        return recommendations(study_of(tmp_path, rows))[0]
+
+    assert re.match(r"With 2 labelled volumes: take pgl \(\+0\.0[34]\d Dice against random, 95 % interval", words(gain))
+    assert "no difference shown" in words(base + noise) and "pgl" in words(base + noise)
+    assert "stay with random" in words(base - 0.1)
+    for dice in (gain, base - 0.1):
+        text = words(dice, choices=2)
+        assert "no recommendation, which takes 3 choices" in text and "of test cases only" in text
+        assert "take pgl" not in text and "stay with" not in text
     (text,) = recommendations(study_of(tmp_path, [record("pgl", 0, base)]))
     assert "nothing to compare" in text
 

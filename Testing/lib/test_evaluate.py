@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from MedSSLLib import io
+from MedSSLLib.commands.tables import print_metrics
 from MedSSLLib.errors import InputError
 from MedSSLLib.evaluate import bootstrap_interval, evaluate_folder, summarise
 from MedSSLLib.geometry import Geometry, Volume
@@ -217,6 +218,19 @@ def test_folder_gives_the_documented_file(tmp_path):
     assert set(result["summary"]) == set(METRICS)
     dice = result["summary"]["dice"]
     assert (dice["mean"], dice["n"], dice["undefined"], dice["per_class"]) == (1, 2, 2, {"1": 1, "7": 1})
+
+
+def test_structures_that_a_prediction_lacks_are_counted(tmp_path, capsys):
+    """Case a lacks one of two classes, b both; c has one that the reference has not."""
+    both = box((6, 7, 8), (1, 1, 1), (5, 5, 5)) + box((6, 7, 8), (1, 1, 1), (2, 5, 5))
+    one, nothing = np.where(both == 2, 0, both), np.zeros_like(both)
+    folder = folders(tmp_path, a=(one, both), b=(nothing, both), c=(both, one))
+    result = evaluate_folder(*folder, None, 2.0)
+    assert result["missed"] == 3
+    assert result["summary"]["hd95_mm"]["undefined"] == 4
+    print_metrics(result)
+    assert "3 structures missed: in the reference, not in the prediction" in capsys.readouterr().out
+    assert evaluate_folder(folder[1], folder[1], None, 2.0)["missed"] == 0
 
 
 @pytest.mark.parametrize(("axis", "millimetres"), [(0, 3.0), (1, 2.0), (2, 1.0)])

@@ -13,7 +13,7 @@ import psutil
 import pytest
 import torch
 
-from MedSSLLib import benchmark, benchmark_tables, bundle, judge, pretrain, pseudo, store, trainer
+from MedSSLLib import benchmark_records, benchmark_tables, bundle, judge, pretrain, pseudo, store, trainer
 from MedSSLLib.checkpoint import load_tensors, save_tensors
 from MedSSLLib.cli import main
 from MedSSLLib.copies import copied
@@ -50,7 +50,8 @@ READERS = {
     "quality": lambda p: judge.Judge(None, "r").write(newer(p / "quality.json", "medssl-quality").parent, {}),
     "pseudo-labels": lambda p: pseudo.write_pseudo_labels(
         None, None, (), newer(p / "summary.json").parent, pseudo.PseudoOptions()),
-    "benchmark": lambda p: benchmark._known_records(newer(p / "results.json", bench="protocol", data="d"), "d"),
+    "benchmark": lambda p: benchmark_records.read_results(
+        newer(p / "results.json", bench="protocol", data="d"), "d", {}),
     "benchmark table": lambda p: benchmark_tables.load_studies([newer(p / "results.json", bench="protocol")]),
     "suggestions": lambda p: read_json(newer(p / "s.json", "medssl-suggestions"), format_name="medssl-suggestions",
                                        newest_version=1),

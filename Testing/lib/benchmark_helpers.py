@@ -1,0 +1,64 @@
+"""Records and result files of the label-efficiency protocol, and a training that takes no time."""
+
+import json
+
+import numpy as np
+
+from MedSSLLib import benchmark
+from MedSSLLib.benchmark import Protocol
+from MedSSLLib.runfolder import FORMAT, FORMAT_VERSION
+from Testing.lib.core_helpers import write_case
+
+TINY = {"network.widths": "[4, 8]", "training.voxels": "512", "training.batch": "2"}
+
+
+def record(row, choice, dice, count="2"):
+    cases = {f"c{n}": value for n, value in enumerate(dice)}
+    return {"row": row, "count": count, "choice": choice, "labelled": ["x"] * int(count), "dice": cases,
+            "summary": {"dice": float(np.mean(dice)), "hd95_mm": 3.0, "surface_dice": None},
+            "steps": 10, "training_s": 2.0}  # fmt: skip
+
+
+def result_file(path, records, **changes):
+    content = {"bench": "protocol", "data": "heart", "settings": {"steps": "10"}, "versions": {"python": "3"},
+               "records": records, **changes}  # fmt: skip
+    path.write_text(json.dumps(content))
+    return path
+
+
+def make_folder(path):
+    """Images and labels of eight cases, no splits."""
+    for index in range(8):
+        write_case(path, f"case{index}", index, shape=(10, 12, 12))
+    (path / "imagesTr").rename(path / "images")
+    (path / "labelsTr").rename(path / "labels")
+    return path
+
+
+def tiny_protocol(*rows, **changes):
+    return Protocol(rows, steps=2, pretrain_steps=2, device="cpu", settings=TINY, selftrain_settings=TINY, **changes)
+
+
+def without_training(monkeypatch):
+    """Runs that only write what the benchmark reads of them, and perfect predictions; returns the list of runs."""
+    calls = []
+
+    def trained(project, config, events):
+        calls.append(config)
+        run = project.run_folder(config.name)
+        run.mkdir(parents=True)
+        content = {"format": FORMAT, "format_version": FORMAT_VERSION, "config": config.model_dump(mode="json")}
+        (run / "config.json").write_text(json.dumps(content))
+        (run / "weights.safetensors").touch()
+        steps = config.training.steps
+        (run / "metrics.json").write_text(json.dumps({"steps": steps, "seconds": steps / 4}))
+
+    def predicted(project, run, out, events, **_):
+        out.mkdir(parents=True, exist_ok=True)
+        for case in project.test:
+            (out / f"{case.name}.nii.gz").write_bytes(case.label.read_bytes())
+
+    for name in ("run_pretrain", "run_finetune", "run_selftrain"):
+        monkeypatch.setattr(benchmark, name, trained)
+    monkeypatch.setattr(benchmark, "run_predict", predicted)
+    return calls

@@ -90,16 +90,15 @@ def test_rows_are_added_to_files_that_lack_newer_settings(runs):
 def test_the_result_files_of_this_project_take_rows_of_the_same_settings(tmp_path):
     from MedSSLLib.benchmark_records import read_results
 
-    path = RESULTS / "hippocampus-1.json"
+    path = RESULTS / "cardiac-1-coarse.json"
     if not path.exists():
         pytest.skip("no result file is in this checkout")
-    sets = {"pretrain_settings": {"training.batch": "4", "training.voxels": "32768", "options.view_scale": "[0.6,1.0]"},
-            "selftrain_settings": {"options.rounds": "1"}}  # fmt: skip
-    protocol = Protocol(("pgl",), steps=250, pretrain_steps=400, tag="t1", **sets)
-    _, records = read_results(path, "hippocampus", vars(protocol) | {"precision": "32"})
-    assert len(records) == 11
+    given = {"steps": 250, "pretrain_minutes": 10.0, "tolerance": 2.0, "tag": "t1"}
+    protocol = Protocol(("pgl",), selftrain_settings={"options.rounds": "1"}, **given)
+    _, records = read_results(path, "cardiac", vars(protocol) | {"precision": "32"})
+    assert len(records) == 27
     with pytest.raises(InputError, match="selftrain_set"):
-        read_results(path, "hippocampus", vars(Protocol(("pgl",), steps=250, pretrain_steps=400, tag="t1")))
+        read_results(path, "cardiac", vars(Protocol(("pgl",), **given)))
 
 
 def test_a_choice_with_other_labelled_volumes_is_refused(runs):

@@ -33,9 +33,9 @@ def test_bfloat16_on_the_processor_follows_float32(project, command):
         events, record = loud()
         folder = run(project, config, events)
         assert record.of("start")[0]["precision"] == precision
-        assert json.loads((folder / "config.json").read_text())["precision"] == precision
-        assert f"- number format: {precision}\n" in (folder / "model_card.md").read_text()
-        page = write_run_report(project, name, folder / "report.html").read_text()
+        assert json.loads((folder / "config.json").read_text(encoding="utf-8"))["precision"] == precision
+        assert f"- number format: {precision}\n" in (folder / "model_card.md").read_text(encoding="utf-8")
+        page = write_run_report(project, name, folder / "report.html").read_text(encoding="utf-8")
         assert f"<dt>number format of training</dt><dd>{precision}</dd>" in page
         steps = [e["losses"] for e in record.of("progress") if e["stage"] == command]
         losses[precision] = np.array([sum(step.values()) for step in steps])
@@ -48,7 +48,7 @@ def test_bfloat16_on_the_processor_follows_float32(project, command):
 def test_auto_is_put_on_record_as_what_it_was(project, monkeypatch):
     monkeypatch.setattr(devices, "_has_matrix_bfloat16", lambda: True)
     folder = run_finetune(project, tiny_config(name="auto", training__steps=1), loud()[0])
-    facts = json.loads((folder / "config.json").read_text())
+    facts = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     assert facts["precision"] == "bf16" and facts["config"]["precision"] == "auto"
 
 

@@ -16,7 +16,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 from MedSSLLib import __version__, io
-from MedSSLLib.benchmark_records import BASELINE, on_base, read_results, require_same_labels, same, write_results
+from MedSSLLib.benchmark_records import (
+    BASELINE,
+    decisive_of,
+    on_base,
+    read_results,
+    require_one_network,
+    require_same_labels,
+    same,
+    write_results,
+)
 from MedSSLLib.config import Preset, RunConfig
 from MedSSLLib.demo import relayed
 from MedSSLLib.device import resolve_device, training_precision
@@ -76,8 +85,8 @@ class Protocol:
     tag: str = "bench"
 
     def __post_init__(self) -> None:
-        for row in self.rows:
-            parse_row(row)
+        if any(parse_row(row)[0] != BASELINE for row in self.rows):
+            require_one_network(self.config("pretrain", ""), self.config("finetune", ""))
 
     def config(self, command: Literal["pretrain", "finetune", "selftrain"], name: str, **given: Any) -> RunConfig:
         """The configuration of a run; ``given`` has ``method`` and settings with two underscores for a dot."""
@@ -90,7 +99,6 @@ class Protocol:
         fixed = {"name": name, "seed": self.seed, "device": self.device}
         overrides = {**length, **fixed, **settings, **(own[command] or {})}
         return RunConfig.build(command, preset=self.preset, method=method, overrides=overrides)
-
 
     @property
     def precision(self) -> str:
@@ -263,20 +271,12 @@ def _finished(project: Project, config: RunConfig) -> bool:
     folder = project.run_folder(config.name)
     done = (folder / WEIGHTS).exists()
     if (done or _has_checkpoint(folder)) and (folder / "config.json").exists():
-        theirs, ours = _decisive(read_config(folder)), _decisive(config)
+        theirs, ours = decisive_of(read_config(folder)), decisive_of(config)
         differing = [f"{key} {theirs[key]} there, {ours[key]} here" for key in ours if theirs[key] != ours[key]]
         if differing:
             raise InputError(f"run {config.name!r} has other settings: {'; '.join(differing)}", file=folder,
                              remedy="Choose another --out, and another --tag where there is one")
     return done
-
-
-def _decisive(config: RunConfig) -> dict[str, str]:
-    """What a run must have in common with the one that is asked for."""
-    training = config.training
-    length = f"{training.minutes} minutes" if training.minutes else f"{training.steps} steps"
-    labelled = "all" if config.labelled is None else ",".join(sorted(config.labelled))
-    return {"length": length, "preset": config.preset, "seed": str(config.seed), "labelled": labelled}
 
 
 def _has_checkpoint(folder: Path) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from MedSSLLib.config import RunConfig
 from MedSSLLib.errors import InputError
 from MedSSLLib.evaluate import averaged_within, bootstrap_interval
 from MedSSLLib.files import read_json, write_json
@@ -152,3 +153,30 @@ def difference(records: Sequence[Mapping[str, Any]], row: str, other: str, level
 
 def _less(value: float | None, other: float | None) -> float:
     return float("nan") if value is None or other is None else value - other
+
+
+def require_one_network(before: RunConfig, after: RunConfig) -> None:
+    """A pre-trained encoder brings its network and patch along: rows that start anew must have the same.
+
+    Raises:
+        InputError: the configurations of pre-training and of fine-tuning differ in them.
+    """
+    theirs, ours = _network(before), _network(after)
+    differing = [f"{key} {theirs[key]} in pre-training, {ours[key]} in fine-tuning"
+                 for key in ours if theirs[key] != ours[key]]
+    if differing:
+        raise InputError(f"rows would differ in more than their start: {'; '.join(differing)}",
+                         remedy="Give the same with --set and --pretrain-set")
+
+
+def _network(config: RunConfig) -> dict[str, Any]:
+    return {"dim": config.dim, "network.widths": config.network.widths, "network.norm": config.network.norm,
+            "training.voxels": config.training.voxels}  # fmt: skip
+
+
+def decisive_of(config: RunConfig) -> dict[str, str]:
+    """What a run must have in common with the one that is asked for."""
+    training = config.training
+    length = f"{training.minutes} minutes" if training.minutes else f"{training.steps} steps"
+    labelled = "all" if config.labelled is None else ",".join(sorted(config.labelled))
+    return {"length": length, "preset": config.preset, "seed": str(config.seed), "labelled": labelled}

@@ -36,7 +36,8 @@ def make_folder(path):
 
 
 def tiny_protocol(*rows, **changes):
-    return Protocol(rows, steps=2, pretrain_steps=2, device="cpu", settings=TINY, selftrain_settings=TINY, **changes)
+    given = {"settings": TINY, "pretrain_settings": TINY, "selftrain_settings": TINY} | changes
+    return Protocol(rows, steps=2, pretrain_steps=2, device="cpu", **given)
 
 
 def without_training(monkeypatch):

@@ -16,7 +16,7 @@ from MedSSLLib.errors import InputError
 from MedSSLLib.evaluate import averaged_within
 from MedSSLLib.geometry import Volume
 from MedSSLLib.results import interval
-from Testing.lib.benchmark_helpers import make_folder, record, result_file, tiny_protocol, without_training
+from Testing.lib.benchmark_helpers import TINY, make_folder, record, result_file, tiny_protocol, without_training
 from Testing.lib.core_helpers import loud
 
 RESULTS = Path(__file__).parents[1] / "bench" / "results"
@@ -41,7 +41,7 @@ def runs(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("changes", "named"), [
     ({"steps": 60}, "steps 2 there, 60 here"), ({"steps": None, "minutes": 3.0}, "minutes not set there, 3.0 here"),
     ({"seed": 5}, "seed 0 there, 5 here"), ({"preset": "quick"}, "preset standard there, quick here"),
-    ({"pretrain_steps": 9}, "pretrain_steps"), ({"settings": {"optimiser.lr": "1"}}, "settings .*lr"),
+    ({"pretrain_steps": 9}, "pretrain_steps"), ({"settings": {**TINY, "optimiser.lr": "1"}}, "settings .*lr"),
     ({"tolerance": 2.0}, "tolerance"),
 ])  # fmt: skip
 def test_a_result_file_keeps_one_set_of_settings(runs, changes, named):
@@ -99,6 +99,17 @@ def test_the_result_files_of_this_project_take_rows_of_the_same_settings(tmp_pat
     assert len(records) == 27
     with pytest.raises(InputError, match="selftrain_set"):
         read_results(path, "cardiac", vars(Protocol(("pgl",), **given)))
+
+
+def test_rows_that_would_differ_in_network_or_patch_are_refused():
+    """A pre-trained encoder brings its patch along, a random start would take the default one."""
+    smaller = {"training.voxels": "32768"}
+    with pytest.raises(InputError, match="more than their start: training.voxels 32768 in pre-training, None in"):
+        Protocol(("random", "pgl"), steps=2, pretrain_settings=smaller)
+    assert Protocol(("random", "pgl"), steps=2, pretrain_settings=smaller, settings=smaller)
+    assert Protocol(("random", "random+selftrain"), steps=2, pretrain_settings=smaller)
+    with pytest.raises(InputError, match="network.widths"):
+        Protocol(("byol",), steps=2, settings={"network.widths": "[4,8]"})
 
 
 def test_a_choice_with_other_labelled_volumes_is_refused(runs):

@@ -138,5 +138,5 @@ def test_what_would_wait_for_a_card_is_found(tmp_path, break_it):
         return plain(batch, progress)
 
     task.module.losses = losses
-    with pytest.raises((RuntimeError, NotImplementedError)):
+    with pytest.raises(RuntimeError, match=r"meta|Expected all tensors"):  # NotImplementedError is one
         one_step(task, tmp_path)

@@ -7,12 +7,13 @@ import pytest
 import SimpleITK as sitk
 import torch
 
+from MedSSLLib import device as devices
 from MedSSLLib import selftrain
 from MedSSLLib.checkpoint import load_tensors
 from MedSSLLib.errors import CancelledError, GuardError, InputError
 from MedSSLLib.events import Events
 from MedSSLLib.finetune import run_finetune
-from MedSSLLib.predict import PredictOptions, load_model, predict_case
+from MedSSLLib.predict import Model, PredictOptions, load_model, predict_case
 from MedSSLLib.project import Project
 from MedSSLLib.selfoptions import SelfTrainConfig, self_train_options
 from Testing.lib.core_helpers import loud, tiny_config, tiny_project
@@ -270,3 +271,11 @@ def test_every_round_starts_from_the_first_model(project, monkeypatch):
     folder = selftrain.run_selftrain(project, settings(name="starts"), Events())
     assert same(begun["round-1"], begun["round-2"]) and not same(begun["stage-1"], begun["round-1"])
     assert same(begun["round-1"], load_tensors(folder / "stages" / "stage-1.safetensors")[0])
+
+
+def test_pseudo_labels_are_predicted_in_float32_on_the_processor(project, monkeypatch):
+    monkeypatch.setattr(devices, "_has_matrix_bfloat16", lambda: True)
+    formats = []
+    monkeypatch.setattr(selftrain, "Model", lambda *given: formats.append(given[5]) or Model(*given))
+    folder = selftrain.run_selftrain(project, settings(name="formats", options__rounds=1), Events())
+    assert formats == ["32"] and json.loads((folder / "config.json").read_text())["precision"] == "bf16"

@@ -4,11 +4,17 @@ Once a command runs, `stopping` hears the signals. Here they are heard before, w
 imported and its words are parsed, and after, while Python clears up: the work is then done and its exit code stands.
 """
 
+import os
 import sys
+
+THREADS = "OMP_WAIT_POLICY"
+"""Read by OpenMP when PyTorch is loaded. Threads that wait actively slow each other down several times where other
+programs, Slicer for one, use the processor too."""
 
 
 def main() -> int:
     """Run one command; returns the exit code."""
+    os.environ.setdefault(THREADS, "PASSIVE")
     try:
         import signal
 
@@ -25,7 +31,6 @@ def main() -> int:
 
 def _close_ears(code: int) -> None:
     """From now on Ctrl-C changes nothing, and SIGTERM ends the process without a word."""
-    import os
     import signal
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the only answer that lasts while Python ends

@@ -528,3 +528,18 @@ def test_say_is_silent_when_quiet(capsys):
     base.say(SimpleNamespace(quiet=True), "x")
     base.say(SimpleNamespace(quiet=False), "a\x1bb\nc")
     assert capsys.readouterr().out == "a\\x1bb\nc\n"
+
+
+@pytest.mark.parametrize("given, kept", [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")])
+def test_threads_wait_passively_unless_told_otherwise(given, kept):
+    """OpenMP reads its settings when PyTorch is loaded, so before anything of the command line is imported."""
+    code = (
+        "import os, sys, MedSSLLib.__main__ as m; sys.argv = ['medssl', '--version']\n"
+        "class Watch:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        name == 'MedSSLLib.cli' and print(os.environ.get('OMP_WAIT_POLICY'))\n"
+        "sys.meta_path.insert(0, Watch()); m.main()"
+    )
+    env = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"} | given
+    out = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=60, check=True)
+    assert out.stdout.splitlines()[0] == kept

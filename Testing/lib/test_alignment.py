@@ -239,3 +239,12 @@ def test_agrees_with_the_views_that_are_made() -> None:
     a, b = (align(images[:, v], view_of(views, v), common_box(views), flip[:, v], (5, 5, 5)) for v in (0, 1))
     both = a.mask * b.mask
     assert both.sum() > 0 and ((a.features - b.features) * both).abs().max() <= 1e-6
+
+
+@pytest.mark.parametrize("dim, layout", [(2, torch.channels_last), (3, torch.channels_last_3d)])
+def test_aligned_features_are_channels_last(dim, layout):
+    """The heads' convolutions would otherwise copy every map to and fro."""
+    size = (6,) * dim
+    box = Boxes(torch.zeros(2, dim), torch.full((2, dim), 6.0))
+    found = align(torch.randn(2, 8, *size), box, box, torch.zeros(2, dim), size)
+    assert found.features.is_contiguous(memory_format=layout)

@@ -176,8 +176,10 @@ _PRESETS: dict[Command, dict[Preset, dict[str, Any]]] = {
     },
 }
 
-_VIEWS: dict[Command, dict[str, Any]] = {  # probabilities of the PGL code, which has no contrast
-    "pretrain": {"augment.noise": 0.1, "augment.brightness": 0.5, "augment.contrast": 0.3, "augment.gamma": 0.5},
+_FEWER = {"augment.noise": 0.1, "augment.brightness": 0.5, "augment.contrast": 0.3, "augment.gamma": 0.5}
+_VIEWS: dict[Command, dict[str, Any]] = {
+    "pretrain": _FEWER,  # probabilities of the PGL code, which has no contrast
+    "complete": _FEWER,  # the network sees one scan only, whose intensities do not change
 }
 
 

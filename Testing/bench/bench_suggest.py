@@ -5,6 +5,7 @@
 Every model starts from the same encoder and trains the same number of steps on the slices that ``medssl suggest``
 names, taken from the reference labels of pool cases; scored on whole test cases. `hybrid` chooses its first half by
 coverage, trains on it, and the other half by that model's doubt, as a person would. Repeats change every seed.
+Coverage chooses greedily, so that the slices of a small budget are the first ones of a large one: it is asked once.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import json
 import shutil
 import sys
 from collections import defaultdict
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +42,12 @@ def suggested(project: Project, run: str, strategy: str, budget: int, seed: int,
     return run_suggest(project, run, options, Events(), project.folder / "suggested.json")
 
 
+@cache
+def coverage(folder: Path, encoder: str, budget: int, seed: int, per_case: int) -> tuple[Suggestion, ...]:
+    """The slices that coverage names where nothing is drawn yet."""
+    return tuple(suggested(Project.open(folder), encoder, "coverage", budget, seed, per_case))
+
+
 def draw(project: Project, references: dict[str, Path], slices: list[Suggestion]) -> Project:
     """A copy of the project whose references count on these slices, and on those drawn before."""
     drawn: dict[str, list] = defaultdict(list)
@@ -56,9 +64,12 @@ def choose(base: Project, references: dict[str, Path], encoder: str, strategy: s
            args: argparse.Namespace) -> Project:  # fmt: skip
     """The project with `budget` slices drawn."""
     project = base.at(base.folder)
-    if strategy != "hybrid":
+    if strategy in ("even", "random"):
         return draw(project, references, suggested(project, encoder, strategy, budget, seed, args.per_case))
-    project = draw(project, references, suggested(project, encoder, "coverage", budget // 2, seed, args.per_case))
+    covering = coverage(project.folder, encoder, max(args.budgets), seed, args.per_case)
+    if strategy == "coverage":
+        return draw(project, references, list(covering[:budget]))
+    project = draw(project, references, list(covering[: budget // 2]))
     first = train(project, encoder, f"first-{budget}-{seed}", seed, args)
     rest = suggested(project, first, "hybrid", budget - budget // 2, seed, args.per_case)
     return draw(project, references, rest)

@@ -79,8 +79,9 @@ def test_every_setting_has_a_name_and_every_number_a_source():
         assert all(field.description for field in fields.values()), group
 
 
-def test_intensity_changes_are_those_of_the_pgl_code_in_pretraining_and_more_frequent_elsewhere():
-    before, after = (RunConfig.build(command).augment for command in ("pretrain", "finetune"))
+def test_intensity_changes_are_those_of_the_pgl_code_in_pretraining_and_more_frequent_in_training_on_scans():
+    before, after, one = (RunConfig.build(command).augment for command in ("pretrain", "finetune", "complete"))
+    assert one == before, "completing sees one scan only"
     assert (before.noise, before.brightness, before.gamma) == (0.1, 0.5, 0.5)
     for kind in ("noise", "brightness", "contrast", "gamma"):
         assert getattr(after, kind) > getattr(before, kind)

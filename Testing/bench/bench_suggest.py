@@ -4,7 +4,9 @@
 
 Every model starts from the same encoder and trains the same number of steps on the slices that ``medssl suggest``
 names, taken from the reference labels of pool cases; scored on whole test cases. `hybrid` chooses its first half by
-coverage, trains on it, and the other half by that model's doubt, as a person would. Repeats change every seed.
+coverage, trains on it, and the other half by that model's doubt, as a person would. No strategy takes more than
+`--per-case` slices of a case, and nothing is held out. Repeats change the seed of training and of what is random:
+`random` draws other slices each time, `even` and `coverage` name the same ones.
 Coverage chooses greedily, so that the slices of a small budget are the first ones of a large one: it is asked once.
 """
 
@@ -66,25 +68,28 @@ def choose(base: Project, references: dict[str, Path], encoder: str, strategy: s
     project = base.at(base.folder)
     if strategy in ("even", "random"):
         return draw(project, references, suggested(project, encoder, strategy, budget, seed, args.per_case))
-    covering = coverage(project.folder, encoder, max(args.budgets), seed, args.per_case)
     if strategy == "coverage":
+        covering = coverage(project.folder, encoder, max(args.budgets), seed, args.per_case)
         return draw(project, references, list(covering[:budget]))
+    few = args.per_case // 2
+    covering = coverage(project.folder, encoder, max(args.budgets), seed, args.per_case - few)
     project = draw(project, references, list(covering[: budget // 2]))
     first = train(project, encoder, f"first-{budget}-{seed}", seed, args)
-    rest = suggested(project, first, "hybrid", budget - budget // 2, seed, args.per_case)
+    rest = suggested(project, first, "hybrid", budget - budget // 2, seed, few)
     return draw(project, references, rest)
 
 
 def train(project: Project, encoder: str, name: str, seed: int, args: argparse.Namespace) -> str:
     """Fine-tune from the encoder; the run's name."""
-    overrides = {"name": name, "init": encoder, "seed": seed, "training.steps": args.steps, "device": "cpu"}
+    overrides = {"name": name, "init": encoder, "seed": seed, "training.steps": args.steps, "training.holdout": 0,
+                 "device": "cpu"}
     if not (project.run_folder(name) / WEIGHTS).exists():
         run_finetune(project, RunConfig.build("finetune", overrides=overrides), Events())
     return name
 
 
 def score(project: Project, run: str) -> dict[str, float | None]:
-    """Mean Dice of every test case."""
+    """Mean Dice of every test case; None where neither the reference nor the prediction shows a structure."""
     out = project.folder / "predictions" / run
     run_predict(project, run, out, Events(), cases=",".join(case.name for case in project.test))
     pairs = {case.name: (out / f"{case.name}.nii.gz", case.label) for case in project.test if case.label}
@@ -92,11 +97,19 @@ def score(project: Project, run: str) -> dict[str, float | None]:
     return evaluate_pairs(pairs, classes=classes)["summary"]["dice"]["per_case"]
 
 
-def summary(records: list[dict]) -> dict[str, dict]:
+def by_patient(dice: dict[str, float | None], patients: dict[str, str]) -> list[float]:
+    """Mean of each patient's cases, as cases of one patient are not independent."""
+    found: dict[str, list[float]] = defaultdict(list)
+    for name, value in dice.items():
+        found[patients[name]].append(np.nan if value is None else value)
+    return [float(np.nanmean(values)) for values in found.values()]
+
+
+def summary(records: list[dict], patients: dict[str, str]) -> dict[str, dict]:
     """Per budget the mean of every strategy, and what hybrid has over each other one with its 95 % interval."""
     found = {}
     for budget in sorted({record["budget"] for record in records}):
-        tables = {s: np.array([[np.nan if v is None else v for v in r["dice"].values()] for r in records
+        tables = {s: np.array([by_patient(r["dice"], patients) for r in records
                                if (r["budget"], r["strategy"]) == (budget, s)]) for s in STRATEGIES}
         tables = {s: table for s, table in tables.items() if len(table)}
         row = {s: {"mean": round(float(np.nanmean(t)), 4), "repeats": len(t)} for s, t in tables.items()}
@@ -126,7 +139,12 @@ def main() -> None:
     if not base.run_folder(encoder).exists():
         shutil.copytree(args.encoder, base.run_folder(encoder))
     references = {case.name: args.data / "labels" / f"{case.name}.nii.gz" for case in base.pool}
-    records = read_json(args.out)["records"] if args.out.exists() else []
+    patients = {case.name: case.patient for case in base.test}
+    settings = {"steps": args.steps, "per_case": args.per_case, "encoder": args.encoder.name}
+    before = read_json(args.out) if args.out.exists() else {"settings": settings, "records": []}
+    if before["settings"] != settings:
+        raise SystemExit(f"{args.out} has other settings: {before['settings']}; choose another --out and --work")
+    records = before["records"]
     done = {(r["repeat"], r["budget"], r["strategy"]) for r in records}
     for repeat in range(args.repeats):
         for budget in args.budgets:
@@ -138,12 +156,11 @@ def main() -> None:
                 slices = {case.name: case.annotated.to_json() for case in project.pool if case.annotated}
                 records.append({"repeat": repeat, "budget": budget, "strategy": strategy, "slices": slices,
                                 "dice": score(project, run)})
-                write_json(args.out, {"bench": "suggest", "data": args.data.name, "steps": args.steps,
-                                      "command": " ".join(["python", *sys.argv]), "summary": summary(records),
-                                      "records": records})
-                print(repeat, budget, strategy, np.nanmean([v or np.nan for v in records[-1]["dice"].values()]),
-                      flush=True)
-    json.dump(summary(records), sys.stdout, indent=1)
+                found = summary(records, patients)
+                write_json(args.out, {"bench": "suggest", "data": args.data.name, "settings": settings,
+                                      "command": " ".join(["python", *sys.argv]), "summary": found, "records": records})
+                print(repeat, budget, strategy, found[str(budget)][strategy], flush=True)
+    json.dump(summary(records, patients), sys.stdout, indent=1)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-
 _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
@@ -56,9 +55,9 @@ def align(
 
     Returns:
         Features of the dtype given, channels last in memory as the heads that follow want them (with three levels of a
-        32^3 patch a whole step takes 0.7 of the time), and a mask in that dtype. Masked are bins with a point outside the outer voxel
-        centres ``[1/2, S - 1/2]``, where interpolation would have to extrapolate (with one sample: bins whose
-        *centre* lies there); of a region that views do not share, these are all bins.
+        32^3 patch a whole step takes 0.7 of the time), and a mask in that dtype. Masked are bins with a point outside
+        the outer voxel centres ``[1/2, S - 1/2]``, where interpolation would have to extrapolate (with one sample:
+        bins whose *centre* lies there); of a region that views do not share, these are all bins.
     """
     dtype = torch.promote_types(features.dtype, torch.float32)
     weights, inside = [], []

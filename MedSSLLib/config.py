@@ -82,7 +82,7 @@ class TrainingConfig(Frozen):
     foreground: float = Field(0.5, ge=0, le=1, description="Share of samples centred on a labelled structure.")
     voxels: int | None = Field(None, ge=512, description="Voxels of a patch; chosen from dimension when not set.")
     folds: int = Field(0, ge=0, description="Cross-validation folds before the final fit; 0 = none.")
-    holdout: float = Field(0.1, ge=0, lt=1, description="Share of cases held out when 10 or more are labelled.")
+    holdout: float = Field(0.1, ge=0, lt=1, description="Share of cases held out where 10 have 5 slices or more.")
     validate_every: float = Field(0.1, gt=0, le=1, description="Share of the run between validations.")
     patience: int = Field(0, ge=0, description="Validations without improvement before stopping; 0 = never stop early.")
 

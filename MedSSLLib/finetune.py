@@ -20,7 +20,7 @@ from MedSSLLib.device import seed_step
 from MedSSLLib.errors import InputError
 from MedSSLLib.events import Events
 from MedSSLLib.files import write_json
-from MedSSLLib.holdout import HOLDOUT_FROM, hold_out
+from MedSSLLib.holdout import HOLDOUT_FROM, SLICES_TO_JUDGE, hold_out
 from MedSSLLib.inference import predict_probabilities
 from MedSSLLib.labels import IGNORE
 from MedSSLLib.manifest import Case
@@ -216,8 +216,9 @@ def held_out_calibration(ready: Preparation, data: LabelledData, net: Segmentati
     The same cases chose the step whose weights are kept, so the figures flatter a little.
     """
     if not data.held_out or not ready.fabric.is_global_zero:
-        return {"measured": False, "why": f"no labelled case was held out (that needs {HOLDOUT_FROM} labelled cases, "
-                                          "some of which did not train the run started from)"}
+        return {"measured": False, "why": f"no labelled case was held out (that needs {HOLDOUT_FROM} labelled cases "
+                                          f"of {SLICES_TO_JUDGE} annotated slices, some of which did not train the "
+                                          "run started from)"}
     net.eval()
     rows = []
     for number, case in enumerate(data.held_out):

@@ -14,6 +14,7 @@ from MedSSLLib.runfolder import labels_seen, read_run
 
 HOLDOUT_FROM = 10  # labelled cases from which some are held out; not from the paper
 HOLDOUT_MOST = 8  # held-out cases at most; not from the paper
+SLICES_TO_JUDGE = 5  # annotated slices from which a sparsely annotated case may be held out; not from the paper
 
 Split = tuple[tuple[Case, ...], tuple[Case, ...]]  # training and held-out cases
 
@@ -42,17 +43,22 @@ def split_holdout(
 ) -> Split:
     """Training and held-out cases: every patient on one side; none held out with fewer than 10 labelled cases.
 
+    Cases with only a few annotated slices neither count nor are held out: a handful of slices, some without any
+    structure, cannot tell good weights from bad ones, and training needs them more.
+
     Args:
         cases: the labelled cases.
         config: of the run.
         seen: patients who are never held out.
         before: names of the cases to hold out again where none of their patients is seen; else others are drawn.
     """
-    patients = sorted({case.patient for case in cases})
+    sparse = {case.patient for case in cases if case.annotated and case.annotated.count < SLICES_TO_JUDGE}
+    telling = [case for case in cases if case.patient not in sparse]
+    patients = sorted({case.patient for case in telling})
     count = min(HOLDOUT_MOST, round(config.training.holdout * len(patients)))
-    if len(cases) < HOLDOUT_FROM or count == 0:
+    if len(telling) < HOLDOUT_FROM or count == 0:
         return tuple(cases), ()
-    again = {case.patient for case in cases if case.name in before}
+    again = {case.patient for case in telling if case.name in before}
     if not again or again & set(seen):
         unseen = [patient for patient in patients if patient not in seen]
         again = set(np.random.default_rng([config.seed, 5]).permutation(unseen)[:count])

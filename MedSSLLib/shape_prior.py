@@ -5,6 +5,7 @@ Between two drawn slices the signed distances to a class's outline are interpola
 line between their centroids, class by class, so that a structure that runs obliquely through the slices keeps its
 shape (as in Higgins, Morice and Ritman 1993, "Shape-based interpolation of tree-like structures"). A class drawn on
 one of the two slices only tapers off half way. Beyond the outermost slices it tapers off too (not from the papers).
+Slices that do not show a class say no more than that it does not reach them.
 
 Distances are millimetres, positive inside. They become probabilities that are firm beside a drawn slice and soft far
 from one, which an image-driven estimate can overrule.
@@ -21,7 +22,7 @@ from scipy import ndimage
 from MedSSLLib.labels import IGNORE, Annotated
 
 TAPER = 0.5  # mm that an outline shrinks per mm beyond the last drawn slice; not from the papers
-FAR = 1e3  # mm: the signed distance of a class that is nowhere near; not from the papers
+FAR = 1e3  # mm: the signed distance of a class that fills a slice; not from the papers
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,10 @@ def shape_distances(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Interpolated signed distance of every class, and how far each voxel is from a drawn slice.
 
-    Several drawn axes are averaged with weights 1 / distance to the axis' nearest drawn slice, so that every drawn
-    slice keeps its outlines. The background's distance is minus the greatest of the classes'.
+    Drawn axes whose slices around a voxel show the class are averaged with weights 1 / distance to the nearest of them,
+    so that every drawn slice keeps its outlines. The others bound it: no voxel is further inside than the nearest slice
+    without the class is away. Where no axis shows it, the distance is minus that to the nearest drawn slice. The
+    background's is minus the greatest of the classes'.
 
     Args:
         label: class map ``[k, j, i]``, IGNORE where not drawn.
@@ -60,20 +63,23 @@ def shape_distances(
     Returns:
         float32 ``[c, k, j, i]`` in mm, positive inside, and float32 ``[k, j, i]`` in mm.
     """
-    total = np.zeros((classes, *label.shape), np.float32)
-    weights = np.zeros(label.shape, np.float32)
+    total, weights = np.zeros((2, classes, *label.shape), np.float32)
+    bound = np.full((classes, *label.shape), np.inf, np.float32)
     nearest = np.full(label.shape, np.inf, np.float32)
     for axis, indices in annotated.slices:
         array_axis = 2 - axis
         plane = [mm for other, mm in enumerate(reversed(spacing)) if other != array_axis]
         stack = _Stack(np.moveaxis(label, array_axis, 0), indices, float(spacing[axis]), plane)
         gap = np.moveaxis(np.broadcast_to(stack.gap[:, None, None], stack.label.shape), 0, array_axis)
-        weight = 1 / np.maximum(gap, 1e-3)
         for value in range(1, classes):
-            total[value] += np.moveaxis(stack.distances(value), 0, array_axis) * weight
-        weights += weight
+            found = np.moveaxis(stack.distances(value), 0, array_axis)
+            weight = np.where(np.isnan(found), 0, 1 / np.maximum(gap, 1e-3))
+            total[value] += np.nan_to_num(found) * weight
+            weights[value] += weight
+            bound[value] = np.minimum(bound[value], np.where(np.isnan(found), gap - stack.step / 2, np.inf))
         nearest = np.minimum(nearest, gap)
-    total[1:] /= weights
+    away = -np.maximum(nearest, min(spacing) / 2)
+    total = np.where(weights > 0, np.minimum(total / np.where(weights > 0, weights, 1), bound), away)
     total[0] = -total[1:].max(0)
     return total, nearest
 
@@ -99,9 +105,9 @@ class _Stack:
         self.gap = (np.abs(np.arange(len(label))[:, None] - self.indices).min(1) * step).astype(np.float32)
 
     def distances(self, value: int) -> np.ndarray:
-        """Signed distance to a class in every slice, ``[n, h, w]``."""
+        """Signed distance to a class in every slice, ``[n, h, w]``; NaN where the slices around lack it."""
         outlines = {z: _Outline.of(drawn == value, self.plane) for z, drawn in self.drawn.items()}
-        result = np.full(self.label.shape, -FAR, np.float32)
+        result = np.full(self.label.shape, np.nan, np.float32)
         for z in range(len(result)):
             before, after = self.indices[self.indices <= z], self.indices[self.indices >= z]
             if before.size and after.size:
@@ -116,17 +122,17 @@ class _Stack:
 
 @dataclass(frozen=True)
 class _Outline:
-    """Signed distance to a class in one slice, and the class's centroid in pixels (None where it is absent)."""
+    """Signed distance to a class in one slice, and its centroid in pixels; NaN and None where it is absent."""
 
     distance: np.ndarray
     centroid: np.ndarray | None
 
     @classmethod
     def of(cls, inside: np.ndarray, spacing: Sequence[float]) -> _Outline:
-        if inside.all() or not inside.any():
-            full = bool(inside.any())
-            middle = (np.asarray(inside.shape) - 1) / 2 if full else None
-            return cls(np.full(inside.shape, FAR if full else -FAR, np.float32), middle)
+        if not inside.any():
+            return cls(np.full(inside.shape, np.nan, np.float32), None)
+        if inside.all():
+            return cls(np.full(inside.shape, FAR, np.float32), (np.asarray(inside.shape) - 1) / 2)
         return cls(signed_distance(inside, spacing), np.asarray(ndimage.center_of_mass(inside)))
 
     def moved(self, shift: np.ndarray) -> np.ndarray:

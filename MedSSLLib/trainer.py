@@ -239,11 +239,11 @@ class Trainer:
                 return
             self.events.emit("metric", stage=self.config.stage, step=state.step, **figures)
             state.scores.append({"step": state.step, **figures})
-            if state.best is None or figures["score"] > state.best:
-                state.best, state.best_step, state.misses = figures["score"], state.step, 0
+            better = state.best is None or figures["score"] > state.best
+            state.misses = 0 if better else state.misses + 1
+            if better or figures["score"] == state.best:  # of equals (no structure found yet) the one trained longest
+                state.best, state.best_step = figures["score"], state.step
                 self.best_weights = {n: t.detach().cpu().clone() for n, t in self.module.state_dict().items()}
-            else:
-                state.misses += 1
         self.config.budget.pause(time.monotonic() - started)
         state.stopped_early = bool(self.config.patience) and state.misses >= self.config.patience
 

@@ -1,6 +1,7 @@
 """What is held out: whole patients, and never a case whose label trained the weights that a run starts from."""
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -10,6 +11,7 @@ from MedSSLLib.events import Events
 from MedSSLLib.files import write_json
 from MedSSLLib.finetune import run_finetune
 from MedSSLLib.holdout import hold_out, split_holdout
+from MedSSLLib.labels import Annotated
 from MedSSLLib.manifest import Case
 from MedSSLLib.pretrain import run_pretrain
 from Testing.lib.core_helpers import loud, tiny_config, tiny_project
@@ -26,6 +28,18 @@ def test_patients_stay_on_one_side_of_the_holdout():
     assert patients(training).isdisjoint(patients(held_out))
     assert len(held_out) == 2 and len(training) + len(held_out) == 24
     assert split_holdout(CASES[:9], tiny_config())[1] == (), "too few to hold any out"
+
+
+def test_cases_with_few_annotated_slices_neither_count_nor_are_held_out():
+    few, enough = (Annotated.of([(2, list(range(n)))]) for n in (4, 5))
+    assert split_holdout([replace(c, annotated=few) for c in CASES], tiny_config())[1] == ()
+    assert len(split_holdout([replace(c, annotated=enough) for c in CASES], tiny_config())[1]) == 2
+    mixed = [replace(c, annotated=few) if i % 2 and i > 3 else c for i, c in enumerate(CASES)]
+    assert split_holdout(mixed, tiny_config())[1] == (), "four scans of two patients are left"
+    mixed = [replace(c, annotated=few) if i >= 20 else c for i, c in enumerate(CASES)]
+    for seed in range(8):
+        training, held_out = split_holdout(mixed, tiny_config(seed=seed, training__holdout=0.4))
+        assert len(held_out) == 8 and all(case.annotated is None for case in held_out) and len(training) == 16
 
 
 @pytest.mark.parametrize("seed", range(5))

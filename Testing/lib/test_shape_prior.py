@@ -143,3 +143,43 @@ def test_probabilities_are_normalised_and_soften_away_from_drawn_slices():
     expected = 1 / (1 + np.exp(-2 * distances[1] / (1.5 + 0.3 * gap)))
     assert np.allclose(p[1], expected, atol=1e-5)
     assert p[1, 10, 32, 32] < p[1, 0, 32, 32] and p[1, 10, 32, 0] > p[1, 0, 32, 0]
+
+
+def two_balls():
+    """Two balls, left and right of the middle plane i = 20, as two classes."""
+    k, j, i = np.ogrid[:33, :33, :41]
+    ball = lambda x: (k - 16) ** 2 + (j - 16) ** 2 + (i - x) ** 2 <= 81  # noqa: E731
+    return (ball(10) + 2 * ball(30)).astype(np.uint8)
+
+
+@pytest.mark.parametrize("sagittal", [20, 10])
+def test_a_slice_without_a_structure_does_not_erase_it_elsewhere(sagittal):
+    label, axial = two_balls(), (2, [8, 12, 16, 20, 24])
+    shapes = []
+    for drawn in ([axial], [axial, (0, [sagittal])]):
+        annotated = Annotated.of(drawn)
+        distances, gap = shape_distances(sparse_label(label, annotated), annotated, (1.0, 1.0, 1.0), 3)
+        shapes.append(distances.argmax(0))
+        away = gap > 0
+    for value in (1, 2):
+        one, two, truth = (((x == value) & away).sum() for x in (*shapes, label))
+        assert abs(int(two) - int(truth)) <= 0.15 * truth and abs(int(two) - int(one)) <= 0.15 * one
+
+
+def test_no_voxel_is_further_inside_a_structure_than_a_slice_without_it_is_away():
+    """Two pieces of one class at different heights: interpolation alone bridges them, the slice between forbids it."""
+    label = np.zeros((13, 33, 33), np.uint8)
+    label[2], label[10] = disc(6, (16, 8), 33), disc(6, (16, 24), 33)
+    drawn = (Annotated.of([(2, [2, 10])]), Annotated.of([(2, [2, 10]), (0, [16])]))
+    found = [shape_distances(sparse_label(label, a), a, (1.0, 1.0, 1.0), 2)[0][1] for a in drawn]
+    away = np.abs(np.arange(33) - 16) - 0.5
+    assert (found[0] > away).any() and (found[1] <= away).all()
+
+
+def test_beyond_a_slice_without_it_a_structure_is_unlikely_not_impossible():
+    label = np.zeros((12, 33, 33), np.uint8)
+    label[2] = disc(8, (16, 16), 33)
+    annotated = Annotated.of([(2, [2, 5])])
+    distances, gap = shape_distances(sparse_label(label, annotated), annotated, (1.0, 1.0, 3.0), 2)
+    prior = log_prior(distances, gap, SOFT)[1]
+    assert (prior[6:] < np.log(0.4)).all() and (prior[7:] > np.log(0.01)).all()

@@ -129,12 +129,22 @@ def test_events_tell_every_step_and_the_last(tmp_path):
 
 
 def test_the_best_validated_average_is_kept(tmp_path):
-    task = Toy(scores=[0.1, 0.9, 0.5, 0.9])
+    task = Toy(scores=[0.1, 0.9, 0.5, 0.8])
     run = trainer(task, tmp_path, validate_every=0.25)
     weights = run.run()
     assert [s["step"] for s in run.state.scores] == [3, 6, 9, 12]
-    assert run.state.best == 0.9 and run.state.best_step == 6, "the first of equals"
+    assert run.state.best == 0.9 and run.state.best_step == 6
     assert same(weights, task.validated[1]) and not same(weights, task.module.state_dict())
+
+
+def test_of_equal_scores_the_weights_trained_longest_are_kept(tmp_path):
+    """Where no held-out slice shows what the model finds, all scores are 0 and the first one means nothing."""
+    task = Toy(scores=[0.0] * 4)
+    run = trainer(task, tmp_path, validate_every=0.25)
+    assert same(run.run(), task.validated[3]) and run.state.best_step == 12
+    impatient = trainer(Toy(scores=[0.0] * 5), tmp_path / "b", steps=20, validate_every=0.2, patience=2)
+    impatient.run()
+    assert len(impatient.state.scores) == 3, "an equal score is no progress"
 
 
 @pytest.mark.parametrize("every", [0.1, 0.3, 0.34, 1.0])

@@ -106,6 +106,11 @@ class Project:
         return tuple(case for case in self.cases if case.role != "test")
 
     @property
+    def files(self) -> list[Path]:
+        """The images and labels of all cases, whatever their roles."""
+        return [path for case in self.cases for path in (*case.images, case.label) if path]
+
+    @property
     def labels(self) -> dict[int, str]:
         """Names of the values that label files hold, including 0 and a value to be ignored."""
         return dict(self._manifest.labels)

@@ -215,7 +215,8 @@ def _identity(path: Path) -> Iterator[object]:
     yield os.path.normcase(os.path.realpath(path))
     with suppress(OSError):
         found = os.stat(path)
-        yield found.st_dev, found.st_ino
+        if found.st_ino:  # 0 where a file system has none
+            yield found.st_dev, found.st_ino
 
 
 def _update(digest: hashlib.blake2b, file: Path) -> None:

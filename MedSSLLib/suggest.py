@@ -8,8 +8,8 @@ Strategies:
   has no model, it is coverage; without a run, even.
 * ``even``: evenly spaced slices in cases of different patients. ``random``: any slices. Both need no run.
 
-Empty and drawn slices are left out, and (but by even and random) near neighbours of drawn and chosen ones. Drawn slices
-count as chosen. Labels are never read.
+Empty and drawn slices are left out, and (but by even and random, and where a case has others) near neighbours of drawn
+and chosen ones. Drawn slices count as chosen. Labels are never read.
 """
 
 from __future__ import annotations

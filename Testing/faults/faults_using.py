@@ -52,6 +52,7 @@ USING: dict[tuple[str, str, str], list[tuple[str, str, str]]] = {
         ("drawn slices are suggested again", "np.flatnonzero(usable & ~scans[position].drawn)",
          "np.flatnonzero(usable)"),
         ("ranks start at 0", "enumerate(chosen, 1)", "enumerate(chosen)"),
+        ("a slice like those before is called unlike", "if pick.likeness >= ALIKE:", "if pick.likeness > 1:"),
         ("one random slice too many of a case", "taken[position] == options.per_case or",
          "taken[position] > options.per_case or"),
     ],
@@ -70,6 +71,7 @@ USING: dict[tuple[str, str, str], list[tuple[str, str, str]]] = {
     ],
     ("completion", "complete", "complete"): [
         ("what was drawn is overwritten", "np.where(drawing.label == IGNORE, classes, drawing.label)", "classes"),
+        ("a label is replaced by its completion", "refuse_overwriting([path], project.files)", "pass"),
         ("the network is not heard", "weight * np.log(np.maximum(network, 1e-6)) + log_shapes", "log_shapes"),
         ("slices along another axis than the drawn ones", "own = axis == slice_axis(geometry)", "own = True"),
     ],

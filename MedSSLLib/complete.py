@@ -20,6 +20,7 @@ from MedSSLLib.config import Frozen, RunConfig
 from MedSSLLib.device import resolve_precision
 from MedSSLLib.errors import InputError
 from MedSSLLib.events import Events
+from MedSSLLib.files import refuse_overwriting
 from MedSSLLib.finetune import LabelledData, build_network, finish, fit, make_task, stage_budget
 from MedSSLLib.geometry import Volume
 from MedSSLLib.labels import IGNORE, Annotated, class_indices, simulate_annotation, slice_axis, sparse_label
@@ -63,7 +64,8 @@ def run_complete(project: Project, config: RunConfig, events: Events) -> Path:
     """Train on a case's drawn slices and write its completed label; returns that file.
 
     Raises:
-        InputError: no such case, nothing drawn on it or everything, or settings that do not fit together.
+        InputError: no such case, nothing drawn on it or everything, settings that do not fit together, or a result
+            that would replace a scan or a label of the project.
         CancelledError: stopped by the user; the checkpoint is kept.
         GuardError: a guard stopped the run.
     """
@@ -71,6 +73,8 @@ def run_complete(project: Project, config: RunConfig, events: Events) -> Path:
         ready = prepare(project, config, events, stack)
         options = completion_options(ready.config)
         ready, drawing = read_drawing(ready, options.case)
+        path = (Path(options.out) if options.out else ready.folder) / f"{drawing.case.name}.nii.gz"
+        refuse_overwriting([path], project.files)
         init = resolve_weights(ready.project, ready.config.init)
         ready = adopt_network(in_slices(ready, init), init)
         plan = plan_along(choose_plan(ready, ready.project.pool, init), drawing)
@@ -81,7 +85,6 @@ def run_complete(project: Project, config: RunConfig, events: Events) -> Path:
         figures = fit(ready, make_task(ready, data, net), stage_budget(ready.config), "complete")
         model = Model(net.eval(), plan, ready.project.values, ready.project.classes, ready.device,
                       resolve_precision(ready.config.precision, ready.device))
-        path = (Path(options.out) if options.out else ready.folder) / f"{drawing.case.name}.nii.gz"
         if ready.fabric.is_global_zero:
             io.write_image(path, complete_case(model, drawing, options))
         finish(ready, plan, net, figures, path=str(path), case=drawing.case.name)

@@ -19,44 +19,53 @@ class Room:
     """Which slices may still be chosen: at most `per_case` a case, none too near one that is chosen or drawn.
 
     Too near is closer than half the distance that `per_case` new and all drawn slices of a case would have if they
-    were spread evenly over its slices, so that `per_case` slices always find room; not from the paper.
+    were spread evenly over its slices; not from the paper. Where that leaves none before there are `per_case`, the
+    distance of that case shrinks to that of its farthest slice, so that `per_case` slices always find room.
 
     Attributes:
-        open: boolean ``[rows]``.
+        free: slices that are neither empty nor drawn, boolean ``[rows]``.
+        open: those of them that may be chosen now, boolean ``[rows]``.
     """
 
     def __init__(self, case: np.ndarray, place: np.ndarray, usable: np.ndarray, drawn: np.ndarray,
                  per_case: int) -> None:
         cases = int(case.max()) + 1 if case.size else 0
         wanted = per_case + np.bincount(case[drawn], minlength=cases)
-        self._case, self._place, self._left = case, place, np.full(cases, per_case)
+        self._case, self._place, self._left, self._taken = case, place, np.full(cases, per_case), drawn.copy()
         self._gap = np.bincount(case[usable | drawn], minlength=cases) / (2 * wanted)
-        self.open = usable & ~drawn
-        for row in np.flatnonzero(drawn):
-            self._close_around(int(row))
+        self.free = usable & ~drawn
+        self.open = self.free.copy()
+        for number in np.unique(case[drawn]):
+            self._update(int(number))
 
     def take(self, row: int) -> None:
         """Choose a row."""
-        case = self._case[row]
-        self._left[case] -= 1
-        self._close_around(row)
-        if self._left[case] <= 0:
-            self.open[self._case == case] = False
+        self._taken[row] = True
+        self._left[self._case[row]] -= 1
+        self._update(int(self._case[row]))
 
-    def _close_around(self, row: int) -> None:
-        case = self._case[row]
-        near = np.abs(self._place - self._place[row]) < self._gap[case]
-        self.open[(near & (self._case == case))] = False
-        self.open[row] = False
+    def _update(self, case: int) -> None:
+        rows = np.flatnonzero(self._case == case)
+        taken, free = self._taken[rows], self.free[rows] & ~self._taken[rows]
+        if self._left[case] <= 0 or not free.any():
+            self.open[rows] = False
+            return
+        place = self._place[rows]
+        distance = np.abs(place[:, None] - place[taken]).min(1)
+        self._gap[case] = min(self._gap[case], distance[free].max())
+        self.open[rows] = free & (distance >= self._gap[case])
 
 
 @dataclass(frozen=True)
 class Pick:
-    """A chosen row: what it adds, and the rows (of those compared) that it is now the nearest choice for."""
+    """A chosen row: what it adds, the rows (of those compared) that it is now the nearest choice for, and its own
+    similarity to the nearest slice drawn or chosen before it, 0 without any.
+    """
 
     row: int
     gain: float
     like: np.ndarray
+    likeness: float
 
 
 def representative(
@@ -81,15 +90,12 @@ def representative(
     """
     rng = np.random.default_rng([seed, 8])
     clients = _sample(rng, np.flatnonzero(weights > 0), MOST_CLIENTS)
-    candidates = _sample(rng, np.flatnonzero(room.open), MOST_CANDIDATES)
+    candidates = _sample(rng, np.flatnonzero(room.free), MOST_CANDIDATES)
     if not len(clients) or not len(candidates):
         return []
     unit = (features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)).astype(np.float32)
     weight = weights[clients] / weights[clients].sum()
-    nearest = np.zeros(len(clients), np.float32)
-    for part in np.array_split(np.flatnonzero(drawn), max(1, int(drawn.sum()) // MOST_CLIENTS + 1)):
-        if len(part):
-            nearest = np.maximum(nearest, (unit[clients] @ unit[part].T).max(1))
+    nearest, known = (_likeness(unit, rows, np.flatnonzero(drawn)) for rows in (clients, candidates))
     similarity = unit[candidates] @ unit[clients].T
     picks: list[Pick] = []
     while len(picks) < budget:
@@ -98,8 +104,9 @@ def representative(
         if gains[best] < LEAST_GAIN:
             break
         like = clients[(similarity[best] > nearest) & (similarity[best] >= ALIKE)]
-        picks.append(Pick(int(candidates[best]), float(gains[best]), like))
+        picks.append(Pick(int(candidates[best]), float(gains[best]), like, float(known[best])))
         nearest = np.maximum(nearest, similarity[best])
+        known = np.maximum(known, unit[candidates] @ unit[candidates[best]])
         room.take(int(candidates[best]))
     return picks
 
@@ -151,6 +158,14 @@ def patient_weights(patients: Sequence[str], usable: np.ndarray) -> np.ndarray:
         _, which, counts = np.unique(np.asarray(patients)[usable], return_inverse=True, return_counts=True)
         weights[usable] = 1.0 / (counts[which] * len(counts))
     return weights
+
+
+def _likeness(unit: np.ndarray, rows: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    """Of every row its similarity to the nearest of the chosen rows, at least 0."""
+    nearest = np.zeros(len(rows), np.float32)
+    for start in range(0, len(chosen), MOST_CLIENTS):
+        nearest = np.maximum(nearest, (unit[rows] @ unit[chosen[start:start + MOST_CLIENTS]].T).max(1))
+    return nearest
 
 
 def _sample(rng: np.random.Generator, rows: np.ndarray, most_rows: int) -> np.ndarray:

@@ -48,15 +48,18 @@ def slice_profiles(
     return [(total / area).astype(np.float32) for total in totals]
 
 
-def combined(levels: Sequence[np.ndarray]) -> np.ndarray:
-    """One feature table ``[rows, f]`` of the levels' ``[rows, channels]``: channels standardised over all rows, and
-    every level of the same weight. Not from the paper.
+def combined(levels: Sequence[np.ndarray], usable: np.ndarray | None = None) -> np.ndarray:
+    """One feature table ``[rows, f]`` of the levels' ``[rows, channels]``: channels standardised over the usable rows
+    (boolean, default all), and every level of the same weight. Not from the paper.
+
+    Empty slices, all alike, would otherwise make all others look like each other.
     """
+    counted = slice(None) if usable is None or not usable.any() else usable
     parts = []
     for table in levels:
-        spread = table.std(0)
+        spread = table[counted].std(0)
         constant = spread < 1e-6
-        parts.append(np.where(constant, 0, (table - table.mean(0)) / np.where(constant, 1, spread)
+        parts.append(np.where(constant, 0, (table - table[counted].mean(0)) / np.where(constant, 1, spread)
                               / np.sqrt(table.shape[1])))
     return np.concatenate(parts, 1).astype(np.float32)
 

@@ -11,7 +11,7 @@ import numpy as np
 from MedSSLLib import io, quality
 from MedSSLLib.calibration import folder_calibration
 from MedSSLLib.errors import InputError, MedSSLError
-from MedSSLLib.files import read_json, write_json
+from MedSSLLib.files import read_json, refuse_overwriting, write_json
 from MedSSLLib.labels import Annotated, counted_mask, label_values
 from MedSSLLib.metrics import METRICS, CaseMetrics, Record, evaluate_case
 
@@ -47,6 +47,8 @@ def evaluate_folder(
     """
     twice: dict[str, str] = {}
     predicted, expected = _by_case(Path(predictions), twice), _by_case(Path(references), twice)
+    if out is not None:
+        refuse_overwriting([Path(out)], [*predicted.values(), *expected.values()])
     missing, extra = sorted(expected.keys() - predicted.keys()), sorted(predicted.keys() - expected.keys())
     paired = sorted((predicted.keys() & expected.keys()) - twice.keys())
     if not paired and not twice:

@@ -17,7 +17,7 @@ from torch import nn
 from MedSSLLib.bundle import Probabilities, as_dynunet, plan_facts, write_bundle
 from MedSSLLib.errors import InputError
 from MedSSLLib.events import Events
-from MedSSLLib.files import atomic_path
+from MedSSLLib.files import atomic_path, refuse_overwriting
 from MedSSLLib.predict import Model, load_model
 from MedSSLLib.project import Project
 
@@ -34,6 +34,7 @@ def run_export(project: Project, run: str, kind: str, out: Path, events: Events)
     Raises:
         InputError: an unusable run, a path that exists as a folder, or a package is missing.
     """
+    refuse_overwriting([out], project.files)
     model = load_model(project.run_folder(run), "cpu", "32")
     events.emit("start", command="export", run=run, to=kind)
     if kind == "bundle":

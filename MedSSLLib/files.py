@@ -10,7 +10,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -93,6 +93,18 @@ def explained_os_errors(path: Path) -> Iterator[None]:
         if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
             raise MedSSLError(f"{place}: may not be written. Choose a folder with write permission.") from error
         raise
+
+
+def refuse_overwriting(targets: Iterable[Path], sources: Iterable[Path]) -> None:
+    """Raise InputError when a file to be written is one of those that are read: scans and drawings are never replaced.
+
+    The same file by another spelling of its path, through a link or on a file system that ignores case counts too.
+    """
+    kept = {key for path in sources for key in _identity(path)}
+    for path in targets:
+        if not kept.isdisjoint(_identity(path)):
+            raise InputError("is a scan or a label in use, which would be overwritten", file=path,
+                             remedy="Choose another --out.")
 
 
 def write_json(path: str | os.PathLike[str], obj: Any) -> None:
@@ -196,6 +208,15 @@ def is_inside(relative: str) -> bool:
     parts = relative.replace("\\", "/").split("/")
     absolute = relative.startswith(("/", "\\", "~")) or bool(re.match(r"^[A-Za-z]:", relative))
     return bool(relative) and not absolute and ".." not in parts and relative.isprintable()
+
+
+def _identity(path: Path) -> Iterator[object]:
+    """The full path without links and, where there is such a file, what `os.path.samefile` compares."""
+    yield os.path.normcase(os.path.realpath(path))
+    with suppress(OSError):
+        found = os.stat(path)
+        if found.st_ino:  # 0 where a file system has none
+            yield found.st_dev, found.st_ino
 
 
 def _update(digest: hashlib.blake2b, file: Path) -> None:

@@ -20,7 +20,7 @@ from MedSSLLib.config import RunConfig
 from MedSSLLib.device import resolve_device, resolve_precision
 from MedSSLLib.errors import InputError
 from MedSSLLib.events import Events
-from MedSSLLib.files import read_json
+from MedSSLLib.files import read_json, refuse_overwriting
 from MedSSLLib.geometry import Geometry, Volume
 from MedSSLLib.inference import VARIANTS, predict_probabilities, predict_varied, uncertainty
 from MedSSLLib.judge import Judge
@@ -173,11 +173,13 @@ def run_predict(  # noqa: PLR0913 - the contract of the command
     A case that cannot be read is named in a warning, and the others go on.
 
     Raises:
-        InputError: no usable case, or an unusable run.
+        InputError: no usable case, an unusable run, or a result that would replace a scan or a label.
     """
     options = options or PredictOptions()
     model = load_model(project.run_folder(run), options.device, options.precision)
     jobs = _jobs(project, cases, images)
+    refuse_overwriting((path for name in jobs for path in _targets(out, name, model.classes)),
+                       [*project.files, *(path for paths in jobs.values() for path in paths)])
     events.emit("start", command="predict", run=run, cases=len(jobs), device=str(model.device))
     if options.flips and not read_config(project.run_folder(run)).augment.flip:
         events.emit("warning", message=f"Run {run} was trained without flips, so mirrored images are new to it and "
@@ -224,6 +226,12 @@ def _expand(item: Path) -> list[Path]:
         found = io.find_images(item)
         return found or [item]
     return [item]
+
+
+def _targets(out: Path, name: str, classes: Sequence[str]) -> list[Path]:
+    """Every file that `_write` writes or removes."""
+    return [out / f"{name}.nii.gz", out / "uncertainty" / f"{name}.nii.gz",
+            *(probability_path(out, name, index, words) for index, words in enumerate(classes))]
 
 
 def _write(

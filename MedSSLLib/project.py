@@ -86,6 +86,11 @@ class Project:
         return tuple(self._manifest.cases[name] for name in sorted(self._manifest.cases))
 
     @property
+    def files(self) -> list[Path]:
+        """The images and labels of all cases, whatever their roles."""
+        return [path for case in self.cases for path in (*case.images, case.label) if path]
+
+    @property
     def labelled(self) -> tuple[Case, ...]:
         """Cases whose labels may be read for training and selection."""
         return tuple(case for case in self.cases if case.role == "labelled")

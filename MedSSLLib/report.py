@@ -15,6 +15,7 @@ from MedSSLLib.diagnosis import add_calibration, add_diagnosis, add_rounds
 from MedSSLLib.errors import InputError
 from MedSSLLib.events import read_events
 from MedSSLLib.figures import Curves, training_curves
+from MedSSLLib.files import refuse_overwriting
 from MedSSLLib.htmlpage import Page
 from MedSSLLib.project import Project
 from MedSSLLib.results import Scored, add_overlays, add_results, duration, interval, score_predictions
@@ -45,6 +46,7 @@ def write_run_report(
     Raises:
         InputError: the run does not exist or its configuration cannot be read.
     """
+    refuse_overwriting([Path(out)], project.files)
     folder = project.run_folder(run)
     facts = summary(folder)
     if facts["config"] is None:

@@ -8,8 +8,8 @@ Strategies:
   has no model, it is coverage; without a run, even.
 * ``even``: evenly spaced slices in cases of different patients. ``random``: any slices. Both need no run.
 
-Empty and drawn slices are left out, and (but by even and random) near neighbours of drawn and chosen ones. Drawn slices
-count as chosen. Labels are never read.
+Empty and drawn slices are left out, and (but by even and random, and where a case has others) near neighbours of drawn
+and chosen ones. Drawn slices count as chosen. Labels are never read.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from typing import Literal
 
 import numpy as np
 
-from MedSSLLib.coverage import Pick, Room, even_order, evenly, most, patient_weights, representative
+from MedSSLLib.coverage import ALIKE, Pick, Room, even_order, evenly, most, patient_weights, representative
 from MedSSLLib.errors import InputError
 from MedSSLLib.events import Events
-from MedSSLLib.files import write_json
+from MedSSLLib.files import refuse_overwriting, write_json
 from MedSSLLib.project import Project
 from MedSSLLib.survey import Scan, Table, Viewer, load_viewer, look, survey, usable_slices
 
@@ -83,6 +83,8 @@ def run_suggest(
     Raises:
         InputError: the strategy needs a run or a model that was not given, or nothing is left to annotate.
     """
+    path = out or project.folder / FILE_NAME
+    refuse_overwriting([path], project.files)
     strategy = _strategy(options.strategy, run, None)
     viewer = load_viewer(project, run, options.device, options.precision) if run and _looks(strategy) else None
     strategy = _strategy(strategy, run, viewer)
@@ -96,12 +98,11 @@ def run_suggest(
     else:
         found = _random(scans, options, events)
     if not found:
-        raise InputError("no slice is left to annotate: all are annotated, empty or next to annotated ones",
+        raise InputError("no slice is left to annotate: all are annotated, empty or much like annotated ones",
                          file=str(project.folder), remedy="Train with what there is, add cases, or raise --per-case")
     if len(found) < options.budget:
         events.emit("warning", message=f"Only {len(found)} of {options.budget} slices are suggested: the others are "
                     f"annotated, empty, much like these, or beyond {options.per_case} a case (--per-case).")
-    path = out or project.folder / FILE_NAME
     write_json(path, {"format": FORMAT, "format_version": FORMAT_VERSION, "strategy": strategy, "run": run,
                       "budget": options.budget, "per_case": options.per_case, "seed": options.seed,
                       "slices": [asdict(item) for item in found]})
@@ -173,7 +174,10 @@ def _doubt_words(doubt: np.ndarray, classes: Sequence[str]) -> str:
 
 
 def _likeness(pick: Pick, table: Table, *, typical: bool) -> str:
+    """What a slice is among those chosen before it (drawn ones too), and how many it stands for."""
     kind = "typical" if typical else "unlike any slice chosen so far"
+    if pick.likeness >= ALIKE:
+        kind = f"like a slice chosen before (similarity {pick.likeness:.2f})"
     patients = {table.scans[index].case.patient for index in table.case[pick.like]}
     if len(pick.like) < 2:
         return kind

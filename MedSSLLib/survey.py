@@ -53,7 +53,7 @@ class Table:
         place: index of the slice on the source's own axis, ``[rows]``.
         usable: slices that show something, boolean ``[rows]``.
         drawn: slices that are annotated, boolean ``[rows]``.
-        features: ``[rows, f]``; no columns without an encoder.
+        features: ``[rows, f]``, standardised over the usable rows; no columns without an encoder.
         doubt: see :func:`slice_doubt`, ``[rows, classes]``; no columns without a model.
     """
 
@@ -149,7 +149,7 @@ def look(project: Project, scans: Sequence[Scan], viewer: Viewer, events: Events
         doubts.append(rows @ slice_doubt(viewer.model, image, cache.geometry(name), axis, flips=flips)
                       if viewer.model else np.zeros((scan.count, 0)))
         events.progress("look", number, len(kept))
-    features = combined([np.concatenate(level) for level in zip(*levels, strict=True)])
+    features = combined([np.concatenate(level) for level in zip(*levels, strict=True)], np.concatenate(usable))
     return Table(kept, np.repeat(np.arange(len(kept)), [scan.count for scan in kept]),
                  np.concatenate([np.arange(scan.count) for scan in kept]), np.concatenate(usable),
                  np.concatenate([scan.drawn for scan in kept]), features, np.concatenate(doubts))

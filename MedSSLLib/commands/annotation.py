@@ -6,7 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from MedSSLLib.commands.base import Command, device_options, output_options, positive, say
+from MedSSLLib.commands.base import Command, device_options, output_options, positive, say, seed
 from MedSSLLib.events import Events
 
 _STRATEGIES = ("hybrid", "coverage", "uncertainty", "even", "random")
@@ -24,7 +24,7 @@ def _suggest_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--per-case", type=positive(int), default=3, metavar="K", help="most new slices of one case (default: 3)"
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of everything random (default: 0)")
+    parser.add_argument("--seed", type=seed, default=0, metavar="N", help="seed of everything random (default: 0)")
     parser.add_argument(
         "--flips", action="store_true", help="average predictions over mirrored images: 4 to 8 times slower"
     )

@@ -67,7 +67,7 @@ def training_options(parser: argparse.ArgumentParser) -> None:
         "--minutes", type=positive(float), metavar="M", help="training time; the schedule is fitted to it"
     )
     group.add_argument("--batch", type=positive(int), metavar="N", help="samples a step, over all devices")
-    group.add_argument("--seed", type=int, metavar="N", help="seed of everything random (default: 0)")
+    group.add_argument("--seed", type=seed, metavar="N", help="seed of everything random (default: 0)")
     device_options(group)
     group.add_argument("--devices", type=positive(int), metavar="N", help="number of devices (default: 1)")
     group.add_argument(
@@ -93,6 +93,14 @@ def positive(kind: type[int] | type[float]) -> Callable[[str], float]:
         return value
 
     return convert
+
+
+def seed(text: str) -> int:
+    """An argparse type: a whole number from 0, as every generator of random numbers takes it."""
+    value = int(text) if text.isdecimal() else -1
+    if not 0 <= value < 2**63:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 (and below 2**63)")
+    return value
 
 
 def parse_settings(items: list[str]) -> dict[str, str]:

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from MedSSLLib.commands.base import Command, output_options, parse_settings, positive, say
+from MedSSLLib.commands.base import Command, output_options, parse_settings, positive, say, seed
 from MedSSLLib.commands.tables import print_table
 from MedSSLLib.errors import InputError
 from MedSSLLib.events import Events
@@ -35,7 +35,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     before.add_argument("--pretrain-minutes", type=positive(float), metavar="M", help="or minutes of it")
     labels.add_argument("--preset", choices=("quick", "standard", "paper"), default="standard")
     labels.add_argument("--device", default="auto", metavar="NAME", help="auto (default), cpu, cuda or cuda:N")
-    labels.add_argument("--seed", type=int, default=0, metavar="N", help="seed of everything random (default: 0)")
+    labels.add_argument("--seed", type=seed, default=0, metavar="N", help="seed of everything random (default: 0)")
     labels.add_argument("--tolerance", type=positive(float), default=1.0, metavar="MM", help="of surface Dice")
     for option, what in (("set", "fine-tuning"), ("pretrain-set", "pre-training"), ("selftrain-set", "self-training")):
         labels.add_argument(f"--{option}", action="append", default=[], metavar="KEY=VALUE",

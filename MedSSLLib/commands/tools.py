@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from MedSSLLib.commands.base import Command, output_options, say
+from MedSSLLib.commands.base import Command, output_options, say, seed
 from MedSSLLib.events import Events
 from MedSSLLib.methods import METHODS, load_method
 
@@ -74,7 +74,7 @@ def _demo_arguments(parser: argparse.ArgumentParser) -> None:
         "--budget", choices=("quick", "standard"), default="quick", help="a few minutes (default) or about half an hour"
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="new folder (default: medssl-demo, medssl-demo-2 ...)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of everything random (default: 0)")
+    parser.add_argument("--seed", type=seed, default=0, metavar="N", help="seed of everything random (default: 0)")
     parser.add_argument("--device", default="auto", metavar="NAME", help="auto (default), cpu, cuda or cuda:N")
     output_options(parser)
 

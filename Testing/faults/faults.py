@@ -215,6 +215,7 @@ FAULTS: dict[tuple[str, str, str], list[tuple[str, str, str]]] = {
     ],
     ("inference", "predict", "predict"): [
         ("class indices instead of label values", "np.asarray(model.values, np.int32)[classes]", "classes"),
+        ("scans and labels are replaced by predictions", "[*project.files, *(", "[*("),
     ],
     ("data", "project", "project"): [
         ("test cases are pre-trained on", 'if case.role != "test")\n\n    @property\n    def labels',

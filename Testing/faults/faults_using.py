@@ -7,12 +7,15 @@ from __future__ import annotations
 
 USING: dict[tuple[str, str, str], list[tuple[str, str, str]]] = {
     ("suggestion", "coverage", "coverage"): [
-        ("one slice too many of a case", "if self._left[case] <= 0:", "if self._left[case] < 0:"),
-        ("neighbours in other cases are closed too", "self.open[(near & (self._case == case))]", "self.open[near]"),
+        ("one slice too many of a case", "if self._left[case] <= 0 or", "if self._left[case] < 0 or"),
+        ("neighbours in other cases are closed too", "np.flatnonzero(self._case == case)",
+         "np.flatnonzero(self._case >= 0)"),
         ("neighbours are closed twice as far", "/ (2 * wanted)", "/ wanted"),
+        ("neighbours stay closed where room is short", "min(self._gap[case], distance[free].max())", "self._gap[case]"),
         ("features are not normalised", "np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)", "1.0"),
         ("features are normalised along the wrong axis", "features, axis=1, keepdims=True", "features, axis=0"),
-        ("drawn slices represent nothing", "(unit[clients] @ unit[part].T).max(1)", "0 * nearest"),
+        ("drawn slices represent nothing", "(unit[rows] @ unit[chosen[start:start + MOST_CLIENTS]].T).max(1)",
+         "0 * nearest"),
         ("what is chosen is forgotten at once", "        nearest = np.maximum(nearest, similarity[best])\n", ""),
         ("weights of slices are ignored", "np.maximum(similarity - nearest, 0) @ weight",
          "np.maximum(similarity - nearest, 0).mean(1)"),
@@ -27,7 +30,9 @@ USING: dict[tuple[str, str, str], list[tuple[str, str, str]]] = {
         ("padding counts", "volume.narrow(other + 1, 0, -(-x.shape[1 + other] // step))", "volume"),
         ("boxes of any size weigh the same", "total[inside] += voxels * profile", "total[inside] += profile"),
         ("levels of more channels weigh more", "/ np.sqrt(table.shape[1])", "/ 1"),
-        ("one spread for all channels", "spread = table.std(0)", "spread = table.std(0) * 0 + table.std()"),
+        ("one spread for all channels", "spread = table[counted].std(0)",
+         "spread = table[counted].std(0) * 0 + table.std()"),
+        ("empty slices count in the spread", "not usable.any() else usable", "not usable.any() else slice(None)"),
     ],
     ("suggestion", "slices", "coverage"): [
         ("flipped sources are counted from the wrong end", "matrix[::-1].copy() if steps[along] < 0 else matrix",
@@ -47,6 +52,7 @@ USING: dict[tuple[str, str, str], list[tuple[str, str, str]]] = {
         ("drawn slices are suggested again", "np.flatnonzero(usable & ~scans[position].drawn)",
          "np.flatnonzero(usable)"),
         ("ranks start at 0", "enumerate(chosen, 1)", "enumerate(chosen)"),
+        ("a slice like those before is called unlike", "if pick.likeness >= ALIKE:", "if pick.likeness > 1:"),
         ("one random slice too many of a case", "taken[position] == options.per_case or",
          "taken[position] > options.per_case or"),
     ],
@@ -65,6 +71,7 @@ USING: dict[tuple[str, str, str], list[tuple[str, str, str]]] = {
     ],
     ("completion", "complete", "complete"): [
         ("what was drawn is overwritten", "np.where(drawing.label == IGNORE, classes, drawing.label)", "classes"),
+        ("a label is replaced by its completion", "refuse_overwriting([path], project.files)", "pass"),
         ("the network is not heard", "weight * np.log(np.maximum(network, 1e-6)) + log_shapes", "log_shapes"),
         ("slices along another axis than the drawn ones", "own = axis == slice_axis(geometry)", "own = True"),
     ],

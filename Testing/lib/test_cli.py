@@ -145,6 +145,21 @@ def test_wrong_usage_is_exit_code_2_with_one_reason(argv, capsys):
     assert "error: " in output.err and "Traceback" not in output.err and not output.out
 
 
+@pytest.mark.parametrize("command", [
+    "suggest p --budget 3", "demo", "benchmark labels --data d --out o", "pretrain p", "finetune p", "selftrain p",
+    "complete p"])  # fmt: skip
+@pytest.mark.parametrize("seed", ["-1", "1.5", "x", str(2**63), "²"])
+def test_a_seed_that_no_generator_takes_is_wrong_usage(command, seed, capsys):
+    assert main([*command.split(), "--seed", seed]) == 2
+    assert "argument --seed: " in (text := capsys.readouterr().err) and "Unexpected" not in text
+
+
+@pytest.mark.parametrize("seed", ["0", str(2**63 - 1)])
+def test_any_other_seed_is_taken(seed):
+    args = cli.build_parser().parse_args(["finetune", "p", "--seed", seed])
+    assert training.configuration(args, "supervised", {}).seed == int(seed)
+
+
 def test_no_command_shows_the_help(capsys):
     assert main([]) == 2
     assert "Exit codes" in capsys.readouterr().err

@@ -210,6 +210,19 @@ def test_the_command_runs_and_says_where(sparse, capsys, tmp_path):
     assert main(["complete", str(sparse.folder)]) == 2
 
 
+@pytest.mark.parametrize("place", ["imagesTr", "labelsTr"])
+def test_a_scan_or_a_label_is_not_replaced(sparse, place, capsys):
+    """The label of case1 is drawn in full; three of its slices are used to try it out."""
+    folder, before = sparse.folder.parent / "data" / place, len(sparse.runs())
+    files = {path: path.read_bytes() for path in folder.iterdir()}
+    words = ["complete", str(sparse.folder), "--case", "case1", "--annotated-slices", "3", "--steps", "1",
+             "--device", "cpu", "--set", "network.widths=[4,8]", "--out", str(folder)]  # fmt: skip
+    assert main(words) == 2
+    text = capsys.readouterr().err
+    assert str(folder / "case1.nii.gz") in text and "Choose another --out" in text
+    assert files == {path: path.read_bytes() for path in folder.iterdir()} and len(sparse.runs()) == before
+
+
 def test_the_documented_defaults_are_those_of_the_shapes():
     from MedSSLLib.shape_prior import Softness
 

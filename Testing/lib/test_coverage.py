@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from MedSSLLib import embedding
+from MedSSLLib import coverage, embedding
 from MedSSLLib.coverage import Room, even_order, evenly, most, patient_weights, representative
 from MedSSLLib.embedding import combined, slice_profiles
 from MedSSLLib.labels import Annotated
@@ -77,6 +77,47 @@ def test_a_case_always_has_room_for_its_share_and_no_more(seed):
     assert np.bincount(case[rows]).tolist() == [3, 3]
     for own in (0, 1):
         assert np.diff(np.sort(place[[r for r in rows if case[r] == own]])).min() >= 20 / 6
+
+
+@pytest.mark.parametrize("per_case", range(1, 8))
+@pytest.mark.parametrize("share", [0, 0.1, 0.5])
+def test_a_short_case_has_room_for_its_share_too(per_case, share):
+    """Few slices, some empty or drawn, in the worst order: as many as are asked for, or all that are left."""
+    rng = np.random.default_rng(per_case)
+    for n, step in itertools.product(range(1, 21), (1, 3, 5)):  # every third first: two neighbours of each are closed
+        usable, drawn = rng.random(n) >= share, rng.random(n) < share
+        room = Room(np.zeros(n, int), np.arange(n), usable, drawn, per_case)
+        rows = most(rng.uniform(0.1, 1, n) + (np.arange(n) % step == step // 2), room, 100)
+        assert len(set(rows)) == len(rows) == min(per_case, int((usable & ~drawn).sum()))
+        assert not room.open.any() and not (drawn[rows] | ~usable[rows]).any()
+
+
+def test_the_distance_shrinks_only_when_there_is_no_other_room():
+    def room(per_case):
+        return Room(np.zeros(9, int), np.arange(9), np.ones(9, bool), np.zeros(9, bool), per_case)
+
+    peak = np.array([1, 2, 3, 4, 9, 8, 7, 6, 5.0])
+    assert most(peak, room(3), 9) == [4, 6, 8], "a gap of 9 / 6 leaves one out between two"
+    thirds = np.array([1, 9, 2, 3, 9, 4, 5, 9, 6.0])
+    assert most(thirds, room(4), 9) == [1, 4, 7, 8], "1, 4, 7 close all others, of which 8 is then the best"
+    features = np.random.default_rng(0).normal(size=(9, 20))
+    weights = np.where(np.isin(np.arange(9), [1, 4, 7]), 10, 1.0)
+    rows = [pick.row for pick in representative(features, weights, room(4), np.zeros(9, bool), 9)]
+    assert sorted(rows[:3]) == [1, 4, 7] and len(rows) == 4
+
+
+@pytest.mark.parametrize("drawn", [[], [2, 5]])
+def test_a_pick_knows_how_like_those_before_it_is(drawn, monkeypatch):
+    monkeypatch.setattr(coverage, "MOST_CLIENTS", 1 if drawn else 3000)  # compared in parts
+    rng = np.random.default_rng(3)
+    features, known = rng.normal(size=(20, 3)) + [0.7, 0, 0], np.isin(np.arange(20), drawn)
+    unit = features / np.linalg.norm(features, axis=1, keepdims=True)
+    monkeypatch.setattr(coverage, "_sample", lambda rng, rows, most_rows: rows)
+    before, picks = list(drawn), representative(features, np.ones(20), free(20), known, 6)
+    for pick in picks:
+        assert pick.likeness == pytest.approx(max([0.0, *(unit[before] @ unit[pick.row])]), abs=1e-5)
+        before.append(pick.row)
+    assert len(picks) > 3
 
 
 def test_neighbours_of_drawn_slices_are_closed_and_empty_ones_never_open():
@@ -159,6 +200,20 @@ def test_levels_weigh_the_same_and_constant_channels_nothing():
     np.testing.assert_allclose(table.mean(0), 0, atol=1e-6)
     assert (table[:, 9:] ** 2).sum(1).mean() == pytest.approx(1, abs=1e-5)
     assert (table[:, :9] ** 2).sum(1).mean() == pytest.approx(8 / 9, abs=1e-5)
+
+
+def test_empty_slices_do_not_count_in_the_features():
+    """Three kinds of slices, five of each, and as many empty ones as all these together."""
+    usable = np.arange(30) < 15
+    level = np.eye(3)[np.arange(30) % 3] + np.random.default_rng(0).normal(0, 0.02, (30, 3))
+    few = combined([level[usable]])
+    level[~usable] = -20
+    table = combined([level], usable)
+    np.testing.assert_allclose(table[usable], few, atol=1e-5)
+    room = Room(np.arange(30), np.zeros(30, int), usable, ~np.ones(30, bool), 1)
+    picks = representative(table, usable / 15, room, np.zeros(30, bool), 3)
+    assert [len(pick.like) for pick in picks] == [5, 5, 5]
+    assert np.isfinite(combined([level], np.zeros(30, bool))).all(), "no slice is usable"
 
 
 def test_axis_and_drawn_slices_of_a_case():

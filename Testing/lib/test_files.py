@@ -18,11 +18,47 @@ import pytest
 
 from MedSSLLib import files
 from MedSSLLib.errors import InputError, MedSSLError
-from MedSSLLib.files import FileLock, atomic_path, content_hash, detached_files, is_inside, read_json, write_json
+from MedSSLLib.files import (
+    FileLock,
+    atomic_path,
+    content_hash,
+    detached_files,
+    is_inside,
+    read_json,
+    refuse_overwriting,
+    write_json,
+)
 
 
 def leftovers(folder: Path) -> list[str]:
     return sorted(p.name for p in folder.iterdir())
+
+
+class TestRefuseOverwriting:
+    def test_the_same_file_by_any_name_is_refused(self, tmp_path: Path) -> None:
+        source, other = tmp_path / "a.nii.gz", tmp_path / "b.nii.gz"
+        source.write_bytes(b"scan")
+        (tmp_path / "link.nii.gz").symlink_to(source)
+        os.link(source, tmp_path / "A.nii.gz")  # one file of two names, as on a file system that ignores case
+        (tmp_path / "here").symlink_to(tmp_path, target_is_directory=True)
+        for name in ("a.nii.gz", "link.nii.gz", "A.nii.gz", "here/a.nii.gz", "new/../a.nii.gz"):
+            with pytest.raises(InputError, match=r"a scan or a label in use.*Choose another --out") as caught:
+                refuse_overwriting([other, tmp_path / name], [tmp_path / "gone.nii.gz", source])
+            assert caught.value.file == str(tmp_path / name)
+            with pytest.raises(InputError):
+                refuse_overwriting([source], [tmp_path / name])
+
+    def test_other_files_and_folders_are_not(self, tmp_path: Path) -> None:
+        source = tmp_path / "series"
+        source.mkdir()
+        (tmp_path / "a.nii.gz").write_bytes(b"an earlier prediction")
+        (tmp_path / "dangling.nii.gz").symlink_to(tmp_path / "nowhere")
+        refuse_overwriting([tmp_path / name for name in ("a.nii.gz", "dangling.nii.gz", "new.nii.gz")], [source])
+        refuse_overwriting([source / "a.nii.gz"], [source])
+
+    def test_a_label_that_is_missing_is_not_replaced_by_a_prediction(self, tmp_path: Path) -> None:
+        with pytest.raises(InputError):
+            refuse_overwriting([tmp_path / "x" / ".." / "lost.nii.gz"], [tmp_path / "lost.nii.gz"])
 
 
 class TestAtomicPath:

@@ -1,7 +1,10 @@
 """Prediction on the source grid, with a hand-set network: an asymmetric object must land where it lies."""
 
 import json
+import os
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +12,7 @@ import SimpleITK as sitk
 import torch
 
 from MedSSLLib import io
+from MedSSLLib.calibration import probability_path
 from MedSSLLib.checkpoint import save_tensors
 from MedSSLLib.cli import main
 from MedSSLLib.components import largest_components, one_piece_classes
@@ -18,6 +22,7 @@ from MedSSLLib.geometry import Geometry, Volume
 from MedSSLLib.labels import IGNORE
 from MedSSLLib.planning import Plan, make_plan
 from MedSSLLib.predict import PredictOptions, load_model, network_of, predict_case, run_predict
+from MedSSLLib.project import Project
 from MedSSLLib.runfolder import WEIGHTS, write_config
 from Testing.lib.core_helpers import loud, tiny_config, tiny_project
 
@@ -215,6 +220,65 @@ def test_refusals(trained, tmp_path):
     ):  # fmt: skip
         with pytest.raises(InputError, match=words):
             run_predict(trained, out=tmp_path, events=Events(), **arguments)
+
+
+def same_folder(folder, spelling, tmp_path):
+    """The folder by another spelling of its path."""
+    if spelling == "link":
+        (tmp_path / "link").symlink_to(folder, target_is_directory=True)
+        return tmp_path / "link"
+    return {"plain": folder, "dots": folder / ".." / folder.name, "relative": Path(os.path.relpath(folder))}[spelling]
+
+
+@pytest.mark.parametrize("spelling", ["plain", "dots", "relative", "link"])
+@pytest.mark.parametrize("place", ["imagesTr", "labelsTr"])
+def test_scans_and_labels_of_the_project_are_not_replaced(trained, tmp_path, place, spelling, capsys):
+    folder = trained.folder.parent / "data" / place
+    files = {path: path.read_bytes() for path in folder.rglob("*")}
+    out = same_folder(folder, spelling, tmp_path)
+    words = ["predict", str(trained.folder), "--run", "model", "--device", "cpu", "--out", str(out)]
+    assert main([*words, "--cases", "case2"]) == 2
+    text = capsys.readouterr().err
+    assert str(out / "case2.nii.gz") in text and "Choose another --out" in text
+    assert files == {path: path.read_bytes() for path in folder.rglob("*")}
+
+
+@pytest.mark.parametrize("part", ["", "uncertainty/case0.nii.gz", "probabilities"])
+@pytest.mark.parametrize("extras", [False, True])
+def test_no_file_of_a_prediction_replaces_an_input(trained, tmp_path, part, extras):
+    """Not an image given by --images, nor a label where probabilities or uncertainty go, which may be removed too."""
+    project, taken = Project.open(trained.folder), tmp_path / (part or "case0.nii.gz")
+    if part == "probabilities":
+        taken = probability_path(tmp_path, "case0", 1, trained.classes[1])
+    taken.parent.mkdir(exist_ok=True)
+    shutil.copy(project.case("case0").images[0], taken)
+    if part:
+        project.set_label("case1", taken)
+    content, options = taken.read_bytes(), PredictOptions(probabilities=extras, uncertainty=extras, device="cpu")
+    given = {"cases": "case0"} if part else {"images": [tmp_path]}
+    with pytest.raises(InputError, match="would be overwritten") as caught:
+        run_predict(project, "model", tmp_path, Events(), options=options, **given)
+    assert caught.value.file == str(taken) and taken.read_bytes() == content
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [taken]
+
+
+def test_predictions_of_a_project_replace_earlier_ones(trained):
+    """As Slicer asks for them, into the project's own folder."""
+    out = trained.folder / "predictions" / "model"
+    for _ in range(2):
+        found = run_predict(trained, "model", out, Events(), cases="case0", options=PredictOptions(uncertainty=True))
+        assert found.written == [out / "case0.nii.gz"] and (out / "uncertainty" / "case0.nii.gz").exists()
+    shutil.rmtree(out.parent)
+
+
+@pytest.mark.parametrize("command", ["suggest {p} --budget 1", "report {p} --run model", "export {p} --run model --to "
+                                     "torchscript", "evaluate --predictions {l} --references {l}"])  # fmt: skip
+def test_no_other_result_replaces_an_input(trained, command, capsys):
+    taken = trained.case("case1").label
+    content = taken.read_bytes()
+    words = command.format(p=trained.folder, l=taken.parent).split()
+    assert main([*words, "--out", str(taken)]) == 2
+    assert f"{taken}: is a scan or a label in use" in capsys.readouterr().err and taken.read_bytes() == content
 
 
 def test_an_encoder_segments_nothing(trained, tmp_path):

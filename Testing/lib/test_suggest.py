@@ -1,12 +1,14 @@
 """``suggest`` on tiny projects: what it needs, what it leaves out, what it writes, and on which grid."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from MedSSLLib import io
+from MedSSLLib import io, survey
+from MedSSLLib import suggest as module
 from MedSSLLib.checkpoint import save_tensors
 from MedSSLLib.cli import main
 from MedSSLLib.errors import InputError
@@ -110,6 +112,39 @@ def test_suggestions_can_be_annotated(runs, strategy, run, monkeypatch):
     assert suggest(runs, run, strategy=strategy, per_case=2)[0] == found, "the same seed gives the same slices"
 
 
+@pytest.mark.parametrize("shared", [0.0, 3.0], ids=["unlike", "alike"])
+def test_reasons_say_how_like_the_slices_before_a_pick_is(runs, shared, monkeypatch):
+    tables = []
+
+    def features(*args, **options):
+        found = survey.look(*args, **options)
+        rng = np.random.default_rng(1)
+        tables.append(replace(found, features=rng.normal(size=(len(found.case), 30)) + shared * np.eye(30)[0]))
+        return tables[-1]
+
+    monkeypatch.setattr(module, "look", features)
+    runs.set_annotated("canonical", Annotated.of([(2, [4])]))
+    found, _ = suggest(runs, "encoder", strategy="coverage", per_case=2)
+    (table,) = tables
+    unit = table.features / np.linalg.norm(table.features, axis=1, keepdims=True)
+    before = np.flatnonzero(table.drawn).tolist()
+    for item in found:
+        number = [scan.case.name for scan in table.scans].index(item.case)
+        (row,) = np.flatnonzero((table.case == number) & (table.place == item.index))
+        likeness = (unit[before] @ unit[row]).max()
+        alike = f"like a slice chosen before (similarity {likeness:.2f})"
+        assert item.reason.split(";")[0] == (alike if likeness >= 0.5 else "unlike any slice chosen so far")
+        before.append(row)
+    assert any(item.reason.startswith("like") == (shared > 0) for item in found)
+
+
+def test_features_are_standardised_over_slices_that_show_something(runs):
+    cpu = module.load_viewer(runs, "encoder", "cpu", "auto")
+    table = survey.look(runs, survey.survey(runs.pool, Events()), cpu, Events())
+    assert 0 < table.usable.sum() < len(table.usable)
+    np.testing.assert_allclose(table.features[table.usable].mean(0), 0, atol=1e-5)
+
+
 def test_another_seed_draws_other_random_slices(project):
     assert suggest(project, strategy="random", seed=1)[0] != suggest(project, strategy="random", seed=2)[0]
 
@@ -188,6 +223,8 @@ def test_the_command_prints_a_table_or_json(project, capsys, tmp_path):
     assert main(["suggest", str(project.folder), "--budget", "2", "--json", "--quiet"]) == 0
     assert json.loads(capsys.readouterr().out)["slices"] == json.loads((tmp_path / "s.json").read_text())["slices"]
     assert main(["suggest", str(project.folder), "--budget", "0"]) == 2
+    assert main(["suggest", str(project.folder), "--budget", "3", "--strategy", "random", "--seed", "-1"]) == 2
+    assert "--seed: '-1' is not a whole number from 0" in capsys.readouterr().err
 
 
 def test_events_object_is_enough(project):

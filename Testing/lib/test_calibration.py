@@ -1,9 +1,11 @@
 """Calibration: bins by hand, the temperature that made the logits, properties of scaling."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from MedSSLLib import io
 from MedSSLLib.calibration import (
@@ -19,8 +21,12 @@ from MedSSLLib.calibration import (
 )
 from MedSSLLib.errors import InputError
 from MedSSLLib.evaluate import evaluate_folder
+from MedSSLLib.finetune import LabelledData, held_out_calibration
 from MedSSLLib.geometry import Geometry, Volume
 from MedSSLLib.labels import IGNORE, Annotated
+from MedSSLLib.manifest import Case
+from MedSSLLib.planning import make_plan
+from Testing.lib.core_helpers import MemoryReader, lone_fabric
 
 
 def softmax(logits):
@@ -132,6 +138,19 @@ def test_a_patient_takes_no_part_in_its_own_temperature():
     scans = [(p[:3_000], a[:3_000]), (p[3_000:], a[3_000:]), (q, b)]
     assert calibration_of(scans, ["one", "one", "two"])["ece_scaled"] == expected
     assert calibration_of(scans[:2], ["one", "one"])["ece_scaled"] is None
+
+
+def test_a_run_measures_its_held_out_cases_by_patient():
+    rng = np.random.default_rng(9)
+    images = {name: rng.normal(size=(1, 2, 8, 8)).astype(np.float32) for name in "ab"}
+    reader = MemoryReader(images, {name: (x[0] > 0).astype(np.uint8) for name, x in images.items()})
+    ready = SimpleNamespace(fabric=lone_fabric(), device=torch.device("cpu"), config=SimpleNamespace(seed=0))
+    net = torch.nn.Conv2d(1, 2, 1)
+    for patients, measured in ((("p", "q"), True), (("p", "p"), False)):
+        cases = tuple(Case(n, (), metadata={"patient": p}) for n, p in zip("ab", patients, strict=True))
+        plan = make_plan([Geometry((8, 8, 2))], modality="MR", dim=2)
+        found = held_out_calibration(ready, LabelledData(plan, reader, (), cases), net)
+        assert found["cases"] == 2 and (found["ece_scaled"] is not None) == measured
 
 
 def test_only_counted_voxels_are_sampled():

@@ -101,15 +101,15 @@ class Judge:
 def recorded_cases(project: Project, run: str, part: str, events: Events) -> tuple[Case, ...]:
     """The "validation" (held-out) or "labelled" (training) cases of a run, with the slices that were annotated then.
 
-    Those that the project has no more, or without a label, are named in a warning.
+    Those that the project no longer has, or has without a label, are named in a warning.
     """
     data = read_run(project.run_folder(run))["data"]
     known = {case.name: case for case in project.cases if case.label is not None}
     annotated, names = data.get("annotated", {}), data.get(part, ())
     gone = [name for name in names if name not in known]
     if gone:
-        events.emit("warning", message=f"Predicted quality does without {', '.join(gone)}: labelled when run {run} was "
-                                       "trained, but not in the project any more.")
+        events.emit("warning", message=f"Predicted quality does without {', '.join(gone)}, no longer labelled cases of "
+                                       f"the project as they were when run {run} was trained.")
     return tuple(
         replace(known[name], annotated=Annotated.from_json(annotated[name]) if name in annotated else None)
         for name in names if name in known

@@ -89,7 +89,7 @@ def test_held_out_cases_are_scaled_by_the_others():
     assert alone["ece_scaled"] is None and alone["temperature"] == pytest.approx(3, rel=0.06)
 
 
-def scan(rng, n=60_000):
+def scan(rng, n=20_000):
     """Logits of a scan: most voxels are plain background, some lie near two structures."""
     return np.column_stack([np.zeros(n), rng.normal(-5, 4, n), rng.normal(-6, 4, n)])
 
@@ -104,8 +104,8 @@ def test_a_calibrated_model_has_no_error_near_structures():
     rng = np.random.default_rng(6)
     cases = [(p, draw(rng, p)) for p in (softmax(scan(rng)) for _ in range(4))]
     found = calibration_of(cases)
-    assert found["ece_foreground"] < 0.005 and found["ece_foreground_scaled"] < 0.005
-    assert found["temperature"] == pytest.approx(1, abs=0.03)
+    assert found["ece_foreground"] < 0.01 and found["ece_foreground_scaled"] < 0.01
+    assert found["temperature"] == pytest.approx(1, abs=0.04)
 
 
 @pytest.mark.parametrize("true", [0.7, 1.5])
@@ -113,8 +113,8 @@ def test_a_temperature_that_calibrates_is_used(true):
     rng = np.random.default_rng(7)
     cases = [(softmax(x), draw(rng, softmax(x / true))) for x in (scan(rng) for _ in range(4))]
     found = calibration_of(cases)
-    assert helpful_temperature(found) == pytest.approx(true, rel=0.04)
-    assert found["ece_foreground_scaled"] < 0.005 < 0.01 < found["ece_foreground"]
+    assert helpful_temperature(found) == pytest.approx(true, rel=0.05)
+    assert found["ece_foreground_scaled"] < 0.01 < 0.03 < found["ece_foreground"]
 
 
 def test_the_same_voxels_count_before_and_after_scaling():

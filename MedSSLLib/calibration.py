@@ -18,6 +18,7 @@ from MedSSLLib.geometry import Geometry
 from MedSSLLib.labels import IGNORE, Annotated, counted_mask
 
 BINS = 15  # Guo, Pleiss, Sun, Weinberger 2017, section 5
+BACKGROUND = 0.99  # probability of background from which a voxel is plain background; not from the paper
 MOST_VOXELS = 100_000  # rows kept of each case, drawn evenly; not from the paper
 T_RANGE = (0.2, 10.0)  # temperatures that are searched; not from the paper
 
@@ -90,13 +91,22 @@ def sampled(probabilities: np.ndarray, label: np.ndarray, ignore: int, seed: int
     return probabilities.reshape(len(probabilities), -1)[:, counted].T, label.ravel()[counted].astype(int)
 
 
-def voxel_calibration(rows: np.ndarray, truth: np.ndarray) -> dict[str, Any]:
+def near_structures(rows: np.ndarray) -> np.ndarray:
+    """Which voxels of rows ``[n, k]`` are not plainly background, ``[n]``.
+
+    The predictions alone decide. To choose by the truth as well would add the wrong ones of the voxels predicted as
+    background and none of the right ones, and so charge a calibrated model with an error.
+    """
+    return rows[:, 0] < BACKGROUND
+
+
+def voxel_calibration(rows: np.ndarray, truth: np.ndarray, near: np.ndarray | None = None) -> dict[str, Any]:
     """Calibration of rows ``[n, k]`` with their classes ``[n]``.
 
-    ``ece_foreground`` counts only voxels whose true or predicted class is not background, where errors are.
+    ``ece_foreground`` counts only the voxels `near` structures ``[n]``: by default :func:`near_structures` of the rows.
     """
-    foreground = (truth > 0) | (rows.argmax(1) > 0)
-    data, structures = reliability(rows, truth), reliability(rows[foreground], truth[foreground])
+    near = near_structures(rows) if near is None else near
+    data, structures = reliability(rows, truth), reliability(rows[near], truth[near])
     return {"voxels": len(truth), "ece": data.ece, "ece_foreground": structures.ece,
             "bins": {"count": data.count.tolist(), "confidence": data.confidence.tolist(),
                      "accuracy": data.accuracy.tolist()}}
@@ -108,16 +118,25 @@ def helpful_temperature(calibration: Mapping[str, Any]) -> float:
     return float(calibration["temperature"]) if scaled is not None and scaled < plain else 1.0
 
 
-def calibration_of(cases: Sequence[tuple[np.ndarray, np.ndarray]]) -> dict[str, Any]:
+def calibration_of(
+    cases: Sequence[tuple[np.ndarray, np.ndarray]], patients: Sequence[str] = ()
+) -> dict[str, Any]:
     """What is recorded of the calibration on held-out cases, each rows ``[n, k]`` and classes ``[n]``.
 
-    As :func:`voxel_calibration`, and ``ece_scaled``, measured on every case with the temperature fitted on the others;
-    None with a single case.
+    As :func:`voxel_calibration`, and ``ece_scaled``, measured on every case with the temperature fitted on the cases
+    of other patients; None with a single patient. The same voxels count before and after scaling.
+
+    Args:
+        cases: rows and classes.
+        patients: whose they are; by default every case is another patient's.
     """
     rows, truth = np.concatenate([p for p, _ in cases]), np.concatenate([t for _, t in cases])
-    scaled = [softened(p, fit_temperature(*_others(cases, n))) for n, (p, _) in enumerate(cases)] if len(
-        cases) > 1 else None
-    after = None if scaled is None else voxel_calibration(np.concatenate(scaled), truth)
+    owners = list(patients or map(str, range(len(cases))))
+    after = None
+    if len(set(owners)) > 1:
+        others = {owner: fit_temperature(*_of_others(cases, owners, owner)) for owner in set(owners)}
+        scaled = [softened(p, others[owner]) for (p, _), owner in zip(cases, owners, strict=True)]
+        after = voxel_calibration(np.concatenate(scaled), truth, near_structures(rows))
     return {
         "cases": len(cases), "temperature": fit_temperature(rows, truth), **voxel_calibration(rows, truth),
         "ece_scaled": after and after["ece"], "ece_foreground_scaled": after and after["ece_foreground"],
@@ -170,6 +189,8 @@ def _on_grid(path: Path, geometry: Geometry, case: str) -> np.ndarray:
     return volume.array
 
 
-def _others(cases: Sequence[tuple[np.ndarray, np.ndarray]], left_out: int) -> tuple[np.ndarray, np.ndarray]:
-    rest = [case for n, case in enumerate(cases) if n != left_out]
+def _of_others(
+    cases: Sequence[tuple[np.ndarray, np.ndarray]], owners: Sequence[str], left_out: str
+) -> tuple[np.ndarray, np.ndarray]:
+    rest = [case for case, owner in zip(cases, owners, strict=True) if owner != left_out]
     return np.concatenate([p for p, _ in rest]), np.concatenate([t for _, t in rest])

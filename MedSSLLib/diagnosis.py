@@ -131,7 +131,7 @@ def add_calibration(page: Page, calibration: Mapping[str, Any], where: str) -> N
     page.section("Calibration", f"Do the probabilities mean what they say? Measured on {calibration['cases']} {where}.")
     page.figures((reliability_diagram(calibration["bins"], calibration["ece"]),
                   "Share of voxels that are right, by confidence; on the dashed line both agree."))
-    rows = {"error, all voxels": calibration["ece"], "error, voxels of structures": calibration["ece_foreground"]}
+    rows = {"error, all voxels": calibration["ece"], "error, voxels near structures": calibration["ece_foreground"]}
     if calibration.get("ece_foreground_scaled") is not None:
         rows |= {"the same after temperature scaling": calibration["ece_foreground_scaled"],
                  "temperature used": helpful_temperature(calibration)}

@@ -226,7 +226,7 @@ def held_out_calibration(ready: Preparation, data: LabelledData, net: Segmentati
         image, label = data.cache.image(case.name, (0, 0, 0), size), data.cache.label(case.name, (0, 0, 0), size)
         probabilities = predict_probabilities(net, image, data.plan, ready.device).numpy()
         rows.append(sampled(probabilities, label, IGNORE, ready.config.seed + number))
-    return {"measured": True, **calibration_of(rows)}
+    return {"measured": True, **calibration_of(rows, [case.patient for case in data.held_out])}
 
 
 def finish(ready: Preparation, plan: Plan, net: SegmentationNet, figures: dict[str, Any], **told: Any) -> None:

@@ -39,16 +39,21 @@ def predict_probabilities(
 
 @torch.inference_mode()
 def predict_varied(
-    network: Network, image: np.ndarray, plan: Plan, device: torch.device, contrast: float, zoom: float
+    network: Network, image: np.ndarray, plan: Plan, device: torch.device, variant: tuple[float, float], *,
+    flips: bool = False,
 ) -> Tensor:
-    """As :func:`predict_probabilities`, from the image with another contrast and in-plane size, scaled back."""
+    """As :func:`predict_probabilities`, from the image with another contrast and in-plane size, scaled back.
+
+    `variant` holds both, as VARIANTS does.
+    """
+    contrast, zoom = variant
     source = torch.from_numpy(np.ascontiguousarray(image))
     mean = source.mean((1, 2, 3), keepdim=True)
     source, size = (source - mean) * contrast + mean, list(source.shape[2:])
     if zoom != 1:
         scaled = [max(1, round(n * zoom)) for n in size]
         source = F.interpolate(source, scaled, mode="bilinear", align_corners=False)
-    probabilities = predict_probabilities(network, source.numpy(), plan, device)
+    probabilities = predict_probabilities(network, source.numpy(), plan, device, flips=flips)
     return F.interpolate(probabilities, size, mode="bilinear", align_corners=False) if zoom != 1 else probabilities
 
 

@@ -18,48 +18,70 @@ from MedSSLLib.labels import Annotated
 from MedSSLLib.manifest import Case
 from MedSSLLib.preprocess import preprocess_image
 from MedSSLLib.project import Project
-from MedSSLLib.quality import FILE_NAME, FORMAT, FORMAT_VERSION, LEVEL, REVIEW_BELOW, Raw, expected_dice, judged
+from MedSSLLib.quality import FILE_NAME, FORMAT, FORMAT_VERSION, LEVEL, REVIEW_BELOW, Known, Raw, expected_dice, judged
 from MedSSLLib.runfolder import read_run
 from MedSSLLib.segmentation import dice_per_class
 
 if TYPE_CHECKING:
-    from MedSSLLib.predict import Model
+    from MedSSLLib.predict import Model, PredictOptions
 
 UNCALIBRATED = "not calibrated: no labelled case was held out when the run was trained, so there is no interval"
 
 
 @dataclass(frozen=True)
 class Judge:
-    """Estimates the Dice of a model's predictions; `known` holds (raw, true) pairs of held-out labelled cases."""
+    """Estimates the Dice of what a model's predictions write, as far as the training grid shows it.
+
+    Attributes:
+        model: the model.
+        run: its name.
+        known: the held-out patients, each with the (raw, true) Dice of their labelled cases.
+        usual: class indices that all held-out labels show, or all training labels where none is held out.
+        components: which pieces are kept, as in PredictOptions.
+        flips: whether predictions are averaged over flips.
+    """
 
     model: Model
     run: str
-    known: tuple[tuple[float, float], ...] = ()
+    known: Known = ()
+    usual: frozenset[int] = frozenset()
+    components: str = "auto"
+    flips: bool = False
 
     @classmethod
-    def of(cls, project: Project, run: str, model: Model, events: Events) -> Judge:
+    def of(cls, project: Project, run: str, model: Model, options: PredictOptions, events: Events) -> Judge:
         """A judge that knows the held-out labelled cases of the run, where there are any."""
-        known = []
-        cases = held_out_cases(project, run)
         cache = Cache(project.cache_folder, model.plan)
-        bad = {case.name for case, _ in cache.prepare(cases, labels=True, values=project.values,
-                                                      ignore=project.ignore_value)}
+        cases = readable(cache, project, recorded_cases(project, run, "validation", events), model, events)
+        judge = cls(model, run, (), frozenset(), options.components, options.flips)
+        known: dict[str, list[tuple[float, float]]] = {}
         for number, case in enumerate(cases, 1):
-            if case.name not in bad:
-                size = cache.shape(case.name)[1:]
-                raw, classes = raw_quality(model, cache.image(case.name, (0, 0, 0), size))
-                dice = dice_per_class(classes, cache.label(case.name, (0, 0, 0), size), len(model.classes))
-                if raw is not None and not np.isnan(dice).all():
-                    known.append((raw.dice, float(np.nanmean(dice))))
+            pair = judge.pair(cache, case)
+            if pair is not None:
+                known.setdefault(case.patient, []).append(pair)
             events.progress("calibrate", number, len(cases))
         if not known:
             events.emit("warning", message=f"Predicted quality is {UNCALIBRATED}.")
-        return cls(model, run, tuple(known))
+        shown = cases or readable(cache, project, recorded_cases(project, run, "labelled", events), model, events)
+        usual = frozenset.intersection(*[frozenset(cache.counts(case.name)) for case in shown] or [frozenset()])
+        return replace(judge, known=tuple(map(tuple, known.values())), usual=usual - {0})
+
+    def pair(self, cache: Cache, case: Case) -> tuple[float, float] | None:
+        """Raw and true Dice of a labelled case; None where no structure is found, or none counts."""
+        size = cache.shape(case.name)[1:]
+        raw, classes = self.raw(cache.image(case.name, (0, 0, 0), size))
+        dice = dice_per_class(classes, cache.label(case.name, (0, 0, 0), size), len(self.model.classes))
+        return None if raw is None or np.isnan(dice).all() else (raw.dice, float(np.nanmean(dice)))
+
+    def raw(self, image: np.ndarray) -> tuple[Raw | None, np.ndarray]:
+        """See :func:`raw_quality`."""
+        return raw_quality(self.model, image, components=self.components, flips=self.flips)
 
     def entry(self, volumes: Sequence[Volume]) -> dict[str, Any]:
         """The entry of a case in ``quality.json``."""
-        raw, _ = raw_quality(self.model, preprocess_image(volumes, self.model.plan)[0])
-        return judged(raw, self.known)
+        raw, classes = self.raw(preprocess_image(volumes, self.model.plan)[0])
+        missing = self.usual - {int(value) for value in np.unique(classes)}
+        return judged(raw, self.known, [self.model.classes[index] for index in sorted(missing)])
 
     def write(self, folder: Path, entries: dict[str, dict[str, Any]]) -> Path:
         """Write ``quality.json``; entries of other cases by the same run are kept."""
@@ -68,41 +90,64 @@ class Judge:
         if path.exists():
             content = read_json(path, format_name=FORMAT, newest_version=FORMAT_VERSION)
             earlier = content["cases"] if content["run"] == self.run else {}
-        note = f"calibrated on {len(self.known)} held-out labelled cases" if self.known else UNCALIBRATED
+        cases = sum(map(len, self.known))
+        note = f"calibrated on {cases} held-out labelled cases of {len(self.known)} patients" if cases else UNCALIBRATED
         write_json(path, {"format": FORMAT, "format_version": FORMAT_VERSION, "run": self.run, "level": LEVEL,
                           "review_below": REVIEW_BELOW, "calibration": note, "known": self.known,
                           "classes": self.model.classes[1:], "cases": earlier | entries})
         return path
 
 
-def held_out_cases(project: Project, run: str) -> tuple[Case, ...]:
-    """The labelled cases that the run held out, with the slices that were annotated then; unknown ones left out."""
+def recorded_cases(project: Project, run: str, part: str, events: Events) -> tuple[Case, ...]:
+    """The "validation" (held-out) or "labelled" (training) cases of a run, with the slices that were annotated then.
+
+    Those that the project no longer has, or has without a label, are named in a warning.
+    """
     data = read_run(project.run_folder(run))["data"]
     known = {case.name: case for case in project.cases if case.label is not None}
-    annotated = data.get("annotated", {})
+    annotated, names = data.get("annotated", {}), data.get(part, ())
+    gone = [name for name in names if name not in known]
+    if gone:
+        events.emit("warning", message=f"Predicted quality does without {', '.join(gone)}, no longer labelled cases of "
+                                       f"the project as they were when run {run} was trained.")
     return tuple(
         replace(known[name], annotated=Annotated.from_json(annotated[name]) if name in annotated else None)
-        for name in data.get("validation", ()) if name in known
+        for name in names if name in known
     )
 
 
-def raw_quality(model: Model, image: np.ndarray) -> tuple[Raw | None, np.ndarray]:
+def readable(
+    cache: Cache, project: Project, cases: Sequence[Case], model: Model, events: Events
+) -> tuple[Case, ...]:
+    """The cases that could be read into the cache, labels in the model's classes; warnings name the others."""
+    refused = cache.prepare(cases, labels=True, values=model.values, ignore=project.ignore_value)
+    for _, error in refused:
+        events.emit("warning", message=f"Predicted quality does without a labelled case: {error}")
+    bad = {case.name for case, _ in refused}
+    return tuple(case for case in cases if case.name not in bad)
+
+
+def raw_quality(
+    model: Model, image: np.ndarray, *, components: str = "auto", flips: bool = False
+) -> tuple[Raw | None, np.ndarray]:
     """What predictions of a preprocessed case ``[c, d, h, w]`` and its variants say, and the plain one's classes.
 
-    None where the plain prediction holds no structure. Mirrored images would be no fair variants: models are trained
-    without flips unless asked, since many structures have a side.
+    None where the plain prediction holds no structure. Every prediction is what would be written: averaged over flips
+    if asked, and without the pieces that are not kept, whose voxels count as certain background. Mirrored images
+    would be no fair variants: models are trained without flips unless asked, since many structures have a side.
     """
     single: list[np.ndarray] = []
     total: torch.Tensor | None = None
-    for probabilities in model.each_variant(image):
+    for probabilities in model.each_variant(image, flips=flips):
         single.append(probabilities.argmax(0).numpy().astype(np.uint8))
         total = probabilities if total is None else total + probabilities
     assert total is not None
-    mean = (total / len(single)).numpy()
-    classes = single[0]
+    kept = [model.pieces(one, components) for one in single]
+    classes, mean = kept[0], (total / len(single)).numpy()
+    mean[:, classes != single[0]] = 0
     per_class = expected_dice(mean, classes)
     expected = [value for value in per_class if value is not None]
     if not expected:
         return None, classes
-    agreement = [np.nanmean(dice_per_class(one, classes, len(mean))) for one in single[1:]]
+    agreement = [np.nanmean(dice_per_class(one, classes, len(mean))) for one in kept[1:]]
     return Raw(float(np.mean(agreement)), float(np.mean(expected)), tuple(per_class)), classes

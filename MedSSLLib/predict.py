@@ -28,6 +28,7 @@ from MedSSLLib.networks import SegmentationNet, build_encoder, place
 from MedSSLLib.planning import Plan
 from MedSSLLib.preprocess import preprocess_image
 from MedSSLLib.project import Project
+from MedSSLLib.quality import drop_estimate
 from MedSSLLib.runfolder import WEIGHTS, read_config, read_data, read_plan
 
 
@@ -89,12 +90,18 @@ class Model:
         with self._autocast():
             return predict_probabilities(self.network, image, self.plan, self.device, flips=flips)
 
-    def each_variant(self, image: np.ndarray) -> Iterator[Tensor]:
+    def each_variant(self, image: np.ndarray, *, flips: bool = False) -> Iterator[Tensor]:
         """Probabilities of a preprocessed case from every one of VARIANTS; the plain one first."""
-        for contrast, zoom in VARIANTS:
+        for variant in VARIANTS:
             with self._autocast():
-                probabilities = predict_varied(self.network, image, self.plan, self.device, contrast, zoom)
+                probabilities = predict_varied(self.network, image, self.plan, self.device, variant, flips=flips)
             yield probabilities
+
+    def pieces(self, classes: np.ndarray, components: str) -> np.ndarray:
+        """The class map with the pieces that are kept (see :class:`PredictOptions`)."""
+        if components == "all":
+            return classes
+        return largest_components(classes, self.one_piece if components == "auto" else None)
 
     @contextmanager
     def _autocast(self) -> Iterator[None]:
@@ -153,9 +160,7 @@ def predict_case(
         io.resample(Volume(p, grid), source, interpolation="linear", outside=float(index == 0)).array
         for index, p in enumerate(probabilities.numpy())
     ])
-    classes = on_source.argmax(0).astype(np.uint8)
-    if options.components != "all":
-        classes = largest_components(classes, model.one_piece if options.components == "auto" else None)
+    classes = model.pieces(on_source.argmax(0).astype(np.uint8), options.components)
     return label_volume(model, classes, source), softened(on_source, model.temperature, axis=0)
 
 
@@ -184,7 +189,7 @@ def run_predict(  # noqa: PLR0913 - the contract of the command
     if options.flips and not read_config(project.run_folder(run)).augment.flip:
         events.emit("warning", message=f"Run {run} was trained without flips, so mirrored images are new to it and "
                     "averaging over them may make it worse. Train with --set augment.flip=0.5, or leave --flips out.")
-    judge = Judge.of(project, run, model, events) if options.quality else None
+    judge = Judge.of(project, run, model, options, events) if options.quality else None
     written: list[Path] = []
     refused: list[InputError] = []
     quality = {}
@@ -198,6 +203,7 @@ def run_predict(  # noqa: PLR0913 - the contract of the command
             refused.append(error)
             events.emit("warning", message=str(error))
             continue
+        drop_estimate(out, run, name)
         written.append(_write(out, name, label, probabilities, model.classes, options))
         events.progress("predict", number, len(jobs))
     if not written:

@@ -1,17 +1,23 @@
-"""Predicted quality: how good a segmentation probably is, without a reference. Pure functions on arrays."""
+"""Predicted quality: how good a segmentation probably is, without a reference. And the file of the estimates."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from MedSSLLib.files import read_json, write_json
+
 FORMAT, FORMAT_VERSION, FILE_NAME = "medssl-quality", 1, "quality.json"
 LEVEL = 0.8  # coverage that the interval aims at; not from the paper
 REVIEW_BELOW = 0.7  # Dice below which a case is to be looked at; not from the paper
+
+Known = Sequence[Sequence[tuple[float, float]]]
+"""Held-out patients, each with the (raw, true) Dice of their cases."""
 
 
 @dataclass(frozen=True)
@@ -55,41 +61,68 @@ def expected_dice(probabilities: np.ndarray, classes: np.ndarray) -> list[float 
     return found
 
 
-def calibrated(
-    raw: float, known: Sequence[tuple[float, float]], level: float = LEVEL
-) -> tuple[float, float | None, float | None]:
-    """Estimate, lower and upper end of the interval, from (raw, true) pairs of cases that were not trained on.
+def calibrated(raw: float, known: Known, level: float = LEVEL) -> tuple[float, float | None, float | None]:
+    """Estimate, lower and upper end of the interval, from patients that were not trained on.
 
-    The raw value is shifted by the mean error of the known cases. The interval is the jackknife+ one (Barber, Candes,
-    Ramdas, Tibshirani 2021, arXiv 1905.02928, Eq. 1.5), which covers at least ``2 level - 1`` of new cases like the
-    known ones, and mostly about `level`. With too few known cases for the level there is none.
+    The raw value is shifted by the mean error of the known patients. The interval is the jackknife+ one (Barber,
+    Candes, Ramdas, Tibshirani 2021, arXiv 1905.02928, Eq. 1.5), with patients left out whole, as cases of one patient
+    are not independent; n counts patients. A patient's cases share one vote (not from the paper). With too few
+    patients for the level there is no interval.
+
+    With one case of each patient it covers at least ``2 level - 1`` of new patients like the known ones, and mostly
+    about `level`. That does not allow for the choice of the training step, which the held-out cases have made too:
+    they flatter the model a little.
     """
-    if not known:
+    patients = [np.array([true - own for own, true in cases], float) for cases in known]
+    n = len(patients)
+    if not n:
         return raw, None, None
-    errors = np.array([true - own for own, true in known], float)
-    n = len(errors)
-    estimate = float(np.clip(raw + errors.mean(), 0, 1))
+    means = np.array([errors.mean() for errors in patients])
+    estimate = float(np.clip(raw + means.mean(), 0, 1))
     rank = math.floor((1 - level) * (n + 1) + 1e-9)
     if rank < 1 or n < 2:
         return estimate, None, None
-    others = (errors.sum() - errors) / (n - 1)
-    residuals = np.abs(errors - others)
-    low = np.sort(raw + others - residuals)[rank - 1]
-    high = np.sort(raw + others + residuals)[n - rank]
+    sizes = [len(errors) for errors in patients]
+    others = np.repeat((means.sum() - means) / (n - 1), sizes)
+    residuals, votes = np.abs(np.concatenate(patients) - others), np.repeat(1 / np.array(sizes), sizes)
+    low = _ranked(raw + others - residuals, votes, rank)
+    high = -_ranked(-raw - others - residuals, votes, rank)
     return estimate, float(np.clip(low, 0, 1)), float(np.clip(high, 0, 1))
 
 
-def judged(raw: Raw | None, known: Sequence[tuple[float, float]]) -> dict[str, Any]:
-    """The entry of one case in ``quality.json``; `raw` is None where no structure was found."""
+def _ranked(values: np.ndarray, votes: np.ndarray, rank: int) -> float:
+    """The value at which the votes, from the least value up, reach `rank`."""
+    order = np.argsort(values)
+    return float(values[order][np.searchsorted(votes[order].cumsum(), rank - 1e-9)])
+
+
+def judged(raw: Raw | None, known: Known, missing: Sequence[str] = ()) -> dict[str, Any]:
+    """The entry of one case in ``quality.json``; `raw` is None where no structure was found.
+
+    `missing` names classes that are not found here, though labelled cases all have them: the estimate, which knows
+    only what was found, does not show it.
+    """
     if raw is None:
         return {"dice": 0.0, "low": None, "high": None, "agreement": None, "expected": None, "per_class": None,
                 "review": True, "why": "no structure was found"}
     dice, low, high = calibrated(raw.dice, known)
     lower = dice if low is None else low
-    review = lower < REVIEW_BELOW
+    why = [f"Dice may be as low as {lower:.2f}"] if lower < REVIEW_BELOW else []
+    why += [f"{name} was not found, though all labels have it" for name in missing]
     return {"dice": dice, "low": low, "high": high, "agreement": raw.agreement, "expected": raw.expected,
-            "per_class": raw.per_class, "review": review,
-            "why": f"Dice may be as low as {lower:.2f}" if review else ""}
+            "per_class": raw.per_class, "review": bool(why), "why": "; ".join(why)}
+
+
+def drop_estimate(folder: Path, run: str, case: str) -> None:
+    """Take a case that is predicted anew out of ``quality.json``; the file goes if it is another run's, or empty."""
+    path = folder / FILE_NAME
+    if path.exists():
+        content = read_json(path, format_name=FORMAT, newest_version=FORMAT_VERSION)
+        left = {name: entry for name, entry in content["cases"].items() if name != case}
+        if content["run"] != run or not left:
+            path.unlink()
+        elif len(left) < len(content["cases"]):
+            write_json(path, content | {"cases": left})
 
 
 def compared(quality: Mapping[str, Any], per_case: Mapping[str, float | None]) -> dict[str, Any]:

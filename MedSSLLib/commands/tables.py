@@ -102,7 +102,7 @@ def print_calibration(calibration: Row | None) -> None:
     """Whether the probabilities mean what they say, where ``predict --probabilities`` was used."""
     if calibration is not None:
         cells = [("all voxels", _number(calibration["ece"])),
-                 ("voxels of structures", _number(calibration["ece_foreground"]))]
+                 ("voxels near structures", _number(calibration["ece_foreground"]))]
         print_table(("expected calibration error", ""), cells)
 
 

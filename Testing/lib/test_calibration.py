@@ -1,9 +1,11 @@
 """Calibration: bins by hand, the temperature that made the logits, properties of scaling."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from MedSSLLib import io
 from MedSSLLib.calibration import (
@@ -19,8 +21,12 @@ from MedSSLLib.calibration import (
 )
 from MedSSLLib.errors import InputError
 from MedSSLLib.evaluate import evaluate_folder
+from MedSSLLib.finetune import LabelledData, held_out_calibration
 from MedSSLLib.geometry import Geometry, Volume
 from MedSSLLib.labels import IGNORE, Annotated
+from MedSSLLib.manifest import Case
+from MedSSLLib.planning import make_plan
+from Testing.lib.core_helpers import MemoryReader, lone_fabric
 
 
 def softmax(logits):
@@ -83,20 +89,68 @@ def test_held_out_cases_are_scaled_by_the_others():
     assert alone["ece_scaled"] is None and alone["temperature"] == pytest.approx(3, rel=0.06)
 
 
-def test_false_foreground_counts_as_foreground():
-    p = np.array([[0.1, 0.9], [0.1, 0.9], [0.9, 0.1]])
-    assert calibration_of([(p, np.array([0, 1, 0]))])["ece_foreground"] == pytest.approx(0.9 - 0.5)
+def scan(rng, n=20_000):
+    """Logits of a scan: most voxels are plain background, some lie near two structures."""
+    return np.column_stack([np.zeros(n), rng.normal(-5, 4, n), rng.normal(-6, 4, n)])
 
 
-def test_a_case_takes_no_part_in_its_own_temperature():
-    """Of two cases that need different temperatures each gets the other's, which shows."""
+def test_the_predictions_choose_the_voxels_near_structures():
+    """Of the two plain background voxels neither counts, also not the wrong one; false foreground does."""
+    p = np.array([[0.1, 0.9], [0.1, 0.9], [0.999, 0.001], [0.999, 0.001]])
+    assert calibration_of([(p, np.array([0, 1, 0, 1]))])["ece_foreground"] == pytest.approx(0.9 - 0.5)
+
+
+def test_a_calibrated_model_has_no_error_near_structures():
+    rng = np.random.default_rng(6)
+    cases = [(p, draw(rng, p)) for p in (softmax(scan(rng)) for _ in range(4))]
+    found = calibration_of(cases)
+    assert found["ece_foreground"] < 0.01 and found["ece_foreground_scaled"] < 0.01
+    assert found["temperature"] == pytest.approx(1, abs=0.04)
+
+
+@pytest.mark.parametrize("true", [0.7, 1.5])
+def test_a_temperature_that_calibrates_is_used(true):
+    rng = np.random.default_rng(7)
+    cases = [(softmax(x), draw(rng, softmax(x / true))) for x in (scan(rng) for _ in range(4))]
+    found = calibration_of(cases)
+    assert helpful_temperature(found) == pytest.approx(true, rel=0.05)
+    assert found["ece_foreground_scaled"] < 0.01 < 0.03 < found["ece_foreground"]
+
+
+def test_the_same_voxels_count_before_and_after_scaling():
+    rng = np.random.default_rng(8)
+    (p, a), (q, b) = cases = [(softmax(x), draw(rng, softmax(x / 3))) for x in (scan(rng, 9_000) for _ in range(2))]
+    after = np.concatenate([softened(p, fit_temperature(q, b)), softened(q, fit_temperature(p, a))])
+    near, truth = np.concatenate([p, q])[:, 0] < 0.99, np.concatenate([a, b])
+    assert (after[:, 0] < 0.99).sum() > near.sum() + 1_000
+    assert calibration_of(cases)["ece_foreground_scaled"] == pytest.approx(reliability(after[near], truth[near]).ece)
+
+
+def test_a_patient_takes_no_part_in_its_own_temperature():
+    """Of two patients that need different temperatures each gets the other's, which shows."""
     rng = np.random.default_rng(5)
     logits = rng.normal(0, 3, (2, 8_000, 3))
     (p, a), (q, b) = cases = [(softmax(x), draw(rng, softmax(x / t))) for x, t in zip(logits, (1, 4), strict=True)]
     crossed = np.concatenate([softened(p, fit_temperature(q, b)), softened(q, fit_temperature(p, a))])
     assert fit_temperature(q, b) > 3 > 1.3 > fit_temperature(p, a)
-    assert calibration_of(cases)["ece_scaled"] == pytest.approx(reliability(crossed, np.concatenate([a, b])).ece)
-    assert calibration_of(cases)["ece_scaled"] > 0.1
+    expected = pytest.approx(reliability(crossed, np.concatenate([a, b])).ece)
+    assert calibration_of(cases)["ece_scaled"] == expected and calibration_of(cases)["ece_scaled"] > 0.1
+    scans = [(p[:3_000], a[:3_000]), (p[3_000:], a[3_000:]), (q, b)]
+    assert calibration_of(scans, ["one", "one", "two"])["ece_scaled"] == expected
+    assert calibration_of(scans[:2], ["one", "one"])["ece_scaled"] is None
+
+
+def test_a_run_measures_its_held_out_cases_by_patient():
+    rng = np.random.default_rng(9)
+    images = {name: rng.normal(size=(1, 2, 8, 8)).astype(np.float32) for name in "ab"}
+    reader = MemoryReader(images, {name: (x[0] > 0).astype(np.uint8) for name, x in images.items()})
+    ready = SimpleNamespace(fabric=lone_fabric(), device=torch.device("cpu"), config=SimpleNamespace(seed=0))
+    net = torch.nn.Conv2d(1, 2, 1)
+    for patients, measured in ((("p", "q"), True), (("p", "p"), False)):
+        cases = tuple(Case(n, (), metadata={"patient": p}) for n, p in zip("ab", patients, strict=True))
+        plan = make_plan([Geometry((8, 8, 2))], modality="MR", dim=2)
+        found = held_out_calibration(ready, LabelledData(plan, reader, (), cases), net)
+        assert found["cases"] == 2 and (found["ece_scaled"] is not None) == measured
 
 
 def test_only_counted_voxels_are_sampled():

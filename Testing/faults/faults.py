@@ -186,7 +186,8 @@ FAULTS: dict[tuple[str, str, str], list[tuple[str, str, str]]] = {
         ("weights that are no numbers are saved", "raise self._not_finite(\"A weight is\")", "pass"),
         ("micro-batches are added, not averaged",
          "self._backward(losses, 1 / len(parts))", "self._backward(losses, 1)"),
-        ("the last instead of the best weights", "figures[\"score\"] > state.best:", "figures[\"score\"] > -1:"),
+        ("the last instead of the best weights", "or figures[\"score\"] > state.best", "or True"),
+        ("the first of equal scores", " or figures[\"score\"] == state.best", ""),
     ],
     ("checkpoint", "checkpoint", "checkpoint"): [
         ("files of newer versions are read", "if version > FORMAT_VERSION:", "if False:"),

@@ -57,6 +57,7 @@ USING: dict[tuple[str, str, str], list[tuple[str, str, str]]] = {
          "taken[position] > options.per_case or"),
     ],
     ("completion", "shape_prior", "shape_prior"): [
+        ("a slice without a structure does not bound it", "np.minimum(bound[value], np", "np.maximum(bound[value], np"),
         ("interpolated from the wrong end", "share = (z - low) / (high - low)", "share = (high - z) / (high - low)"),
         ("spacings of the plane in the wrong order", "enumerate(reversed(spacing))", "enumerate(spacing)"),
         ("an outline moves away from the other", "high.moved((share - 1) * way)", "high.moved((1 - share) * way)"),

@@ -135,11 +135,14 @@ def running_mean(values: np.ndarray, window: int) -> np.ndarray:
 
 
 @styled
-def dice_against_labels(results: Mapping[str, Mapping[int, tuple[float, float, float]]]) -> Figure:
+def dice_against_labels(
+    results: Mapping[str, Mapping[int, tuple[float, float, float]]], *, xlabel: str = "labelled volumes"
+) -> Figure:
     """Mean Dice against the number of labelled volumes, with intervals.
 
     Args:
         results: method to ``{labelled volumes: (mean, low, high)}``.
+        xlabel: what is counted.
     """
     figure = Figure(figsize=(4.7, 3.4 + 0.2 * math.ceil(len(results) / 3)))
     axes = figure.add_subplot()
@@ -151,7 +154,7 @@ def dice_against_labels(results: Mapping[str, Mapping[int, tuple[float, float, f
         mean, low, high = np.array([rows[count] for count in sorted(rows)]).T
         axes.errorbar(places, mean, [mean - low, high - mean], color=colour, marker="o", capsize=3, label=method)
     axes.set_xticks(range(len(counts)), [str(count) for count in counts])
-    axes.set(xlabel="labelled volumes", ylabel="mean Dice", xlim=(-0.5, len(counts) - 0.5))
+    axes.set(xlabel=xlabel, ylabel="mean Dice", xlim=(-0.5, len(counts) - 0.5))
     figure.legend(loc="outside upper left", ncols=3)
     return figure
 

@@ -8,6 +8,7 @@ coverage, trains on it, and the other half by that model's doubt, as a person wo
 `--per-case` slices of a case, and nothing is held out. Repeats change the seed of training and of what is random:
 `random` draws other slices each time, `even` and `coverage` name the same ones.
 Coverage chooses greedily, so that the slices of a small budget are the first ones of a large one: it is asked once.
+A figure stands beside the file.
 """
 
 from __future__ import annotations
@@ -22,11 +23,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 
 from MedSSLLib.benchmark_data import open_data
 from MedSSLLib.config import RunConfig
 from MedSSLLib.evaluate import bootstrap_interval, evaluate_pairs
 from MedSSLLib.events import Events
+from MedSSLLib.figures import dice_against_labels, save
 from MedSSLLib.files import read_json, write_json
 from MedSSLLib.finetune import run_finetune
 from MedSSLLib.labels import Annotated
@@ -106,19 +109,26 @@ def by_patient(dice: dict[str, float | None], patients: dict[str, str]) -> list[
 
 
 def summary(records: list[dict], patients: dict[str, str]) -> dict[str, dict]:
-    """Per budget the mean of every strategy, and what hybrid has over each other one with its 95 % interval."""
+    """Per budget what every strategy reaches, and hybrid has over each other one: mean and 95 % interval."""
     found = {}
     for budget in sorted({record["budget"] for record in records}):
         tables = {s: np.array([by_patient(r["dice"], patients) for r in records
                                if (r["budget"], r["strategy"]) == (budget, s)]) for s in STRATEGIES}
         tables = {s: table for s, table in tables.items() if len(table)}
-        row = {s: {"mean": round(float(np.nanmean(t)), 4), "repeats": len(t)} for s, t in tables.items()}
+        row = {s: {"interval": [round(v, 4) for v in bootstrap_interval(t)], "repeats": len(t)}
+               for s, t in tables.items()}  # fmt: skip
         for s in tables.keys() - {"hybrid"} if "hybrid" in tables else ():
             both = min(len(tables[s]), len(tables["hybrid"]))
             interval = bootstrap_interval(tables["hybrid"][:both] - tables[s][:both])
             row[f"hybrid minus {s}"] = [round(value, 4) for value in interval]
         found[str(budget)] = row
     return found
+
+
+def figure(found: dict[str, dict]) -> Figure:
+    """Dice against the number of slices, one line a strategy."""
+    lines = {s: {int(n): tuple(row[s]["interval"]) for n, row in found.items() if s in row} for s in STRATEGIES}
+    return dice_against_labels({s: line for s, line in lines.items() if line}, xlabel="annotated slices")
 
 
 def main() -> None:
@@ -159,6 +169,7 @@ def main() -> None:
                 found = summary(records, patients)
                 write_json(args.out, {"bench": "suggest", "data": args.data.name, "settings": settings,
                                       "command": " ".join(["python", *sys.argv]), "summary": found, "records": records})
+                save(figure(found), args.out.with_suffix(".png"))
                 print(repeat, budget, strategy, found[str(budget)][strategy], flush=True)
     json.dump(summary(records, patients), sys.stdout, indent=1)
 

@@ -133,6 +133,11 @@ def test_figures_survive_little_data_and_odd_names(figure):
     assert to_png(figure(), dpi=30)[:4] == b"\x89PNG"
 
 
+def test_the_axis_says_what_is_counted():
+    axes = dice_against_labels({"even": {3: (0.5, 0.4, 0.6)}}, xlabel="annotated slices").axes[0]
+    assert axes.get_xlabel() == "annotated slices" and [t.get_text() for t in axes.get_xticklabels()] == ["3"]
+
+
 def test_matplotlib_is_left_as_it_was():
     import matplotlib
 

@@ -18,7 +18,7 @@ from MedSSLLib.labels import Annotated
 from MedSSLLib.manifest import Case
 from MedSSLLib.preprocess import preprocess_image
 from MedSSLLib.project import Project
-from MedSSLLib.quality import FILE_NAME, FORMAT, FORMAT_VERSION, LEVEL, REVIEW_BELOW, Known, Raw, expected_dice, judged
+from MedSSLLib.quality import FILE_NAME, FORMAT, FORMAT_VERSION, LEVEL, REVIEW_BELOW, Raw, expected_dice, judged
 from MedSSLLib.runfolder import read_run
 from MedSSLLib.segmentation import dice_per_class
 
@@ -43,7 +43,7 @@ class Judge:
 
     model: Model
     run: str
-    known: Known = ()
+    known: Sequence[Sequence[tuple[float, float]]] = ()
     usual: frozenset[int] = frozenset()
     components: str = "auto"
     flips: bool = False

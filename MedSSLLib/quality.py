@@ -16,9 +16,6 @@ FORMAT, FORMAT_VERSION, FILE_NAME = "medssl-quality", 1, "quality.json"
 LEVEL = 0.8  # coverage that the interval aims at; not from the paper
 REVIEW_BELOW = 0.7  # Dice below which a case is to be looked at; not from the paper
 
-Known = Sequence[Sequence[tuple[float, float]]]
-"""Held-out patients, each with the (raw, true) Dice of their cases."""
-
 
 @dataclass(frozen=True)
 class Raw:
@@ -61,7 +58,9 @@ def expected_dice(probabilities: np.ndarray, classes: np.ndarray) -> list[float 
     return found
 
 
-def calibrated(raw: float, known: Known, level: float = LEVEL) -> tuple[float, float | None, float | None]:
+def calibrated(
+    raw: float, known: Sequence[Sequence[tuple[float, float]]], level: float = LEVEL
+) -> tuple[float, float | None, float | None]:
     """Estimate, lower and upper end of the interval, from patients that were not trained on.
 
     The raw value is shifted by the mean error of the known patients. The interval is the jackknife+ one (Barber,
@@ -96,7 +95,9 @@ def _ranked(values: np.ndarray, votes: np.ndarray, rank: int) -> float:
     return float(values[order][np.searchsorted(votes[order].cumsum(), rank - 1e-9)])
 
 
-def judged(raw: Raw | None, known: Known, missing: Sequence[str] = ()) -> dict[str, Any]:
+def judged(
+    raw: Raw | None, known: Sequence[Sequence[tuple[float, float]]], missing: Sequence[str] = ()
+) -> dict[str, Any]:
     """The entry of one case in ``quality.json``; `raw` is None where no structure was found.
 
     `missing` names classes that are not found here, though labelled cases all have them: the estimate, which knows

@@ -63,10 +63,10 @@ def calibrated(
 ) -> tuple[float, float | None, float | None]:
     """Estimate, lower and upper end of the interval, from patients that were not trained on.
 
-    The raw value is shifted by the mean error of the known patients. The interval is the jackknife+ one (Barber,
-    Candes, Ramdas, Tibshirani 2021, arXiv 1905.02928, Eq. 1.5), with patients left out whole, as cases of one patient
-    are not independent; n counts patients. A patient's cases share one vote (not from the paper). With too few
-    patients for the level there is no interval.
+    `known` has for each of these patients the raw and the true Dice of their cases. The raw value is shifted by the
+    mean error of the known patients. The interval is the jackknife+ one (Barber, Candes, Ramdas, Tibshirani 2021, arXiv
+    1905.02928, Eq. 1.5), with patients left out whole, as cases of one patient are not independent; n counts patients.
+    A patient's cases share one vote (not from the paper). With too few patients for the level there is no interval.
 
     With one case of each patient it covers at least ``2 level - 1`` of new patients like the known ones, and mostly
     about `level`. That does not allow for the choice of the training step, which the held-out cases have made too:

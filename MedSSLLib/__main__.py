@@ -7,14 +7,14 @@ imported and its words are parsed, and after, while Python clears up: the work i
 import os
 import sys
 
-THREADS = "OMP_WAIT_POLICY"
+WAIT_POLICY = "OMP_WAIT_POLICY"
 """Read by OpenMP when PyTorch is loaded. Threads that wait actively slow each other down several times where other
 programs, Slicer for one, use the processor too."""
 
 
 def main() -> int:
     """Run one command; returns the exit code."""
-    os.environ.setdefault(THREADS, "PASSIVE")
+    os.environ.setdefault(WAIT_POLICY, "PASSIVE")
     try:
         import signal
 

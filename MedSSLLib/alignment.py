@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+from MedSSLLib.networks import memory_format
 
 
 class Boxes(NamedTuple):
@@ -67,7 +67,7 @@ def align(
         inside.append(_interpolated(points, size).unflatten(1, (n, samples)).all(2))
     with _full_precision(features.device.type):
         out = _contract(features.to(dtype), weights).to(features.dtype)
-    return Aligned(out.contiguous(memory_format=_CHANNELS_LAST[out.dim()]), _outer(inside).to(features.dtype))
+    return Aligned(out.contiguous(memory_format=memory_format(len(bins))), _outer(inside).to(features.dtype))
 
 
 def _points(edges: list[Tensor], size: int, n: int) -> Tensor:

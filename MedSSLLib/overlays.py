@@ -17,6 +17,7 @@ from MedSSLLib.errors import printable
 from MedSSLLib.figures import colour_of, styled
 from MedSSLLib.geometry import Geometry, Volume, orient
 
+BOLD = 0.66  # width of a bold letter, at most, over its size
 _UP = {0: ("A", "P"), 1: ("R", "L"), 2: ("R", "L")}  # letters left and right of a slice across L, P, S
 
 
@@ -102,6 +103,7 @@ def overlay_figure(panels: Sequence[Panel], names: Sequence[str], *, width: floa
     cell = width / len(columns)
     heights = [cell * panel.image.shape[0] * panel.aspect / panel.image.shape[1] for panel in panels]
     figure = Figure(figsize=(width, sum(heights) + 0.7))
+    largest = 72 * cell / (BOLD * max(len(printable(name)) + 1 for name in columns))
     grid = figure.add_gridspec(len(panels), len(columns), height_ratios=heights)
     for row, panel in enumerate(panels):
         reference = next((label for label in panel.labels.values() if label is not None), None)
@@ -109,7 +111,8 @@ def overlay_figure(panels: Sequence[Panel], names: Sequence[str], *, width: floa
             axes = figure.add_subplot(grid[row, column])
             _draw(axes, panel, label, None if label is reference else reference, len(names))
             if row == 0:
-                axes.set_title(printable(name), loc="center", pad=6)
+                title = axes.set_title(printable(name), loc="center", pad=6)
+                title.set_fontsize(min(title.get_fontsize(), largest))
             if column == 0:
                 _write(axes, (0.025, 0.975), panel.title, va="top")
     handles = [

@@ -24,7 +24,7 @@ from MedSSLLib.figures import (
 )
 from MedSSLLib.geometry import Geometry, Volume
 from MedSSLLib.htmlpage import Page, number
-from MedSSLLib.overlays import best_slice, make_panel, overlay_figure
+from MedSSLLib.overlays import Panel, best_slice, make_panel, overlay_figure
 from MedSSLLib.project import Project
 from MedSSLLib.report import annotation_words, training_series, write_run_report
 from MedSSLLib.results import duration, extremes, interval, score_predictions
@@ -296,3 +296,13 @@ def test_run_report_without_predictions_says_so(project, tmp_path):
     assert text.count("data:image/png") == 1
     with pytest.raises(InputError):
         write_run_report(project, "nothing", tmp_path / "n.html")
+
+
+def test_long_column_titles_stay_inside_the_picture():
+    names = ("scan", "reference", "random weights", "pre-trained, mean teacher", "pre-trained, self-trained")
+    panel = Panel("case", np.zeros((12, 10)), dict.fromkeys(names), 1.0, ("R", "L"))
+    figure = overlay_figure([panel], ["a"])
+    to_png(figure, dpi=int(figure.dpi))
+    boxes = [axes.title.get_window_extent() for axes in figure.axes]
+    assert all(box.x0 >= 0 and box.x1 <= figure.bbox.x1 for box in boxes)
+    assert all(left.x1 < right.x0 for left, right in zip(boxes, boxes[1:], strict=False)), "titles do not touch"

@@ -25,6 +25,7 @@ from MedSSLLib.segmentation import dice_per_class
 if TYPE_CHECKING:
     from MedSSLLib.predict import Model, PredictOptions
 
+REACH = 3  # voxels; not from the paper
 UNCALIBRATED = "not calibrated: no labelled case was held out when the run was trained, so there is no interval"
 
 
@@ -145,9 +146,22 @@ def raw_quality(
     kept = [model.pieces(one, components) for one in single]
     classes, mean = kept[0], (total / len(single)).numpy()
     mean[:, classes != single[0]] = 0
-    per_class = expected_dice(mean, classes)
+    per_class = expected_dice(_near(mean, classes), classes)
     expected = [value for value in per_class if value is not None]
     if not expected:
         return None, classes
     agreement = [np.nanmean(dice_per_class(one, classes, len(mean))) for one in kept[1:]]
     return Raw(float(np.mean(agreement)), float(np.mean(expected)), tuple(per_class)), classes
+
+
+def _near(probabilities: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    """Probabilities ``[k, d, h, w]`` of structures, 0 further than REACH voxels from where they are predicted.
+
+    A model of few labels spreads small probabilities over the whole image, which say little about what is written.
+    """
+    from scipy.ndimage import binary_dilation
+
+    near = probabilities.copy()
+    for index in range(1, len(near)):
+        near[index][~binary_dilation(classes == index, iterations=REACH)] = 0
+    return near

@@ -106,6 +106,8 @@ USING: dict[tuple[str, str, str], list[tuple[str, str, str]]] = {
     ("quality", "judge", "quality"): [
         ("the plain prediction is its own variant", "for one in kept[1:]]", "for one in kept]"),
         ("pieces that are not written are judged", "model.pieces(one, components)", "one"),
+        ("probabilities anywhere are judged", "expected_dice(_near(mean, classes), classes)",
+         "expected_dice(mean, classes)"),
         ("flips are not judged", "model.each_variant(image, flips=flips)", "model.each_variant(image)"),
         ("labels in today's classes of the project", "values=model.values", "values=project.values"),
         ("entries of other runs are kept", 'content["cases"] if content["run"] == self.run else {}',

@@ -242,6 +242,28 @@ def test_the_estimate_is_of_the_pieces_that_are_written(dim):
     assert (same == classes).all() and everywhere.dice == raw.dice
 
 
+class Haze(torch.nn.Module):
+    """Class 1 where the image is bright, and a probability of 0.3 everywhere else."""
+
+    def forward(self, x):
+        logit = torch.where(x > 0, 5.0, float(np.log(0.3 / 0.7)))
+        return torch.cat([torch.zeros_like(x), logit], 1)
+
+
+def test_small_probabilities_far_from_what_is_written_do_not_count():
+    plan = make_plan([GRIDS["axial"]], modality="MR", dim=2)
+    image = -np.ones((1, 8, 64, 64), np.float32)
+    image[:, 2:6, 20:40, 20:40] = 1
+    model = Model(Haze(), plan, (0, 1), ("background", "thing"), torch.device("cpu"), "32")
+    raw, classes = raw_quality(model, image)
+    block = np.pad(classes == 1, 3)
+    around = sum(np.roll(block, (a, b, c), (0, 1, 2)) for a in range(-3, 4) for b in range(-3, 4) for c in range(-3, 4)
+                 if abs(a) + abs(b) + abs(c) <= 3)[3:-3, 3:-3, 3:-3] > 0
+    inside, count = torch.sigmoid(torch.tensor(5.0)).item(), int((classes == 1).sum())
+    haze = 0.3 * int((around & (classes == 0)).sum())
+    assert raw.expected == pytest.approx(2 * inside * count / (count * (1 + inside) + haze), abs=0.02)
+
+
 class Sided(torch.nn.Module):
     """Class 1 everywhere, most certain in the first columns, and against it in the last ones."""
 

@@ -43,7 +43,7 @@ test-faults: $(VENV)/.with-test
 
 test-gui: $(VENV)/.with-gui
 	OMP_NUM_THREADS=1 QT_QPA_PLATFORM=offscreen ITK_GLOBAL_DEFAULT_THREADER=Platform \
-	$(RUN) -m pytest Testing/gui $(ARGS)
+	$(RUN) -m pytest -n $(JOBS) --dist loadfile Testing/gui $(ARGS)
 
 lint: $(VENV)/.with-dev
 	$(RUN) -m ruff check .

@@ -17,6 +17,8 @@ FILE_NAME = "medssl.json"
 FORMAT = "medssl-project"
 VERSION = 1
 ROLES = ("labelled", "unlabelled", "test")
+NO_VALUE = {"", "na", "n/a", "nan", "none", "null", "unknown", "?"}
+"""Metadata that says that nothing is known, in lower case."""
 _KEYS = {"format", "format_version", "name", "modality", "labels", "labels_from", "tensorImageSize",
          "numTraining", "numTest", "training", "test"}
 _RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10))}
@@ -35,8 +37,12 @@ class Case:
 
     @property
     def patient(self) -> str:
-        """The metadata column `patient` or `patient_id` (any case), else the case's own name."""
-        columns = {key.lower(): value for key, value in self.metadata.items()}
+        """The metadata column `patient` or `patient_id` (any case), else the case's own name.
+
+        Cases whose patient is "unknown", "NA" or the like are no patient together.
+        """
+        known = {key: value for key, value in self.metadata.items() if value.strip().lower() not in NO_VALUE}
+        columns = {key.lower(): value for key, value in known.items()}
         return columns.get("patient") or columns.get("patient_id") or self.name
 
 

@@ -13,10 +13,10 @@ from typing import Protocol
 import numpy as np
 
 from MedSSLLib.errors import InputError
+from MedSSLLib.manifest import NO_VALUE
 
 PATIENT, POSITION = "patient", "position"
 MISSING = -1
-_NO_VALUE = {"", "na", "n/a", "nan", "none", "null", "unknown", "?"}
 
 
 class CaseFacts(Protocol):
@@ -131,7 +131,7 @@ def build_metalabels(
 def encode(values: Sequence[str | None]) -> tuple[tuple[str, ...], np.ndarray]:
     """Sorted class names and the class index of each value, -1 for empty, NA, nan and the like."""
     texts = ["" if value is None else str(value).strip() for value in values]
-    known = [text.lower() not in _NO_VALUE for text in texts]
+    known = [text.lower() not in NO_VALUE for text in texts]
     classes = tuple(sorted({text for text, is_known in zip(texts, known, strict=True) if is_known}))
     index = {text: i for i, text in enumerate(classes)}
     codes = [index[text] if is_known else MISSING for text, is_known in zip(texts, known, strict=True)]

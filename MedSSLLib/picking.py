@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
 
+from MedSSLLib.errors import InputError
 from MedSSLLib.manifest import Case
-from MedSSLLib.metalabels import MetaLabels
+from MedSSLLib.metalabels import MISSING, PATIENT, MetaLabels
 from MedSSLLib.sampling import CropReader, Pick, shuffled_order
 
 PARTS = 4  # parts of the slice axis (GCL)
-CASES_PER_PATIENT = 2  # most cases of a patient in one batch; not from the paper
+CASES_PER_PATIENT = 2  # cases of a patient in one batch, more where patients are few; not from the paper
+LEAST = {2: 4, 3: 2}  # samples that hold two patients, in 2D with two parts each
 
 
 @dataclass(frozen=True)
@@ -33,12 +35,31 @@ class UniformPicker:
         return [Pick(name, int(rng.integers(self.reader.shape(name)[1])) if self.dim == 2 else 0) for name in names]
 
 
+@dataclass
+class _Draw:
+    """A batch being drawn: what it holds, and what it shall not hold again, as (case number, slice)."""
+
+    rng: np.random.Generator
+    parts: np.ndarray
+    found: list[tuple[int, int]] = field(default_factory=list)
+    used: set[tuple[int, int]] = field(default_factory=set)
+
+    def add(self, number: int, index: int) -> None:
+        self.found.append((number, index))
+        self.used.add((number, index))
+
+
 @dataclass(frozen=True)
 class MetaPicker:
-    """Patients x slice positions x cases, so that every anchor has positives under every meta label.
+    """Patients x slice positions x cases, so that every anchor has positives and negatives under the meta labels.
 
-    From each of a few random patients at most `CASES_PER_PATIENT` cases (phases, visits) are drawn, and from each case
-    one random slice of every position part; in 3D one sample a case. The composition is not from the paper.
+    Patient after patient gives at most `CASES_PER_PATIENT` cases (phases, visits) that differ in their meta labels, and
+    each case one random slice of every position part (a volume in 3D), until the batch is full: at least two patients,
+    of fewer cases or parts where the batch is small, and no slice twice while there are others. The composition is not
+    from the paper. The samples are in random order, so that every part of a split batch sees all positions.
+
+    Raises:
+        InputError: fewer samples than `LEAST`.
     """
 
     reader: CropReader
@@ -47,6 +68,13 @@ class MetaPicker:
     meta: MetaLabels
     dim: int
     seed: int
+
+    def __post_init__(self) -> None:
+        least = LEAST[self.dim]
+        if self.samples < least:
+            slices = " with two slices each" if self.dim == 2 else ""
+            raise InputError(f"a batch of {self.samples} cannot hold two patients{slices}, which meta labels need",
+                             remedy=f"Use --batch {least} or more")
 
     @cached_property
     def patients(self) -> list[list[int]]:
@@ -58,36 +86,98 @@ class MetaPicker:
 
     def __call__(self, rng: np.random.Generator, step: int) -> list[Pick]:
         """The samples of a step's global batch."""
-        parts = PARTS if self.dim == 2 else 1
-        patients = max(2, self.samples // (parts * self._cases_per_patient))
-        order = (shuffled_order(self.seed, step * patients + i, len(self.patients)) for i in range(patients))
-        cases = [number for patient in order for number in self._some(rng, self.patients[patient])]
-        picks = [self._pick(rng, number, part, parts) for number in cases for part in range(parts)]
-        return picks[: max(self.samples, 2 * parts)]
+        width = min(PARTS, self.samples // 2) if self.dim == 2 else 1
+        draw = _Draw(rng, rng.permutation(self._parts)[:width])
+        before = 0
+        for turn, patient in enumerate(self._order(step, width)):
+            second = width if turn == 0 else 0  # room for another patient
+            self._add_patient(draw, self.patients[patient], self.samples - second)
+            if len(draw.found) == self.samples:
+                break
+            if (turn + 1) % len(self.patients) == 0:
+                if len(draw.found) == before:
+                    self._allow_more(draw)
+                before = len(draw.found)
+        return [self._pick(*draw.found[i]) for i in rng.permutation(self.samples)]
 
-    @cached_property
-    def _cases_per_patient(self) -> int:
-        return min(CASES_PER_PATIENT, round(len(self.cases) / len(self.patients)))
+    @property
+    def _parts(self) -> int:
+        return PARTS if self.dim == 2 else 1
 
-    def _some(self, rng: np.random.Generator, numbers: list[int]) -> list[int]:
-        chosen = rng.permutation(len(numbers))[:CASES_PER_PATIENT]
-        return [numbers[i] for i in chosen]
+    def _order(self, step: int, width: int) -> Iterator[int]:
+        """Patients from the step's place in the endless sequence, each once in a round."""
+        most = min(CASES_PER_PATIENT, max(map(len, self.patients)))
+        position = step * max(2, -(-self.samples // (width * most)))
+        seen: set[int] = set()
+        while True:
+            patient = shuffled_order(self.seed, position, len(self.patients))
+            position += 1
+            if patient not in seen:
+                seen.add(patient)
+                yield patient
+            if len(seen) == len(self.patients):
+                seen.clear()
 
-    def _pick(self, rng: np.random.Generator, number: int, part: int, parts: int) -> Pick:
-        name = self.cases[number].name
-        if self.dim == 3:
-            return Pick(name, 0, self.meta.of(number))
-        slices = self.reader.shape(name)[1]
-        first, last = -(-part * slices // parts), -(-(part + 1) * slices // parts)
-        index = int(rng.integers(min(first, slices - 1), max(last, min(first, slices - 1) + 1)))
-        return Pick(name, index, self.meta.of(number, index))
+    def _add_patient(self, draw: _Draw, numbers: list[int], limit: int) -> None:
+        """Cases of a patient, until the batch holds `limit` samples; none is left over for another patient alone."""
+        order = self._by_difference(draw, numbers)
+        for number in order[:CASES_PER_PATIENT]:
+            self._add_case(draw, number, limit)
+        for number in (*order[CASES_PER_PATIENT:], *order[:CASES_PER_PATIENT]):
+            if len(draw.found) == limit - 1 == self.samples - 1:
+                self._add_case(draw, number, limit)
+
+    def _by_difference(self, draw: _Draw, numbers: list[int]) -> list[int]:
+        """A random case, then those whose known meta labels differ most from its own; those in the batch come last."""
+        busy = {number for number, _ in draw.used}
+        order = sorted((numbers[i] for i in draw.rng.permutation(len(numbers))), key=lambda number: number in busy)
+        first = self.meta.of(order[0])
+
+        def alike(number: int) -> tuple[bool, int]:
+            other = self.meta.of(number)
+            return number in busy, -sum(MISSING != first[name] != other[name] != MISSING for name in first)
+
+        return [order[0], *sorted(order[1:], key=alike)]
+
+    def _add_case(self, draw: _Draw, number: int, limit: int) -> None:
+        """A slice of each part that has one left, in random order of the parts."""
+        slices = self.reader.shape(self.cases[number].name)[1] if self.dim == 2 else 1
+        for part in draw.rng.permutation(draw.parts).tolist():
+            first = min(-(-part * slices // self._parts), slices - 1)
+            last = max(-(-(part + 1) * slices // self._parts), first + 1)
+            free = [index for index in range(first, last) if (number, index) not in draw.used]
+            if free and len(draw.found) < limit:
+                draw.add(number, free[draw.rng.integers(len(free))])
+
+    def _allow_more(self, draw: _Draw) -> None:
+        """Other parts where all slices of some are in the batch; then slices again."""
+        if len(draw.parts) < self._parts:
+            draw.parts = np.arange(self._parts)
+        else:
+            draw.used.clear()
+
+    def _pick(self, number: int, index: int) -> Pick:
+        return Pick(self.cases[number].name, index, self.meta.of(number, index))
 
 
 def share_with_positive(picks: Sequence[Pick]) -> dict[str, float]:
     """Per meta label the share of samples that share their class with another sample of the batch."""
-    shares = {}
-    for name in picks[0].meta:
-        values = np.asarray([pick.meta[name] for pick in picks])
-        classes, counts = np.unique(values[values >= 0], return_counts=True)
-        shares[name] = float(counts[counts > 1].sum() / len(values)) if len(classes) else 0.0
-    return shares
+    return {name: _share(_same(picks, name) & ~np.eye(len(picks), dtype=bool)) for name in picks[0].meta}
+
+
+def share_in_another_patient(picks: Sequence[Pick], cases: Sequence[Case]) -> dict[str, float]:
+    """Per meta label but the patient: the share of samples that share their class with another patient's sample."""
+    patient_of = {case.name: case.patient for case in cases}
+    patients = np.asarray([patient_of[pick.name] for pick in picks])
+    other = patients[:, None] != patients
+    return {name: _share(_same(picks, name) & other) for name in picks[0].meta if name != PATIENT}
+
+
+def _same(picks: Sequence[Pick], name: str) -> np.ndarray:
+    """Which samples have the same known class, ``[n, n]``."""
+    values = np.asarray([pick.meta[name] for pick in picks])
+    return (values[:, None] == values) & (values != MISSING)
+
+
+def _share(positive: np.ndarray) -> float:
+    return float(positive.any(1).mean())

@@ -28,7 +28,7 @@ from MedSSLLib.methods import load_method
 from MedSSLLib.methods.base import Method, MethodConfig, MethodContext
 from MedSSLLib.model_card import write_model_card
 from MedSSLLib.networks import place
-from MedSSLLib.picking import MetaPicker, UniformPicker, share_with_positive
+from MedSSLLib.picking import MetaPicker, UniformPicker, share_in_another_patient, share_with_positive
 from MedSSLLib.planning import Plan
 from MedSSLLib.preparation import (
     Preparation,
@@ -126,8 +126,9 @@ def make_picker(
     for sentence in meta.describe():
         ready.events.emit("metric" if "not used" not in sentence else "warning", message=sentence)
     picker = MetaPicker(cache, cases, samples, meta, plan.dim, seed)
-    shares = share_with_positive(picker(np.random.default_rng([seed, 0, 3]), 0)) if meta.names else {}
-    return picker, {"meta": meta.counts, "dropped": meta.dropped, "anchors_with_positive": shares}
+    first = picker(np.random.default_rng([seed, 0, 3]), 0)
+    return picker, {"meta": meta.counts, "dropped": meta.dropped, "anchors_with_positive": share_with_positive(first),
+                    "anchors_with_positive_in_another_patient": share_in_another_patient(first, cases)}
 
 
 def method_options(kind: type[Method], config: RunConfig) -> MethodConfig:

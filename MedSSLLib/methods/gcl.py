@@ -32,6 +32,7 @@ from MedSSLLib.contrastive import (
 from MedSSLLib.errors import InputError
 from MedSSLLib.gradients import GradMitigator, SumGradients
 from MedSSLLib.intensity import noise_generator
+from MedSSLLib.metalabels import PATIENT
 from MedSSLLib.methods.base import GradientRule, Method, MethodConfig, MethodContext
 from MedSSLLib.networks import Encoder
 from MedSSLLib.sampling import Batch
@@ -161,9 +162,10 @@ class GCL(Method):
         z = self.context.gather(image_map.flatten(1, -2).mean(1).unflatten(0, (n, views)))
         pixels = self._pixels(image_map, maps[self.pixel_level], generator) if self.config.pixel else None
         losses, self._measured = {}, {}
+        patients = self.context.gather(batch.meta[PATIENT]) if PATIENT in batch.meta else None
         for name in self.labels:
             labels = None if name == INSTANCE else batch.meta[name]
-            losses[name] = self._image_loss(name, z, labels)
+            losses[name] = self._image_loss(name, z, labels, patients)
             if pixels is not None:
                 positive = positive_pairs(labels, n, views, device)
                 noise = torch.rand(positive.shape, generator=generator, device=device)
@@ -171,7 +173,7 @@ class GCL(Method):
         return losses
 
     def diagnostics(self) -> dict[str, Tensor]:
-        """Per label retrieval and share of images with a positive; pool size; relations of gradients."""
+        """Per label retrieval and shares of images with a positive; pool size; relations of gradients."""
         rule = {f"gradient/{name}": value for name, value in self._rule.diagnostics().items()}
         return {**self._measured, **rule}
 
@@ -184,13 +186,16 @@ class GCL(Method):
         """Image embeddings ``[n, out]``, not normalised, of images ``[n, c, *s]``."""
         return self.image_head(_channels_last(self.encoder(images)[self.image_level])).flatten(1, -2).mean(1)
 
-    def _image_loss(self, name: str, z: Tensor, labels: Tensor | None) -> Tensor:
+    def _image_loss(self, name: str, z: Tensor, labels: Tensor | None, patients: Tensor | None) -> Tensor:
         """Eq. 1 over all processes; measures how well the label is recognised."""
         if labels is None:
             return supervised_contrast(z, None, self.config.temperature)
         labels = self.context.gather(labels)
         self._measured[f"retrieval/{name}"] = retrieval(z, labels)
         self._measured[f"with_positive/{name}"] = share_with_positive(labels)
+        if patients is not None and name != PATIENT:
+            share = share_with_positive(labels, patients)
+            self._measured[f"positive_in_another_patient/{name}"] = share
         return supervised_contrast(z, labels, self.config.temperature)
 
     def _pixels(self, image_map: Tensor, features: Tensor, generator: torch.Generator | None) -> _Pixels:
@@ -219,10 +224,14 @@ class GCL(Method):
         return pixel_contrast(anchors, others, kept, dropped, config.temperature)
 
 
-def share_with_positive(labels: Tensor) -> Tensor:
-    """Share of images ``[n]`` that have another image of the same label (-1 = missing), in [0, 1]."""
+def share_with_positive(labels: Tensor, patients: Tensor | None = None) -> Tensor:
+    """Share of images ``[n]`` that have another image (with `patients`: of another patient) of the same label.
+
+    -1 = missing.
+    """
+    other = torch.arange(len(labels), device=labels.device) if patients is None else patients
     same = (labels.unsqueeze(1) == labels) & (labels >= 0)
-    return (same.sum(1) > 1).float().mean()
+    return (same & (other.unsqueeze(1) != other)).any(1).float().mean()
 
 
 def nearest_index(index: Tensor, shape: Sequence[int], other: Sequence[int]) -> Tensor:

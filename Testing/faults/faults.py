@@ -119,6 +119,22 @@ FAULTS: dict[tuple[str, str, str], list[tuple[str, str, str]]] = {
         ("the pool of least affinity", "topk(size, dim=2, sorted=False)", "topk(size, dim=2, largest=False)"),
         ("the pool does not grow", "start + (1 - start) * progress if", "start if"),
     ],
+    ("GCL", "picking", "picking"): [
+        ("always the first part of the slices", "for part in draw.rng.permutation(draw.parts).tolist():",
+         "for part in [0] * len(draw.parts):"),
+        ("always the first case of a patient", "(numbers[i] for i in draw.rng.permutation(len(numbers)))", "numbers"),
+        ("a small batch is one patient", "self.patients[patient], self.samples - second)",
+         "self.patients[patient], self.samples)"),
+        ("samples stay in the order of patients, cases and parts", "for i in rng.permutation(self.samples)]",
+         "for i in range(self.samples)]"),
+        ("the cases of a patient are alike", "return number in busy, -sum(", "return number in busy, sum("),
+        ("a missing class is another class", "MISSING != first[name] != other[name] != MISSING",
+         "first[name] != other[name]"),
+        ("a patient again while others are left", "            if patient not in seen:\n", "            if True:\n"),
+        ("a slice twice while others are left", " if (number, index) not in draw.used]", "]"),
+        ("a last sample without its patient", "if len(draw.found) == limit - 1 == self.samples - 1:", "if False:"),
+        ("positives of the own patient count as another's", "_same(picks, name) & other)", "_same(picks, name))"),
+    ],
     ("local contrast", "local_contrast", "local_contrast joint"): [
         ("background contrasted", "torch.arange(1, classes, ", "torch.arange(0, classes - 1, "),
         ("means detached", "inside @ features.flatten(2).mT", "inside @ features.detach().flatten(2).mT"),
@@ -223,6 +239,7 @@ FAULTS: dict[tuple[str, str, str], list[tuple[str, str, str]]] = {
          ")\n\n    @property\n    def labels"),
     ],
     ("data", "manifest", "manifest project bad_projects"): [
+        ("unknown patients are one patient", "value.strip().lower() not in NO_VALUE}", "value}"),
         ("names may hold separators", "any(char in '/\\\\:*?\"<>|,' or", "any("),
     ],
     ("data", "files", "files"): [

@@ -227,7 +227,13 @@ def test_diagnostics() -> None:
     assert float(figures["pool"]) == 2
     assert {"retrieval/phase", "with_positive/patient", "gradient/conflicting"} <= set(figures)
     assert "gradient/cosine/patient-position" in figures
-    assert float(share_with_positive(torch.tensor([0, 1, 0, -1, -1, 2]))) == pytest.approx(2 / 6)
+    assert "positive_in_another_patient/phase" in figures and "positive_in_another_patient/patient" not in figures
+    labels = torch.tensor([0, 1, 0, -1, -1, 1])
+    assert float(share_with_positive(labels)) == pytest.approx(4 / 6)
+    assert float(share_with_positive(labels, torch.tensor([0, 1, 0, 1, 2, 2]))) == pytest.approx(2 / 6)
+    alone = small_gcl(context={"meta": {"phase": 2}})
+    step(alone, Batch(batch.images, meta={"phase": batch.meta["phase"]}))
+    assert not any(name.startswith("positive_in") for name in alone.diagnostics()), "patients are not known"
 
 
 def test_copies_are_independent() -> None:

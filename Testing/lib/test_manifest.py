@@ -115,3 +115,8 @@ class TestMetadata:
         assert Case("c", (), metadata={"patient_id": "P"}).patient == "P"
         assert Case("c", (), metadata={"Patient": "P"}).patient == "P"
         assert Case("c", (), metadata={"patient": ""}).patient == "c"
+
+    @pytest.mark.parametrize("text", ["unknown", "NA", "n/a", " None ", "nan", "?", "  "])
+    def test_unknown_patients_are_not_one_patient(self, text: str) -> None:
+        assert [Case(name, (), metadata={"patient": text}).patient for name in "ab"] == ["a", "b"]
+        assert Case("a", (), metadata={"patient": text, "patient_id": "P"}).patient == "P"

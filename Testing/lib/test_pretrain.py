@@ -110,3 +110,17 @@ def test_views_larger_than_the_image_are_refused():
         method_options(kind, tiny_config("pretrain", method="gcl", options__view_scale=(2.4, 3.2)))
     settings = {"options__view_scale": (2.4, 3.2), "options__view_of": "patch"}
     assert method_options(kind, tiny_config("pretrain", method="gcl", **settings)).view_of == "patch"
+
+
+def test_shares_of_anchors_with_positives_are_reported(tmp_path):
+    """Two patients in each group: the own case and the other patient's are told apart, in figures and model card."""
+    project = tiny_project(tmp_path)
+    for number, case in enumerate(project.cases):
+        project.set_metadata(case.name, {"group": "AB"[number % 2]})
+    folder = run_pretrain(project, config("gcl", training__batch=16, training__steps=1), loud()[0])
+    figures = json.loads((folder / "metrics.json").read_text())
+    assert figures["anchors_with_positive"] == {"patient": 1.0, "position": 1.0, "group": 1.0}
+    assert figures["anchors_with_positive_in_another_patient"] == {"position": 1.0, "group": 1.0}
+    assert "anchors_with_positive_in_another_patient: {" in (folder / "model_card.md").read_text()
+    with pytest.raises(InputError, match="--batch 4 or more"):
+        run_pretrain(project, config("gcl", training__batch=2, training__steps=1), loud()[0])

@@ -122,7 +122,8 @@ def test_principal_components_against_the_covariance():
 
 def test_a_gcl_run_maps_its_slices_and_the_report_shows_them(tmp_path):
     project = tiny_project(tmp_path, 3)
-    folder = run_pretrain(project, tiny_config("pretrain", method="gcl", name="map", dim="2d"), Events())
+    config = tiny_config("pretrain", method="gcl", name="map", dim="2d", training__batch=4)
+    folder = run_pretrain(project, config, Events())
     content = json.loads((folder / FILE_NAME).read_text())
     slices = [case for case, _ in content["slices"]]
     assert sorted(set(slices)) == [case.name for case in project.pool] and len(content["points"]) == len(slices)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from MedSSLLib import __version__, io
+from MedSSLLib.benchmark_data import require_one_dimension
 from MedSSLLib.benchmark_records import (
     BASELINE,
     decisive_of,
@@ -143,6 +144,9 @@ def run_labels(
     """
     if not any(case.label for case in project.test):
         raise InputError("no test case has a label", file=project.folder, remedy="Choose test cases with a label")
+    encoders = {parse_row(row)[0] for row in protocol.rows} - {BASELINE}
+    require_one_dimension(project, protocol.config("finetune", "").dim,
+                          [VARIANTS.get(encoder, (encoder, {}))[0] for encoder in sorted(encoders)])
     facts = vars(protocol) | {"precision": protocol.precision}
     settings, records = read_results(results, project.name, facts)
     require_same_labels(results, records, choices)

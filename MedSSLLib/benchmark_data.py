@@ -11,6 +11,9 @@ import numpy as np
 from MedSSLLib.errors import InputError
 from MedSSLLib.files import load_json
 from MedSSLLib.manifest import FILE_NAME, Case
+from MedSSLLib.methods import load_method
+from MedSSLLib.planning import make_plan
+from MedSSLLib.preparation import readable_headers
 from MedSSLLib.project import Project
 
 TEST_SHARE = 0.3  # of the patients with a label, where no test case is named; not from the paper
@@ -121,3 +124,17 @@ def _drawn(project: Project, pool: Sequence[Case], count: int, choices: int, see
         if chosen not in found and len(found) < choices:
             found.append(chosen)
     return found
+
+
+def require_one_dimension(project: Project, dim: str, methods: Sequence[str]) -> None:
+    """A method that learns from slices would be compared with a network for volumes, where `dim` is auto.
+
+    Raises:
+        InputError: some of the methods take slices by themselves, though these data call for volumes.
+    """
+    of_slices = [method for method in methods if dim == "auto" and load_method(method).auto_dim == "2d"]
+    if of_slices:
+        headers = readable_headers(project.pool)
+        if make_plan(headers, modality=project.modalities, channels=project.channels).dim == 3:
+            raise InputError(f"{', '.join(of_slices)} learns from slices, the other rows would train on volumes",
+                             remedy="Give --set dim=2d and --pretrain-set dim=2d")

@@ -102,7 +102,7 @@ def build_metalabels(
         InputError: a name is neither patient, position nor a metadata column, or none of the names is usable.
     """
     columns = _columns(cases)
-    _refuse_unknown(names, columns)
+    refuse_unknown(names, cases)
     counts = np.ones(len(cases), np.int64) if slices is None else np.asarray(slices, np.int64)
     classes: dict[str, tuple[str, ...]] = {}
     of_case: dict[str, np.ndarray] = {}
@@ -144,12 +144,14 @@ def _columns(cases: Sequence[CaseFacts]) -> dict[str, list[str | None]]:
     return {name: [case.metadata.get(name) for case in cases] for name in names if name not in (PATIENT, POSITION)}
 
 
-def _refuse_unknown(names: Sequence[str], columns: Mapping[str, object]) -> None:
-    unknown = [name for name in names if name not in (PATIENT, POSITION, *columns)]
+def refuse_unknown(names: Sequence[str], cases: Sequence[CaseFacts]) -> None:
+    """Raises InputError where a name is neither patient, position nor a metadata column of the cases."""
+    known = (PATIENT, POSITION, *_columns(cases))
+    unknown = [name for name in names if name not in known]
     if unknown:
         raise InputError(
             f"meta label {', '.join(map(repr, unknown))} does not exist",
-            remedy=f"Use {', '.join((PATIENT, POSITION, *columns))}.",
+            remedy=f"Use {', '.join(known)} (upper and lower case differ).",
         )
 
 

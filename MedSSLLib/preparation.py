@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning_fabric import Fabric
@@ -107,8 +107,12 @@ def readable_headers(cases: Sequence[Case]) -> list[io.Geometry]:
     return found
 
 
-def choose_plan(ready: Preparation, cases: Sequence[Case], init: Path | None = None) -> Plan:
+def choose_plan(
+    ready: Preparation, cases: Sequence[Case], init: Path | None = None, auto: Literal["auto", "2d", "3d"] = "auto"
+) -> Plan:
     """The plan of the run being resumed, of the run whose encoder is taken over, or a new one from the headers.
+
+    `auto` is what ``--dim auto`` means in a new one.
 
     Raises:
         InputError: no case can be read, or `--dim` contradicts the encoder that is taken over.
@@ -117,7 +121,7 @@ def choose_plan(ready: Preparation, cases: Sequence[Case], init: Path | None = N
     if (ready.folder / "config.json").exists():
         return read_plan(ready.folder)
     plan = make_plan(readable_headers(cases), modality=ready.project.modalities, channels=ready.project.channels,
-                     dim=config.dim, voxel_budget=config.training.voxels)
+                     dim=auto if config.dim == "auto" else config.dim, voxel_budget=config.training.voxels)
     if init is None or not (init.parent / "config.json").exists():
         return plan
     theirs = read_plan(init.parent)
@@ -221,6 +225,11 @@ def make_encoder(ready: Preparation, plan: Plan, init: Path | None) -> tuple[Enc
 
 def _require_same_data(folder: Path, facts: dict[str, Any]) -> None:
     before = read_run(folder)["data"]
+    labels = [data.get("meta", {}) for data in (before, facts)]
+    if "meta" in before and labels[0] != labels[1]:
+        were, are = (", ".join(f"{name} ({count} classes)" for name, count in one.items()) for one in labels)
+        raise InputError(f"run {folder.name!r} cannot go on: its meta labels were {were}, and are {are or 'none'}",
+                         file=str(folder), remedy="Restore the metadata, or start a new run without --resume")
     if before.get("fingerprint", facts["fingerprint"]) == facts["fingerprint"]:
         return
     used = ("labelled", "validation", "unlabelled")

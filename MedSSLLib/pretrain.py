@@ -23,7 +23,7 @@ from MedSSLLib.events import Events
 from MedSSLLib.files import write_json
 from MedSSLLib.finetune import loop_config, stage_budget
 from MedSSLLib.manifest import Case
-from MedSSLLib.metalabels import MetaLabels, build_metalabels
+from MedSSLLib.metalabels import MetaLabels, build_metalabels, refuse_unknown
 from MedSSLLib.methods import load_method
 from MedSSLLib.methods.base import Method, MethodConfig, MethodContext
 from MedSSLLib.model_card import write_model_card
@@ -64,10 +64,13 @@ def run_pretrain(project: Project, config: RunConfig, events: Events) -> Path:
         kind = load_method(ready.config.method)
         init = resolve_weights(project, ready.config.init)
         ready = adopt_network(ready, init)
-        plan = choose_plan(ready, project.pool, init)
+        plan = choose_plan(ready, project.pool, init, kind.auto_dim)
         if plan.dim not in kind.dims:
             raise InputError(f"method {ready.config.method!r} does not work in {plan.dim}D",
                              remedy=f"Use --dim {kind.dims[0]}d or another --method")
+        options = method_options(kind, ready.config)
+        if kind.needs_meta:
+            refuse_unknown(getattr(options, "meta", ()), project.pool)
         cache, cases = fill_cache(ready, plan, project.pool, labels=False)
         if len(cases) < 2:
             raise InputError(f"{len(cases)} usable case(s); pre-training needs at least 2", remedy="Add cases")
@@ -106,12 +109,28 @@ def build_task(
         plan.dim, plan.channels, patch, counts, gather_embeddings, sum_over_processes, ready.config.seed
     )
     method = kind(encoder, options, context)
+    if ready.fabric.world_size > 1:
+        share_batch_norm(method, ready.device, ready.events)
     place(method, ready.device, plan.dim)
     spacing = tuple(float(mm) for mm in plan.spacing[3 - plan.dim :] if mm)
     augment = ready.config.augment if kind.intensity else None
     sampler = ViewSampler(cache, pick, patch, spacing, augment, kind.views, options.view_scale, options.min_overlap,
                           options.flip, options.rotation, ready.config.seed, options.view_of == "image")
     return PretrainTask(method, sampler, ready.device), facts
+
+
+def share_batch_norm(method: nn.Module, device: torch.device, events: Events) -> None:
+    """Batch norm over the batch of all processes, where PyTorch can (CUDA); elsewhere a warning.
+
+    A contrast over all processes could tell apart the statistics of each.
+    """
+    if not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in method.modules()):
+        return
+    if device.type == "cuda":
+        nn.SyncBatchNorm.convert_sync_batchnorm(method)
+    else:
+        events.emit("warning", message="Batch norm sees each process's part of the batch alone on this device; "
+                                       "network.norm=group does not depend on the batch.")
 
 
 def make_picker(

@@ -27,7 +27,7 @@ from MedSSLLib.checkpoint import (
 )
 from MedSSLLib.config import OptimiserConfig
 from MedSSLLib.device import average_gradient, average_gradients, from_first_process, seed_step
-from MedSSLLib.errors import CancelledError, GuardError, InputError, MedSSLError, is_out_of_memory
+from MedSSLLib.errors import CancelledError, GuardError, InputError, is_out_of_memory
 from MedSSLLib.events import Events
 from MedSSLLib.files import require_room
 from MedSSLLib.optimisers import build_optimiser, set_rate, warmup_cosine
@@ -80,7 +80,7 @@ class Trainer:
         self.average = WeightAverage(self.module, config.ema)
         self.rule = task.gradient_rule()
         if self.rule is not None and config.accumulate > 1:
-            raise MedSSLError("A gradient rule needs the whole batch at once: set training.accumulate to 1.")
+            raise InputError("a gradient rule needs the whole batch at once", remedy="Set training.accumulate to 1")
         self.scaler = torch.amp.GradScaler(fabric.device.type, enabled=fabric._precision.precision == "16-mixed")
         self.state = TrainState(next_validation=config.validate_every)
         self.best_weights: dict[str, Tensor] | None = None

@@ -37,6 +37,9 @@ def pretrain(args: argparse.Namespace, events: Events) -> None:
     project = Project.open(args.project)
     extra: dict[str, Any] = {}
     if args.meta is not None:
+        if args.method != "gcl":
+            raise InputError(f"--meta is for --method gcl; {args.method} learns without meta labels",
+                             remedy="Leave --meta out")
         extra["options.meta"] = [name.strip() for name in args.meta.split(",") if name.strip()]
     config = configuration(args, args.method, extra)
     from MedSSLLib.pretrain import run_pretrain  # takes seconds: only once the options are known to be good

@@ -82,7 +82,8 @@ class Method(nn.Module):
     """A pre-training method: losses over a batch of views, and what changes after a step.
 
     Subclasses set `Config` and implement :meth:`losses`, which mutates nothing. `views` is the number of views of a
-    sample; `needs_meta` asks for the meta-balanced sampler; without `intensity` views are only resampled.
+    sample; `needs_meta` asks for the meta-balanced sampler; without `intensity` views are only resampled; `auto_dim` is
+    what the dimension "auto" means: "auto" decides by the spacing.
     """
 
     Config: ClassVar[type[MethodConfig]] = MethodConfig
@@ -90,6 +91,7 @@ class Method(nn.Module):
     intensity: ClassVar[bool] = True
     needs_meta: ClassVar[bool] = False
     dims: ClassVar[tuple[int, ...]] = (2, 3)
+    auto_dim: ClassVar[Literal["auto", "2d", "3d"]] = "auto"
 
     def __init__(self, encoder: Encoder, config: MethodConfig, context: MethodContext) -> None:
         super().__init__()

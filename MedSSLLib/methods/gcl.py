@@ -58,7 +58,7 @@ class GCLConfig(MethodConfig):
     )
     flip: float = Field(0.0, ge=0, le=1, description="Probability of a flip per axis. Not from the paper.")
     meta: tuple[str, ...] = Field(
-        (), description="Meta labels in use; empty = every usable one. None usable = plain SimCLR."
+        (), description="Meta labels in use; empty = every usable one."
     )
     instance: bool = Field(
         False,
@@ -138,6 +138,7 @@ class GCL(Method):
     Config: ClassVar[type[GCLConfig]] = GCLConfig
     config: GCLConfig
     needs_meta: ClassVar[bool] = True
+    auto_dim: ClassVar[Literal["auto", "2d", "3d"]] = "2d"
 
     def __init__(self, encoder: Encoder, config: GCLConfig, context: MethodContext) -> None:
         """Raises InputError when no wanted label is usable, or for a level that the encoder lacks."""
@@ -255,12 +256,12 @@ def _take(x: Tensor, index: Tensor) -> Tensor:
 def _labels(config: GCLConfig, context: MethodContext) -> tuple[str, ...]:
     """The wanted labels among the usable ones; `build_metalabels` has said which are not and why."""
     names = tuple(name for name in config.meta or context.meta if name in context.meta)
-    if config.meta and not names:
-        raise InputError(
-            f"meta label {', '.join(config.meta)} cannot be used",
-            remedy=f"Usable labels: {', '.join(context.meta) or 'none'}.",
-        )
-    return (*names, INSTANCE) if config.instance or not names else names
+    if not names and (config.meta or not config.instance):
+        wanted = f"meta label {', '.join(config.meta)} cannot be used" if config.meta else "no meta label is usable"
+        raise InputError(f"{wanted}, and GCL learns from them",
+                         remedy=f"Usable labels: {', '.join(context.meta) or 'none'}. Slices (--dim 2d) always have a "
+                                "position; without labels use --method simclr")
+    return (*names, INSTANCE) if config.instance else names
 
 
 def _level(level: int, encoder: Encoder, field: str) -> int:

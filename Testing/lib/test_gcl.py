@@ -187,7 +187,9 @@ def test_labels_in_use() -> None:
     batch = make_batch()
     assert list(small_gcl(meta=("phase",)).losses(batch, 0)) == ["phase"]
     assert list(small_gcl(instance=True).losses(batch, 0)) == [*META, "instance"]
-    plain = small_gcl(context={"meta": {}}, pixel=False)
+    with pytest.raises(InputError, match="no meta label is usable"):
+        small_gcl(context={"meta": {}})
+    plain = small_gcl(context={"meta": {}}, pixel=False, instance=True)
     z = plain.embed(batch.images.flatten(0, 1)).unflatten(0, (6, 2))
     torch.testing.assert_close(plain.losses(batch, 0)["instance"], supervised_contrast(z, None, 0.1))
     assert small_gcl(meta=("site", "phase")).labels == ("phase",)

@@ -5,7 +5,8 @@ import json
 import pytest
 import torch
 
-from MedSSLLib import io
+from MedSSLLib import io, pretrain
+from MedSSLLib.benchmark_data import require_one_dimension
 from MedSSLLib.checkpoint import load_tensors
 from MedSSLLib.errors import GuardError, InputError
 from MedSSLLib.events import Events
@@ -14,6 +15,7 @@ from MedSSLLib.methods import METHODS, load_method
 from MedSSLLib.methods.base import MethodConfig
 from MedSSLLib.planning import Plan
 from MedSSLLib.pretrain import PretrainTask, run_pretrain, view_patch
+from MedSSLLib.runfolder import read_plan
 from Testing.lib.core_helpers import loud, tiny_config, tiny_project
 
 
@@ -124,3 +126,53 @@ def test_shares_of_anchors_with_positives_are_reported(tmp_path):
     assert "anchors_with_positive_in_another_patient: {" in (folder / "model_card.md").read_text()
     with pytest.raises(InputError, match="--batch 4 or more"):
         run_pretrain(project, config("gcl", training__batch=2, training__steps=1), loud()[0])
+
+
+def test_gcl_learns_from_slices_where_volumes_would_be_chosen(project):
+    assert read_plan(run_pretrain(project, config("pgl", name="volumes", dim="auto"), Events())).dim == 3
+    folder = run_pretrain(project, config("gcl", name="slices", dim="auto"), Events())
+    assert read_plan(folder).dim == 2
+    assert set(json.loads((folder / "metrics.json").read_text())["meta"]) == {"patient", "position"}
+    with pytest.raises(InputError, match="gcl learns from slices"):
+        require_one_dimension(project, "auto", ["gcl", "pgl"])
+    require_one_dimension(project, "2d", ["gcl"])
+    require_one_dimension(project, "auto", ["pgl"])
+
+
+def test_gcl_without_a_usable_label_is_refused(tmp_path):
+    project = tiny_project(tmp_path)
+    with pytest.raises(InputError, match="no meta label is usable.*--method simclr"):
+        run_pretrain(project, config("gcl", dim="3d"), Events())
+    run_pretrain(project, config("gcl", dim="3d", name="instance", options='{"instance": true}'), Events())
+
+
+def test_an_unknown_label_is_refused_before_anything_is_read(project, monkeypatch):
+    monkeypatch.setattr(pretrain, "fill_cache", lambda *a, **k: pytest.fail("preprocessed before"))
+    with pytest.raises(InputError, match="meta label 'Phase' does not exist.*patient, position"):
+        run_pretrain(project, config("gcl", options='{"meta": ["Phase"]}'), Events())
+
+
+def test_a_run_does_not_go_on_with_other_meta_labels(tmp_path):
+    project = tiny_project(tmp_path)
+    for number, case in enumerate(project.cases):
+        project.set_metadata(case.name, {"phase": "ED" if number % 2 else "ES"})
+    (run_pretrain(project, config("gcl", name="begun"), Events()) / "weights.safetensors").unlink()
+    for case in project.cases:
+        project.set_metadata(case.name, {"phase": "ED"})
+    with pytest.raises(InputError, match=r"meta labels were .*phase \(2 classes\), and are patient"):
+        run_pretrain(project, config("gcl", name="begun", resume=True), Events())
+
+
+def test_batch_norm_over_several_processes_is_shared_or_said():
+    def net(norm):
+        return torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), norm)
+
+    events, record = loud()
+    alone, shared = net(torch.nn.BatchNorm2d(4)), net(torch.nn.BatchNorm2d(4))
+    pretrain.share_batch_norm(alone, torch.device("cpu"), events)
+    assert "network.norm=group" in record.of("warning")[0]["message"]
+    pretrain.share_batch_norm(shared, torch.device("cuda"), events)
+    assert isinstance(shared[1], torch.nn.SyncBatchNorm) and not isinstance(alone[1], torch.nn.SyncBatchNorm)
+    assert list(shared.state_dict()) == list(alone.state_dict())
+    pretrain.share_batch_norm(net(torch.nn.GroupNorm(2, 4)), torch.device("cpu"), events)
+    assert len(record.of("warning")) == 1

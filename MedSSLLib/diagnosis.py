@@ -50,6 +50,7 @@ def add_diagnosis(page: Page, folder: Path) -> None:
     if "cosine" in series:
         caption = "Cosine of the same place in two views, against that of mismatched places: far apart is good."
         drawn.append((together({"same place": series["cosine"], "other place": series["cosine_mismatched"]}), caption))
+    if "feature_std" in series:
         spread = {"features": {"standard deviation": series["feature_std"]}}
         drawn.append((training_curves(spread, ylabel="value"), "Spread of the features: near 0 they have collapsed."))
     if found := _under("retrieval/", series):

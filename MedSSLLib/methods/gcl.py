@@ -33,6 +33,7 @@ from MedSSLLib.errors import InputError
 from MedSSLLib.gradients import GradMitigator, SumGradients
 from MedSSLLib.intensity import noise_generator
 from MedSSLLib.methods.base import GradientRule, Method, MethodConfig, MethodContext
+from MedSSLLib.methods.heads import spread
 from MedSSLLib.networks import Encoder
 from MedSSLLib.sampling import Batch
 
@@ -160,7 +161,7 @@ class GCL(Method):
         image_map = self.image_head(_channels_last(maps[self.image_level]))  # (n v, *s, d)
         z = self.context.gather(image_map.flatten(1, -2).mean(1).unflatten(0, (n, views)))
         pixels = self._pixels(image_map, maps[self.pixel_level], generator) if self.config.pixel else None
-        losses, self._measured = {}, {}
+        losses, self._measured = {}, {"feature_std": spread(z.detach().flatten(0, 1))}
         for name in self.labels:
             labels = None if name == INSTANCE else batch.meta[name]
             losses[name] = self._image_loss(name, z, labels)
@@ -171,7 +172,7 @@ class GCL(Method):
         return losses
 
     def diagnostics(self) -> dict[str, Tensor]:
-        """Per label retrieval and share of images with a positive; pool size; relations of gradients."""
+        """Spread of the image embeddings; per label retrieval and share with a positive; pool; gradients' relations."""
         rule = {f"gradient/{name}": value for name, value in self._rule.diagnostics().items()}
         return {**self._measured, **rule}
 

@@ -230,6 +230,15 @@ def test_diagnostics() -> None:
     assert float(share_with_positive(torch.tensor([0, 1, 0, -1, -1, 2]))) == pytest.approx(2 / 6)
 
 
+def test_spread_of_embeddings_is_that_of_unit_vectors() -> None:
+    method, batch = small_gcl(), make_batch()
+    method.losses(batch, 0.5)
+    z = F.normalize(method.embed(batch.images.flatten(0, 1)), dim=1)
+    mean = z.mean(0)
+    expected = ((z - mean) ** 2).mean(0).sqrt().mean() * 16**0.5
+    torch.testing.assert_close(method.diagnostics()["feature_std"], expected)
+
+
 def test_copies_are_independent() -> None:
     method = small_gcl()
     step(method, make_batch())

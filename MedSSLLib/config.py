@@ -118,7 +118,8 @@ class RunConfig(Frozen):
     @property
     def origin(self) -> str:
         """The run or weight file that training starts from, or 'none'."""
-        return str(self.options.get("start") or self.init or "none")
+        start = self.options.get("start") if self.command == "selftrain" else ""  # of GCL it is a number
+        return str(start or self.init or "none")
 
     @classmethod
     def build(

@@ -28,6 +28,7 @@ from MedSSLLib.methods import load_method
 from MedSSLLib.methods.base import Method, MethodConfig, MethodContext
 from MedSSLLib.model_card import write_model_card
 from MedSSLLib.networks import place
+from MedSSLLib.ownoptions import with_options
 from MedSSLLib.picking import MetaPicker, UniformPicker, share_with_positive
 from MedSSLLib.planning import Plan
 from MedSSLLib.preparation import (
@@ -62,6 +63,7 @@ def run_pretrain(project: Project, config: RunConfig, events: Events) -> Path:
     with ExitStack() as stack:
         ready = prepare(project, config, events, stack)
         kind = load_method(ready.config.method)
+        ready = with_options(ready, method_options(kind, ready.config))
         init = resolve_weights(project, ready.config.init)
         ready = adopt_network(ready, init)
         plan = choose_plan(ready, project.pool, init)

@@ -108,6 +108,8 @@ def build_task(
         plan.dim, plan.channels, patch, counts, gather_embeddings, sum_over_processes, ready.config.seed
     )
     method = kind(encoder, options, context)
+    for event, sentence in method.remarks():
+        ready.events.emit(event, message=sentence)
     place(method, ready.device, plan.dim)
     spacing = tuple(float(mm) for mm in plan.spacing[3 - plan.dim :] if mm)
     augment = ready.config.augment if kind.intensity else None

@@ -11,7 +11,7 @@ from typing import Any
 
 from MedSSLLib import __version__
 from MedSSLLib.config import RunConfig
-from MedSSLLib.diagnosis import add_calibration, add_diagnosis, add_rounds
+from MedSSLLib.diagnosis import add_calibration, add_diagnosis, add_meta_labels, add_pool, add_rounds
 from MedSSLLib.errors import InputError
 from MedSSLLib.events import read_events
 from MedSSLLib.figures import Curves, training_curves
@@ -65,7 +65,9 @@ def write_run_report(
             "Results", "No predictions were given. Predict test cases, then name the folder with --predictions."
         )
     add_curves(page, {run: folder})
+    add_pool(page, folder)
     add_diagnosis(page, folder)
+    add_meta_labels(page, facts["config"].get("data", {}) | (facts["metrics"] or {}))
     add_calibration(page, (facts["metrics"] or {}).get("calibration", {}), "held-out labelled cases")
     add_rounds(page, project, folder, (facts["metrics"] or {}).get("rounds", ()))
     page.section("The run")

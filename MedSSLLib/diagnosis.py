@@ -114,7 +114,7 @@ def embedding_map(content: Mapping[str, Any]) -> Figure:
         axes.set_xlabel("first component ({:.0%})".format(content["explained"][0]))
         axes.set_ylabel("second ({:.0%})".format(content["explained"][1]) if number == 0 else "")
         if few:
-            axes.legend(fontsize="x-small", markerscale=1.2, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.12))
+            axes.legend(fontsize="small", markerscale=1.2, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.12))
     return figure
 
 

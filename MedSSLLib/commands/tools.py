@@ -33,6 +33,9 @@ def settings(args: argparse.Namespace, events: Events) -> None:
     if args.json:
         print(json.dumps([dict(zip(("key", "value", "help"), row, strict=True)) for row in rows], indent=1))
     else:
+        if args.for_command == "pretrain":
+            others = ", ".join(name for name in METHODS if name != method)
+            print(f"options.* are those of --method {method}; see also --method {others}.")
         tables.print_table(("--set KEY", "value", "what it is"), rows)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from MedSSLLib import io
 from MedSSLLib.calibration import helpful_temperature
@@ -146,7 +147,7 @@ def pool_size(points: Sequence[tuple[float, float]]) -> Figure:
     steps, values = np.asarray(points, float).T
     axes.step(steps, values, where="post", color=PALETTE[0])
     axes.set(xlabel="step", ylabel="positives, k", ylim=(0, values.max() + 0.5))
-    axes.yaxis.get_major_locator().set_params(integer=True)
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     return figure
 
 

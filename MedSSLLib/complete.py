@@ -25,6 +25,7 @@ from MedSSLLib.finetune import LabelledData, build_network, finish, fit, make_ta
 from MedSSLLib.geometry import Volume
 from MedSSLLib.labels import IGNORE, Annotated, class_indices, simulate_annotation, slice_axis, sparse_label
 from MedSSLLib.manifest import Case
+from MedSSLLib.ownoptions import with_options
 from MedSSLLib.planning import Plan, canonical_axes
 from MedSSLLib.predict import Model, PredictOptions, label_volume, predict_case
 from MedSSLLib.preparation import (
@@ -72,7 +73,7 @@ def run_complete(project: Project, config: RunConfig, events: Events) -> Path:
     with ExitStack() as stack:
         ready = prepare(project, config, events, stack)
         options = completion_options(ready.config)
-        ready, drawing = read_drawing(ready, options.case)
+        ready, drawing = read_drawing(with_options(ready, options), options.case)
         path = (Path(options.out) if options.out else ready.folder) / f"{drawing.case.name}.nii.gz"
         refuse_overwriting([path], project.files)
         init = resolve_weights(ready.project, ready.config.init)

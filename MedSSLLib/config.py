@@ -118,7 +118,8 @@ class RunConfig(Frozen):
     @property
     def origin(self) -> str:
         """The run or weight file that training starts from, or 'none'."""
-        return str(self.options.get("start") or self.init or "none")
+        start = self.options.get("start") if self.command == "selftrain" else ""  # of GCL it is a number
+        return str(start or self.init or "none")
 
     @classmethod
     def build(
@@ -131,7 +132,7 @@ class RunConfig(Frozen):
         """
         overrides: dict[str, Any] = settings.pop("overrides", {}) or {}
         values: dict[str, Any] = {"command": command, "preset": preset, "method": method}
-        for key, value in {**_preset(command, preset), **_dotted(settings), **overrides}.items():
+        for key, value in {**_preset(command, preset, method), **_dotted(settings), **overrides}.items():
             _assign(values, key, value)
         return cls._validated(values)
 
@@ -183,10 +184,16 @@ _VIEWS: dict[Command, dict[str, Any]] = {
 }
 
 
-def _preset(command: Command, preset: Preset) -> dict[str, Any]:
+# GCL pre-trains with SGD and a cosine schedule; rate and decay are those of the PosiCL code, not from the paper.
+_OF_METHOD: dict[tuple[Command, str, Preset], dict[str, Any]] = {
+    ("pretrain", "gcl", "paper"): {"optimiser.name": "sgd", "optimiser.lr": 0.1, "optimiser.weight_decay": 1e-5},
+}
+
+
+def _preset(command: Command, preset: Preset, method: str) -> dict[str, Any]:
     if preset not in _PRESETS[command]:
         raise InputError(f"preset {preset!r} does not exist", remedy="Use quick, standard or paper")
-    return {**_VIEWS.get(command, {}), **_PRESETS[command][preset]}
+    return {**_VIEWS.get(command, {}), **_PRESETS[command][preset], **_OF_METHOD.get((command, method, preset), {})}
 
 
 def _dotted(settings: dict[str, Any]) -> dict[str, Any]:

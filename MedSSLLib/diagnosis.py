@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from MedSSLLib import io
 from MedSSLLib.calibration import helpful_temperature
@@ -17,7 +19,7 @@ from MedSSLLib.errors import MedSSLError
 from MedSSLLib.events import read_events
 from MedSSLLib.figures import NEUTRAL, PALETTE, Curves, reliability_diagram, running_mean, styled, training_curves
 from MedSSLLib.files import read_json
-from MedSSLLib.htmlpage import Page
+from MedSSLLib.htmlpage import Cell, Page
 from MedSSLLib.overlays import Panel, make_panel, overlay_figure
 from MedSSLLib.project import Project
 
@@ -43,6 +45,33 @@ def diagnostics(events: Path) -> dict[str, list[tuple[float, float]]]:
     return {name: sorted(points.items()) for name, points in found.items()}
 
 
+def add_pool(page: Page, folder: Path) -> None:
+    """Beside the losses, the number of positives of an anchor pixel where GradFilter lets it grow."""
+    pool = diagnostics(folder / "events.jsonl").get("pool", [])
+    if len({value for _, value in pool}) > 1:
+        most = max(value for _, value in pool)
+        caption = (
+            "Positives of an anchor pixel, which GradFilter lets grow. The k positives share one softmax, so the pixel "
+            f"loss cannot fall below ln k (ln {most:g} = {math.log(most):.2f}), and those added later are harder: "
+            "losses that jump where the pool grows do not diverge."
+        )
+        page.figures((pool_size(pool), caption))
+
+
+def add_meta_labels(page: Page, facts: Mapping[str, Any]) -> None:
+    """Table of the meta labels of a run: classes and share of samples with a positive, or why one is not used."""
+    used, dropped, shares = (facts.get(key) or {} for key in ("meta", "dropped", "anchors_with_positive"))
+    if not used and not dropped:
+        return
+    rows = [[name, Cell(str(count), number=True), Cell(f"{shares[name]:.0%}" if name in shares else "–", number=True),
+             "used"] for name, count in used.items()]  # fmt: skip
+    rows += [[name, Cell("–", number=True), Cell("–", number=True), f"not used: {why}"]
+             for name, why in dropped.items()]
+    page.section("Meta labels", "A positive is another sample of the batch with the same class, counted in the first "
+                 "batch. Where few samples have one, the label teaches little more than the two views of a sample do.")
+    page.table(("meta label", "classes", "with a positive", "use"), rows)
+
+
 def add_diagnosis(page: Page, folder: Path) -> None:
     """Figures of pre-training where the run has them: views against each other, meta labels, their gradients."""
     series = diagnostics(folder / "events.jsonl")
@@ -50,6 +79,7 @@ def add_diagnosis(page: Page, folder: Path) -> None:
     if "cosine" in series:
         caption = "Cosine of the same place in two views, against that of mismatched places: far apart is good."
         drawn.append((together({"same place": series["cosine"], "other place": series["cosine_mismatched"]}), caption))
+    if "feature_std" in series:
         spread = {"features": {"standard deviation": series["feature_std"]}}
         drawn.append((training_curves(spread, ylabel="value"), "Spread of the features: near 0 they have collapsed."))
     if found := _under("retrieval/", series):
@@ -71,7 +101,8 @@ def add_diagnosis(page: Page, folder: Path) -> None:
 def embedding_map(content: Mapping[str, Any]) -> Figure:
     """Slices as dots, a panel a meta label (see :mod:`MedSSLLib.embedding_map`); missing labels in grey."""
     points, labels = np.asarray(content["points"], float).reshape(-1, 2), content["labels"]
-    figure = Figure(figsize=(3.1 * max(1, len(labels)), 3.1))
+    named = [len(label["classes"]) for label in labels.values() if len(label["classes"]) <= len(PALETTE)]
+    figure = Figure(figsize=(3.1 * max(1, len(labels)), 3.1 + 0.2 * math.ceil(max(named, default=0) / 2)))
     for number, (name, label) in enumerate(labels.items()):
         axes = figure.add_subplot(1, len(labels), number + 1)
         values, classes = np.asarray(label["values"]), label["classes"]
@@ -84,7 +115,7 @@ def embedding_map(content: Mapping[str, Any]) -> Figure:
         axes.set_xlabel("first component ({:.0%})".format(content["explained"][0]))
         axes.set_ylabel("second ({:.0%})".format(content["explained"][1]) if number == 0 else "")
         if few:
-            axes.legend(fontsize="x-small", markerscale=1.2)
+            axes.legend(fontsize="small", markerscale=1.2, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.12))
     return figure
 
 
@@ -105,6 +136,18 @@ def together(curves: Curves, *, bounds: tuple[float, float] | None = None) -> Fi
             axes.plot(steps, running_mean(values, max(3, len(values) // 20)), color=colour, label=name)
     axes.set(xlabel="step", ylim=bounds)
     figure.legend(loc="outside upper center", ncols=3)
+    return figure
+
+
+@styled
+def pool_size(points: Sequence[tuple[float, float]]) -> Figure:
+    """Number of positives of an anchor pixel over the steps, in stairs."""
+    figure = Figure(figsize=(4.4, 1.9))
+    axes = figure.add_subplot()
+    steps, values = np.asarray(points, float).T
+    axes.step(steps, values, where="post", color=PALETTE[0])
+    axes.set(xlabel="step", ylabel="positives, k", ylim=(0, values.max() + 0.5))
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     return figure
 
 

@@ -28,6 +28,7 @@ from MedSSLLib.methods import load_method
 from MedSSLLib.methods.base import Method, MethodConfig, MethodContext
 from MedSSLLib.model_card import write_model_card
 from MedSSLLib.networks import place
+from MedSSLLib.ownoptions import with_options
 from MedSSLLib.picking import MetaPicker, UniformPicker, share_in_another_patient, share_with_positive
 from MedSSLLib.planning import Plan
 from MedSSLLib.preparation import (
@@ -62,13 +63,14 @@ def run_pretrain(project: Project, config: RunConfig, events: Events) -> Path:
     with ExitStack() as stack:
         ready = prepare(project, config, events, stack)
         kind = load_method(ready.config.method)
+        options = method_options(kind, ready.config)
+        ready = with_options(ready, options)
         init = resolve_weights(project, ready.config.init)
         ready = adopt_network(ready, init)
         plan = choose_plan(ready, project.pool, init, kind.auto_dim)
         if plan.dim not in kind.dims:
             raise InputError(f"method {ready.config.method!r} does not work in {plan.dim}D",
                              remedy=f"Use --dim {kind.dims[0]}d or another --method")
-        options = method_options(kind, ready.config)
         if kind.needs_meta:
             refuse_unknown(getattr(options, "meta", ()), project.pool)
         cache, cases = fill_cache(ready, plan, project.pool, labels=False)
@@ -111,6 +113,8 @@ def build_task(
     method = kind(encoder, options, context)
     if ready.fabric.world_size > 1:
         share_batch_norm(method, ready.device, ready.events)
+    for event, sentence in method.remarks():
+        ready.events.emit(event, message=sentence)
     place(method, ready.device, plan.dim)
     spacing = tuple(float(mm) for mm in plan.spacing[3 - plan.dim :] if mm)
     augment = ready.config.augment if kind.intensity else None

@@ -11,12 +11,13 @@ from typing import Any
 
 from MedSSLLib import __version__
 from MedSSLLib.config import RunConfig
-from MedSSLLib.diagnosis import add_calibration, add_diagnosis, add_rounds
+from MedSSLLib.diagnosis import add_calibration, add_diagnosis, add_meta_labels, add_pool, add_rounds
 from MedSSLLib.errors import InputError
 from MedSSLLib.events import read_events
 from MedSSLLib.figures import Curves, training_curves
 from MedSSLLib.files import refuse_overwriting
 from MedSSLLib.htmlpage import Page
+from MedSSLLib.ownoptions import own_options
 from MedSSLLib.project import Project
 from MedSSLLib.results import Scored, add_overlays, add_results, duration, interval, score_predictions
 from MedSSLLib.runs import summary
@@ -64,7 +65,9 @@ def write_run_report(
             "Results", "No predictions were given. Predict test cases, then name the folder with --predictions."
         )
     add_curves(page, {run: folder})
+    add_pool(page, folder)
     add_diagnosis(page, folder)
+    add_meta_labels(page, facts["config"].get("data", {}) | (facts["metrics"] or {}))
     add_calibration(page, (facts["metrics"] or {}).get("calibration", {}), "held-out labelled cases")
     add_rounds(page, project, folder, (facts["metrics"] or {}).get("rounds", ()))
     page.section("The run")
@@ -81,7 +84,8 @@ def footer() -> str:
 
 
 def _lead(project: Project, settings: Mapping[str, Any]) -> str:
-    start = settings.get("options", {}).get("start") or settings.get("init") or "none"
+    options = settings.get("options", {}) if settings.get("command") == "selftrain" else {}
+    start = options.get("start") or settings.get("init") or "none"
     origin = "from random weights" if start == "none" else f"from {start}"
     verb = {"pretrain": "Pre-training", "finetune": "Fine-tuning", "selftrain": "Self-training",
             "complete": "Completing one volume"}
@@ -190,7 +194,9 @@ def annotation_words(annotated: Mapping[str, Sequence[Mapping[str, Any]]]) -> st
 def add_configuration(page: Page, settings: Mapping[str, Any], title: str = "Configuration") -> None:
     """Every setting, those that differ from the preset first."""
     command, preset, method = (settings.get(key) for key in ("command", "preset", "method"))
-    default = dict(_flat(RunConfig.build(command, preset=preset, method=method).model_dump(mode="json")))  # type: ignore[arg-type]
+    usual = RunConfig.build(command, preset=preset, method=method)  # type: ignore[arg-type]
+    own = own_options(usual.command, usual.method, usual.options)
+    default = dict(_flat(usual.model_dump(mode="json") | ({"options": own.model_dump(mode="json")} if own else {})))
     rows = [(key, value, "" if str(default.get(key)) == str(value) else "changed") for key, value in _flat(settings)]
     page.section(title, f"Preset {preset}. Settings that differ from it come first.")
     changed = {key: value for key, value, mark in rows if mark and value not in ("", None)}

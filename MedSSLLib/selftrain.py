@@ -34,6 +34,7 @@ from MedSSLLib.joint import JointTask
 from MedSSLLib.manifest import Case
 from MedSSLLib.model_card import write_model_card
 from MedSSLLib.networks import SegmentationNet, place
+from MedSSLLib.ownoptions import with_options
 from MedSSLLib.predict import Model
 from MedSSLLib.preparation import (
     Preparation,
@@ -109,6 +110,7 @@ def run_selftrain(project: Project, config: RunConfig, events: Events) -> Path:
     with ExitStack() as stack:
         ready = prepare(project, config, events, stack)
         options = self_train_options(ready.config)
+        ready = with_options(ready, options)
         start = start_weights(project, options.start)
         ready = adopt_heads(ready, start)
         init = start or resolve_weights(project, ready.config.init)

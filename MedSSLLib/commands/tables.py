@@ -155,7 +155,7 @@ def _console() -> Console:
 
 def _start(settings: Row) -> str:
     """The run or file that a run started from, as in RunConfig.origin."""
-    options = settings.get("options")
+    options = settings.get("options") if settings.get("command") == "selftrain" else None
     return (options.get("start") if isinstance(options, dict) else "") or settings.get("init", "")
 
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import Any
 
 from MedSSLLib.commands.base import Command, output_options, say, seed
 from MedSSLLib.events import Events
-from MedSSLLib.methods import METHODS, load_method
+from MedSSLLib.methods import METHODS
 
 
 def _settings_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,29 +23,20 @@ def _settings_arguments(parser: argparse.ArgumentParser) -> None:
 def settings(args: argparse.Namespace, events: Events) -> None:
     from MedSSLLib.commands import tables
     from MedSSLLib.config import RunConfig
+    from MedSSLLib.ownoptions import own_options
 
     fixed = {"selftrain": "local-contrast", "finetune": "supervised", "complete": "supervised"}
     method = fixed.get(args.for_command, args.method)
     config = RunConfig.build(args.for_command, preset=args.preset, method=method)
     rows = [row for row in tables.setting_rows(config) if row[0] != "options"]
-    rows += tables.setting_rows(_options(args.for_command, method, config.options), "options.")
+    rows += tables.setting_rows(own_options(args.for_command, method, config.options), "options.")
     if args.json:
         print(json.dumps([dict(zip(("key", "value", "help"), row, strict=True)) for row in rows], indent=1))
     else:
+        if args.for_command == "pretrain":
+            others = ", ".join(name for name in METHODS if name != method)
+            print(f"options.* are those of --method {method}; see also --method {others}.")
         tables.print_table(("--set KEY", "value", "what it is"), rows)
-
-
-def _options(command: str, method: str, given: dict[str, Any]) -> Any:
-    """The method's own configuration, {} where there is none."""
-    if command == "selftrain":
-        from MedSSLLib.selftrain import SelfTrainConfig
-
-        return SelfTrainConfig(**given)
-    if command == "complete":
-        from MedSSLLib.complete import CompletionConfig
-
-        return CompletionConfig(**given)
-    return load_method(method).Config(**given) if command == "pretrain" else None
 
 
 def _doctor_arguments(parser: argparse.ArgumentParser) -> None:

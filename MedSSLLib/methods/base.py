@@ -110,6 +110,10 @@ class Method(nn.Module):
         """Detached 0-d tensors of the last :meth:`losses`."""
         return {}
 
+    def remarks(self) -> list[tuple[Literal["metric", "warning"], str]]:
+        """Settings that come out otherwise than they are set: kind of event and sentence each."""
+        return []
+
     def gradient_rule(self) -> GradientRule | None:
         """The method's own gradient rule; None is the plain sum."""
         return None

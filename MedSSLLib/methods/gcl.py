@@ -7,6 +7,7 @@ as in the paper.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -34,6 +35,7 @@ from MedSSLLib.gradients import GradMitigator, SumGradients
 from MedSSLLib.intensity import noise_generator
 from MedSSLLib.metalabels import PATIENT
 from MedSSLLib.methods.base import GradientRule, Method, MethodConfig, MethodContext
+from MedSSLLib.methods.heads import spread
 from MedSSLLib.networks import Encoder
 from MedSSLLib.sampling import Batch
 
@@ -149,6 +151,8 @@ class GCL(Method):
         self.image_head = ProjectionHead(encoder.widths[self.image_level], config.out)
         if config.pixel:
             self.pixel_head = ProjectionHead(encoder.widths[self.pixel_level], config.out)
+            self.pixels = math.prod(map_shape(context.patch, encoder, self.pixel_level))
+            self.top_k = pool_limit(config.top_k, min(config.candidates, self.pixels))
         mitigate = config.gradient == "mitigator"
         self._rule = GradMitigator(config.beta, context.seed) if mitigate else SumGradients(average=True)
         self._measured: dict[str, Tensor] = {}
@@ -162,7 +166,7 @@ class GCL(Method):
         image_map = self.image_head(_channels_last(maps[self.image_level]))  # (n v, *s, d)
         z = self.context.gather(image_map.flatten(1, -2).mean(1).unflatten(0, (n, views)))
         pixels = self._pixels(image_map, maps[self.pixel_level], generator) if self.config.pixel else None
-        losses, self._measured = {}, {}
+        losses, self._measured = {}, {"feature_std": spread(z.detach().flatten(0, 1))}
         patients = self.context.gather(batch.meta[PATIENT]) if PATIENT in batch.meta else None
         for name in self.labels:
             labels = None if name == INSTANCE else batch.meta[name]
@@ -174,9 +178,21 @@ class GCL(Method):
         return losses
 
     def diagnostics(self) -> dict[str, Tensor]:
-        """Per label retrieval and shares of images with a positive; pool size; relations of gradients."""
+        """Spread of embeddings; per label retrieval and shares with a positive; pool; relations of gradients."""
         rule = {f"gradient/{name}": value for name, value in self._rule.diagnostics().items()}
         return {**self._measured, **rule}
+
+    def remarks(self) -> list[tuple[Literal["metric", "warning"], str]]:
+        """How many positives an anchor pixel has, where that is fewer than set, or leaves GradFilter no choice."""
+        if not self.config.pixel:
+            return []
+        k, wanted = self.top_k, self.config.top_k
+        reason = f"a view has {self.pixels} pixels at options.pixel_level, at most one in {POOL_SHARE} is a positive"
+        capped = f"Setting options.top_k is {wanted}, {k} in use: {reason}." if k < wanted else ""
+        if k > 1 or not self.config.grad_filter:
+            return [("metric", capped)] if capped else []
+        remedy = "Use larger views (training.voxels) or a finer pixel_level" if capped else "Raise options.top_k"
+        return [("warning", f"{capped} GradFilter has nothing to choose from: one positive a pixel. {remedy}.".strip())]
 
     def gradient_rule(self) -> GradientRule | None:
         """GradMitigator, or the plain average for the ablation."""
@@ -214,7 +230,7 @@ class GCL(Method):
         """Eqs. 5-8 for all views at once, each against its partner view."""
         config, a = self.config, self.config.anchors
         anchors, others = pixels.projection[:, :a], pixels.projection[partner]
-        size = max(1, min(config.top_k, others.shape[1] // POOL_SHARE))
+        size = pool_limit(config.top_k, others.shape[1])
         pool = positive_pool(pixels.affinity[:, :a], pixels.affinity[partner], size)
         kept, dropped = pool, pool[..., :0]
         if config.grad_filter:
@@ -223,6 +239,19 @@ class GCL(Method):
             kept, dropped = filter_positives(pool, gradient, pool_size(size, progress, config.start, config.pace))
         self._measured["pool"] = torch.full((), kept.shape[2], dtype=torch.float32, device=kept.device)
         return pixel_contrast(anchors, others, kept, dropped, config.temperature)
+
+
+def pool_limit(top_k: int, pixels: int) -> int:
+    """Positives of an anchor pixel: ``top_k``, at most one in POOL_SHARE of the other image's pixels, at least one."""
+    return max(1, min(top_k, pixels // POOL_SHARE))
+
+
+def map_shape(patch: Sequence[int], encoder: Encoder, level: int) -> tuple[int, ...]:
+    """Shape of the encoder's feature map of a level, for views of a shape."""
+    shape = tuple(patch)
+    for stride in encoder.strides[: level + 1]:
+        shape = tuple(-(-size // step) for size, step in zip(shape, stride, strict=True))
+    return shape
 
 
 def share_with_positive(labels: Tensor, patients: Tensor | None = None) -> Tensor:

@@ -535,6 +535,16 @@ def test_the_module_runs_as_a_command():
     assert run_medssl("status", "/nonexistent").returncode == 2
 
 
+def test_settings_of_pretraining_say_whose_they_are(capsys):
+    assert main(["settings", "pretrain"]) == 0
+    first = capsys.readouterr().out.splitlines()[0]
+    assert "--method pgl" in first and "--method gcl" in first
+    assert main(["settings", "pretrain", "--method", "gcl"]) == 0
+    assert "those of --method gcl; see also --method pgl" in capsys.readouterr().out.splitlines()[0]
+    assert main(["settings", "finetune"]) == 0
+    assert "see also" not in capsys.readouterr().out
+
+
 def test_parse_settings_keeps_everything_after_the_first_equals_sign():
     assert base.parse_settings(["a.b=1=2", " c = x "]) == {"a.b": "1=2", "c": "x"}
 

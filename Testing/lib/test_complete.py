@@ -96,6 +96,7 @@ def test_the_run_is_a_run_like_others(sparse, tmp_path):
     done = record.events[-1]
     assert (done["event"], done["path"], done["run"]) == ("done", str(path), "filled")
     facts = json.loads((folder / "config.json").read_text())
+    assert set(facts["config"]["options"]) == {"case", "out", "edge", "spread", "network"}
     assert facts["data"]["labelled"] == ["case0"]
     assert facts["data"]["annotated"] == {"case0": [{"axis": 2, "indices": [4, 6, 8]}]}
     summary = next(run for run in sparse.runs() if run["name"] == "filled")

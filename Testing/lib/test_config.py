@@ -17,6 +17,17 @@ def test_presets_grow_and_stay_valid(command):
     assert steps == sorted(steps) and steps[0] < steps[1] < steps[2]
 
 
+def test_the_paper_preset_of_gcl_has_the_optimiser_of_the_paper():
+    gcl = RunConfig.build("pretrain", preset="paper", method="gcl").optimiser
+    assert (gcl.name, gcl.lr, gcl.momentum, gcl.weight_decay) == ("sgd", 0.1, 0.9, 1e-5)
+    usual = RunConfig.build("pretrain").optimiser
+    for command, preset, method in (("pretrain", "standard", "gcl"), ("pretrain", "paper", "pgl"),
+                                    ("finetune", "paper", "supervised")):  # fmt: skip
+        assert RunConfig.build(command, preset=preset, method=method).optimiser == usual
+    given = {"optimiser.name": "lars"}
+    assert RunConfig.build("pretrain", preset="paper", method="gcl", overrides=given).optimiser.name == "lars"
+
+
 def test_overrides_beat_settings_and_settings_beat_presets():
     config = RunConfig.build("finetune", preset="quick", seed=3, overrides={"training.steps": "7", "seed": 4})
     assert config.training.steps == 7 and config.seed == 4

@@ -1,11 +1,14 @@
 """What reports say about pre-training and about self-training's rounds."""
 
 import json
+import re
 
 import numpy as np
 import pytest
+import torch
 
 from MedSSLLib import diagnosis, io
+from MedSSLLib.contrastive import pixel_contrast
 from MedSSLLib.diagnosis import embedding_map
 from MedSSLLib.embedding_map import FILE_NAME, principal_components
 from MedSSLLib.events import Events
@@ -57,6 +60,54 @@ def test_pages_show_what_the_method_measures(tmp_path, name, sentences):
     diagnosis.add_diagnosis(page, tmp_path)
     text = page.write(tmp_path / "page.html", "").read_text(encoding="utf-8")
     assert all(sentence in text for sentence in sentences)
+
+
+def text_of(tmp_path, add):
+    page = Page("x", "y")
+    add(page)
+    return page.write(tmp_path / "page.html", "").read_text(encoding="utf-8")
+
+
+def test_a_pool_that_grows_is_drawn_with_the_reason_for_higher_losses(tmp_path):
+    write_events(tmp_path, [{"step": step, "figures": {"pool": size}} for step, size in ((1, 1.0), (2, 2.0), (3, 4.0))])
+    text = text_of(tmp_path, lambda page: diagnosis.add_pool(page, tmp_path))
+    assert "<img" in text and "ln 4 = 1.39" in text
+    write_events(tmp_path, [{"step": step, "figures": {"pool": 1.0}} for step in (1, 2)])
+    assert "<img" not in text_of(tmp_path, lambda page: diagnosis.add_pool(page, tmp_path))
+
+
+def test_the_least_pixel_loss_of_k_positives_is_ln_k():
+    """What the caption of the pool says: equal positives, far from all negatives."""
+    direction = torch.eye(3, dtype=torch.float64)[0]
+    for k in (1, 2, 4):
+        others = torch.stack([direction] * k + [-direction] * 5)[None]
+        pool = torch.arange(k)[None, None]
+        loss = pixel_contrast(direction[None, None], others, pool, pool[..., :0], 0.01)
+        assert float(loss) == pytest.approx(np.log(k), abs=1e-9)
+
+
+def test_meta_labels_are_tabulated_with_the_reason_where_one_is_not_used(tmp_path):
+    facts = {"meta": {"patient": 5, "phase": 2}, "anchors_with_positive": {"patient": 0.125},
+             "dropped": {"site<": "it has one class only"}}  # fmt: skip
+    text = text_of(tmp_path, lambda page: diagnosis.add_meta_labels(page, facts))
+    cells = [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in re.findall(r"<tr[^>]*>(.*?)</tr>", text)]
+    assert [row for row in cells if row] == [
+        ["patient", "5", "12%", "used"], ["phase", "2", "–", "used"],
+        ["site&lt;", "–", "–", "not used: it has one class only"],
+    ]  # fmt: skip
+    assert "<table" not in text_of(tmp_path, lambda page: diagnosis.add_meta_labels(page, {"steps": 3}))
+
+
+def test_the_legend_of_the_map_lies_below_the_dots():
+    rng = np.random.default_rng(0)
+    labels = {"few": {"values": rng.integers(0, 7, 40).tolist(), "classes": [f"a class {n}" for n in range(7)]},
+              "many": {"values": list(range(40)), "classes": [f"p{n}" for n in range(40)]}}  # fmt: skip
+    figure = embedding_map({"points": rng.normal(size=(40, 2)).tolist(), "labels": labels, "explained": [0.5, 0.2]})
+    figure.draw_without_rendering()
+    axes = figure.axes[0]
+    legend = axes.get_legend().get_window_extent()
+    assert not legend.overlaps(axes.get_window_extent()) and not legend.overlaps(axes.xaxis.label.get_window_extent())
+    assert legend.y0 >= 0 and axes.get_window_extent().height > 150 and figure.axes[1].get_legend() is None
 
 
 @pytest.fixture
@@ -136,4 +187,4 @@ def test_a_gcl_run_maps_its_slices_and_the_report_shows_them(tmp_path):
     assert positions == sorted(positions) and set(positions) == {0, 1, 2, 3}
     assert to_png(embedding_map(content), dpi=40)[:4] == b"\x89PNG"
     page = write_run_report(project, "map", tmp_path / "map.html").read_text("utf-8")
-    assert "principal components" in page
+    assert "principal components" in page and "with a positive" in page and "options.temperature" in page

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from MedSSLLib.methods.gcl import (
     GCLConfig,
     ProjectionHead,
     _Pixels,
+    map_shape,
     nearest_index,
     share_with_positive,
 )
@@ -236,6 +238,39 @@ def test_diagnostics() -> None:
     alone = small_gcl(context={"meta": {"phase": 2}})
     step(alone, Batch(batch.images, meta={"phase": batch.meta["phase"]}))
     assert not any(name.startswith("positive_in") for name in alone.diagnostics()), "patients are not known"
+
+
+def test_spread_of_embeddings_is_that_of_unit_vectors() -> None:
+    method, batch = small_gcl(), make_batch()
+    method.losses(batch, 0.5)
+    z = F.normalize(method.embed(batch.images.flatten(0, 1)), dim=1)
+    mean = z.mean(0)
+    expected = ((z - mean) ** 2).mean(0).sqrt().mean() * 16**0.5
+    torch.testing.assert_close(method.diagnostics()["feature_std"], expected)
+
+
+@pytest.mark.parametrize(("level", "pixels"), [(0, 16 * 24), (1, 8 * 12), (-1, 4 * 6)])
+def test_positives_in_use_are_those_of_the_built_method(level: int, pixels: int) -> None:
+    method = small_gcl(pixel_level=level, top_k=8, grad_filter=False)
+    assert map_shape((17, 9), method.encoder, method.pixel_level) == tuple(
+        method.encoder(torch.zeros(1, 1, 17, 9, dtype=torch.float64))[level].shape[2:])  # fmt: skip
+    method.losses(make_batch(), 1.0)
+    assert method.pixels == pixels and method.top_k == min(8, pixels // 8) == int(method.diagnostics()["pool"])
+    assert [kind for kind, _ in method.remarks()] == (["metric"] if level == -1 else [])
+
+
+def test_positives_that_are_fewer_than_set_are_said() -> None:
+    ((kind, sentence),) = small_gcl(top_k=8).remarks()
+    assert kind == "metric" and "options.top_k is 8, 3 in use: a view has 24 pixels" in sentence
+    assert "GradFilter" not in sentence
+    for context, options, words in (
+        ({"patch": (16, 12)}, {"top_k": 8}, "top_k is 8, 1 in use: a view has 12 pixels.*GradFilter.*larger views"),
+        ({}, {"candidates": 9}, "4, 1 in use.*GradFilter"), ({}, {"top_k": 1}, "^GradFilter has nothing.*Raise"),
+    ):  # fmt: skip
+        ((kind, sentence),) = small_gcl(context=context, **options).remarks()
+        assert kind == "warning" and re.search(words, sentence)
+    assert small_gcl(top_k=3).remarks() == small_gcl(pixel=False, top_k=8).remarks() == []
+    assert small_gcl(top_k=1, grad_filter=False).remarks() == []
 
 
 def test_copies_are_independent() -> None:

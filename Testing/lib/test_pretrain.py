@@ -14,7 +14,7 @@ from MedSSLLib.finetune import run_finetune
 from MedSSLLib.methods import METHODS, load_method
 from MedSSLLib.methods.base import MethodConfig
 from MedSSLLib.planning import Plan
-from MedSSLLib.pretrain import PretrainTask, run_pretrain, view_patch
+from MedSSLLib.pretrain import COLLAPSED, PretrainTask, run_pretrain, view_patch
 from MedSSLLib.runfolder import read_plan
 from Testing.lib.core_helpers import loud, tiny_config, tiny_project
 
@@ -54,6 +54,26 @@ def test_a_collapsed_run_is_stopped():
     PretrainTask.check(None, {"feature_std": 1e-5}, 0.0)
     PretrainTask.check(None, {"feature_std": 0.3}, 0.5)
     PretrainTask.check(None, {}, 0.5)
+
+
+@pytest.mark.parametrize("method", ["gcl", "simclr"])
+def test_embeddings_that_are_all_alike_stop_the_run_with_advice(project, monkeypatch, method):
+    from MedSSLLib.networks import Encoder
+
+    forward = Encoder.forward
+
+    def alike(self, x):
+        return [features * 1e-9 + 1 for features in forward(self, x)]
+
+    short = config(method, name=f"alike-{method}", training__steps=30)
+    events, record = loud()
+    folder = run_pretrain(project, short.override({"name": f"normal-{method}"}), events)
+    assert (folder / "weights.safetensors").exists()
+    spreads = [event["figures"]["feature_std"] for event in record.of("progress") if event.get("figures")]
+    assert min(spreads) > 10 * COLLAPSED
+    monkeypatch.setattr(Encoder, "forward", alike)
+    with pytest.raises(GuardError, match="collapsed .*Lower optimiser.lr"):
+        run_pretrain(project, short, Events())
 
 
 def test_unknown_options_and_methods_are_refused(project):

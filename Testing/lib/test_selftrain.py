@@ -74,6 +74,8 @@ def test_a_run_from_scratch_leaves_pseudo_labels_figures_and_a_model_that_predic
         assert {p.name for p in (folder / "pseudo" / f"round-{number}").glob("*.nii.gz")} == {
             "case1.nii.gz", "case2.nii.gz"}  # fmt: skip
     assert all(0 <= row["separation"] <= 2 for row in metrics["rounds"])
+    options = json.loads((folder / "config.json").read_text())["config"]["options"]
+    assert set(options) == set(selftrain.SelfTrainConfig.model_fields) and options["rounds"] == 2
     model = load_model(folder, "cpu")
     from MedSSLLib import io
 

@@ -171,7 +171,8 @@ class TrainPanel(Panel):
         config = config.get("config", config)
         dice = (run["metrics"] or {}).get("dice")
         dice = dice.get("mean") if isinstance(dice, dict) else dice
-        start = (config.get("options") or {}).get("start") or config.get("init", "none")
+        options = config.get("options") if config.get("command") == "selftrain" else None  # GCL has another `start`
+        start = (options or {}).get("start") or config.get("init", "none")
         state = _("done") if run["finished"] else (_("can be resumed") if run["resumable"] else _("unfinished"))
         return [run["name"], config.get("method", "") if config.get("command") == "pretrain" else config.get("command", ""),
                 _("random") if start == "none" else str(start), run["problem"] or state, f"{dice:.3f}" if isinstance(dice, float) else ""]

@@ -1,0 +1,37 @@
+"""What is set under ``options``: which settings a method, or a command without a choice of methods, has of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from MedSSLLib.methods import METHODS, load_method
+from MedSSLLib.refusals import chosen
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+    from MedSSLLib.preparation import Preparation
+
+
+def own_options(command: str, method: str, given: Mapping[str, Any]) -> BaseModel | None:
+    """The settings of their own with those given; None where there are none.
+
+    Raises:
+        InputError: an option that does not exist, or a value that does not fit.
+    """
+    if command == "selftrain":
+        from MedSSLLib.selfoptions import SelfTrainConfig
+
+        return chosen(SelfTrainConfig, given)
+    if command == "complete":
+        from MedSSLLib.complete import CompletionConfig
+
+        return chosen(CompletionConfig, given)
+    return chosen(load_method(method).Config, given) if command == "pretrain" and method in METHODS else None
+
+
+def with_options(ready: Preparation, options: BaseModel) -> Preparation:
+    """With every option in the run's settings, also those left as they are, so that ``config.json`` is complete."""
+    return replace(ready, config=ready.config.override({"options": options.model_dump(mode="json")}))

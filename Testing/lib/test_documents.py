@@ -30,7 +30,7 @@ from Testing.lib.documents import (
 NAMES = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in DOCUMENTS}
 BENCH = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
          for path in sorted((ROOT / "Testing" / "bench").rglob("*.md"))}  # fmt: skip
-TINY = ["--set", "network.widths=[4,8]", "--set", "training.voxels=512", "--set", "training.batch=2"]
+TINY = ["--set", "network.widths=[4,8]", "--set", "training.voxels=512", "--set", "training.batch=4"]
 METHODS_GUIDE = "Resources/Documentation/Methods.md"
 
 

@@ -59,17 +59,19 @@ def add_pool(page: Page, folder: Path) -> None:
 
 
 def add_meta_labels(page: Page, facts: Mapping[str, Any]) -> None:
-    """Table of the meta labels of a run: classes and share of samples with a positive, or why one is not used."""
-    used, dropped, shares = (facts.get(key) or {} for key in ("meta", "dropped", "anchors_with_positive"))
+    """Table of the meta labels of a run: classes and shares of samples with a positive, or why one is not used."""
+    used, dropped = (facts.get(key) or {} for key in ("meta", "dropped"))
     if not used and not dropped:
         return
-    rows = [[name, Cell(str(count), number=True), Cell(f"{shares[name]:.0%}" if name in shares else "–", number=True),
-             "used"] for name, count in used.items()]  # fmt: skip
-    rows += [[name, Cell("–", number=True), Cell("–", number=True), f"not used: {why}"]
-             for name, why in dropped.items()]
+    shares = [facts.get(key) or {} for key in ("anchors_with_positive", "anchors_with_positive_in_another_patient")]
+    rows = [[name, Cell(str(count), number=True),
+             *(Cell(f"{share[name]:.0%}" if name in share else "–", number=True) for share in shares), "used"]
+            for name, count in used.items()]  # fmt: skip
+    rows += [[name, *(Cell("–", number=True) for _ in range(3)), f"not used: {why}"] for name, why in dropped.items()]
     page.section("Meta labels", "A positive is another sample of the batch with the same class, counted in the first "
-                 "batch. Where few samples have one, the label teaches little more than the two views of a sample do.")
-    page.table(("meta label", "classes", "with a positive", "use"), rows)
+                 "batch. Where few samples have one, the label teaches little more than the two views of a sample do; "
+                 "where few have one in another patient, little more than the patient does.")
+    page.table(("meta label", "classes", "with a positive", "in another patient", "use"), rows)
 
 
 def add_diagnosis(page: Page, folder: Path) -> None:

@@ -88,12 +88,13 @@ def test_the_least_pixel_loss_of_k_positives_is_ln_k():
 
 def test_meta_labels_are_tabulated_with_the_reason_where_one_is_not_used(tmp_path):
     facts = {"meta": {"patient": 5, "phase": 2}, "anchors_with_positive": {"patient": 0.125},
+             "anchors_with_positive_in_another_patient": {"phase": 0.5},
              "dropped": {"site<": "it has one class only"}}  # fmt: skip
     text = text_of(tmp_path, lambda page: diagnosis.add_meta_labels(page, facts))
     cells = [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in re.findall(r"<tr[^>]*>(.*?)</tr>", text)]
     assert [row for row in cells if row] == [
-        ["patient", "5", "12%", "used"], ["phase", "2", "–", "used"],
-        ["site&lt;", "–", "–", "not used: it has one class only"],
+        ["patient", "5", "12%", "–", "used"], ["phase", "2", "–", "50%", "used"],
+        ["site&lt;", "–", "–", "–", "not used: it has one class only"],
     ]  # fmt: skip
     assert "<table" not in text_of(tmp_path, lambda page: diagnosis.add_meta_labels(page, {"steps": 3}))
 

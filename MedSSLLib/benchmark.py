@@ -1,9 +1,8 @@
 """The label-efficiency protocol: which way of training suits these data, and what each label is worth.
 
 For every number of labelled volumes, every choice of them and every row: fine-tune with everything else equal, predict
-the test cases at native resolution, score them. A row is ``random``, a pre-training method or one of VARIANTS, each
-with ``-frozen`` for a fixed encoder, and ``+mean-teacher``, ``+mixup`` or ``+selftrain`` (which goes on from the row
-without it) for what comes on top. Rows that the result file holds are not run again; a stopped run is resumed.
+the test cases at native resolution, score them. ``benchmark_rows.py`` says what a row is. Rows that the result file
+holds are not run again; a stopped run is resumed.
 """
 
 from __future__ import annotations
@@ -27,6 +26,7 @@ from MedSSLLib.benchmark_records import (
     same,
     write_results,
 )
+from MedSSLLib.benchmark_rows import ON_TOP, VARIANTS, parse_row
 from MedSSLLib.config import Preset, RunConfig
 from MedSSLLib.demo import relayed
 from MedSSLLib.device import resolve_device, training_precision
@@ -35,7 +35,6 @@ from MedSSLLib.evaluate import evaluate_pairs
 from MedSSLLib.events import Events
 from MedSSLLib.files import read_json, write_json
 from MedSSLLib.finetune import run_finetune
-from MedSSLLib.methods import METHODS
 from MedSSLLib.predict import PredictOptions, run_predict
 from MedSSLLib.pretrain import run_pretrain
 from MedSSLLib.project import Project
@@ -43,26 +42,12 @@ from MedSSLLib.runfolder import WEIGHTS, read_config
 from MedSSLLib.selftrain import run_selftrain
 
 Settings = Mapping[str, str]
-VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
-    "gcl-image": ("gcl", {"options.pixel": False}),
-    "gcl-sum": ("gcl", {"options.pixel": False, "options.gradient": "sum"}),
-    "gcl-patient": ("gcl", {"options.pixel": False, "options.meta": ["patient"]}),
-    "gcl-position": ("gcl", {"options.pixel": False, "options.meta": ["position"]}),
-    "gcl-phase": ("gcl", {"options.pixel": False, "options.meta": ["phase"]}),
-    "gcl-no-filter": ("gcl", {"options.grad_filter": False}),
-    "pgl-no-scale": ("pgl", {"options.use_scale_prior": False}),
-    "pgl-no-flip": ("pgl", {"options.use_flip_prior": False}),
-}
-"""Ablations: the method and its settings."""
-ON_TOP: dict[str, dict[str, Any]] = {"mean-teacher": {"semi": "mean-teacher"}, "mixup": {"mixup": 0.2}, "selftrain": {}}
-
-
 @dataclass(frozen=True)
 class Protocol:
     """What is run, everywhere alike.
 
     Attributes:
-        rows: in the grammar above.
+        rows: names of ``benchmark_rows.py``.
         steps, minutes: length of every fine-tuning, and again of every self-training after it; one of them.
         pretrain_steps, pretrain_minutes: length of every pre-training; one of them.
         preset, seed, device: as in RunConfig.
@@ -101,29 +86,18 @@ class Protocol:
         overrides = {**length, **fixed, **settings, **(own[command] or {})}
         return RunConfig.build(command, preset=self.preset, method=method, overrides=overrides)
 
+    def whole_length(self) -> dict[str, Any]:
+        """Steps or minutes of a fine-tuning and the self-training that goes on from it, together."""
+        parts = [self.config(command, "").training for command in ("finetune", "selftrain")]
+        if any(part.minutes for part in parts):
+            return {"training__minutes": sum(part.minutes or 0 for part in parts)}
+        return {"training__steps": sum(part.steps for part in parts)}
+
     @property
     def precision(self) -> str:
         """The number format that training takes on this computer (one for each kind of run where they differ)."""
         configs = [self.config(command, "") for command in ("pretrain", "finetune", "selftrain")]
         return ",".join(dict.fromkeys(training_precision(c.precision, resolve_device(c.device)) for c in configs))
-
-
-def parse_row(row: str) -> tuple[str, bool, str]:
-    """The encoder of a row, whether it is frozen, and what comes on top ('' for nothing).
-
-    Raises:
-        InputError: no such row.
-    """
-    base, plus, on_top = row.partition("+")
-    encoder = base.removesuffix("-frozen")
-    frozen = encoder != base
-    known = (BASELINE, *METHODS, *VARIANTS)
-    if encoder not in known or (plus and on_top not in ON_TOP) or (frozen and encoder == BASELINE):
-        raise InputError(
-            f"method {row!r} is unknown",
-            remedy=f"Use {', '.join(known)}; all but random with -frozen; each with +{', +'.join(ON_TOP)}",
-        )
-    return encoder, frozen, on_top
 
 
 def run_labels(
@@ -247,7 +221,7 @@ def _train(project: Project, protocol: Protocol, row: str, choice: Choice, event
             _train(project, protocol, base, choice, events)
             _run(run_selftrain, project, config, events)
         return name
-    extra = dict(ON_TOP.get(on_top, {}))
+    extra = dict(ON_TOP.get(on_top, {})) | (protocol.whole_length() if on_top == "longer" else {})
     if encoder != BASELINE:
         extra |= {"init": f"{encoder}-{protocol.tag}", "freeze_encoder": frozen}
     config = protocol.config("finetune", name, labelled=choice.labelled, **extra)

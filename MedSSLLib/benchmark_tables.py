@@ -231,14 +231,22 @@ def _verdict(best: str, gap: Mapping[str, Any], level: float) -> str:
 
 
 def _longer(study: Study, count: str, row: str) -> str:
-    """The caveat of a row that trained longer than the baseline, by time where time was the limit, else by steps."""
+    """The caveat of a row that trained longer than the baseline, by time where time was the limit, else by steps.
+
+    With the row that trained on labels alone for that length, what self-training has over it.
+    """
     timed = given(study.settings, "minutes")
     key, unit = ("training_s", "s") if timed else ("steps", "steps")
     own, base = (mean_of(record.get(key) for record in study.compared(count, name)) for name in (row, BASELINE))
     if own is None or base is None or own <= LONGER * base:
         return ""
-    return (f" {row} trained longer than random, {own:.0f} {unit} against {base:.0f}: part of a gain may come from the "
-            "length.")
+    said = f" {row} trained longer than random, {own:.0f} {unit} against {base:.0f}"
+    as_long = row.removesuffix("+selftrain") + "+longer"
+    gap = difference(study.compared(count), row, as_long)
+    if not gap:
+        return f"{said}: part of a gain may come from the length."
+    return (f"{said}; against {as_long}, which trained as long on the labels alone, it has {gap['mean']:+.3f} "
+            f"({gap['low']:+.3f} to {gap['high']:+.3f}).")
 
 
 def markdown(studies: Sequence[Study]) -> str:

@@ -36,7 +36,8 @@ def folder(tmp_path):
 
 @pytest.mark.parametrize(("row", "expected"), [
     ("random", ("random", False, "")), ("pgl-frozen", ("pgl", True, "")), ("gcl-sum", ("gcl-sum", False, "")),
-    ("pgl+selftrain", ("pgl", False, "selftrain")), ("gcl-no-filter-frozen+mixup", ("gcl-no-filter", True, "mixup")),
+    ("pgl+selftrain", ("pgl", False, "selftrain")), ("random+longer", ("random", False, "longer")),
+    ("gcl-no-filter-frozen+mixup", ("gcl-no-filter", True, "mixup")),
 ])  # fmt: skip
 def test_rows_are_read_by_their_grammar(row, expected):
     assert parse_row(row) == expected

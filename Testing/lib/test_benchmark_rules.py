@@ -158,6 +158,16 @@ def test_self_training_counts_with_the_row_it_goes_on_from(runs):
     assert again == {"pgl": 8, "pgl+selftrain": 16}, "nothing is added twice"
 
 
+def test_the_longer_row_trains_on_labels_alone_for_as_long_as_self_training_and_its_row(runs):
+    rows = ("random", "random+selftrain", "random+longer")
+    own = {"training.steps": "5"}
+    for more, expected in (({}, 16), ({"selftrain_settings": own}, 13)):
+        protocol = Protocol(rows, steps=8, device="cpu", tag=f"to-{expected}", **more)
+        steps = {r["row"]: r["steps"] for r in runs(protocol, file=f"{expected}.json")["records"]}
+        assert steps == {"random": 8, "random+selftrain": expected, "random+longer": expected}
+    assert Protocol(rows, minutes=3.0).whole_length() == {"training__minutes": 6.0}
+
+
 def test_early_files_get_the_length_of_the_row_below(tmp_path):
     records = [record("random", c, [0.5, 0.6]) for c in range(3)]
     records += [record("random+selftrain", c, [0.6, 0.7]) for c in range(3)]
@@ -166,7 +176,11 @@ def test_early_files_get_the_length_of_the_row_below(tmp_path):
     assert (rows["random"]["steps"], rows["random+selftrain"]["steps"]) == (10, 20)
     (text,) = recommendations(study)
     assert "take random+selftrain" in text
-    assert "random+selftrain trained longer than random, 20 steps against 10" in text
+    assert "random+selftrain trained longer than random, 20 steps against 10: part of a gain" in text
+    records += [record("random+longer", c, [0.58, 0.67]) for c in range(3)]
+    (study,) = load_studies([result_file(tmp_path / "s.json", records)])
+    (text,) = recommendations(study)
+    assert "trained as long on the labels alone, it has +0.025 (+0.02" in text and "part of a gain" not in text
 
 
 def test_the_caveat_speaks_of_time_where_time_was_the_limit_and_is_silent_for_equal_lengths(tmp_path):

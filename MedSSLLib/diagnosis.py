@@ -15,13 +15,14 @@ from matplotlib.ticker import MaxNLocator
 from MedSSLLib import io
 from MedSSLLib.calibration import helpful_temperature
 from MedSSLLib.embedding_map import FILE_NAME, FORMAT, FORMAT_VERSION
-from MedSSLLib.errors import MedSSLError
+from MedSSLLib.errors import InputError, MedSSLError
 from MedSSLLib.events import read_events
 from MedSSLLib.figures import NEUTRAL, PALETTE, Curves, reliability_diagram, running_mean, styled, training_curves
 from MedSSLLib.files import read_json
 from MedSSLLib.htmlpage import Cell, Page
 from MedSSLLib.overlays import Panel, make_panel, overlay_figure
 from MedSSLLib.project import Project
+from MedSSLLib.pseudo import dice_against
 
 SHARES = {"non_conflicting": PALETTE[0], "slightly_conflicting": PALETTE[4], "conflicting": PALETTE[1]}
 """Kinds of gradient pairs (GCL Fig. 3) and their colours."""
@@ -183,14 +184,33 @@ def add_calibration(page: Page, calibration: Mapping[str, Any], where: str) -> N
     page.facts({name: f"{value:.3f}" for name, value in rows.items()})
 
 
-def add_rounds(page: Page, project: Project, folder: Path, rounds: Sequence[Mapping[str, Any]]) -> None:
-    """Self-training round by round: a table, then the pseudo-labels of the least and most certain cases."""
+def add_rounds(
+    page: Page, project: Project, folder: Path, rounds: Sequence[Mapping[str, Any]], references: Path | None = None
+) -> None:
+    """Self-training round by round: a table, then the pseudo-labels of the least and most certain cases.
+
+    Args:
+        page: the page to add to.
+        project: the project that holds the run.
+        folder: the run's folder.
+        rounds: the run's figures of every round.
+        references: labels that no training has read, to score the pseudo-labels by.
+
+    Raises:
+        InputError: references are given, but there are no pseudo-labels, or none of them has a reference.
+    """
     if not rounds:
+        if references is not None:
+            raise InputError("the run has no pseudo-labels to score", file=folder, remedy="Leave out --references")
         return
     page.section("Rounds", "What the model thought of the unlabelled scans before each round, and what followed.")
     head = ("round", "pseudo-labelled", "used", "confidence", *(f"{name}, voxels" for name in project.classes[1:]),
             "separation", "validation Dice")  # fmt: skip
-    page.table(head, [_round_row(project, row) for row in rounds])
+    table = [_round_row(project, row) for row in rounds]
+    if references is not None:
+        head = (*head, "pseudo-label Dice (cases)")
+        table = [[*row, _pseudo_dice(project, folder / "pseudo" / f"round-{row[0]}", references)] for row in table]
+    page.table(head, table)
     panels = [panel for case in _shown(rounds[-1]["pseudo"]["cases"]) if (panel := _panel(project, folder, case))]
     if panels:
         caption = "Pseudo-labels before each round: the least certain case, one in the middle, the most certain one."
@@ -204,6 +224,14 @@ def _round_row(project: Project, row: Mapping[str, Any]) -> list[str]:
     figures = [row.get("separation"), row.get("dice")]
     return [str(row["round"]), str(len(cases)), str(len(row["pseudo"]["kept"])), f"{confidence:.3f}", *voxels,
             *("–" if value is None else f"{value:.3f}" for value in figures)]  # fmt: skip
+
+
+def _pseudo_dice(project: Project, folder: Path, references: Path) -> str:
+    scores = dice_against(project, folder, references)
+    if not scores:
+        raise InputError("none of the labels belongs to a scan with pseudo-labels", file=references,
+                         remedy="Name the labels as the scans, or leave out --references")
+    return f"{np.mean(list(scores.values())):.3f} ({len(scores)})"
 
 
 def _shown(cases: Mapping[str, Mapping[str, Any]]) -> list[str]:

@@ -216,3 +216,31 @@ def pseudo_labelled(cases: Sequence[Case], folder: Path, kept: Iterable[str]) ->
                                  remedy=f"Remove {folder} and resume, so that the round is made again")
             result.append(replace(case, label=path, annotated=None))
     return tuple(result)
+
+
+def dice_against(project: Project, folder: Path, references: Path) -> dict[str, float]:
+    """Dice of the pseudo-labels of a round against labels that no training has read, case to mean over structures.
+
+    Cases with drawn slices, and those without a reference, are left out; so are cases that show no structure in both.
+
+    Args:
+        project: knows the scans' grids and the label values.
+        folder: ``RUN/pseudo/round-N``.
+        references: folder with labels under the cases' names.
+
+    Raises:
+        InputError: a file cannot be read, or lies on another grid.
+    """
+    found = {io.case_name(path): path for path in io.find_images(references)}
+    scores = {}
+    for case in project.pool:
+        path = folder / f"{case.name}.nii.gz"
+        if case.name not in found or case.annotated or not path.exists():
+            continue
+        grid = io.read_header(case.images[0], case=case.name)
+        ours, theirs = (class_indices(io.read_label(file, grid, case=case.name).array, project.values,
+                                      ignore=project.ignore_value) for file in (path, found[case.name]))  # fmt: skip
+        counted = theirs != IGNORE
+        if (ours[counted] > 0).any() or (theirs[counted] > 0).any():
+            scores[case.name] = foreground_dice(ours[counted], theirs[counted])
+    return scores

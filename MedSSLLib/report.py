@@ -32,7 +32,8 @@ RESEARCH = (
 
 
 def write_run_report(
-    project: Project, run: str, out: Path | str, *, predictions: Path | None = None, tolerance_mm: float = 1.0
+    project: Project, run: str, out: Path | str, *, predictions: Path | None = None, tolerance_mm: float = 1.0,
+    references: Path | None = None,
 ) -> Path:
     """Write the report of a run as one HTML file; returns its path.
 
@@ -43,9 +44,10 @@ def write_run_report(
         predictions: folder with this run's predictions, to be scored and shown; by default ``predictions`` in the
             run's folder, if it exists.
         tolerance_mm: tolerance of surface Dice.
+        references: folder of labels that no training has read, to score the pseudo-labels of self-training by.
 
     Raises:
-        InputError: the run does not exist or its configuration cannot be read.
+        InputError: the run does not exist, its configuration cannot be read, or references fit no pseudo-label.
     """
     refuse_overwriting([Path(out)], project.files)
     folder = project.run_folder(run)
@@ -69,7 +71,7 @@ def write_run_report(
     add_diagnosis(page, folder)
     add_meta_labels(page, facts["config"].get("data", {}) | (facts["metrics"] or {}))
     add_calibration(page, (facts["metrics"] or {}).get("calibration", {}), "held-out labelled cases")
-    add_rounds(page, project, folder, (facts["metrics"] or {}).get("rounds", ()))
+    add_rounds(page, project, folder, (facts["metrics"] or {}).get("rounds", ()), references)
     page.section("The run")
     page.facts(_run_facts(project, facts))
     add_configuration(page, settings)

@@ -109,6 +109,8 @@ def _report_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--run", required=True, metavar="RUN")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.html")
     parser.add_argument("--predictions", type=Path, metavar="DIR", help="segmentations by this run, to score and show")
+    parser.add_argument("--references", type=Path, metavar="DIR", help="labels that no training has read: scores the "
+                        "pseudo-labels of every round of self-training")  # fmt: skip
     parser.add_argument(
         "--tolerance", type=positive(float), default=1.0, metavar="MM", help="tolerance of surface Dice (default: 1 mm)"
     )
@@ -122,7 +124,8 @@ def report(args: argparse.Namespace, events: Events) -> None:
     from MedSSLLib.report import write_run_report
 
     written = write_run_report(
-        project, args.run, args.out, predictions=args.predictions, tolerance_mm=args.tolerance
+        project, args.run, args.out, predictions=args.predictions, tolerance_mm=args.tolerance,
+        references=args.references,
     )  # fmt: skip
     say(args, f"Report: {written}")
 

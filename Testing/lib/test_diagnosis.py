@@ -11,12 +11,15 @@ from MedSSLLib import diagnosis, io
 from MedSSLLib.contrastive import pixel_contrast
 from MedSSLLib.diagnosis import embedding_map
 from MedSSLLib.embedding_map import FILE_NAME, principal_components
+from MedSSLLib.errors import InputError
 from MedSSLLib.events import Events
 from MedSSLLib.figures import to_png
 from MedSSLLib.geometry import Geometry, Volume
 from MedSSLLib.htmlpage import Page
+from MedSSLLib.labels import Annotated
 from MedSSLLib.pretrain import run_pretrain
 from MedSSLLib.project import Project
+from MedSSLLib.pseudo import dice_against
 from MedSSLLib.report import write_run_report
 from Testing.lib.core_helpers import tiny_config, tiny_project
 
@@ -153,6 +156,37 @@ def test_least_certain_case_first_and_every_round_beside_it(trained, tmp_path):
     page = Page("x", "y")
     diagnosis.add_rounds(page, project, folder, rounds)
     assert "Pseudo-labels before each round" in page.write(tmp_path / "page.html", "").read_text(encoding="utf-8")
+
+
+def test_pseudo_labels_are_scored_by_labels_that_training_did_not_read(trained, tmp_path):
+    project, folder, rounds = trained
+    references = tmp_path / "references"
+    grid = io.read_header(tmp_path / "images" / "c1.nii.gz")
+    for name, voxels in (("c1", 8), ("c2", 4), ("c3", 0)):  # of the 8 voxels of a pseudo-label
+        label = np.zeros(8, np.uint8)
+        label[:voxels] = 1
+        array = np.zeros((4, 5, 6), np.uint8)
+        array[1:3, 1:3, 1:3] = label.reshape(2, 2, 2)
+        io.write_image(references / f"{name}.nii.gz", Volume(array, grid))
+    assert dice_against(project, folder / "pseudo" / "round-1", references) == {
+        "c1": 1.0, "c2": pytest.approx(2 * 4 / 12), "c3": 0.0}  # fmt: skip
+    page = Page("x", "y")
+    diagnosis.add_rounds(page, project, folder, rounds, references)
+    text = page.write(tmp_path / "page.html", "").read_text(encoding="utf-8")
+    assert "pseudo-label Dice (cases)" in text and "0.556 (3)" in text
+    drawn = Annotated.of([(0, [1])])
+    project.set_label("c1", references / "c1.nii.gz")
+    project.set_annotated("c1", drawn)
+    assert set(dice_against(project, folder / "pseudo" / "round-1", references)) == {"c2", "c3"}, "drawn by a person"
+
+
+def test_references_that_fit_no_pseudo_label_are_refused(trained, tmp_path):
+    project, folder, rounds = trained
+    (tmp_path / "labels" / "c0.nii.gz").rename(tmp_path / "labels" / "other.nii.gz")
+    with pytest.raises(InputError, match="none of the labels"):
+        diagnosis.add_rounds(Page("x", "y"), project, folder, rounds, tmp_path / "labels")
+    with pytest.raises(InputError, match="no pseudo-labels to score"):
+        diagnosis.add_rounds(Page("x", "y"), project, folder, [], tmp_path / "labels")
 
 
 def test_a_vanished_scan_leaves_its_panel_out(trained, tmp_path):

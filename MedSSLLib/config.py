@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import PydanticCustomError
 
 from MedSSLLib.errors import InputError
 from MedSSLLib.refusals import refusal, unknown
@@ -17,6 +18,15 @@ from MedSSLLib.refusals import refusal, unknown
 Preset = Literal["quick", "standard", "paper"]
 Command = Literal["pretrain", "finetune", "selftrain", "complete"]
 Positive = Annotated[float, Field(gt=0)]
+
+
+def _rising(pair: tuple[float, float]) -> tuple[float, float]:
+    if pair[0] > pair[1]:
+        raise PydanticCustomError("falling", "must begin with the smaller number")
+    return pair
+
+
+Range = Annotated[tuple[Positive, Positive], AfterValidator(_rising)]
 Width = Annotated[int, Field(ge=1, le=4096)]
 
 
@@ -59,7 +69,7 @@ class AugmentConfig(Frozen):
 
     flip: float = Field(0.0, ge=0, le=1, description="Probability of a flip per axis.")
     rotation: float = Field(15.0, ge=0, description="Largest rotation in degrees (local contrast paper: 15).")
-    scale: tuple[Positive, Positive] = Field((0.8, 1.25), description="Range of the zoom, p as `affine`.")
+    scale: Range = Field((0.8, 1.25), description="Range of the zoom, p as `affine`.")
     affine: float = Field(0.8, ge=0, le=1, description="Probability of rotation and scaling.")
     elastic: float = Field(0.3, ge=0, le=1, description="Probability of a smooth deformation.")
     elastic_size: float = Field(0.04, ge=0, description="Standard deviation of its displacement, share of the patch.")
@@ -185,8 +195,14 @@ _VIEWS: dict[Command, dict[str, Any]] = {
 
 
 # GCL pre-trains with SGD and a cosine schedule; rate and decay are those of the PosiCL code, not from the paper.
+# PGL: its re-implementation; momentum and decay are BYOL's. 16 parts of 8 samples: batch norm sees those 8.
 _OF_METHOD: dict[tuple[Command, str, Preset], dict[str, Any]] = {
     ("pretrain", "gcl", "paper"): {"optimiser.name": "sgd", "optimiser.lr": 0.1, "optimiser.weight_decay": 1e-5},
+    ("pretrain", "pgl", "paper"): {
+        "optimiser.name": "lars", "optimiser.lr": 0.2, "optimiser.warmup": 2 / 500, "optimiser.weight_decay": 1.5e-6,
+        "training.batch": 128, "training.accumulate": 16, "training.voxels": 16 * 96 * 96, "options.hidden": 4096,
+        "options.out": 256, "options.momentum": 0.996, "augment.contrast": 0.0, "augment.low_resolution": 0.0,
+    },
 }
 
 

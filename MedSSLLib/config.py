@@ -87,7 +87,9 @@ class TrainingConfig(Frozen):
     steps: int = Field(2000, ge=1, description="Optimiser steps; replaced by the time limit when `minutes` is set.")
     minutes: float | None = Field(None, gt=0, description="Time limit; the schedule is fitted to it.")
     batch: int | None = Field(None, ge=1, description="Samples per step over all processes; None = by dimension.")
-    accumulate: int = Field(1, ge=1, description="Micro-batches per step; the batch is split into so many parts.")
+    accumulate: int = Field(
+        1, ge=1, description="Micro-batches per step: parts of the batch; batch norm and contrasts see one at a time."
+    )
     ema: float = Field(0.99, ge=0, lt=1, description="Decay of the averaged weights that are kept; 0 = off.")
     foreground: float = Field(0.5, ge=0, le=1, description="Share of samples centred on a labelled structure.")
     voxels: int | None = Field(None, ge=512, description="Voxels of a patch; chosen from dimension when not set.")

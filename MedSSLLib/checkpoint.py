@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from MedSSLLib.errors import InputError
+from MedSSLLib.errors import InputError, printable
 from MedSSLLib.files import atomic_path
 
 FORMAT, FORMAT_VERSION = "medssl-tensors", 1
@@ -106,7 +106,7 @@ class TransferReport:
                  f"{len(self.kept)} newly initialised, {len(self.unused)} in the file not used."]
         lines += [f"  adapted {name}: {why}" for name, why in self.adapted.items()]
         lines += [f"  new {name}: {why}" for name, why in self.kept.items()]
-        return "\n".join(lines + [f"  unused {name}" for name in self.unused])
+        return "\n".join(lines + [f"  unused {printable(name)}" for name in self.unused])
 
 
 def transfer(module: nn.Module, source: Mapping[str, Tensor]) -> TransferReport:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import PydanticCustomError
 
 from MedSSLLib.errors import InputError
 from MedSSLLib.refusals import refusal, unknown
@@ -17,6 +18,15 @@ from MedSSLLib.refusals import refusal, unknown
 Preset = Literal["quick", "standard", "paper"]
 Command = Literal["pretrain", "finetune", "selftrain", "complete"]
 Positive = Annotated[float, Field(gt=0)]
+
+
+def _rising(pair: tuple[float, float]) -> tuple[float, float]:
+    if pair[0] > pair[1]:
+        raise PydanticCustomError("falling", "must begin with the smaller number")
+    return pair
+
+
+Range = Annotated[tuple[Positive, Positive], AfterValidator(_rising)]
 Width = Annotated[int, Field(ge=1, le=4096)]
 
 
@@ -59,7 +69,7 @@ class AugmentConfig(Frozen):
 
     flip: float = Field(0.0, ge=0, le=1, description="Probability of a flip per axis.")
     rotation: float = Field(15.0, ge=0, description="Largest rotation in degrees (local contrast paper: 15).")
-    scale: tuple[Positive, Positive] = Field((0.8, 1.25), description="Range of the zoom, p as `affine`.")
+    scale: Range = Field((0.8, 1.25), description="Range of the zoom, p as `affine`.")
     affine: float = Field(0.8, ge=0, le=1, description="Probability of rotation and scaling.")
     elastic: float = Field(0.3, ge=0, le=1, description="Probability of a smooth deformation.")
     elastic_size: float = Field(0.04, ge=0, description="Standard deviation of its displacement, share of the patch.")
@@ -77,7 +87,9 @@ class TrainingConfig(Frozen):
     steps: int = Field(2000, ge=1, description="Optimiser steps; replaced by the time limit when `minutes` is set.")
     minutes: float | None = Field(None, gt=0, description="Time limit; the schedule is fitted to it.")
     batch: int | None = Field(None, ge=1, description="Samples per step over all processes; None = by dimension.")
-    accumulate: int = Field(1, ge=1, description="Micro-batches per step; the batch is split into so many parts.")
+    accumulate: int = Field(
+        1, ge=1, description="Micro-batches per step: parts of the batch; batch norm and contrasts see one at a time."
+    )
     ema: float = Field(0.99, ge=0, lt=1, description="Decay of the averaged weights that are kept; 0 = off.")
     foreground: float = Field(0.5, ge=0, le=1, description="Share of samples centred on a labelled structure.")
     voxels: int | None = Field(None, ge=512, description="Voxels of a patch; chosen from dimension when not set.")
@@ -185,8 +197,14 @@ _VIEWS: dict[Command, dict[str, Any]] = {
 
 
 # GCL pre-trains with SGD and a cosine schedule; rate and decay are those of the PosiCL code, not from the paper.
+# PGL: its re-implementation; momentum and decay are BYOL's. 16 parts of 8 samples: batch norm sees those 8.
 _OF_METHOD: dict[tuple[Command, str, Preset], dict[str, Any]] = {
     ("pretrain", "gcl", "paper"): {"optimiser.name": "sgd", "optimiser.lr": 0.1, "optimiser.weight_decay": 1e-5},
+    ("pretrain", "pgl", "paper"): {
+        "optimiser.name": "lars", "optimiser.lr": 0.2, "optimiser.warmup": 2 / 500, "optimiser.weight_decay": 1.5e-6,
+        "training.batch": 128, "training.accumulate": 16, "training.voxels": 16 * 96 * 96, "options.hidden": 4096,
+        "options.out": 256, "options.momentum": 0.996, "augment.contrast": 0.0, "augment.low_resolution": 0.0,
+    },
 }
 
 

@@ -26,6 +26,13 @@ from MedSSLLib.pseudo import dice_against
 
 SHARES = {"non_conflicting": PALETTE[0], "slightly_conflicting": PALETTE[4], "conflicting": PALETTE[1]}
 """Kinds of gradient pairs (GCL Fig. 3) and their colours."""
+ALONE = {
+    "retrieval": "Share of views whose nearest view is the other one of the same image.",
+    "explained": "Share of the clean views' variance that the restored ones explain.",
+    "shared": "Share of the places that both views show, so that they could be compared. Where it is low, a larger "
+    "options.min_overlap, a larger training.voxels or a finer level teaches more in the same time.",
+    "ema_momentum": "Momentum of the moving average that is predicted; it rises to 1.",
+}  # a method's figures that are drawn by themselves, with what they mean
 CASES_SHOWN = 3
 CYCLE = colormaps["hsv"]  # for labels of many classes, such as patients
 
@@ -85,6 +92,8 @@ def add_diagnosis(page: Page, folder: Path) -> None:
     if "feature_std" in series:
         spread = {"features": {"standard deviation": series["feature_std"]}}
         drawn.append((training_curves(spread, ylabel="value"), "Spread of the features: near 0 they have collapsed."))
+    alone = {name: text for name, text in ALONE.items() if name in series}
+    drawn += [(together({name.replace("_", " "): series[name]}), text) for name, text in alone.items()]
     if found := _under("retrieval/", series):
         drawn.append((together(found, bounds=(0, 1.02)), "Share of slices whose nearest slice has the same label."))
     if found := _under("gradient/", series):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -162,13 +161,12 @@ def make_task(ready: Preparation, data: LabelledData, net: SegmentationNet) -> S
 
 def fit(ready: Preparation, task: Task, budget: Budget, stage: str = "finetune") -> dict[str, Any]:
     """Train a task's module in place (it ends with the weights to keep); returns what is worth recording."""
-    started = time.monotonic()
     trainer = Trainer(task, loop_config(ready.config, stage, budget), ready.fabric, ready.folder, ready.events)
     if ready.config.resume:
         trainer.resume()
     task.module.load_state_dict(trainer.run())
     state = trainer.state
-    return {"steps": state.step, "seconds": round(time.monotonic() - started, 1), "validation": state.scores,
+    return {"steps": state.step, "seconds": round(state.elapsed, 1), "validation": state.scores,
             "best": state.best, "best_step": state.best_step}
 
 

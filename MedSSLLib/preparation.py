@@ -206,8 +206,11 @@ def adopt_network(ready: Preparation, init: Path | None) -> Preparation:
     """With widths and normalisation of the run whose encoder is taken over, so that the weights fit."""
     if init is None or not (init.parent / "config.json").exists():
         return ready
-    theirs = read_config(init.parent).network
+    theirs, own = read_config(init.parent).network, ready.config.network
     changes = {"network.widths": theirs.widths, "network.norm": theirs.norm}
+    if (own.widths, own.norm) != (theirs.widths, theirs.norm):
+        ready.events.emit("metric", message=f"Network taken over from {init.parent.name!r}: widths "
+                          f"{list(theirs.widths)}, norm {theirs.norm}, not {list(own.widths)}, {own.norm}.")
     return replace(ready, config=ready.config.override(changes))
 
 

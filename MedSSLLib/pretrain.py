@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import math
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -50,6 +50,7 @@ from MedSSLLib.trainer import Trainer
 VIEW_VOXELS = {2: 96 * 96, 3: 32 * 32 * 32}  # voxels of a pre-training view; not from the paper
 SAMPLES = {2: 32, 3: 8}  # samples a step, each with all its views; not from the paper
 COLLAPSED = 1e-3  # standard deviation of features below which a run is stopped; not from the paper
+READINGS = 10  # so many in a row stop a run that has collapsed or compares nothing; not from the paper
 
 
 def run_pretrain(project: Project, config: RunConfig, events: Events) -> Path:
@@ -79,13 +80,12 @@ def run_pretrain(project: Project, config: RunConfig, events: Events) -> Path:
         task, facts = build_task(ready, plan, cache, cases, init)
         record(ready, plan, {"unlabelled": [c.name for c in cases], "view": list(task.sampler.patch),
                              "fingerprint": cache.fingerprint(), **facts})
-        started = time.monotonic()
         trainer = Trainer(task, loop_config(ready.config, "pretrain", stage_budget(ready.config)), ready.fabric,
                           ready.folder, ready.events)
         if ready.config.resume:
             trainer.resume()
         weights = trainer.run()
-        figures = {"steps": trainer.state.step, "seconds": round(time.monotonic() - started, 1), **facts}
+        figures = {"steps": trainer.state.step, "seconds": round(trainer.state.elapsed, 1), **facts}
         keep(ready, plan, weights, figures)
         write_map(ready, task, weights, cache, cases, plan)
         if ready.fabric.is_global_zero:
@@ -113,6 +113,7 @@ def build_task(
     method = kind(encoder, options, context)
     if ready.fabric.world_size > 1:
         share_batch_norm(method, ready.device, ready.events)
+    tell_left_out(pick.samples, ready.fabric.world_size * ready.config.training.accumulate, ready.events)
     for event, sentence in method.remarks():
         ready.events.emit(event, message=sentence)
     place(method, ready.device, plan.dim)
@@ -121,6 +122,13 @@ def build_task(
     sampler = ViewSampler(cache, pick, patch, spacing, augment, kind.views, options.view_scale, options.min_overlap,
                           options.flip, options.rotation, ready.config.seed, options.view_of == "image")
     return PretrainTask(method, sampler, ready.device), facts
+
+
+def tell_left_out(samples: int, parts: int, events: Events) -> None:
+    """A warning where a batch cannot be split evenly: parts have one size, so that they count alike."""
+    if samples >= parts and samples % parts:
+        events.emit("warning", message=f"A batch of {samples} in {parts} parts of one size uses "
+                                       f"{samples - samples % parts} samples; choose a multiple of {parts}.")
 
 
 def share_batch_norm(method: nn.Module, device: torch.device, events: Events) -> None:
@@ -179,6 +187,8 @@ class PretrainTask:
     module: Method
     sampler: ViewSampler
     device: torch.device
+    collapsed: int = 0  # readings in a row
+    apart: int = 0  # readings in a row without a place that two views share
 
     def host_batch(self, step: int, part: int, parts: int) -> HostBatch:
         """Windows and view parameters of one part of a step's batch."""
@@ -202,13 +212,21 @@ class PretrainTask:
         return self.module.diagnostics()
 
     def check(self, figures: dict[str, float], progress: float) -> None:
-        """Stop a collapsed run.
+        """Stop a run that has collapsed, or that compares nothing.
+
+        One reading says little: a small batch may hold crops of air alone, or views that hardly overlap.
 
         Raises:
-            GuardError: the features hardly vary any more.
+            GuardError: the features hardly vary any more, or the views of a sample share no place.
         """
-        spread = figures.get("feature_std")
-        if progress > 0.02 and spread is not None and spread < COLLAPSED:
+        spread = figures.get("feature_std", math.inf)
+        self.collapsed = self.collapsed + 1 if progress > 0.02 and spread < COLLAPSED else 0
+        self.apart = self.apart + 1 if figures.get("shared") == 0 else 0
+        if self.apart >= READINGS:
+            raise GuardError(f"The views of a sample had no place in common that could be compared, {READINGS} "
+                             "readings in a row: nothing is learnt. Raise options.min_overlap or training.voxels, or "
+                             "choose a finer level (options.levels); the last checkpoint is kept.")
+        if self.collapsed >= READINGS:
             raise GuardError(
                 f"The features have collapsed (standard deviation {spread:.1e}). Lower optimiser.lr, use "
                 "network.norm=batch, or raise the batch size; the last checkpoint is kept."

@@ -114,7 +114,9 @@ def _cards(project: Project, facts: Mapping[str, Any], scored: Scored | None) ->
         cards.append((str(len(scored.metrics["cases"])), "cases scored", kind))
     metrics = facts["metrics"] or {}
     if metrics.get("seconds"):
-        cards.append((duration(metrics["seconds"]), "training time", f"{metrics.get('steps', '?')} steps"))
+        steps = metrics.get("steps")
+        rate = f", {steps / metrics['seconds']:.3g} a second" if steps else ""
+        cards.append((duration(metrics["seconds"]), "training time", f"{'?' if steps is None else steps} steps{rate}"))
     if metrics.get("best") is not None:
         cards.append((_short(metrics["best"]), "best validation Dice", f"at step {metrics.get('best_step')}"))
     return cards

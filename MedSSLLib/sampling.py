@@ -106,8 +106,8 @@ def shuffled_order(seed: int, position: int, n: int) -> int:
     return int(np.random.default_rng([seed, epoch, 7]).permutation(n)[offset])
 
 
-def own_samples(n: int, part: int, parts: int) -> np.ndarray:
-    """Which of n samples belong to a part.
+def own_samples(n: int, part: int, parts: int, equal: bool = False) -> np.ndarray:
+    """Which of n samples belong to a part; where parts must be `equal`, the last ones may belong to none.
 
     Raises:
         InputError: there are fewer samples than parts.
@@ -115,7 +115,7 @@ def own_samples(n: int, part: int, parts: int) -> np.ndarray:
     if n < parts:
         raise InputError(f"a batch of {n} cannot be split over {parts} processes or micro-batches",
                          remedy="Raise --batch, or lower --devices or training.accumulate")
-    return np.arange(n)[part::parts]
+    return np.arange(n - n % parts if equal else n)[part::parts]
 
 
 @dataclass(frozen=True)
@@ -256,7 +256,7 @@ class ViewSampler:
         flips = sample_flips(rng, (len(picks), self.views, dim), self.flip)
         turns = sample_rotations(rng, len(picks) * self.views, self.spacing, self.rotation) if self.rotation else None
         changes = sample_intensity(rng, len(picks) * self.views, self.augment) if self.augment else {}
-        mine = own_samples(len(picks) - len(picks) % parts, part, parts)  # gathering needs parts of one size
+        mine = own_samples(len(picks), part, parts, equal=True)  # gathering needs parts of one size
         kept = (mine[:, None] * self.views + np.arange(self.views)).ravel()
         lo, hi = np.moveaxis(np.asarray(boxes), 1, 0)[:, mine]
         turns = None if turns is None else turns.reshape(len(picks), self.views, dim, dim)[mine]

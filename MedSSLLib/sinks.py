@@ -134,7 +134,7 @@ class PlainLines:
 
 
 class Bar:
-    """A live bar on a terminal: stage, steps, losses with their course, steps a second, time left.
+    """A live bar on a terminal: stage, steps, losses with their course, steps a second, time left, main figures.
 
     Args:
         kinds: the events shown.
@@ -180,7 +180,7 @@ class Bar:
 
 
 class TensorBoardScalars:
-    """Losses and metrics as TensorBoard scalars. Raises InputError when tensorboard is not installed."""
+    """Losses, figures and metrics as TensorBoard scalars. Raises InputError when tensorboard is not installed."""
 
     def __init__(self, folder: Path) -> None:
         try:
@@ -193,7 +193,7 @@ class TensorBoardScalars:
 
     def write(self, event: dict[str, Any]) -> None:
         if event["event"] == "progress":
-            values, group = event.get("losses") or {}, event["stage"]
+            values, group = (event.get("losses") or {}) | (event.get("figures") or {}), event["stage"]
         elif event["event"] == "metric":
             values, group = event, event.get("stage", "metric")
         else:
@@ -220,19 +220,20 @@ class Rate:
 
 
 def describe(event: dict[str, Any], rate: float = 0.0) -> str:
-    """One line for people. ``message`` comes first; other fields follow as ``name value``."""
+    """One line for people: ``message``, then other fields as ``name value``; a ``report`` follows in its own lines."""
     kind = event["event"]
     if kind == "progress":
         done = f"{event['step']}/{event['steps']}"
         return f"{printable(event['stage'])} {done}  {_progress_note(event, rate)}".rstrip()
-    known = ("event", "time", "message")
+    known = ("event", "time", "message", "report")
     empty: tuple[object, ...] = (None, "", {}, [])
     rest = {key: value for key, value in event.items()
             if key not in known and value not in empty and not isinstance(value, list)}
     facts = ", ".join(f"{name.replace('_', ' ')} {_value(value)}" for name, value in rest.items())
     message = printable(str(event.get("message", "")))
     text = f"{message} ({facts})" if message and facts else message or facts
-    return f"{kind}: {text}" if text else kind
+    lines = [f"  {printable(line)}" for line in str(event.get("report") or "").split("\n") if line]
+    return "\n".join([f"{kind}: {text}" if text else kind, *lines])
 
 
 def duration(seconds: float) -> str:
@@ -260,6 +261,8 @@ def _progress_note(event: dict[str, Any], rate: float) -> str:
         parts.append(f"{rate:.1f} steps/s" if rate >= 1 else f"{1 / rate:.1f} s/step")
     if event.get("seconds_left") is not None:
         parts.append(f"{duration(event['seconds_left'])} left")
+    figures = (event.get("figures") or {}).items()
+    parts += [f"{printable(name).replace('_', ' ')} {_value(value)}" for name, value in figures if "/" not in name]
     return "  ".join(parts)
 
 

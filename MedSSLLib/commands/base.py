@@ -58,7 +58,8 @@ def training_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--name", metavar="RUN", help="name of the run folder (default: made from the method)")
     group.add_argument(
         "--preset", choices=("quick", "standard", "paper"), default="standard",
-        help="minutes on a laptop, an hour or so, or the published scale, for gcl with SGD (default: standard)",
+        help="minutes on a laptop, an hour or so, or the published scale, for gcl with SGD, for pgl with LARS "
+        "(default: standard)",
     )  # fmt: skip
     group.add_argument("--dim", choices=("auto", "2d", "3d"), help="slices or volumes (default: auto)")
     length = group.add_mutually_exclusive_group()

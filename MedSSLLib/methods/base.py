@@ -9,7 +9,7 @@ from typing import ClassVar, Literal, Protocol
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from MedSSLLib.config import Positive
+from MedSSLLib.config import Range
 from MedSSLLib.networks import Encoder
 from MedSSLLib.sampling import Batch
 
@@ -24,7 +24,7 @@ class MethodConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    view_scale: tuple[Positive, Positive] = Field(
+    view_scale: Range = Field(
         (1.1, 1.4), description="Side of a view's crop box, relative to the patch (PGL re-implementation: 1.1-1.4)."
     )
     view_of: Literal["patch", "image"] = Field(

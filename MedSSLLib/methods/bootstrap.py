@@ -121,10 +121,11 @@ class Bootstrap(Method):
         """
         if not self._last:
             return {}
-        matched = [_weighted(cosine_similarity(x.prediction, x.target), x.weight) for x in self._last]
-        other = [_mismatched(x, self.views) for x in self._last]
+        last = [_Compared(*map(at_least_float32, level)) for level in self._last]
+        matched = [_weighted(cosine_similarity(x.prediction, x.target), x.weight) for x in last]
+        other = [_mismatched(x, self.views) for x in last]
         return {
-            "feature_std": torch.stack([spread(x.projection) for x in self._last]).mean(),
+            "feature_std": torch.stack([spread(x.projection) for x in last]).mean(),
             "cosine": torch.stack(matched).mean(),
             "cosine_mismatched": torch.stack(other).mean(),
             "ema_momentum": torch.full_like(matched[0], self._momentum),

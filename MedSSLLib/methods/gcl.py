@@ -16,7 +16,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from MedSSLLib.config import Positive
+from MedSSLLib.config import Range
 from MedSSLLib.contrastive import (
     Pace,
     choose_partner,
@@ -51,7 +51,7 @@ class GCLConfig(MethodConfig):
     such views in a few hundred steps, and not from small flipped ones (Testing/bench/NOTES.md).
     """
 
-    view_scale: tuple[Positive, Positive] = Field(
+    view_scale: Range = Field(
         (0.75, 1.0), description="Side of a view's crop box, relative to `view_of`. Not from the paper."
     )
     view_of: Literal["patch", "image"] = Field("image", description=MethodConfig.model_fields["view_of"].description)

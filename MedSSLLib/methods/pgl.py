@@ -16,6 +16,7 @@ from MedSSLLib.alignment import Aligned, Boxes, align, common_box
 from MedSSLLib.errors import InputError
 from MedSSLLib.methods.base import MethodContext
 from MedSSLLib.methods.bootstrap import Bootstrap, BootstrapConfig
+from MedSSLLib.methods.heads import at_least_float32
 from MedSSLLib.networks import Encoder
 from MedSSLLib.views import ViewGeometry
 
@@ -92,6 +93,17 @@ class PGL(Bootstrap):
         if self.config.align_after == "projector":
             return super().predict(z, geometry, index)
         return self.places(self.predictors[index](z), geometry, index)
+
+    @torch.no_grad()
+    def diagnostics(self) -> dict[str, Tensor]:
+        """Besides, ``shared``: share of the places that could be compared (mean over levels).
+
+        Of views that overlap little nothing can: between the outer voxel centres of a small map they do not meet.
+        """
+        shown = super().diagnostics()
+        if shown:
+            shown["shared"] = torch.stack([at_least_float32(level.weight).mean() for level in self._last]).mean()
+        return shown
 
 
 def map_extents(encoder: Encoder, patch: tuple[int, ...], level: int) -> list[list[list[float]]]:

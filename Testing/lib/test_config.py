@@ -7,6 +7,7 @@ from pydantic import ValidationError
 
 from MedSSLLib.config import RunConfig, setting_names
 from MedSSLLib.errors import InputError
+from MedSSLLib.methods.pgl import PGLConfig
 
 COMMANDS = ("pretrain", "finetune", "selftrain")
 
@@ -21,11 +22,28 @@ def test_the_paper_preset_of_gcl_has_the_optimiser_of_the_paper():
     gcl = RunConfig.build("pretrain", preset="paper", method="gcl").optimiser
     assert (gcl.name, gcl.lr, gcl.momentum, gcl.weight_decay) == ("sgd", 0.1, 0.9, 1e-5)
     usual = RunConfig.build("pretrain").optimiser
-    for command, preset, method in (("pretrain", "standard", "gcl"), ("pretrain", "paper", "pgl"),
+    for command, preset, method in (("pretrain", "standard", "gcl"), ("pretrain", "paper", "byol"),
                                     ("finetune", "paper", "supervised")):  # fmt: skip
         assert RunConfig.build(command, preset=preset, method=method).optimiser == usual
     given = {"optimiser.name": "lars"}
     assert RunConfig.build("pretrain", preset="paper", method="gcl", overrides=given).optimiser.name == "lars"
+
+
+def test_the_paper_preset_of_pgl_is_that_of_its_re_implementation():
+    """16 x 96 x 96 voxels, LARS 0.2 with 2 of 500 epochs of warm-up, batch 128, heads 4096 to 256; BYOL's momentum."""
+    pgl = RunConfig.build("pretrain", preset="paper", method="pgl")
+    assert (pgl.optimiser.name, pgl.optimiser.lr, pgl.optimiser.warmup) == ("lars", 0.2, 0.004)
+    assert (pgl.training.batch, pgl.training.voxels) == (128, 147456) and 128 % pgl.training.accumulate == 0
+    assert pgl.options == {"hidden": 4096, "out": 256, "momentum": 0.996}
+    assert (pgl.augment.contrast, pgl.augment.low_resolution) == (0, 0)
+    assert PGLConfig(**pgl.options).momentum == 0.996
+
+
+@pytest.mark.parametrize("scale", ["[1.25, 0.8]", (1.25, 0.8)])
+def test_a_range_that_falls_is_refused(scale):
+    with pytest.raises(InputError, match="'augment.scale' is .*, it must begin with the smaller number"):
+        RunConfig.build("finetune", overrides={"augment.scale": scale})
+    assert RunConfig.build("finetune", overrides={"augment.scale": (1, 1)}).augment.scale == (1, 1)
 
 
 def test_overrides_beat_settings_and_settings_beat_presets():

@@ -52,13 +52,16 @@ def test_shares_are_stacked_to_one():
 
 @pytest.mark.parametrize(
     "name, sentences",
-    [("pgl", ["mismatched places", "collapsed"]), ("gcl", ["GCL Fig. 3", "nearest slice", "GradMitigator"])],
-)
+    [("pgl", ["mismatched places", "collapsed", "both views show", "rises to 1"]),
+     ("simclr", ["the other one of the same image"]), ("restoration", ["restored ones explain"]),
+     ("gcl", ["GCL Fig. 3", "nearest slice", "GradMitigator"])],
+)  # fmt: skip
 def test_pages_show_what_the_method_measures(tmp_path, name, sentences):
-    pgl = {"cosine": 0.9, "cosine_mismatched": 0.5, "feature_std": 0.7}
+    pgl = {"cosine": 0.9, "cosine_mismatched": 0.5, "feature_std": 0.7, "shared": 0.8, "ema_momentum": 0.99}
+    others = {"simclr": {"retrieval": 0.5}, "restoration": {"explained": 0.4}}
     gcl = {"retrieval/patient": 0.3, "gradient/cosine/patient-phase": 0.2, "gradient/target_cosine": 0.1}
     gcl |= {f"gradient/{kind}": share for kind, share in zip(KINDS, (0.5, 0.3, 0.2), strict=True)}
-    write_events(tmp_path, [{"step": s, "figures": {"pgl": pgl, "gcl": gcl}[name]} for s in range(1, 4)])
+    write_events(tmp_path, [{"step": s, "figures": ({"pgl": pgl, "gcl": gcl} | others)[name]} for s in range(1, 4)])
     page = Page("x", "y")
     diagnosis.add_diagnosis(page, tmp_path)
     text = page.write(tmp_path / "page.html", "").read_text(encoding="utf-8")

@@ -141,17 +141,34 @@ def test_tensorboard_scalars_are_written_where_it_is_installed(tmp_path):
 
     with Events(tensorboard=True) as events:
         events.open_run(tmp_path)
-        events.progress("fit", 3, 10, {"dice": 0.5})
+        events.progress("fit", 3, 10, {"dice": 0.5}, figures={"feature_std": 0.25})
     board = EventAccumulator(str(tmp_path / "tensorboard"))
     board.Reload()
     (scalar,) = board.Scalars("fit/dice")
     assert (scalar.step, scalar.value) == (3, 0.5)
+    (scalar,) = board.Scalars("fit/feature_std")
+    assert (scalar.step, scalar.value) == (3, 0.25)
 
 
 def test_text_from_outside_cannot_move_the_cursor_or_add_lines():
     evil = "[red]case\x1b[2J\n\u202e"
     text = describe({"event": "warning", "time": 0, "message": evil, "case": evil})
     assert "\x1b" not in text and "\n" not in text and "\u202e" not in text and "[red]" in text
+
+
+def test_a_report_keeps_its_lines_and_its_text_stays_harmless():
+    report = "2 tensors loaded\n  new head.weight: not in the file\n  unused \x1b[2Jevil"
+    text = describe({"event": "metric", "time": 0, "stage": "transfer", "tensors_loaded": 2, "report": report})
+    assert text.split("\n") == [
+        "metric: stage transfer, tensors loaded 2", "  2 tensors loaded", "    new head.weight: not in the file",
+        "    unused \\x1b[2Jevil",
+    ]  # fmt: skip
+
+
+def test_lines_show_the_figures_of_a_method():
+    event = {"event": "progress", "time": 0.0, "stage": "pretrain", "step": 1, "steps": 2, "losses": {"loss": 1.5},
+             "figures": {"feature_std": 0.81234, "ema_momentum": 0.9985, "gradient/cosine/a-b": 0.1}}  # fmt: skip
+    assert describe(event) == "pretrain 1/2  loss 1.5  feature std 0.8123  ema momentum 0.9985"
 
 
 def test_plain_lines_show_rate_and_respect_their_interval():

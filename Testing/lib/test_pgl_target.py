@@ -13,6 +13,7 @@ from torch import nn
 from MedSSLLib.errors import InputError
 from MedSSLLib.methods.base import MethodContext
 from MedSSLLib.methods.ema import ema_update, frozen_copy, momentum_at
+from MedSSLLib.methods.heads import spread
 from MedSSLLib.methods.pgl import PGLConfig
 from MedSSLLib.sampling import Batch
 from MedSSLLib.views import ViewGeometry
@@ -78,6 +79,39 @@ def test_diagnostics_tell_collapse_and_places_apart() -> None:
     healthy = float(shown["feature_std"])
     method.losses(collapsed, 0.0)
     assert float(method.diagnostics()["feature_std"]) < 1e-6 < healthy
+
+
+def test_figures_are_not_rounded_in_half_precision() -> None:
+    """In bfloat16 a momentum of 0.9985 would be told as 1, and cosines to two digits."""
+    method, batch = small_pgl(3, momentum=0.997), random_batch(3, dtype=torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        method.losses(batch, 0.0)
+    method.after_step(0.5)
+    shown = method.diagnostics()
+    assert float(shown["ema_momentum"]) == pytest.approx(0.9985, abs=1e-6)
+    assert {value.dtype for value in shown.values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("far", [0, 1, 3])
+def test_the_share_of_places_that_both_views_show_is_told(far: int) -> None:
+    method, batch = linear_pgl(3), coordinate_batch(3, 0, [((0, 0, 0), (1, 0, 1))] * 4)
+    assert method.diagnostics() == {} and batch.geometry is not None
+    method.losses(batch, 0.0)
+    alike = float(method.diagnostics()["shared"])
+    batch.geometry.lo[:far, 1] += 1000
+    batch.geometry.hi[:far, 1] += 1000
+    method.losses(batch, 0.0)
+    counted = method._last[0].weight.flatten(1).mean(1)
+    assert float(method.diagnostics()["shared"]) == pytest.approx(float(counted.sum()) / 8)
+    assert counted[: 2 * far].sum() == 0 and alike > 0.9
+
+
+def test_spread_in_closed_form_whatever_the_lengths() -> None:
+    """Collapse is that of directions: vectors of one direction and many lengths have collapsed, short ones have not."""
+    x = torch.cat([torch.eye(4), -torch.eye(4)])[..., None].double()
+    lengths = torch.logspace(-3, 2, 8, dtype=torch.float64)[:, None, None]
+    assert float(spread(x * lengths)) == pytest.approx(1.0)  # each channel: two of 8 are +-1, so 1/2, times sqrt(4)
+    assert float(spread(torch.ones(8, 4, 1, dtype=torch.float64) * lengths)) == pytest.approx(0.0, abs=1e-7)
 
 
 def test_refuses_what_cannot_be_aligned() -> None:

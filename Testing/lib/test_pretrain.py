@@ -3,18 +3,19 @@
 import json
 
 import pytest
+import SimpleITK as sitk
 import torch
 
 from MedSSLLib import io, pretrain
 from MedSSLLib.benchmark_data import require_one_dimension
-from MedSSLLib.checkpoint import load_tensors
+from MedSSLLib.checkpoint import load_tensors, save_tensors
 from MedSSLLib.errors import GuardError, InputError
 from MedSSLLib.events import Events
 from MedSSLLib.finetune import run_finetune
 from MedSSLLib.methods import METHODS, load_method
 from MedSSLLib.methods.base import MethodConfig
 from MedSSLLib.planning import Plan
-from MedSSLLib.pretrain import COLLAPSED, PretrainTask, run_pretrain, view_patch
+from MedSSLLib.pretrain import COLLAPSED, READINGS, PretrainTask, run_pretrain, view_patch
 from MedSSLLib.runfolder import read_plan
 from Testing.lib.core_helpers import loud, tiny_config, tiny_project
 
@@ -49,11 +50,85 @@ def test_every_method_gives_an_encoder_without_reading_labels(project, monkeypat
 
 
 def test_a_collapsed_run_is_stopped():
+    task = PretrainTask(None, None, None)
+    for healthy in ({"feature_std": 0.3}, {}):
+        for _ in range(READINGS - 1):
+            task.check({"feature_std": 1e-5}, 0.5)
+        task.check(healthy, 0.5)
+    for _ in range(2 * READINGS):
+        task.check({"feature_std": 1e-5}, 0.01)
+    for _ in range(READINGS - 1):
+        task.check({"feature_std": 1e-5}, 0.5)
     with pytest.raises(GuardError, match="collapsed"):
-        PretrainTask.check(None, {"feature_std": 1e-5}, 0.5)
-    PretrainTask.check(None, {"feature_std": 1e-5}, 0.0)
-    PretrainTask.check(None, {"feature_std": 0.3}, 0.5)
-    PretrainTask.check(None, {}, 0.5)
+        task.check({"feature_std": 1e-5}, 0.5)
+
+
+def test_crops_without_contrast_do_not_stop_a_healthy_run(tmp_path):
+    """Half of each volume is air: one sample a step is often constant, whose features are all alike."""
+    project = tiny_project(tmp_path, cases=2, shape=(40, 20, 20))
+    for path in (tmp_path / "data" / "imagesTr").iterdir():
+        image = sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
+        image[:26] = 0
+        sitk.WriteImage(sitk.GetImageFromArray(image), str(path))
+    events, record = loud()
+    run_pretrain(project, config("simclr", dim="3d", training__batch=1, training__steps=24), events)
+    spreads = [event["figures"]["feature_std"] for event in record.of("progress") if event.get("figures")]
+    assert min(spreads) < COLLAPSED < max(spreads)
+
+
+def test_a_run_that_compares_nothing_is_stopped():
+    """One batch without a shared place happens by chance; ten in a row do not."""
+    task = PretrainTask(None, None, None)
+    for _ in range(3):
+        for _ in range(READINGS - 1):
+            task.check({"shared": 0.0}, 0.5)
+        task.check({"shared": 0.01}, 0.5)
+    with pytest.raises(GuardError, match="options.min_overlap"):
+        for _ in range(READINGS):
+            task.check({"shared": 0.0}, 0.5)
+
+
+def test_views_that_cannot_meet_stop_the_run_with_advice(tmp_path):
+    """Views of a small part of a volume that need not overlap."""
+    project = tiny_project(tmp_path, cases=2, shape=(60, 60, 60))
+    apart = config("pgl", name="apart", dim="3d", training__batch=1, training__steps=60,
+                   options='{"min_overlap": 0.0, "view_scale": [0.2, 0.2]}')  # fmt: skip
+    with pytest.raises(GuardError, match="no place in common"):
+        run_pretrain(project, apart, loud()[0])
+
+
+@pytest.mark.parametrize("method", ["gcl", "pgl"])
+def test_ranges_that_fall_are_refused(project, method):
+    with pytest.raises(InputError, match="'options.view_scale' is .*, it must begin with the smaller number"):
+        run_pretrain(project, config(method, options='{"view_scale": [1.4, 1.1], "view_of": "patch"}'), Events())
+
+
+def test_a_batch_that_cannot_be_split_evenly_is_said(project):
+    events, record = loud()
+    run_pretrain(project, config("byol", name="uneven", training__batch=5, training__accumulate=2), events)
+    assert ["uses 4 samples; choose a multiple of 2" in e["message"] for e in record.of("warning")] == [True]
+    with pytest.raises(InputError, match="a batch of 2 cannot be split over 4"):
+        run_pretrain(project, config("byol", training__batch=2, training__accumulate=4), Events())
+
+
+def test_a_network_that_is_taken_over_is_told(project):
+    run_pretrain(project, config("byol", name="wide"), Events())
+    for widths, count in (((4, 8), 0), ((4, 16), 1)):
+        events, record = loud()
+        changes = {"init": "wide", "dim": "auto", "training__steps": 1, "network__widths": widths}
+        run_finetune(project, tiny_config(**changes), events)
+        told = [e["message"] for e in record.of("metric") if "taken over" in e.get("message", "")]
+        assert len(told) == count and all("widths [4, 8], norm batch, not [4, 16]" in text for text in told)
+
+
+def test_the_time_of_a_resumed_run_is_that_of_all_its_sessions(project):
+    folder = run_pretrain(project, config("byol", name="twice"), Events())
+    (folder / "weights.safetensors").unlink()
+    tensors, facts = load_tensors(folder / "checkpoint" / "pretrain.safetensors")
+    facts["state"]["elapsed"] = 100.0
+    save_tensors(folder / "checkpoint" / "pretrain.safetensors", tensors, facts)
+    run_pretrain(project, config("byol", name="twice", resume=True), Events())
+    assert json.loads((folder / "metrics.json").read_text())["seconds"] >= 100
 
 
 @pytest.mark.parametrize("method", ["gcl", "simclr"])
@@ -73,7 +148,7 @@ def test_embeddings_that_are_all_alike_stop_the_run_with_advice(project, monkeyp
     assert min(spreads) > 10 * COLLAPSED
     monkeypatch.setattr(Encoder, "forward", alike)
     with pytest.raises(GuardError, match="collapsed .*Lower optimiser.lr"):
-        run_pretrain(project, short, Events())
+        run_pretrain(project, short, loud()[0])
 
 
 def test_unknown_options_and_methods_are_refused(project):

@@ -119,6 +119,26 @@ def test_micro_batches_add_up_to_the_batch(tmp_path):
         torch.testing.assert_close(two[name], value, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("accumulate", [1, 4])
+def test_the_task_hears_of_every_step_once_after_it_with_its_progress(tmp_path, accumulate):
+    """Moving averages follow optimiser steps, not micro-batches; their schedule starts at 0."""
+
+    class Following(Toy):
+        def __init__(self):
+            super().__init__()
+            self.told, self.seen = [], []
+
+        def after_step(self, progress):
+            self.told.append(progress)
+            self.seen.append(self.module[0].weight.detach().clone())
+
+    task = Following()
+    start = task.module[0].weight.detach().clone()
+    trainer(task, tmp_path, steps=6, accumulate=accumulate).run()
+    assert task.told == pytest.approx([step / 6 for step in range(6)])
+    assert not torch.equal(task.seen[0], start) and torch.equal(task.seen[-1], task.module[0].weight)
+
+
 def test_events_tell_every_step_and_the_last(tmp_path):
     events, record = loud()
     trainer(Toy(), tmp_path, events=events).run()

@@ -11,7 +11,8 @@ import numpy as np
 from MedSSLLib.errors import InputError
 from MedSSLLib.manifest import Case
 from MedSSLLib.metalabels import MISSING, PATIENT, MetaLabels
-from MedSSLLib.sampling import CropReader, Pick, shuffled_order
+from MedSSLLib.ordering import shuffled_order
+from MedSSLLib.sampling import CropReader, Pick
 
 PARTS = 4  # parts of the slice axis (GCL)
 CASES_PER_PATIENT = 2  # cases of a patient in one batch, more where patients are few; not from the paper

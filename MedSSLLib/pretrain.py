@@ -120,7 +120,8 @@ def build_task(
     spacing = tuple(float(mm) for mm in plan.spacing[3 - plan.dim :] if mm)
     augment = ready.config.augment if kind.intensity else None
     sampler = ViewSampler(cache, pick, patch, spacing, augment, kind.views, options.view_scale, options.min_overlap,
-                          options.flip, options.rotation, ready.config.seed, options.view_of == "image")
+                          options.flip, options.rotation, ready.config.seed, options.view_of == "image",
+                          method.inner)
     return PretrainTask(method, sampler, ready.device), facts
 
 

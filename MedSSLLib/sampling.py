@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -16,12 +17,13 @@ import torch
 from torch import Tensor
 
 from MedSSLLib.config import AugmentConfig
-from MedSSLLib.errors import InputError
 from MedSSLLib.intensity import Change, apply_intensity, sample_intensity
 from MedSSLLib.intensity import noise_generator as noise_generator
 from MedSSLLib.labels import IGNORE
+from MedSSLLib.ordering import own_samples, shuffled_order
 from MedSSLLib.views import (
     ViewGeometry,
+    meeting_boxes,
     resample,
     resample_boxes,
     resample_labels,
@@ -98,24 +100,6 @@ def make_views(host: HostBatch, patch: Sequence[int], device: torch.device) -> B
     apply_intensity(images, host.changes)
     meta = {name: value.to(device, non_blocking=True) for name, value in host.meta.items()}
     return Batch(images.unflatten(0, (-1, views)), geometry, labels, meta)
-
-
-def shuffled_order(seed: int, position: int, n: int) -> int:
-    """Element at `position` of an endless sequence of random permutations of ``range(n)``."""
-    epoch, offset = divmod(position, n)
-    return int(np.random.default_rng([seed, epoch, 7]).permutation(n)[offset])
-
-
-def own_samples(n: int, part: int, parts: int, equal: bool = False) -> np.ndarray:
-    """Which of n samples belong to a part; where parts must be `equal`, the last ones may belong to none.
-
-    Raises:
-        InputError: there are fewer samples than parts.
-    """
-    if n < parts:
-        raise InputError(f"a batch of {n} cannot be split over {parts} processes or micro-batches",
-                         remedy="Raise --batch, or lower --devices or training.accumulate")
-    return np.arange(n - n % parts if equal else n)[part::parts]
 
 
 @dataclass(frozen=True)
@@ -225,10 +209,9 @@ class ViewSampler:
         pick: draws the samples of a step's global batch, ``pick(rng, step)``.
         augment: changes of intensity; None leaves it alone.
         views: views a sample.
-        scale: side of a box relative to the patch, or with `whole` to the largest box of the patch's proportions that
-            the image holds.
+        scale: side of a box relative to the patch, or with `whole` to the image's largest box of its proportions.
         min_overlap: least overlap of the boxes of a sample, share of the smaller box.
-        flip, rotation: as in the method's configuration.
+        flip, rotation, inner: as in the method; `inner` is what of a view can be compared, None for all of it.
     """
 
     reader: CropReader
@@ -243,19 +226,21 @@ class ViewSampler:
     rotation: float
     seed: int
     whole: bool = False
+    inner: np.ndarray | None = None
 
     def sample(self, step: int, part: int = 0, parts: int = 1) -> HostBatch:
         """The samples of `part` (of `parts`) of the global batch of a step."""
         rng = np.random.default_rng([self.seed, step, 3])
         picks = self.pick(rng, step)
         dim = len(self.patch)
-        extents = [self.reader.shape(p.name)[-dim:] for p in picks]
-        scales = [scale_of_image(self.scale, e, self.patch) if self.whole else self.scale for e in extents]
-        boxes = [sample_boxes(rng, e, self.patch, scale, self.min_overlap, self.views)
-                 for e, scale in zip(extents, scales, strict=True)]
+        draws = [partial(self._boxes, rng, self.reader.shape(pick.name)[-dim:]) for pick in picks]
+        boxes = [draw() for draw in draws]
         flips = sample_flips(rng, (len(picks), self.views, dim), self.flip)
         turns = sample_rotations(rng, len(picks) * self.views, self.spacing, self.rotation) if self.rotation else None
         changes = sample_intensity(rng, len(picks) * self.views, self.augment) if self.augment else {}
+        if self.inner is not None:
+            boxes = [meeting_boxes(pair, flip, self.inner, draw)
+                     for pair, flip, draw in zip(boxes, flips, draws, strict=True)]
         mine = own_samples(len(picks), part, parts, equal=True)  # gathering needs parts of one size
         kept = (mine[:, None] * self.views + np.arange(self.views)).ravel()
         lo, hi = np.moveaxis(np.asarray(boxes), 1, 0)[:, mine]
@@ -271,6 +256,10 @@ class ViewSampler:
             meta={key: torch.tensor([picks[i].meta[key] for i in mine]) for key in picks[0].meta},
             cases=tuple(picks[i].name for i in mine),
         )
+
+    def _boxes(self, rng: np.random.Generator, extent: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        scale = scale_of_image(self.scale, extent, self.patch) if self.whole else self.scale
+        return sample_boxes(rng, extent, self.patch, scale, self.min_overlap, self.views)
 
     def _windows(
         self, picks: list[Pick], lo: np.ndarray, hi: np.ndarray, turns: np.ndarray | None

@@ -6,7 +6,7 @@ Coordinates are continuous: voxel ``i`` of a window covers ``[i, i + 1)`` and a 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,6 +18,7 @@ from MedSSLLib.config import AugmentConfig
 from MedSSLLib.labels import IGNORE
 
 Rng = np.random.Generator
+Boxes = tuple[np.ndarray, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,29 @@ def sample_boxes(
     centre = lo[:1] + side[:1] / 2
     lo = np.clip(centre - side / 2, 0, extent_ - side)
     return lo, lo + side
+
+
+def meeting_boxes(boxes: Boxes, flip: np.ndarray, inner: np.ndarray, draw: Callable[[], Boxes]) -> Boxes:
+    """The boxes of a sample, drawn anew, up to 50 times, until the inner parts of its views meet.
+
+    Not from the paper: views of a large volume may overlap only where their small maps cannot be compared.
+
+    Args:
+        boxes: lo, hi ``[v, s]``.
+        flip: ``[v, s]``, 0 or 1.
+        inner: lower and upper edge of the part that can be compared, as shares of an unflipped view, ``[l, 2, s]`` for
+            l levels; all must meet.
+        draw: other boxes.
+    """
+    start = np.where(flip, 1 - inner[:, None, 1], inner[:, None, 0])
+    stop = np.where(flip, 1 - inner[:, None, 0], inner[:, None, 1])
+    for _ in range(50):
+        lo, hi = boxes
+        low, high = lo + start * (hi - lo), lo + stop * (hi - lo)
+        if (high.min(1) > low.max(1)).all():
+            break
+        boxes = draw()
+    return boxes
 
 
 def scale_of_image(scale: tuple[float, float], extent: Sequence[int], patch: Sequence[int]) -> tuple[float, float]:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal, Protocol
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
@@ -83,7 +84,8 @@ class Method(nn.Module):
 
     Subclasses set `Config` and implement :meth:`losses`, which mutates nothing. `views` is the number of views of a
     sample; `needs_meta` asks for the meta-balanced sampler; without `intensity` views are only resampled; `auto_dim` is
-    what the dimension "auto" means: "auto" decides by the spacing.
+    what the dimension "auto" means: "auto" decides by the spacing. `inner` is what of a view can be compared with the
+    others (see ``views.meeting_boxes``), None for all of it.
     """
 
     Config: ClassVar[type[MethodConfig]] = MethodConfig
@@ -98,6 +100,7 @@ class Method(nn.Module):
         self.encoder = encoder
         self.config = config
         self.context = context
+        self.inner: np.ndarray | None = None
 
     def losses(self, batch: Batch, progress: float) -> dict[str, Tensor]:
         """Named scalars to be minimised."""

@@ -64,6 +64,7 @@ class PGL(Bootstrap):
         super().__init__(encoder, config, context, levels)
         extents = torch.tensor([map_extents(encoder, context.patch, level) for level in levels])
         self.register_buffer("extents", extents, persistent=False)
+        self.inner = extents[:, 1].numpy() if config.use_scale_prior else None
 
     def features(self, maps: list[Tensor]) -> list[Tensor]:
         """The maps of the chosen levels."""

@@ -15,8 +15,9 @@ from MedSSLLib.methods.base import MethodContext
 from MedSSLLib.methods.ema import ema_update, frozen_copy, momentum_at
 from MedSSLLib.methods.heads import spread
 from MedSSLLib.methods.pgl import PGLConfig
-from MedSSLLib.sampling import Batch
+from MedSSLLib.sampling import Batch, Pick, ViewSampler, make_views
 from MedSSLLib.views import ViewGeometry
+from Testing.lib.core_helpers import MemoryReader
 from Testing.lib.pgl_helpers import PATCH, coordinate_batch, linear_pgl, random_batch, small_pgl
 
 # ------------------------------------------------------------------------------- moving average
@@ -104,6 +105,28 @@ def test_the_share_of_places_that_both_views_show_is_told(far: int) -> None:
     counted = method._last[0].weight.flatten(1).mean(1)
     assert float(method.diagnostics()["shared"]) == pytest.approx(float(counted.sum()) / 8)
     assert counted[: 2 * far].sum() == 0 and alike > 0.9
+
+
+@pytest.mark.parametrize("dim", [2, 3])
+def test_every_sample_of_a_large_volume_has_places_to_compare(dim: int) -> None:
+    """Drawn once, some of the samples would compare nothing; where all meet, no draw changes."""
+    method = small_pgl(dim)
+
+    def batch(shape: tuple[int, ...], inner: np.ndarray | None) -> Batch:
+        reader = MemoryReader({"c": np.random.default_rng(0).normal(size=(2, *shape)).astype(np.float32)}, {})
+        sampler = ViewSampler(reader, lambda rng, step: [Pick("c", 3)] * 60, PATCH[dim], (1.0,) * dim, None, 2,
+                              (1.1, 1.4), 0.1, 0.5, 0.0, 0, inner=inner)  # fmt: skip
+        return make_views(sampler.sample(0), PATCH[dim], torch.device("cpu"))
+
+    def empty(batch: Batch) -> float:
+        method.losses(batch, 0.0)
+        return float((method._last[0].weight.flatten(1).sum(1) == 0).float().mean())
+
+    large, tight = (60, 100, 120), (9, 18, 34)
+    assert method.inner is not None and small_pgl(dim, use_scale_prior=False).inner is None
+    assert empty(batch(large, None)) > 0.05 and empty(batch(large, method.inner)) == 0
+    assert empty(batch(tight, None)) == 0
+    torch.testing.assert_close(batch(tight, method.inner).images, batch(tight, None).images, rtol=0, atol=0)
 
 
 def test_spread_in_closed_form_whatever_the_lengths() -> None:

@@ -9,8 +9,9 @@ import pytest
 from MedSSLLib.errors import InputError
 from MedSSLLib.manifest import Case
 from MedSSLLib.metalabels import build_metalabels
+from MedSSLLib.ordering import own_samples
 from MedSSLLib.picking import MetaPicker, share_in_another_patient, share_with_positive
-from MedSSLLib.sampling import Pick, own_samples
+from MedSSLLib.sampling import Pick
 
 
 def picker(cases_of, samples, dim=2, slices=12, seed=0, **metadata):

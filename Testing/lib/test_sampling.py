@@ -9,7 +9,8 @@ import torch
 from MedSSLLib.config import AugmentConfig
 from MedSSLLib.labels import IGNORE, Annotated, sparse_label
 from MedSSLLib.losses import dice_ce
-from MedSSLLib.sampling import Pick, SegmentationSampler, ViewSampler, make_views, shuffled_order
+from MedSSLLib.ordering import shuffled_order
+from MedSSLLib.sampling import Pick, SegmentationSampler, ViewSampler, make_views
 from MedSSLLib.views import ViewGeometry, resample, sampling_grid
 from Testing.lib.core_helpers import PLAIN, MemoryReader
 

@@ -10,6 +10,7 @@ from MedSSLLib.config import AugmentConfig
 from MedSSLLib.labels import IGNORE
 from MedSSLLib.views import (
     ViewGeometry,
+    meeting_boxes,
     overlap_share,
     resample,
     resample_boxes,
@@ -198,6 +199,27 @@ def test_boxes_lie_inside_have_their_sides_and_overlap():
             shares.append(overlap_share(lo, hi))
         assert min(shares) >= 0.1
         assert np.median(shares) < 0.75, "boxes of a large volume must not all be concentric"
+
+
+@pytest.mark.parametrize("mirrored", [0, 1])
+def test_boxes_are_drawn_anew_until_the_inner_parts_of_flipped_views_meet(mirrored):
+    """By hand: of a view of 10 voxels the first 4 count, of a flipped one the last 4."""
+    inner = np.array([[[0.0], [0.4]]])
+    flip = np.array([[0], [mirrored]])
+    pairs = [(np.array([[0.0], [low]]), np.array([[10.0], [low + 10]])) for low in (-7, -5, 5, 3, 50)]
+    met = pairs[0] if mirrored else pairs[3]  # -7: 3 voxels of -1..3 within 0..4; 3: one voxel of 3..7
+    order = [pairs[1], pairs[2], met, pairs[4]] if not mirrored else [pairs[2], pairs[4], met, pairs[1]]
+    rest = iter(order[1:])
+    assert meeting_boxes(order[0], flip, inner, lambda: next(rest)) is met and len(list(rest)) == 1
+
+
+def test_boxes_that_meet_are_left_and_hopeless_ones_given_up():
+    boxes, calls = (np.zeros((2, 3)), np.full((2, 3), 9.0)), []
+    inner = np.array([[[0.1] * 3, [0.9] * 3], [[0.4] * 3, [0.6] * 3]])
+    assert meeting_boxes(boxes, np.zeros((2, 3)), inner, lambda: calls.append(1)) is boxes and not calls
+    apart = (np.array([[0.0, 0, 0], [5, 0, 0]]), np.array([[9.0, 9, 9], [14, 9, 9]]))  # level 2 does not meet
+    assert meeting_boxes(apart, np.zeros((2, 3)), inner, lambda: calls.append(1) or apart) is apart
+    assert len(calls) == 50
 
 
 def test_overlap_share_against_counting_voxels():

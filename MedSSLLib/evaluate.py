@@ -207,7 +207,7 @@ def bootstrap_interval(
 
     Cases and choices are both drawn with replacement (the crossed, or pigeonhole, bootstrap of Owen 2007), so
     the interval speaks about new cases *and* new choices of labelled volumes. It is too narrow where choices are few
-    (the spread of r of them shrinks by (r - 1) / r); that of a single one is not in it at all.
+    (the variance of r of them shrinks by (r - 1) / r); that of a single one is not in it at all.
 
     Args:
         differences: ``[choices, cases]`` or ``[cases]``; NaN = undefined, left out.

@@ -133,7 +133,8 @@ def _refuse_useless(also: Sequence[str], run: str | None, strategy: str) -> None
         raise InputError(f"the strategy {strategy!r} has no use for further runs ({', '.join(also)})",
                          remedy="Leave --also out, or give a trained --run and --strategy uncertainty or hybrid")
     if len({run, *also}) <= len(also):
-        raise InputError("a run is named more than once, and agrees with itself", remedy="Name different runs by --also")
+        raise InputError("a run is named more than once, and agrees with itself",
+                         remedy="Name different runs by --also")
 
 
 def _looks(strategy: str) -> bool:

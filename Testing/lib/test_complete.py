@@ -130,7 +130,8 @@ def test_one_annotated_slice_is_enough(sparse):
 
 @pytest.mark.parametrize(("case", "change", "words"), [
     ("nobody", {}, "no case is called nobody"), ("case3", {}, "case3: has no annotated slice.*Draw"),
-    ("case1", {}, "case1: .*nothing to complete.*--annotated-slices"), ("case2", {}, "case2: is a test case.*Complete another"),
+    ("case1", {}, "case1: .*nothing to complete.*--annotated-slices"),
+    ("case2", {}, "case2: is a test case.*Complete another"),
     ("case0", {"annotated_slices": 2}, "case0: has 3 annotated slices.*Leave"),
     ("case0", {"options.edge": 0}, "'options.edge' is 0, it must be greater than 0"),
     ("case0", {"options.colour": "red"}, "'options.colour' does not exist"),

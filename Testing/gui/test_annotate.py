@@ -246,3 +246,14 @@ def test_another_project_with_the_same_names_gets_nothing_of_this_one(drawn, coh
     assert marked(drawn) == {} and drawn.store.case("heart_01").label is None
     drawn.open_project(first)
     assert drawn.store.case("heart_01").annotated.slices == ((2, (4,)),)
+
+
+def test_a_correction_takes_the_slice_that_is_shown(drawn):
+    panel = drawn.shell.panels["annotate"]
+    size = panel.view.size
+    panel.takeSuggestion({"event": "done", "slices": [{"case": "heart_01", "axis": 2, "index": 2}]})
+    panel.view.jumpTo(2, 5)
+    panel.takeCorrection({"case": "heart_01", "label": np.ones(size[::-1], np.uint8)})
+    drawn.settle()
+    assert marked(drawn) == {2: [5]} and panel.view.shownSlice(2) == 5, "not the suggested one"
+    assert "Slice 5 is in the annotation now" in drawn.status()

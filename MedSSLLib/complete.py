@@ -107,11 +107,17 @@ def read_drawing(ready: Preparation, name: str) -> tuple[Preparation, Drawing]:
     if case.label is None:
         raise InputError("has no annotated slice", case=case.name,
                          remedy="Draw 3 to 5 slices in Slicer's Annotate panel and mark them, or add a label file")
+    if case.role == "test":
+        raise InputError("is a test case, so no model may be trained on its label", case=case.name,
+                         remedy="Complete another case, or take this one out of the test cases")
     project = ready.project.with_labelled(case.name)
     volume = io.read_label(case.label, io.read_header(case.images[0], case=case.name), case=case.name)
     classes = class_indices(volume.array, project.values, ignore=project.ignore_value)
     annotated = _annotated(case, classes, volume, ready.config.annotated_slices)
     label = sparse_label(classes, annotated)
+    if not (label == IGNORE).any():
+        raise InputError("is annotated on every slice, there is nothing to complete", case=case.name,
+                         file=case.label or "", remedy="Complete another case, or take its label as it is")
     if not ((label > 0) & (label != IGNORE)).any():
         raise InputError("shows no structure on its annotated slices", case=case.name, file=case.label or "",
                          remedy="Annotate a slice on which there is one")

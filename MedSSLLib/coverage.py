@@ -76,7 +76,9 @@ def representative(
     ``F(S) = sum over slices i of w_i max over j in S of max(0, cos(x_i, x_j))``,
 
     as suggestive annotation does (Yang, Zhang, Chen, Zhang, Chen 2017, arXiv 1706.04737, with w = 1); F is
-    monotone and submodular, so the greedy choice reaches 1 - 1/e of the best value (Nemhauser, Wolsey, Fisher 1978).
+    monotone and submodular, so the greedy choice reaches 1 - 1/e of the best value where only the budget limits it
+    (Nemhauser, Wolsey, Fisher 1978), and half of it with at most so many slices a case (Fisher, Nemhauser, Wolsey
+    1978). With the distance that `room` keeps as well there is no such bound.
     Drawn slices are in S from the start. It ends early when no further slice adds a 10,000th of the total weight:
     what is left looks like what was chosen.
 

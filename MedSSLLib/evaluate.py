@@ -206,7 +206,8 @@ def bootstrap_interval(
     """Mean and bootstrap percentile interval of paired differences over cases x label choices.
 
     Cases and choices are both drawn with replacement (the crossed, or pigeonhole, bootstrap of Owen 2007), so
-    the interval speaks about new cases *and* new choices of labelled volumes.
+    the interval speaks about new cases *and* new choices of labelled volumes. It is too narrow where choices are few
+    (the variance of r of them shrinks by (r - 1) / r); that of a single one is not in it at all.
 
     Args:
         differences: ``[choices, cases]`` or ``[cases]``; NaN = undefined, left out.

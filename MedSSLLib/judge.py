@@ -19,7 +19,7 @@ from MedSSLLib.manifest import Case
 from MedSSLLib.preprocess import preprocess_image
 from MedSSLLib.project import Project
 from MedSSLLib.quality import FILE_NAME, FORMAT, FORMAT_VERSION, LEVEL, REVIEW_BELOW, Raw, expected_dice, judged
-from MedSSLLib.runfolder import read_run
+from MedSSLLib.runfolder import WEIGHTS, labels_seen, read_run
 from MedSSLLib.segmentation import dice_per_class
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ class Judge:
         run: its name.
         known: the held-out patients, each with the (raw, true) Dice of their labelled cases.
         usual: class indices that all held-out labels show, or all training labels where none is held out.
+        seen: cases whose labels the run was trained, chosen or calibrated on.
         components: which pieces are kept, as in PredictOptions.
         flips: whether predictions are averaged over flips.
     """
@@ -46,6 +47,7 @@ class Judge:
     run: str
     known: Sequence[Sequence[tuple[float, float]]] = ()
     usual: frozenset[int] = frozenset()
+    seen: frozenset[str] = frozenset()
     components: str = "auto"
     flips: bool = False
 
@@ -54,7 +56,7 @@ class Judge:
         """A judge that knows the held-out labelled cases of the run, where there are any."""
         cache = Cache(project.cache_folder, model.plan)
         cases = readable(cache, project, recorded_cases(project, run, "validation", events), model, events)
-        judge = cls(model, run, (), frozenset(), options.components, options.flips)
+        judge = cls(model, run, seen=_seen(project, run), components=options.components, flips=options.flips)
         known: dict[str, list[tuple[float, float]]] = {}
         for number, case in enumerate(cases, 1):
             pair = judge.pair(cache, case)
@@ -95,8 +97,14 @@ class Judge:
         note = f"calibrated on {cases} held-out labelled cases of {len(self.known)} patients" if cases else UNCALIBRATED
         write_json(path, {"format": FORMAT, "format_version": FORMAT_VERSION, "run": self.run, "level": LEVEL,
                           "review_below": REVIEW_BELOW, "calibration": note, "known": self.known,
-                          "classes": self.model.classes[1:], "cases": earlier | entries})
+                          "classes": self.model.classes[1:], "seen": sorted(self.seen), "cases": earlier | entries})
         return path
+
+
+def _seen(project: Project, run: str) -> frozenset[str]:
+    """Cases whose labels have trained a run or those that it started from, or chosen or calibrated it."""
+    folder = project.run_folder(run)
+    return frozenset(labels_seen(folder / WEIGHTS) | set(read_run(folder)["data"].get("validation", ())))
 
 
 def recorded_cases(project: Project, run: str, part: str, events: Events) -> tuple[Case, ...]:

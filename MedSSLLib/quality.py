@@ -108,7 +108,8 @@ def judged(
                 "review": True, "why": "no structure was found"}
     dice, low, high = calibrated(raw.dice, known)
     lower = dice if low is None else low
-    why = [f"Dice may be as low as {lower:.2f}"] if lower < REVIEW_BELOW else []
+    words = "the estimated Dice is" if low is None else "Dice may be as low as"
+    why = [f"{words} {lower:.2f}"] if lower < REVIEW_BELOW else []
     why += [f"{name} was not found, though all labels have it" for name in missing]
     return {"dice": dice, "low": low, "high": high, "agreement": raw.agreement, "expected": raw.expected,
             "per_class": raw.per_class, "review": bool(why), "why": "; ".join(why)}
@@ -127,16 +128,22 @@ def drop_estimate(folder: Path, run: str, case: str) -> None:
 
 
 def compared(quality: Mapping[str, Any], per_case: Mapping[str, float | None]) -> dict[str, Any]:
-    """Predicted against true Dice: Spearman's rank correlation, mean absolute error, share inside the interval.
+    """Predicted against true Dice: Spearman's rank correlation with its interval, mean absolute error, share inside.
 
+    Cases whose labels the run was trained, chosen or calibrated on say nothing about new ones; they are ``left_out``.
     None where it is not defined: fewer than 3 cases or no variation (Spearman), no interval (inside).
     """
-    rows = [(entry, dice) for name, entry in quality["cases"].items() if (dice := per_case.get(name)) is not None]
+    seen = set(quality.get("seen", ()))
+    both = {name: (e, dice) for name, e in quality["cases"].items() if (dice := per_case.get(name)) is not None}
+    rows = [row for name, row in both.items() if name not in seen]
     predicted, true = np.array([entry["dice"] for entry, _ in rows]), np.array([dice for _, dice in rows])
     inside = [e["low"] <= t <= e["high"] for e, t in rows if e["low"] is not None]
+    rho = spearman(predicted, true)
     return {
         "n": len(rows),
-        "spearman": spearman(predicted, true),
+        "left_out": sorted(seen & both.keys()),
+        "spearman": rho,
+        "spearman_interval": spearman_interval(rho, len(rows)),
         "mean_absolute_error": float(np.abs(predicted - true).mean()) if rows else None,
         "inside_interval": float(np.mean(inside)) if inside else None,
         "review": sorted(name for name, entry in quality["cases"].items() if entry["review"]),
@@ -150,3 +157,16 @@ def spearman(first: np.ndarray, second: np.ndarray) -> float | None:
     if len(first) < 3 or np.ptp(first) == 0 or np.ptp(second) == 0:
         return None
     return float(np.corrcoef(rankdata(first), rankdata(second))[0, 1])
+
+
+def spearman_interval(rho: float | None, n: int) -> tuple[float, float] | None:
+    """95 % interval of a rank correlation of `n` cases, by Fisher's transformation with the variance
+    ``(1 + rho^2 / 2) / (n - 3)`` of Bonett and Wright 2000 (Psychometrika 65, Eq. 5); None for fewer than 4.
+
+    The cases count as independent: with several of one patient it is too narrow.
+    """
+    if rho is None or n < 4:
+        return None
+    half = 1.959964 * math.sqrt((1 + rho**2 / 2) / (n - 3))
+    centre = math.atanh(min(max(rho, -1 + 1e-12), 1 - 1e-12))
+    return math.tanh(centre - half), math.tanh(centre + half)

@@ -29,7 +29,8 @@ FAR = 1e3  # mm: the signed distance of a class that fills a slice; not from the
 class Softness:
     """How firmly the interpolated shapes count.
 
-    The log odds of a class grow by 1 per ``edge + spread * distance`` mm of signed distance, where ``distance`` is that
+    The log odds of a class against the background grow by 2 per ``edge + spread * distance`` mm of signed distance (1
+    for the class's, 1 for the background's, which is its negative), where ``distance`` is that
     to the nearest drawn slice in mm. Not from the papers.
     """
 

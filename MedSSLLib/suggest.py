@@ -3,7 +3,7 @@
 Strategies:
 
 * ``coverage``: slices that together represent all slices best, in the features of a run's encoder.
-* ``uncertainty``: slices where a model is least sure: the largest uncertain area.
+* ``uncertainty``: slices where a model is least sure, or several disagree: the largest uncertain area.
 * ``hybrid``: coverage in which a slice counts as much as the model is unsure about it; with a pre-training run, which
   has no model, it is coverage; without a run, even.
 * ``even``: evenly spaced slices in cases of different patients. ``random``: any slices. Both need no run.
@@ -46,6 +46,7 @@ class SuggestOptions:
         flips: average a model's predictions over mirrored images (4 x slower in 2D, 8 x in 3D).
         device: as in RunConfig.
         precision: auto is float32 on the CPU; the others as in RunConfig.
+        also: further trained runs; uncertainty is then that of the mean of all models, their disagreement included.
     """
 
     budget: int
@@ -55,6 +56,7 @@ class SuggestOptions:
     flips: bool = False
     device: str = "auto"
     precision: str = "auto"
+    also: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -86,8 +88,11 @@ def run_suggest(
     path = out or project.folder / FILE_NAME
     refuse_overwriting([path], project.files)
     strategy = _strategy(options.strategy, run, None)
-    viewer = load_viewer(project, run, options.device, options.precision) if run and _looks(strategy) else None
+    viewer = None
+    if run and _looks(strategy):
+        viewer = load_viewer(project, run, options.device, options.precision, options.also)
     strategy = _strategy(strategy, run, viewer)
+    _refuse_useless(options.also, run, strategy)
     scans = survey(project.pool, events)
     _refuse_if_done(project, scans)
     events.emit("start", command="suggest", strategy=strategy, run=run, cases=len(scans), budget=options.budget)
@@ -104,6 +109,7 @@ def run_suggest(
         events.emit("warning", message=f"Only {len(found)} of {options.budget} slices are suggested: the others are "
                     f"annotated, empty, much like these, or beyond {options.per_case} a case (--per-case).")
     write_json(path, {"format": FORMAT, "format_version": FORMAT_VERSION, "strategy": strategy, "run": run,
+                      "also": options.also,
                       "budget": options.budget, "per_case": options.per_case, "seed": options.seed,
                       "slices": [asdict(item) for item in found]})
     events.emit("done", command="suggest", strategy=strategy, path=str(path), suggested=len(found),
@@ -119,6 +125,16 @@ def _refuse_if_done(project: Project, scans: Sequence[Scan]) -> None:
     if all(scan.drawn.all() for scan in scans):
         raise InputError("every slice of every case is labelled already", file=str(project.folder),
                          remedy="Add unlabelled cases, or train with what there is")
+
+
+def _refuse_useless(also: Sequence[str], run: str | None, strategy: str) -> None:
+    """Raises InputError for further runs that the strategy would not look at, or that are named twice."""
+    if also and strategy not in ("uncertainty", "hybrid"):
+        raise InputError(f"the strategy {strategy!r} has no use for further runs ({', '.join(also)})",
+                         remedy="Leave --also out, or give a trained --run and --strategy uncertainty or hybrid")
+    if len({run, *also}) <= len(also):
+        raise InputError("a run is named more than once, and agrees with itself",
+                         remedy="Name different runs by --also")
 
 
 def _looks(strategy: str) -> bool:
@@ -147,10 +163,11 @@ def _from_table(table: Table, viewer: Viewer, strategy: Strategy, options: Sugge
     room = Room(table.case, table.place, table.usable, table.drawn, options.per_case)
     doubt = table.doubt.sum(1)
     classes = viewer.model.classes[1:] if viewer.model else ()
+    who = f"{1 + len(viewer.others)} models together" if viewer.others else "model"
     chosen: list[Row] = []
     if strategy == "uncertainty":
         for row in most(doubt, room, options.budget):
-            words = f"model unsure: {_doubt_words(table.doubt[row], classes)}"
+            words = f"{who} unsure: {_doubt_words(table.doubt[row], classes)}"
             chosen.append((int(table.case[row]), int(table.place[row]), words, float(doubt[row])))
         return _suggestions(table.scans, chosen)
     weights = patient_weights(table.patients, table.usable)
@@ -161,7 +178,7 @@ def _from_table(table: Table, viewer: Viewer, strategy: Strategy, options: Sugge
     for number, pick in enumerate(picks):
         words = _likeness(pick, table, typical=first and number == 0)
         if strategy == "hybrid":
-            words = f"model unsure: {_doubt_words(table.doubt[pick.row], classes)}; {words}"
+            words = f"{who} unsure: {_doubt_words(table.doubt[pick.row], classes)}; {words}"
         chosen.append((int(table.case[pick.row]), int(table.place[pick.row]), words, pick.gain))
     return _suggestions(table.scans, chosen)
 
@@ -170,7 +187,8 @@ def _doubt_words(doubt: np.ndarray, classes: Sequence[str]) -> str:
     total = float(doubt.sum())
     if total <= 0:
         return "nowhere on this slice"
-    return f"{total:.3g} mm2 uncertain, mostly at {classes[int(doubt.argmax())]}"
+    area = f"{total:.0f}" if total >= 100 else f"{total:.3g}"
+    return f"{area} mm2 uncertain, mostly at {classes[int(doubt.argmax())]}"
 
 
 def _likeness(pick: Pick, table: Table, *, typical: bool) -> str:

@@ -16,7 +16,7 @@ from MedSSLLib.device import resolve_device
 from MedSSLLib.embedding import combined, slice_profiles
 from MedSSLLib.errors import InputError
 from MedSSLLib.events import Events
-from MedSSLLib.geometry import Geometry
+from MedSSLLib.geometry import Geometry, Volume
 from MedSSLLib.inference import uncertainty
 from MedSSLLib.manifest import Case
 from MedSSLLib.networks import Encoder, build_encoder, place
@@ -54,7 +54,7 @@ class Table:
         usable: slices that show something, boolean ``[rows]``.
         drawn: slices that are annotated, boolean ``[rows]``.
         features: ``[rows, f]``, standardised over the usable rows; no columns without an encoder.
-        doubt: see :func:`slice_doubt`, ``[rows, classes]``; no columns without a model.
+        doubt: see :func:`class_doubt`, ``[rows, classes]``; no columns without a model.
     """
 
     scans: tuple[Scan, ...]
@@ -73,19 +73,28 @@ class Table:
 
 @dataclass(frozen=True)
 class Viewer:
-    """What a run brings: its plan, its encoder, and its model when it segments."""
+    """What a run brings: its plan, its encoder, and its model when it segments; and the models of other runs."""
 
     plan: Plan
     encoder: Encoder
     device: torch.device
     model: Model | None = None
+    others: tuple[Model, ...] = ()
 
 
-def load_viewer(project: Project, run: str, device: str, precision: str) -> Viewer:
+def load_viewer(project: Project, run: str, device: str, precision: str, also: Sequence[str] = ()) -> Viewer:
     """The encoder of a finished pre-training run, or encoder and model of a finished training run.
 
+    Args:
+        project: the project.
+        run: its name.
+        device: as in RunConfig.
+        precision: as in RunConfig.
+        also: further training runs, whose models shall predict too.
+
     Raises:
-        InputError: the run does not exist or is not finished, or the device does not exist.
+        InputError: a run does not exist or is not finished, a further one has other classes, or the device does not
+            exist.
     """
     folder = project.run_folder(run)
     weights = resolve_weights(project, run)
@@ -93,13 +102,22 @@ def load_viewer(project: Project, run: str, device: str, precision: str) -> View
     config, plan = read_config(folder), read_plan(folder)
     if config.command != "pretrain":
         model = load_model(folder, device, precision)
-        return Viewer(plan, model.network.encoder, model.device, model)
+        others = tuple(_alike(model, load_model(project.run_folder(other), device, precision), other) for other in also)
+        return Viewer(plan, model.network.encoder, model.device, model, others)
     where = resolve_device(device)
     encoder = build_encoder(plan.dim, plan.channels, plan.strides, config.network)
     encoder.load_state_dict(unprefixed("encoder", load_tensors(weights)[0]))
     encoder.eval()
     place(encoder, where, plan.dim)
     return Viewer(plan, encoder, where)
+
+
+def _alike(model: Model, other: Model, name: str) -> Model:
+    """The other model. Raises InputError when it tells other classes apart."""
+    if (other.classes, other.values) != (model.classes, model.values):
+        raise InputError(f"run {name!r} has the classes {', '.join(other.classes[1:])}, not "
+                         f"{', '.join(model.classes[1:])} with the same values", remedy="Name runs of the same classes")
+    return other
 
 
 def survey(cases: Sequence[Case], events: Events) -> list[Scan]:
@@ -146,8 +164,8 @@ def look(project: Project, scans: Sequence[Scan], viewer: Viewer, events: Events
         usable.append(not_empty(rows @ slice_spread(image, axis)))
         profiles = slice_profiles(viewer.encoder, image, viewer.plan, viewer.device, axis)
         levels.append([rows @ profile for profile in profiles])
-        doubts.append(rows @ slice_doubt(viewer.model, image, cache.geometry(name), axis, flips=flips)
-                      if viewer.model else np.zeros((scan.count, 0)))
+        doubts.append(rows @ class_doubt(_predicted(viewer, scan.case, image, cache.geometry(name), flips),
+                                         cache.geometry(name), axis) if viewer.model else np.zeros((scan.count, 0)))
         events.progress("look", number, len(kept))
     features = combined([np.concatenate(level) for level in zip(*levels, strict=True)], np.concatenate(usable))
     return Table(kept, np.repeat(np.arange(len(kept)), [scan.count for scan in kept]),
@@ -155,14 +173,30 @@ def look(project: Project, scans: Sequence[Scan], viewer: Viewer, events: Events
                  np.concatenate([scan.drawn for scan in kept]), features, np.concatenate(doubts))
 
 
-def slice_doubt(model: Model, image: np.ndarray, grid: Geometry, axis: int, *, flips: bool = False) -> np.ndarray:
+def _predicted(viewer: Viewer, case: Case, image: np.ndarray, grid: Geometry, flips: bool) -> Tensor:
+    """Probabilities ``[k, d, h, w]`` of a preprocessed case on its grid, the mean over all models of the viewer.
+
+    Every model sees the case on the grid of its own plan.
+    """
+    assert viewer.model is not None
+    total = viewer.model.on_grid(image, flips=flips)
+    volumes = [io.read_image(path, case=case.name) for path in case.images] if viewer.others else []
+    for other in viewer.others:
+        probabilities, own = other.probabilities(volumes, flips=flips)
+        total = total + torch.from_numpy(np.stack([
+            io.resample(Volume(p, own), grid, interpolation="linear", outside=float(index == 0)).array
+            for index, p in enumerate(probabilities.numpy())
+        ]))
+    return total / (1 + len(viewer.others))
+
+
+def class_doubt(probabilities: Tensor, grid: Geometry, axis: int) -> np.ndarray:
     """Uncertain area in mm2 of every grid slice along an array axis, by the foreground class in doubt: ``[n, k - 1]``.
 
     The area is the sum of the normalised predictive entropy over the slice; each voxel's goes to its most probable
-    foreground class. With flips it is the entropy of the mean over mirrored images, which is their mean entropy plus
-    their disagreement (the mutual information of Houlsby et al. 2011, arXiv 1112.5745).
+    foreground class. Where the probabilities are a mean, over mirrored images or over models, their entropy is the mean
+    entropy plus the disagreement (the mutual information of Houlsby et al. 2011, arXiv 1112.5745).
     """
-    probabilities = model.on_grid(image, flips=flips)
     within = [other for other in (0, 1, 2) if other != axis]
     area = float(np.prod([grid.spacing[2 - other] for other in within]))
     return np.stack([part.sum(within).numpy() * area for part in _by_class(probabilities)], 1)

@@ -84,6 +84,12 @@ def suggestedSlices(entries, case):
     return {axis: sorted(indices) for axis, indices in result.items()}
 
 
+def reason(entries, case, axis, index):
+    """Why a slice is suggested, "" where it is not."""
+    return next((str(entry.get("reason") or "") for entry in entries
+                 if (entry["case"], int(entry["axis"]), int(entry["index"])) == (case, axis, index)), "")
+
+
 def nextCase(entries, case):
     """The case after this one in the order of the suggestions, None where there is no other."""
     names = list(dict.fromkeys(entry["case"] for entry in entries))

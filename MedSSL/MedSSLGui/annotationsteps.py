@@ -34,3 +34,19 @@ def completionSteps(log, view, path):
     finally:
         log.filling = False
     session.say(_("{case}: the other slices are filled in. Check them before you mark them.").format(case=view.name), "done")
+
+
+def correctionSteps(panel, wanted):
+    """Copy the shown slice of a prediction into the annotation of the case that a panel shows, and mark it."""
+    yield
+    if not panel.alive():
+        return
+    axis = panel.axis()
+    shown = panel.view.shownSlice(axis)
+    index = panel.view.size[axis] // 2 if shown is None else shown
+    others = [each for each in range(panel.view.size[axis]) if each != index]
+    yield from scene.fillSteps(panel.view.segmentation, panel.view.image, wanted["label"], panel.store.classes(),
+                               {axis: others})
+    panel.view.segmentation.GetDisplayNode().SetVisibility(True)
+    panel.mark(axis, [index])
+    panel.session.say(_("Slice {n} is in the annotation now: correct it, then fine-tune again.").format(n=index), "done")

@@ -17,6 +17,10 @@ def _suggest_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--budget", type=positive(int), required=True, metavar="N", help="number of slices")
     parser.add_argument("--run", metavar="RUN", help="a finished run: pre-trained (coverage), or trained (all)")
     parser.add_argument(
+        "--also", action="append", default=[], metavar="RUN",
+        help="a further trained run, repeatable: where the models disagree counts as unsure",
+    )  # fmt: skip
+    parser.add_argument(
         "--strategy", choices=_STRATEGIES, default="hybrid",
         help="represent all slices (coverage), where the model is unsure (uncertainty), both (hybrid, default), "
         "evenly spaced, or random",
@@ -44,7 +48,7 @@ def suggest(args: argparse.Namespace, events: Events) -> None:
 
     options = SuggestOptions(
         args.budget, args.strategy, args.per_case, args.seed, args.flips, args.device or "auto",
-        args.precision or "auto",
+        args.precision or "auto", tuple(args.also),
     )  # fmt: skip
     found = run_suggest(project, args.run, options, events, args.out)
     path = args.out or project.folder / FILE_NAME
@@ -63,7 +67,8 @@ COMMANDS = (
         "PROJECT --budget N [--run RUN] [options]",
         ("medssl suggest heart --budget 6",
          "medssl suggest heart --budget 6 --run learned",
-         "medssl suggest heart --budget 12 --run first --strategy uncertainty --json"),
+         "medssl suggest heart --budget 12 --run first --strategy uncertainty --json",
+         "medssl suggest heart --budget 12 --run from-pgl --also from-gcl"),
         "Ranks slices of all cases but the test cases, with a reason each; labels are not read. Slices count from 0 "
         "on the axes i, j, k of the image, as in medssl.json. Annotated slices count as chosen. Without a run, "
         "hybrid is even; with a pre-training run it is coverage.",

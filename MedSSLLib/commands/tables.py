@@ -92,10 +92,20 @@ def print_metrics(result: Row) -> None:
 def print_quality(quality: Row | None) -> None:
     """Predicted against true Dice, where ``predict --quality`` was used."""
     if quality is not None:
-        names = ("n", "spearman", "mean_absolute_error", "inside_interval")
-        cells = [(name.replace("_", " "), _number(quality[name]) if name != "n" else str(quality[name]))
-                 for name in names]
-        print_table(("predicted Dice", ""), [*cells, ("to review", ", ".join(quality["review"]) or "-")])
+        low, high = quality["spearman_interval"] or (None, None)
+        cells = [("n", str(quality["n"])), ("spearman", _number(quality["spearman"])),
+                 ("95 % interval", f"{_number(low)} to {_number(high)}" if low is not None else "-"),
+                 ("mean absolute error", _number(quality["mean_absolute_error"])),
+                 ("inside interval", _number(quality["inside_interval"]))]
+        print_table(("predicted Dice", ""), cells)
+        _print_names("to review", quality["review"])
+        _print_names("left out, as the run has used their labels", quality["left_out"])
+
+
+def _print_names(what: str, names: Sequence[str]) -> None:
+    """Names that would make a table too wide."""
+    if names:
+        print(f"{len(names)} {what}: {', '.join(names)}")
 
 
 def print_calibration(calibration: Row | None) -> None:

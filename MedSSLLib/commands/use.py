@@ -25,8 +25,9 @@ def _predict_arguments(parser: argparse.ArgumentParser) -> None:
         help="average over mirrored images, 4 to 8 times slower; for models trained with flips (augment.flip)",
     )  # fmt: skip
     parser.add_argument(
-        "--quality", action="store_true", help="also estimate the Dice of every case, into quality.json (as slow)"
-    )
+        "--quality", action="store_true",
+        help="also estimate the Dice of every case, into quality.json (six times slower)",
+    )  # fmt: skip
     parser.add_argument(
         "--components", choices=("auto", "largest", "all"), default="auto",
         help="pieces to keep: the largest of the classes that are one piece in the training labels (auto, default), "

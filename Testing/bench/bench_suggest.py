@@ -112,14 +112,16 @@ def summary(records: list[dict], patients: dict[str, str]) -> dict[str, dict]:
     """Per budget what every strategy reaches, and hybrid has over each other one: mean and 95 % interval."""
     found = {}
     for budget in sorted({record["budget"] for record in records}):
-        tables = {s: np.array([by_patient(r["dice"], patients) for r in records
-                               if (r["budget"], r["strategy"]) == (budget, s)]) for s in STRATEGIES}
-        tables = {s: table for s, table in tables.items() if len(table)}
-        row = {s: {"interval": [round(v, 4) for v in bootstrap_interval(t)], "repeats": len(t)}
+        tables = {s: {r["repeat"]: np.array(by_patient(r["dice"], patients)) for r in records
+                      if (r["budget"], r["strategy"]) == (budget, s)} for s in STRATEGIES}
+        tables = {s: table for s, table in tables.items() if table}
+        row = {s: {"interval": [round(v, 4) for v in bootstrap_interval(np.array([*t.values()]))], "repeats": len(t)}
                for s, t in tables.items()}  # fmt: skip
-        for s in tables.keys() - {"hybrid"} if "hybrid" in tables else ():
-            both = min(len(tables[s]), len(tables["hybrid"]))
-            interval = bootstrap_interval(tables["hybrid"][:both] - tables[s][:both])
+        for s in sorted(tables.keys() - {"hybrid"}) if "hybrid" in tables else ():
+            both = sorted(tables[s].keys() & tables["hybrid"].keys())
+            if not both:
+                continue
+            interval = bootstrap_interval(np.array([tables["hybrid"][n] - tables[s][n] for n in both]))
             row[f"hybrid minus {s}"] = [round(value, 4) for value in interval]
         found[str(budget)] = row
     return found

@@ -165,7 +165,7 @@ def test_suggested_slices_lead_from_case_to_case(drawn):
     from MedSSLLib.files import write_json
 
     panel = drawn.shell.panels["annotate"]
-    slices = [{"case": name, "axis": 2, "index": index} for name, index in
+    slices = [{"case": name, "axis": 2, "index": index, "reason": f"typical of {index}"} for name, index in
               (("heart_01", 8), ("heart_02", 3), ("heart_01", 2))]
     write_json(drawn.store.folder / "suggestions.json", {"format": "medssl-suggestions", "format_version": 1,
                                                          "slices": slices})
@@ -175,9 +175,24 @@ def test_suggested_slices_lead_from_case_to_case(drawn):
     for expected in (2, 8):
         drawn.click("nextSliceButton")
         assert panel.view.shownSlice(2) == expected
+        assert drawn.status() == f"heart_01, slice {expected}: typical of {expected}"
     drawn.click("nextSliceButton")
     drawn.settle()
     assert panel.view.name == "heart_02" and panel.suggested == [3]
+    assert panel.view.shownSlice(2) == 3, "the first one is not skipped, though it lies before the middle"
+    drawn.click("nextSliceButton")
+    drawn.settle()
+    assert panel.view.name == "heart_01" and panel.view.shownSlice(2) == 2
+    panel.mark(2, [2])
+    drawn.click("loadCaseButton")
+    drawn.settle()
+    assert panel.view.shownSlice(2) == 8, "2 is done"
+
+
+def test_suggestions_in_other_cases_are_told_of(drawn):
+    panel = drawn.shell.panels["annotate"]
+    panel.takeSuggestion({"event": "done", "slices": [{"case": "heart_02", "axis": 2, "index": n} for n in (3, 5)]})
+    assert drawn.status() == "2 slices are suggested, in other cases. Show heart_02 to begin."
 
 
 def test_another_direction_keeps_what_is_not_saved(drawn):
@@ -231,3 +246,14 @@ def test_another_project_with_the_same_names_gets_nothing_of_this_one(drawn, coh
     assert marked(drawn) == {} and drawn.store.case("heart_01").label is None
     drawn.open_project(first)
     assert drawn.store.case("heart_01").annotated.slices == ((2, (4,)),)
+
+
+def test_a_correction_takes_the_slice_that_is_shown(drawn):
+    panel = drawn.shell.panels["annotate"]
+    size = panel.view.size
+    panel.takeSuggestion({"event": "done", "slices": [{"case": "heart_01", "axis": 2, "index": 2}]})
+    panel.view.jumpTo(2, 5)
+    panel.takeCorrection({"case": "heart_01", "label": np.ones(size[::-1], np.uint8)})
+    drawn.settle()
+    assert marked(drawn) == {2: [5]} and panel.view.shownSlice(2) == 5, "not the suggested one"
+    assert "Slice 5 is in the annotation now" in drawn.status()

@@ -130,7 +130,8 @@ def test_one_annotated_slice_is_enough(sparse):
 
 @pytest.mark.parametrize(("case", "change", "words"), [
     ("nobody", {}, "no case is called nobody"), ("case3", {}, "case3: has no annotated slice.*Draw"),
-    ("case1", {}, "case1: .*nothing to complete.*--annotated-slices"), ("case2", {}, "case2: is a test case"),
+    ("case1", {}, "case1: .*nothing to complete.*--annotated-slices"),
+    ("case2", {}, "case2: is a test case.*Complete another"),
     ("case0", {"annotated_slices": 2}, "case0: has 3 annotated slices.*Leave"),
     ("case0", {"options.edge": 0}, "'options.edge' is 0, it must be greater than 0"),
     ("case0", {"options.colour": "red"}, "'options.colour' does not exist"),
@@ -142,6 +143,13 @@ def test_what_cannot_be_completed_is_refused_and_leaves_no_run(sparse, case, cha
         run_complete(sparse, config(case, **change), Events())
     assert __import__("re").search(words, str(caught.value)), str(caught.value)
     assert len(sparse.runs()) == before
+
+
+def test_a_case_of_which_every_slice_is_drawn_is_refused(sparse):
+    case = sparse.case("case0")
+    sparse.set_annotated("case0", Annotated.of([(2, range(io.read_header(case.images[0]).size[2]))]))
+    with pytest.raises(InputError, match="every slice, there is nothing to complete"):
+        run_complete(sparse, config("case0"), Events())
 
 
 def test_slices_without_any_structure_are_refused(sparse):

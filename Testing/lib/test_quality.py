@@ -19,7 +19,16 @@ from MedSSLLib.labels import Annotated
 from MedSSLLib.manifest import Case
 from MedSSLLib.planning import make_plan
 from MedSSLLib.predict import Model, PredictOptions
-from MedSSLLib.quality import Raw, calibrated, compared, drop_estimate, expected_dice, judged, spearman
+from MedSSLLib.quality import (
+    Raw,
+    calibrated,
+    compared,
+    drop_estimate,
+    expected_dice,
+    judged,
+    spearman,
+    spearman_interval,
+)
 from MedSSLLib.runfolder import write_config
 from Testing.lib.core_helpers import loud, tiny_config, tiny_project
 from Testing.lib.grid_helpers import GRIDS
@@ -117,10 +126,11 @@ def test_the_interval_covers_cases_of_new_patients():
 def test_review():
     assert judged(None, [])["review"] and judged(None, [])["dice"] == 0
     assert not judged(Raw(0.9, 0.9, (0.9,)), [])["review"]
-    assert "0.60" in judged(Raw(0.5, 0.7, (0.7,)), [])["why"]
+    assert judged(Raw(0.5, 0.7, (0.7,)), [])["why"] == "the estimated Dice is 0.60", "no interval, so no lower end"
     wide = singly((0.9, 0.9 + e) for e in (-0.4, 0.05, 0.1, -0.1, 0.08, 0.02))
     entry = judged(Raw(0.9, 0.9, (0.9,)), wide)
     assert entry["dice"] > 0.7 > entry["low"] and entry["review"], "the lower end decides"
+    assert entry["why"] == f"Dice may be as low as {entry['low']:.2f}"
 
 
 def test_rank_correlation_by_hand():
@@ -135,6 +145,32 @@ def test_rank_correlation_by_hand():
     assert found["n"] == 3 and found["spearman"] == pytest.approx(1)
     assert found["mean_absolute_error"] == pytest.approx((0.05 + 0.3 + 0.15) / 3)
     assert found["inside_interval"] == pytest.approx(1 / 3) and found["review"] == ["c0", "other"]
+    assert found["left_out"] == [] and found["spearman_interval"] is None
+
+
+def test_cases_whose_labels_the_run_used_are_not_compared():
+    entries = {f"c{n}": {"dice": d, "low": d - 0.1, "high": d + 0.1, "review": False}
+               for n, d in enumerate((0.7, 0.8, 0.9, 0.6))}
+    quality = {"cases": entries, "seen": ["c3", "unscored"]}
+    found = compared(quality, {"c0": 0.75, "c1": 0.85, "c2": 0.95, "c3": 0.1})
+    assert (found["n"], found["left_out"]) == (3, ["c3"]) and found["spearman"] == pytest.approx(1)
+    assert found["mean_absolute_error"] == pytest.approx(0.05) and found["inside_interval"] == 1
+
+
+def test_the_interval_of_a_rank_correlation_by_hand_and_by_chance():
+    """tanh(atanh 0.6 +- 1.96 sqrt(1.18 / 27)) for 30 cases; it holds the truth of normal data 95 times of 100."""
+    z, half = 0.5 * np.log(1.6 / 0.4), 1.96 * np.sqrt(1.18 / 27)
+    expected = [(np.exp(2 * x) - 1) / (np.exp(2 * x) + 1) for x in (z - half, z + half)]
+    assert spearman_interval(0.6, 30) == pytest.approx(expected, abs=1e-4)
+    assert spearman_interval(0.6, 3) is None and spearman_interval(None, 30) is None
+    assert spearman_interval(1.0, 30) == pytest.approx((1, 1), abs=1e-3)
+    rng, r, hits = np.random.default_rng(0), 0.7, 0
+    truth = 6 / np.pi * np.arcsin(r / 2)  # of a bivariate normal distribution (Pearson 1907)
+    for _ in range(400):
+        first = rng.normal(size=40)
+        low, high = spearman_interval(spearman(first, r * first + np.sqrt(1 - r**2) * rng.normal(size=40)), 40)
+        hits += low <= truth <= high
+    assert 0.92 < hits / 400 < 0.98
 
 
 class Threshold(torch.nn.Module):
@@ -179,7 +215,8 @@ def test_predict_writes_the_estimate_and_evaluate_compares_it(tmp_path, capsys):
     from MedSSLLib.finetune import run_finetune
 
     project = tiny_project(tmp_path, 12)
-    run_finetune(project, tiny_config(name="m", dim="2d", training__steps=40, optimiser__lr=1e-2), Events())
+    run_finetune(project, tiny_config(name="m", dim="2d", training__steps=40, optimiser__lr=1e-2,
+                                       labelled=[f"case{n}" for n in range(2, 12)]), Events())
     facts = json.loads((project.run_folder("m") / "config.json").read_text())["data"]
     assert facts["validation"]
     out = tmp_path / "out"
@@ -191,8 +228,11 @@ def test_predict_writes_the_estimate_and_evaluate_compares_it(tmp_path, capsys):
     assert len(content["known"]) == len(facts["validation"])
     result = evaluate_folder(out, tmp_path / "data" / "labelsTr", None)
     true = result["summary"]["dice"]["per_case"]
-    assert result["quality"]["n"] == 4
-    error = np.mean([abs(content["cases"][name]["dice"] - true[name]) for name in true])
+    used = {*facts["labelled"], *facts["validation"]}
+    assert set(content["seen"]) == used and result["quality"]["left_out"] == sorted(used & true.keys())
+    new = true.keys() - used
+    assert result["quality"]["n"] == len(new) > 0
+    error = np.mean([abs(content["cases"][name]["dice"] - true[name]) for name in new])
     assert result["quality"]["mean_absolute_error"] == pytest.approx(error)
     assert main([word for word in arguments if word != "--quality"]) == 0
     assert not (out / "quality.json").exists(), "estimates of replaced predictions"

@@ -23,7 +23,7 @@ from MedSSLLib.project import Project
 from MedSSLLib.runfolder import WEIGHTS, write_config
 from MedSSLLib.slices import slice_operator
 from MedSSLLib.suggest import SuggestOptions, run_suggest
-from MedSSLLib.survey import slice_doubt
+from MedSSLLib.survey import class_doubt
 from Testing.lib.core_helpers import loud, tiny_config
 from Testing.lib.grid_helpers import GRIDS
 
@@ -69,7 +69,7 @@ def test_the_unsure_slice_is_named_on_the_source_grid(name, dim):
         model = _threshold(plan, 0.0)  # the mean of the normalised image
         image, grid = preprocess_image([Volume(array, geometry)], plan)
         along, rows = slice_operator(geometry, grid, axis)
-        doubt = rows @ slice_doubt(model, image, grid, along)
+        doubt = rows @ class_doubt(model.on_grid(image), grid, along)
         assert doubt.shape == (geometry.size[axis], 1) and int(doubt[:, 0].argmax()) == wanted
         sides = np.array(geometry.size) * geometry.spacing
         area = sides.prod() / sides[axis]
@@ -143,6 +143,51 @@ def test_features_are_standardised_over_slices_that_show_something(runs):
     table = survey.look(runs, survey.survey(runs.pool, Events()), cpu, Events())
     assert 0 < table.usable.sum() < len(table.usable)
     np.testing.assert_allclose(table.features[table.usable].mean(0), 0, atol=1e-5)
+
+
+def _second_model(project, name="second", classes=None):
+    """A further run, on another grid, whose weights nobody trained."""
+    torch.manual_seed(4)
+    plan = make_plan([io.read_header(case.images[0]) for case in project.pool], modality="MR", dim="3d")
+    plan = plan.model_copy(update={"spacing": tuple(1.3 * mm for mm in plan.spacing)})
+    config, folder = tiny_config(name=name), project.run_folder(name)
+    folder.mkdir(parents=True)
+    facts = {"classes": list(classes or project.classes), "values": list(project.values)}
+    write_config(folder, config, plan, facts)
+    save_tensors(folder / WEIGHTS, network_of(config, plan, 3).state_dict(), {})
+
+
+def test_further_runs_take_part_and_are_named(runs):
+    _second_model(runs)
+    alone, _ = suggest(runs, "model", strategy="uncertainty")
+    found, _ = suggest(runs, "model", strategy="uncertainty", also=("second",))
+    assert all(item.reason.startswith("2 models together unsure: ") for item in found)
+    assert [item.score for item in found] != [item.score for item in alone]
+    stored = json.loads((runs.folder / "suggestions.json").read_text())
+    assert (stored["run"], stored["also"]) == ("model", ["second"])
+
+
+def test_further_runs_that_cannot_take_part_are_refused(runs):
+    _second_model(runs, "other", classes=("background", "spleen", "liver"))
+    for run, also, strategy, words in (
+        ("model", "other", "hybrid", "spleen"),
+        ("model", "never", "hybrid", "does not exist"),
+        ("model", "encoder", "uncertainty", "segments nothing"),
+        ("model", "model", "uncertainty", "more than once"),
+        ("model", "model", "coverage", "no use for further runs"),
+        ("encoder", "model", "hybrid", "no use for further runs"),
+        (None, "model", "hybrid", "no use for further runs"),
+    ):
+        with pytest.raises(InputError, match=words):
+            suggest(runs, run, also=(also,), strategy=strategy)
+
+
+@pytest.mark.parametrize("doubt, words", [
+    ([0, 0], "nowhere"), ([1.234, 0], "1.23 mm2 uncertain, mostly at a"),
+    ([20, 2131.4], "2151 mm2 uncertain, mostly at b"),
+])  # fmt: skip
+def test_uncertain_areas_are_plain_numbers(doubt, words):
+    assert module._doubt_words(np.array(doubt), ("a", "b")).startswith(words)
 
 
 def test_another_seed_draws_other_random_slices(project):

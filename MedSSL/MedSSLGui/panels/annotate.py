@@ -4,7 +4,7 @@ import qt
 from slicer.i18n import tr as _
 
 from .. import advice, annotation, commands, scene
-from ..annotationsteps import completionSteps, saveSteps
+from ..annotationsteps import completionSteps, correctionSteps, saveSteps
 from ..caseview import CaseView
 from .annotationlog import AnnotationLog
 from .base import Panel, choose, chosen, fillCombo
@@ -33,7 +33,7 @@ class AnnotatePanel(Panel):
 
     def _connect(self):
         ui = self.ui
-        ui.loadCaseButton.clicked.connect(lambda: self.showCase(chosen(ui.annotateCaseComboBox)))
+        ui.loadCaseButton.clicked.connect(lambda: self.showCase(chosen(ui.annotateCaseComboBox), walk=True))
         ui.directionComboBox.currentIndexChanged.connect(lambda index: self._onDirection())
         ui.markSliceButton.clicked.connect(lambda: self.markShown())
         ui.previousSliceButton.clicked.connect(lambda: self.step(-1))
@@ -50,8 +50,8 @@ class AnnotatePanel(Panel):
 
     # -- the case -------------------------------------------------------------------------------------------------
 
-    def showCase(self, name):
-        """Bring a case and its annotation into the scene and the editor."""
+    def showCase(self, name, walk=False):
+        """Bring a case and its annotation into the scene and the editor; `walk`: with its first suggested slice."""
         case = self.store.case(name)
         if case is None:
             return
@@ -64,14 +64,14 @@ class AnnotatePanel(Panel):
         choose(self.ui.annotateCaseComboBox, name)
         self.session.showVolume(self.view.image)
         steps = self.view.fillSteps(case, self.store.classes())
-        self.session.stepper.start(steps, lambda result: self._onFilled(), self.session.sayError)
+        self.session.stepper.start(steps, lambda result: self._onFilled(walk), self.session.sayError)
 
     def _makeView(self, case):
         self.log.stop()
         self.view = CaseView(case, self.store.classes())
 
-    def _onFilled(self):
-        if not self._alive():
+    def _onFilled(self, walk):
+        if not self.alive():
             return
         view = self.view
         fillCombo(self.ui.directionComboBox, [(view.names[axis].capitalize(), str(axis)) for axis in range(3)], keep=False)
@@ -85,8 +85,17 @@ class AnnotatePanel(Panel):
         self._showSlices()
         self.refresh()
         self.session.say(_("{case}: draw on a slice, then mark it.").format(case=view.name))
+        if walk and self.axis() in asked:
+            done = marked.get(self.axis(), [])
+            self._goTo(next((index for index in self.suggested if index not in done), self.suggested[0]))
 
-    def _alive(self):
+    def _goTo(self, index):
+        """Show a suggested slice, and say why it was suggested."""
+        self.view.jumpTo(self.axis(), index)
+        if reason := annotation.reason(self.wanted, self.view.name, self.axis(), index):
+            self.session.say(_("{case}, slice {n}: {reason}").format(case=self.view.name, n=index, reason=reason))
+
+    def alive(self):
         if self.view is not None and not self.view.isAlive():
             self.log.stop()
             self.editor.edit(None, None)
@@ -96,7 +105,7 @@ class AnnotatePanel(Panel):
         return self.view is not None
 
     def _onClasses(self):
-        if self._alive():
+        if self.alive():
             scene.syncClasses(self.view.segmentation, self.store.classes())
 
     def axis(self):
@@ -104,7 +113,7 @@ class AnnotatePanel(Panel):
         return int(chosen(self.ui.directionComboBox) or 2)
 
     def _onDirection(self):
-        if self._alive():
+        if self.alive():
             self.log.watch(self.view, self.axis())
             self._suggestEvenly()
             self._showSlices()
@@ -113,7 +122,7 @@ class AnnotatePanel(Panel):
 
     def markShown(self):
         """Mark the slice that is shown as annotated."""
-        if not self._alive():
+        if not self.alive():
             return self.session.say(_("Show a case first."), "warning")
         index = self.view.shownSlice(self.axis())
         if index is None:
@@ -148,24 +157,24 @@ class AnnotatePanel(Panel):
             self.view.jumpTo(axis, index)
 
     def _selectedSlice(self):
-        item = self.ui.slicesList.currentItem() if self._alive() else None
+        item = self.ui.slicesList.currentItem() if self.alive() else None
         return tuple(int(part) for part in item.data(qt.Qt.UserRole).split(":")) if item is not None else (None, None)
 
     def step(self, direction):
         """Show the next (or previous) suggested slice; after a case's last one, the next case with suggestions."""
-        if not self._alive() or not self.suggested:
+        if not self.alive() or not self.suggested:
             return
         shown = self.view.shownSlice(self.axis())
         shown = -1 if shown is None else shown
         ahead = [i for i in self.suggested if (i > shown if direction > 0 else i < shown)]
         other = annotation.nextCase(self.wanted, self.view.name) if direction > 0 and not ahead else None
         if other is not None and self.store.case(other) is not None:
-            return self.showCase(other)
+            return self.showCase(other, walk=True)
         index = (ahead[0] if direction > 0 else ahead[-1]) if ahead else self.suggested[0 if direction > 0 else -1]
-        self.view.jumpTo(self.axis(), index)
+        self._goTo(index)
 
     def _suggestEvenly(self):
-        if self._alive():
+        if self.alive():
             mine = annotation.suggestedSlices(self.wanted, self.view.name).get(self.axis())
             self.suggested = mine or annotation.evenSlices(self.view.size[self.axis()], self.ui.budgetSpinBox.value)
             self._showProgress()
@@ -179,14 +188,18 @@ class AnnotatePanel(Panel):
     def takeSuggestion(self, event):
         """Slices that the library suggests, in any case."""
         self.wanted = event.get("slices") or []
-        if self._alive():
+        if self.alive():
             asked = annotation.suggestedSlices(self.wanted, self.view.name)
             choose(self.ui.directionComboBox, str(next(iter(asked), self.axis())))
             self._suggestEvenly()
+        cases = [entry["case"] for entry in self.wanted]
+        if cases and not (self.alive() and self.view.name in cases):
+            self.session.say(_("{n} slices are suggested, in other cases. Show {case} to begin.").format(
+                n=len(cases), case=cases[0]))
 
     def complete(self):
         """Have the slices between the annotated ones filled in."""
-        if not self._alive() or not self.view.annotated():
+        if not self.alive() or not self.view.annotated():
             self.session.say(_("Mark at least one annotated slice first."), "warning")
             return
         self.session.startJob(_("Completing {case}").format(case=self.view.name), commands.complete(
@@ -196,27 +209,13 @@ class AnnotatePanel(Panel):
         """Copy the shown slice of a prediction into the case's annotation and mark it."""
         if self.view is None or self.view.name != wanted["case"]:
             self.showCase(wanted["case"])
-        self.session.stepper.start(self._correctionSteps(wanted), None, self.session.sayError)
-
-    def _correctionSteps(self, wanted):
-        yield
-        if not self._alive():
-            return
-        axis = self.axis()
-        shown = self.view.shownSlice(axis)
-        index = self.view.size[axis] // 2 if shown is None else shown
-        others = [each for each in range(self.view.size[axis]) if each != index]
-        yield from scene.fillSteps(self.view.segmentation, self.view.image, wanted["label"], self.store.classes(),
-                                   {axis: others})
-        self.view.segmentation.GetDisplayNode().SetVisibility(True)
-        self.mark(axis, [index])
-        self.session.say(_("Slice {n} is in the annotation now: correct it, then fine-tune again.").format(n=index), "done")
+        self.session.stepper.start(correctionSteps(self, wanted), None, self.session.sayError)
 
     def takeCompletion(self, path, case=None):
         """Fill in what the library completed; annotated slices stay as drawn."""
         if case is not None and (self.view is None or self.view.name != case):
             self.showCase(case)
-        if self._alive():
+        if self.alive():
             self.session.stepper.start(completionSteps(self.log, self.view, path), None, self.session.sayError)
 
     def _latestModel(self, kinds=("finetune", "selftrain")):
@@ -225,7 +224,7 @@ class AnnotatePanel(Panel):
 
     def _onEdited(self, indices):
         """An edit changed these slices."""
-        if not self._alive():
+        if not self.alive():
             return
         if self.ui.autoMarkCheckBox.checked and 0 < len(indices) <= 3:
             self.mark(self.axis(), indices)
@@ -253,7 +252,7 @@ class AnnotatePanel(Panel):
 
     def save(self):
         """Write the annotation of the shown case into the project, if it changed."""
-        if not self._alive() or not self.store.isOpen() or self.store.case(self.view.name) is None:
+        if not self.alive() or not self.store.isOpen() or self.store.case(self.view.name) is None:
             return
         self.log.flush()
         if self.log.dirty:
@@ -275,7 +274,8 @@ class AnnotatePanel(Panel):
         hint = "" if ready else (_("Choose a case and press Show.") if entries else _("Add volumes in panel 1 first."))
         self.setHint(self.ui.annotateHint, hint)
         self.ui.loadCaseButton.setEnabled(bool(entries))
-        for name in ("markSliceButton", "previousSliceButton", "nextSliceButton", "completeButton", "suggestButton",
+        self.ui.suggestButton.setEnabled(bool(entries))
+        for name in ("markSliceButton", "previousSliceButton", "nextSliceButton", "completeButton",
                      "saveAnnotationButton", "jumpSliceButton", "removeSliceButton"):
             getattr(self.ui, name).setEnabled(ready)
 

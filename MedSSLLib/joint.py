@@ -51,7 +51,7 @@ class JointTask:
 
     Attributes:
         labelled: the task on labelled patches; its network is the one trained.
-        contrast: draws patches of labelled and pseudo-labelled cases around their structures.
+        contrast: draws patches of labelled and pseudo-labelled cases, around their structures or also elsewhere.
         classes: number of classes with background.
         matching: 'inter' matches each image with another one, 'intra' two views of the same image.
         weight: lambda.

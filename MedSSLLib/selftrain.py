@@ -268,7 +268,9 @@ def _joint_task(job: _Job, net: SegmentationNet, folder: Path, summary: dict[str
     held_out = tuple(case.name for case in data.held_out)
     labelled = SegmentationTask(net, make_sampler(ready, data.plan, data.cache, data.training), data.plan,
                                 ready.device, held_out, ready.config.freeze_encoder)
-    contrast = make_sampler(ready, data.plan, cache, drawn + pseudo, foreground=1.0, seed=ready.config.seed + number)
+    # the contrast needs structures (released code: slices with all classes), segmentation also what is none
+    share = ready.config.training.foreground if options.pseudo_weight else 1.0
+    contrast = make_sampler(ready, data.plan, cache, drawn + pseudo, foreground=share, seed=ready.config.seed + number)
     task = JointTask(labelled, contrast, len(ready.project.classes), options.matching, options.weight,
                      options.pseudo_weight, options.temperature)
     place(task.module, ready.device, data.plan.dim)

@@ -129,12 +129,16 @@ def test_what_the_joint_stage_reads(project, monkeypatch):
         return plain(ready, task, budget, stage)
 
     monkeypatch.setattr(selftrain, "fit", fit)
-    config = settings(name="reads", options__rounds=1, options__reject=["case2"])
+    config = settings(name="reads", options__rounds=1, options__reject=["case2"], training__foreground=0.25)
     selftrain.run_selftrain(project, config, Events())
     (_, first), (_, joint) = seen
     assert first.sampler.cases == joint.labelled.sampler.cases == ("case0",)
     assert set(joint.contrast.cases) == {"case0", "case1"}
     assert joint.contrast.seed != joint.labelled.sampler.seed
+    assert joint.contrast.foreground == 0.25, "pseudo-labels also teach what is no structure"
+    contrast_only = settings(name="contrast", options__rounds=1, options__pseudo_weight=0.0)
+    selftrain.run_selftrain(project, contrast_only, Events())
+    assert seen[-1][1].contrast.foreground == 1.0, "contrast alone needs structures"
 
 
 @pytest.mark.parametrize("stage", ["stage-1", "round-1", "pseudo-2", "round-2"])

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 
 from MedSSLLib import io
 from MedSSLLib.components import largest_components
+from MedSSLLib.crf import mean_field
 from MedSSLLib.errors import GuardError, InputError
 from MedSSLLib.files import read_json, write_json
 from MedSSLLib.geometry import Volume
@@ -21,8 +23,10 @@ from MedSSLLib.preprocess import preprocess_image
 from MedSSLLib.project import Project
 
 Filter = Literal["none", "consistency", "confidence"]
+Clean = Literal["none", "components", "crf"]
 SUMMARY, FORMAT_VERSION = "summary.json", 1
 GROWTH = 3.0  # factor of a class's total volume between rounds that raises the drift alarm; not from the paper
+SURE, MARGIN = 0.01, 4  # where a structure may be: its least probability, and voxels around; not from the paper
 HOLE_SHARE = 0.05  # holes up to this share of a component are filled; not from the paper
 
 
@@ -31,7 +35,8 @@ class PseudoOptions:
     """How pseudo-labels are cleaned and chosen.
 
     Attributes:
-        clean: 'components' keeps the largest component of each class and fills small holes.
+        clean: 'components' keeps the largest component of each class and fills small holes; 'crf' smooths along the
+            edges of the image first (see ``crf.py``).
         filter: 'consistency' keeps a case whose predictions agree under changes of contrast and size, 'confidence'
             one whose foreground is predicted with enough confidence.
         threshold: least agreement (Dice) or confidence (mean probability) of a kept case.
@@ -41,7 +46,7 @@ class PseudoOptions:
         start: name of the run that the first model is taken from; empty when it is trained in the same run.
     """
 
-    clean: Literal["none", "components"] = "components"
+    clean: Clean = "components"
     filter: Filter = "none"
     threshold: float = 0.8
     accept: tuple[str, ...] = ()
@@ -109,15 +114,30 @@ def _predicted(
 ) -> tuple[np.ndarray, np.ndarray, float | None]:
     """Cleaned class map, largest probability per voxel, and the agreement where the filter asks for it."""
     _, probabilities = predict_case(model, volumes, PredictOptions())
+    if options.clean == "crf":
+        probabilities = smooth(probabilities, volumes[0])
     classes = probabilities.argmax(0).astype(np.uint8)
     agreement = None
     if options.filter == "consistency":
         image, _ = preprocess_image(volumes, model.plan)
         plain, *others = (part.argmax(0).numpy() for part in model.each_variant(image))
         agreement = float(np.mean([foreground_dice(plain, other) for other in others]))
-    if options.clean == "components":
+    if options.clean != "none":
         classes = fill_small_holes(largest_components(classes))
     return classes, probabilities.max(0).astype(np.float32), agreement
+
+
+def smooth(probabilities: np.ndarray, image: Volume) -> np.ndarray:
+    """The conditional random field of an image where a structure may be: ``[k, d, h, w]`` on the image's grid."""
+    found = [np.flatnonzero((probabilities[0] < 1 - SURE).any(tuple({0, 1, 2} - {axis}))) for axis in range(3)]
+    if not len(found[0]):
+        return probabilities
+    box = tuple(slice(max(places[0] - MARGIN, 0), places[-1] + MARGIN + 1) for places in found)
+    result = probabilities.copy()
+    part, seen = (np.ascontiguousarray(x) for x in (probabilities[:, *box], image.array[box]))
+    spacing = image.geometry.spacing[::-1]
+    result[:, *box] = mean_field(torch.from_numpy(part), torch.from_numpy(seen.astype(np.float32)), spacing).numpy()
+    return result
 
 
 def keep_drawn(project: Project, case: Case, image: Volume, classes: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ from MedSSLLib.config import Frozen, RunConfig
 from MedSSLLib.errors import InputError
 from MedSSLLib.preparation import Preparation, resolve_weights
 from MedSSLLib.project import Project
-from MedSSLLib.pseudo import SUMMARY, Filter
+from MedSSLLib.pseudo import SUMMARY, Clean, Filter
 from MedSSLLib.refusals import chosen
 from MedSSLLib.runfolder import WEIGHTS, read_config, read_data
 
@@ -27,7 +27,7 @@ class SelfTrainConfig(Frozen):
     first_share: float = Field(0.4, gt=0, lt=1, description="Share of the budget for stage 1. Not from the paper.")
     temperature: float = Field(0.1, gt=0, description="Temperature (released code: 0.1).")
     pseudo_weight: float = Field(0.5, ge=0, description="Segmentation loss on pseudo-labels. Not from the paper.")
-    clean: Literal["none", "components"] = Field("components", description="Clean-up. Not from the paper.")
+    clean: Clean = Field("components", description="Clean-up; the released code has a dense CRF.")
     filter: Filter = Field("none", description="Which pseudo-labels are used; the paper found no gain from a filter.")
     threshold: float = Field(0.8, ge=0, le=1, description="Least agreement or confidence (paper tried 0.7 and 0.8).")
     accept: tuple[str, ...] = Field((), description="Cases always used; with `start` as they are in that run.")

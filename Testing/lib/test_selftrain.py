@@ -136,7 +136,7 @@ def test_what_the_joint_stage_reads(project, monkeypatch):
     assert set(joint.contrast.cases) == {"case0", "case1"}
     assert joint.contrast.seed != joint.labelled.sampler.seed
     assert joint.contrast.foreground == 0.25, "pseudo-labels also teach what is no structure"
-    contrast_only = settings(name="contrast", options__rounds=1, options__pseudo_weight=0.0)
+    contrast_only = settings(name="contrast", options__rounds=1, options__pseudo_weight=0.0, options__clean="crf")
     selftrain.run_selftrain(project, contrast_only, Events())
     assert seen[-1][1].contrast.foreground == 1.0, "contrast alone needs structures"
 

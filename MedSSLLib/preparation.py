@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from lightning_fabric import Fabric
 
@@ -19,7 +20,7 @@ from MedSSLLib.device import make_fabric, precision_of, resolve_device, resolve_
 from MedSSLLib.errors import InputError
 from MedSSLLib.events import Events
 from MedSSLLib.files import write_text
-from MedSSLLib.labels import class_indices, simulate_annotation, slice_axis
+from MedSSLLib.labels import IGNORE, class_indices, simulate_annotation, slice_axis
 from MedSSLLib.manifest import Case
 from MedSSLLib.networks import Encoder, build_encoder
 from MedSSLLib.planning import Plan, make_plan
@@ -175,11 +176,23 @@ def labelled_cases(project: Project, config: RunConfig) -> tuple[Case, ...]:
 
 
 def _simulated(project: Project, case: Case, slices: int) -> Case:
-    geometry = io.read_header(case.images[0])
+    """The case with `slices` annotated slices: of those that are drawn where only some are, else of a full label.
+
+    A label that cannot be used is left for `fill_cache` to refuse. One without structures has all its extent to choose
+    from.
+    """
+    if case.annotated is not None:
+        return replace(case, annotated=case.annotated.thinned(slices))
     assert case.label is not None
-    volume = io.read_label(case.label, geometry, case=case.name)
-    classes = class_indices(volume.array, project.values, ignore=project.ignore_value)
-    return replace(case, annotated=simulate_annotation(classes, slices, slice_axis(geometry)))
+    try:
+        geometry = io.read_header(case.images[0])
+        volume = io.read_label(case.label, geometry, case=case.name)
+        classes = class_indices(volume.array, project.values, ignore=project.ignore_value)
+    except InputError:
+        return case
+    shown = ((classes != 0) & (classes != IGNORE)).any()
+    extent = classes if shown else np.ones_like(classes)
+    return replace(case, annotated=simulate_annotation(extent, slices, slice_axis(geometry)))
 
 
 def resolve_weights(project: Project, name: str) -> Path | None:

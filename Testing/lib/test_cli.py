@@ -77,7 +77,7 @@ def scans(tmp_path) -> Path:
 def project(scans) -> Path:
     folder = scans / "project"
     images, labels = str(scans / "images"), str(scans / "labels")
-    assert main(["init", str(folder), "--images", images, "--labels", labels, "--labelled", "a", "--test", "b"]) == 0
+    assert main(["init", str(folder), "--images", images, "--labels", labels, "--labelled", "a", "--test", "b"]) == 1
     return folder
 
 
@@ -379,15 +379,16 @@ def test_a_signal_stops_a_loop_in_good_order_and_anything_else_at_once(number, p
 
 
 def test_init_lists_what_it_leaves_out_and_goes_on(scans, capsys):
-    assert main(["init", str(scans / "p"), "--images", str(scans / "images")]) == 0
+    assert main(["init", str(scans / "p"), "--images", str(scans / "images")]) == 1
     output = capsys.readouterr()
-    assert "3 cases (3 unlabelled)" in output.out
+    assert "3 cases (3 unlabelled); 1 left out" in output.out
     assert "left out" in output.err and "broken" in output.err
 
 
 def test_init_takes_modality_class_names_and_copies(scans, capsys):
     images, labels = str(scans / "images"), str(scans / "labels")
     words = ["--modality", "CT", "--classes", "1=left part", "--copy"]
+    (scans / "images" / "broken.nii.gz").unlink()
     assert main(["init", str(scans / "p"), "--images", images, "--labels", labels, *words]) == 0
     capsys.readouterr()
     assert main(["status", str(scans / "p"), "--json"]) == 0
@@ -396,11 +397,19 @@ def test_init_takes_modality_class_names_and_copies(scans, capsys):
     assert all(Path(row["image"]).is_relative_to(scans / "p") and not row["problem"] for row in facts["cases"])
 
 
-@pytest.mark.parametrize("classes", ["liver", "x=liver", "1=", "1=a,,2=b"])
+@pytest.mark.parametrize("classes", ["liver", "x=liver", "1=", "1=a,,2=b", "1=a,1=b", "1=a,2=a"])
 def test_class_names_that_cannot_be_read_are_bad_input(classes, scans, capsys):
     assert main(["init", str(scans / "p"), "--images", str(scans / "images"), "--classes", classes]) == 2
-    assert "--classes" in capsys.readouterr().err
-    assert not (scans / "p" / "medssl.json").exists()
+    assert any(word in capsys.readouterr().err for word in ("--classes", "twice"))
+    assert not (scans / "p").exists()
+
+
+def test_values_that_the_labels_have_and_classes_does_not_name_are_bad_input(scans, capsys):
+    words = ["init", str(scans / "p"), "--images", str(scans / "images"), "--labels", str(scans / "labels")]
+    assert main([*words, "--classes", "2=tumour"]) == 2
+    assert "does not name the values 1, which the labels have. Add 1=class_1" in capsys.readouterr().err
+    assert not (scans / "p").exists()
+    assert main([*words, "--classes", "1=liver,2=tumour"]) == 1  # of the four images one is broken
 
 
 def test_init_without_a_usable_image_is_bad_input(tmp_path, capsys):
@@ -431,6 +440,9 @@ def test_add_takes_new_images_only(project, scans, capsys):
     (scans / "images" / "a.nii.gz").rename(scans / "more" / "z.nii.gz")
     assert main(["add", str(project), str(scans / "more")]) == 0
     assert "1 new, in all 4 cases" in capsys.readouterr().out
+    (scans / "labels" / "a.nii.gz").rename(scans / "more" / "y.nii.gz")
+    assert main(["add", str(project), str(scans / "more")]) == 1, "z is there already"
+    assert "1 new, in all 5 cases (1 labelled, 3 unlabelled, 1 test); 1 left out" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -163,7 +163,7 @@ def test_a_refused_selection_leaves_no_run_folder(tmp_path):
 
 
 def with_labels(folder, change):
-    """A project of four cases in which `change(name, label)` gives each label file's voxels; the project, its labels."""
+    """A project of four cases in which `change(name, label)` gives the voxels of the labels, and its labels' folder."""
     project = tiny_project(folder)
     for case in project.cases:
         label = io.read_label(case.label, io.read_header(case.images[0]))

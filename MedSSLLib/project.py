@@ -131,6 +131,11 @@ class Project:
         return tuple(self._manifest.labels[value] for value in self.values)
 
     @property
+    def scored(self) -> dict[str, int]:
+        """Names and label values of everything but the background, a value to be ignored included, by value."""
+        return {name: value for value, name in sorted(self._manifest.labels.items()) if value}
+
+    @property
     def modality(self) -> str:
         """Modality of the first channel: "MR", "CT", ..."""
         return self._manifest.modality[0]

@@ -152,6 +152,13 @@ class TestOtherDataSets:
             assert "has the channels [1], expected 0 to 1" in str(project.refused[0])
             assert "image" in read_json(project.folder / "medssl.json")["training"][0]
 
+    def test_a_channel_that_is_there_twice_is_refused(self, tmp_path: Path, make_volume: Make) -> None:
+        for name in ("a_0000.nii.gz", "a_0001.nii.gz", "b_0000.nii.gz", "b_0001.nii.gz", "b_0001.nrrd"):
+            io.write_image(tmp_path / "imagesTr" / name, make_volume())
+        project = Project.create(tmp_path / "p", tmp_path / "imagesTr")
+        assert [case.name for case in project.cases] == ["a"]
+        assert "b: " in str(project.refused[0]) and "b_0001.nii.gz, b_0001.nrrd" in str(project.refused[0])
+
     def test_images_of_an_nnunet_folder(self, tmp_path: Path, make_volume: Make, make_label: Make) -> None:
         io.write_image(tmp_path / "imagesTr" / "a_0000.nii.gz", make_volume())
         io.write_image(tmp_path / "imagesTr" / "a_0001.nii.gz", make_volume())

@@ -207,6 +207,9 @@ def resolve_weights(project: Project, name: str) -> Path | None:
         if not Path(name).is_file():
             raise InputError("does not exist", file=name, remedy="Check the path of --init")
         return Path(name)
+    if Path(name).is_file() or "/" in name or Path(name).suffix in (".pt", ".pth", ".ckpt"):
+        raise InputError("is neither the name of a run nor a .safetensors file", file=name,
+                         remedy="Other weights become a run with: medssl import PROJECT --from FILE --name RUN")
     weights = project.run_folder(name) / WEIGHTS
     if not weights.exists():
         found = "is not finished: it has no weights" if weights.parent.exists() else "does not exist"

@@ -580,3 +580,30 @@ def test_threads_wait_passively_unless_told_otherwise(given, kept):
     env = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"} | given
     out = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=60, check=True)
     assert out.stdout.splitlines()[0] == kept
+
+
+def test_options_that_a_resumed_run_does_not_take_are_told(project):
+    from MedSSLLib import planning, runfolder
+    from MedSSLLib.geometry import Geometry
+    from MedSSLLib.project import Project
+    from Testing.lib.core_helpers import loud
+
+    opened = Project.open(project)
+    folder = opened.run_folder("r")
+    begun = config.RunConfig.build("finetune", overrides={"name": "r", "training.steps": "3", "labelled": '["a"]'})
+    plan = planning.make_plan([Geometry((32, 32, 32))], modality=("MR",), channels=1, dim=3)
+    runfolder.write_config(folder, begun, plan, {}, "bf16")
+    (folder / "checkpoint").mkdir()
+    (folder / "checkpoint" / "finetune.safetensors").touch()
+
+    def told(*words):
+        args = cli.build_parser().parse_args(["finetune", str(project), "--resume", *words])
+        events, record = loud()
+        training.warn_of_unused(args, training.configuration(args, "supervised", {}), {}, opened, events)
+        return " ".join(event["message"] for event in record.of("warning"))
+
+    assert told("--steps", "3", "--precision", "bf16", "--device", "cpu", "--set", "optimiser.lr=0.0020") == ""
+    message = told("--name", "r", "--steps", "9", "--precision", "32", "--set", "optimiser.lr=1")
+    assert "Run r goes on with its own settings" in message
+    assert "training.steps 9 (it has 3)" in message and "optimiser.lr 1.0 (it has 0.002)" in message
+    assert "precision 32 (it has auto)" in message

@@ -108,6 +108,7 @@ def test_the_encoder_rate_slows_the_encoder_alone(project):
 
 @pytest.mark.parametrize(("change", "words"), [
     ({"init": "never"}, "does not exist"), ({"init": "x.safetensors"}, "does not exist"),
+    ({"init": "model.pth"}, "model.pth: is neither .*medssl import"), ({"init": "../runs/a"}, "is neither the name"),
     ({"labelled": '["nobody"]'}, "nobody"), ({"training__batch": 1, "training__accumulate": 2}, "cannot be split"),
 ])  # fmt: skip
 def test_what_does_not_fit_is_refused(project, change, words):

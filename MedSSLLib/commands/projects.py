@@ -30,6 +30,11 @@ def _init_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SEL",
         help="the only cases whose labels may be read (default: all that have one)",
     )
+    parser.add_argument(
+        "--drawn", choices=("axial", "coronal", "sagittal"),
+        help="label files are drawn on some of these slices only: those that show anything count, all else is unknown "
+        "(default: a whole label, or the slices that a .seg.nrrd records)",
+    )  # fmt: skip
     parser.add_argument("--modality", metavar="NAME", help="MR (default), CT ...; one per channel, with commas")
     parser.add_argument("--classes", metavar="1=A,2=B", help="names of the label values")
     parser.add_argument("--copy", action="store_true", help="copy the images into the project")
@@ -49,6 +54,7 @@ def init(args: argparse.Namespace, events: Events) -> int:
         metadata=args.metadata,
         labelled=args.labelled,
         test=args.test,
+        drawn_plane=args.drawn or "",
     )
     try:
         _describe(project, args, classes)

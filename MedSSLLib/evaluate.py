@@ -96,7 +96,8 @@ def evaluate_pairs(
     """
     if not tolerance_mm > 0:
         raise InputError(f"tolerance is {tolerance_mm} mm", remedy="Give a positive tolerance")
-    failed, cases, unknown = dict(errors or {}), {}, {}
+    failed, cases = dict(errors or {}), {}
+    unknown: dict[str, list[int]] = {}
     for name, files in pairs.items():
         try:
             cases[name], others = _evaluate_files(name, files, tolerance_mm, classes, (annotated or {}).get(name))

@@ -65,11 +65,12 @@ def images_at(paths: Sequence[str | os.PathLike[str]], channels: int) -> Source:
     With several `channels`, the files case_0000, case_0001 ... are one case. Cases with the same name and missing
     channels are refused. Raises InputError for a folder without images.
     """
-    several, cases, refused = channels > 1, [], []
+    cases: list[Found] = []
+    refused: list[InputError] = []
     folders = [path for path in map(Path, paths) if path.is_dir()]
     loose = [path for path in map(Path, paths) if not path.is_dir()]
     for files, root in [*((find_images(folder), folder) for folder in folders), (loose, Path())]:
-        found, bad = _grouped(files, root, channels=several)
+        found, bad = _grouped(files, root, channels=channels > 1)
         cases, refused = cases + found, refused + bad
     groups: dict[str, list[Found]] = {}
     for case in cases:

@@ -80,6 +80,8 @@ def prepare(project: Project, config: RunConfig, events: Events, stack: ExitStac
         project = project.with_labelled(",".join(config.labelled))
     events.emit("start", command=config.command, method=config.method, run=folder.name, folder=str(folder),
                 device=str(fabric.device), precision=precision_of(fabric), seed=config.seed)
+    if config.precision == "16" and precision_of(fabric) != "16":
+        events.emit("warning", message="Float16 trains on CUDA cards only, so bfloat16 is taken.")
     return Preparation(project, config, folder, fabric, events)
 
 

@@ -23,6 +23,12 @@ _KEYS = {
     "filter": "options.filter", "clean": "options.clean", "weight": "options.weight",
 }  # fmt: skip
 
+TYPED = {
+    "command": "Type another command", "method": "Use pretrain --method", "preset": "Use --preset",
+    "resume": "Use --resume",
+}  # fmt: skip
+"""Settings that ``--set`` does not change, and what does."""
+
 
 def _pretrain_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("project", type=Path, metavar="PROJECT")
@@ -139,6 +145,9 @@ def _given(args: argparse.Namespace, extra: dict[str, Any]) -> dict[str, Any]:
     options = {key: getattr(args, option, None) for option, key in _KEYS.items()}
     given = {key: value for key, value in options.items() if value is not None} | extra
     settings = parse_settings(args.settings)
+    if fixed := settings.keys() & set(TYPED):
+        key = sorted(fixed)[0]
+        raise InputError(f"{key!r} cannot be set, it decides which settings there are", remedy=TYPED[key])
     if twice := settings.keys() & given.keys():
         raise InputError(f"{sorted(twice)[0]!r} is given as an option and by --set", remedy="Keep one of them")
     return given | settings

@@ -518,7 +518,14 @@ def test_settings_lists_every_key_with_its_default(capsys):
     assert main(["settings", "finetune", "--json"]) == 0
     rows = {row["key"]: row for row in json.loads(capsys.readouterr().out)}
     assert rows["optimiser.lr"]["value"] == str(config.RunConfig.build("finetune").optimiser.lr)
-    assert set(rows) <= set(config.setting_names())
+    assert set(rows) == set(config.setting_names()) - {"command", "method", "preset", "resume", "options"}
+
+
+@pytest.mark.parametrize("setting", ["preset=quick", "command=selftrain", "method=pgl", "resume=true"])
+def test_what_decides_the_settings_is_not_itself_set(setting, project, capsys):
+    """Each of these would be put on record without taking effect."""
+    assert main(["finetune", str(project), "--set", setting]) == 2
+    assert f"{setting.split('=')[0]!r} cannot be set" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("command", "key"), [

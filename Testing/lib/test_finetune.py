@@ -57,6 +57,13 @@ def test_a_run_leaves_a_complete_folder_and_learns(project):
     assert json.loads((folder / "metrics.json").read_text())["steps"] == 120
 
 
+def test_the_model_card_has_figures_in_words(project):
+    folder = run_finetune(project, tiny_config(name="card", training__steps=1), Events())
+    card = (folder / "model_card.md").read_text().split("## Figures of the training\n")[1].split("\n\n")[0]
+    assert "- calibration, why: no labelled case was held out" in card and "- steps: 1" in card
+    assert "None" not in card and "{" not in card
+
+
 def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(project):
     first = weights(run_finetune(project, tiny_config(name="s1", seed=1), Events()))
     assert same(first, weights(run_finetune(project, tiny_config(name="s2", seed=1), Events())))

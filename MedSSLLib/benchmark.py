@@ -199,7 +199,7 @@ def score_test_cases(project: Project, predictions: Path, tolerance: float) -> d
     found = {io.case_name(path): path for path in io.find_images(predictions)}
     metrics = evaluate_pairs(
         {case: (found[case], test[case].label) for case in test if case in found},  # type: ignore[misc]
-        tolerance, classes=dict(zip(project.classes[1:], project.values[1:], strict=True)),
+        tolerance, classes=project.scored,
         annotated={case: test[case].annotated for case in test if test[case].annotated},  # type: ignore[misc]
     )  # fmt: skip
     write_json(predictions / "metrics.json", metrics)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from MedSSLLib import io
-from MedSSLLib.errors import InputError
+from MedSSLLib.errors import InputError, naming
 from MedSSLLib.files import FileLock, explained_os_errors
 from MedSSLLib.geometry import Geometry, Volume
 from MedSSLLib.hashes import Hashes
@@ -192,8 +192,9 @@ class Cache:
 
         def make(folder: Path) -> None:
             volume = io.read_label(path, io.read_header(case.images[0]), case=case.name)
-            indices = class_indices(volume.array, classes.values, ignore=classes.ignore)
-            source = Volume(sparse_label(indices, annotated), volume.geometry)
+            with naming(case.name, os.fspath(path)):
+                indices = class_indices(volume.array, classes.values, ignore=classes.ignore)
+                source = Volume(sparse_label(indices, annotated), volume.geometry)
             array = preprocess_label(source, image.geometry)
             counts, ranges, places = _places(array)
             write_entry(folder, array, self.plan.dim, {

@@ -26,6 +26,12 @@ def _rising(pair: tuple[float, float]) -> tuple[float, float]:
     return pair
 
 
+def _several(folds: int) -> int:
+    if folds == 1:
+        raise PydanticCustomError("one_fold", "must be 2 or more, or 0 for none")
+    return folds
+
+
 Range = Annotated[tuple[Positive, Positive], AfterValidator(_rising)]
 Width = Annotated[int, Field(ge=1, le=4096)]
 
@@ -93,7 +99,9 @@ class TrainingConfig(Frozen):
     ema: float = Field(0.99, ge=0, lt=1, description="Decay of the averaged weights that are kept; 0 = off.")
     foreground: float = Field(0.5, ge=0, le=1, description="Share of samples centred on a labelled structure.")
     voxels: int | None = Field(None, ge=512, description="Voxels of a patch; chosen from dimension when not set.")
-    folds: int = Field(0, ge=0, description="Cross-validation folds before the final fit; 0 = none.")
+    folds: Annotated[int, AfterValidator(_several)] = Field(
+        0, ge=0, description="Cross-validation folds before the final fit; 0 = none."
+    )
     holdout: float = Field(0.1, ge=0, lt=1, description="Share of cases held out where 10 have 5 slices or more.")
     validate_every: float = Field(0.1, gt=0, le=1, description="Share of the run between validations.")
     patience: int = Field(0, ge=0, description="Validations without improvement before stopping; 0 = never stop early.")

@@ -50,9 +50,10 @@ def training_precision(name: str, device: torch.device) -> str:
     """Of training: 'auto' is also bfloat16 on processors that multiply matrices of it (AMX).
 
     There the networks of the presets take less than half the time of float32 (``bench_precision.py``); weights, sums
-    of gradients and losses stay float32. Other processors keep float32: bfloat16 was not measured on them.
+    of gradients and losses stay float32. Other processors keep float32: bfloat16 was not measured on them. Float16 is
+    for CUDA cards; where it is asked for on a processor it is bfloat16.
     """
-    if name == "auto" and device.type == "cpu" and _has_matrix_bfloat16():
+    if device.type == "cpu" and (name == "16" or (name == "auto" and _has_matrix_bfloat16())):
         return "bf16"
     return resolve_precision(name, device)
 

@@ -11,9 +11,12 @@ import numpy as np
 from MedSSLLib import io, quality
 from MedSSLLib.calibration import folder_calibration
 from MedSSLLib.errors import InputError, MedSSLError
-from MedSSLLib.files import read_json, refuse_overwriting, write_json
+from MedSSLLib.files import read_json, refuse_overwriting, require_file, write_json
 from MedSSLLib.labels import Annotated, counted_mask, label_values
 from MedSSLLib.metrics import METRICS, CaseMetrics, Record, evaluate_case
+
+IGNORED = "ignore"
+"""Name of the label value that says that nothing is known of a voxel, as in nnU-Net."""
 
 
 def evaluate_folder(
@@ -32,13 +35,15 @@ def evaluate_folder(
         references: folder with the reference labels under the same names.
         out: the JSON file to write; ``None`` = only return.
         tolerance_mm: tolerance of surface Dice in mm, > 0.
-        classes: name to label value; ``None`` = every value but 0 that occurs anywhere, named by its number.
+        classes: name to label value; ``None`` = every value but 0 that occurs anywhere, named by its number. A value
+            named "ignore" is no class: where a reference has it, nothing counts.
         annotated: annotated slices of sparsely labelled references; cases not named count fully.
 
     Returns:
         The content of ``metrics.json``: ``cases``, ``summary``, ``tolerance_mm``, ``missed`` (how many times a
         prediction lacks a class of its reference; no distance holds those), ``missing`` (references without
-        prediction), ``extra`` (predictions without reference) and ``errors`` (case -> why it was not scored);
+        prediction), ``extra`` (predictions without reference), ``unknown`` (case -> values that `classes` lacks and
+        that are not scored) and ``errors`` (case -> why it was not scored);
         ``quality`` where the predictions have a ``quality.json`` (see :func:`~MedSSLLib.quality.compared`);
         ``calibration`` where they have probabilities and `classes` is given (see :mod:`MedSSLLib.calibration`).
 
@@ -48,6 +53,7 @@ def evaluate_folder(
     twice: dict[str, str] = {}
     predicted, expected = _by_case(Path(predictions), twice), _by_case(Path(references), twice)
     if out is not None:
+        require_file(Path(out))
         refuse_overwriting([Path(out)], [*predicted.values(), *expected.values()])
     missing, extra = sorted(expected.keys() - predicted.keys()), sorted(predicted.keys() - expected.keys())
     paired = sorted((predicted.keys() & expected.keys()) - twice.keys())
@@ -65,7 +71,8 @@ def evaluate_folder(
         result["quality"] = quality.compared(content, result["summary"]["dice"]["per_case"])
     scored = {name: expected[name] for name in result["cases"]}
     try:
-        measured = folder_calibration(Path(predictions), scored, classes, annotated) if classes else None
+        kinds = {kind: value for kind, value in (classes or {}).items() if kind.lower() != IGNORED}
+        measured = folder_calibration(Path(predictions), scored, kinds, annotated) if kinds else None
     except MedSSLError as error:  # what is wrong with probabilities does not cost the scores
         measured, result["errors"]["probabilities"] = None, str(error)
     if measured:
@@ -90,9 +97,11 @@ def evaluate_pairs(
     if not tolerance_mm > 0:
         raise InputError(f"tolerance is {tolerance_mm} mm", remedy="Give a positive tolerance")
     failed, cases = dict(errors or {}), {}
+    unknown: dict[str, list[int]] = {}
     for name, files in pairs.items():
         try:
-            cases[name] = _evaluate_files(name, files, tolerance_mm, classes, (annotated or {}).get(name))
+            cases[name], others = _evaluate_files(name, files, tolerance_mm, classes, (annotated or {}).get(name))
+            unknown |= {name: others} if others else {}
         except MedSSLError as error:
             failed[name] = str(error)
     if not cases:
@@ -108,6 +117,7 @@ def evaluate_pairs(
         "missed": sum(_missed(record) for records in completed.values() for record in records.values()),
         "missing": [],
         "extra": [],
+        "unknown": unknown,
         "errors": failed,
     }
 
@@ -134,16 +144,20 @@ def _evaluate_files(
     tolerance: float,
     classes: Mapping[str, int] | None,
     annotated: Annotated | None,
-) -> CaseMetrics:
+) -> tuple[CaseMetrics, list[int]]:
+    """The metrics of a case, and the values that are neither 0, a class nor to be ignored."""
     predicted, expected = files
     geometry = io.read_header(expected)
     reference = io.read_label(expected, geometry, case=name).array
     prediction = io.read_label(predicted, geometry, case=name).array
-    if classes is None:
-        values = {*label_values(reference), *label_values(prediction)} - {0}
-        classes = {str(value): value for value in sorted(values)}
+    values = {*label_values(reference), *label_values(prediction)} - {0}
+    named = {str(value): value for value in sorted(values)} if classes is None else classes
+    scored = {kind: value for kind, value in named.items() if kind.lower() != IGNORED}
     counted = None if annotated is None else counted_mask(reference.shape, annotated)
-    return evaluate_case(prediction, reference, geometry.spacing[::-1], classes, tolerance, counted)
+    for value in set(named.values()) - set(scored.values()):
+        counted = (reference != value) & (True if counted is None else counted)
+    metrics = evaluate_case(prediction, reference, geometry.spacing[::-1], scored, tolerance, counted)
+    return metrics, sorted(values - set(named.values()))
 
 
 def _completed(cases: Mapping[str, CaseMetrics]) -> dict[str, CaseMetrics]:

@@ -107,6 +107,21 @@ def refuse_overwriting(targets: Iterable[Path], sources: Iterable[Path]) -> None
                              remedy="Choose another --out.")
 
 
+def require_folder(path: Path) -> None:
+    """Raise InputError when `path` is, or lies below, something that is no folder; it need not exist yet."""
+    there = next((p for p in (path, *path.absolute().parents) if p.exists()), path)
+    if there.exists() and not there.is_dir():
+        raise InputError("is not a folder, so no results can be written into it", file=there,
+                         remedy="Choose another --out.")
+
+
+def require_file(path: Path) -> None:
+    """Raise InputError when no file can be written at `path`: it is a folder, or lies below a file."""
+    if path.is_dir():
+        raise InputError("is a folder, expected a file to write", file=path, remedy="Choose another --out.")
+    require_folder(path.parent)
+
+
 def write_json(path: str | os.PathLike[str], obj: Any) -> None:
     """Write `obj` as UTF-8 JSON, atomically. NaN and infinities become null; paths and numpy scalars are converted."""
     write_text(path, json.dumps(_plain(obj), ensure_ascii=False, indent=1, allow_nan=False))

@@ -83,6 +83,8 @@ def run_finetune(project: Project, config: RunConfig, events: Events) -> Path:
         plan = choose_plan(ready, ready.project.pool, init)
         cache, cases = fill_cache(ready, plan, cases, labels=True)
         training, held_out = hold_out(ready, cases, init)
+        check_structures(ready, cache, training)
+        _warn_of_idle_settings(ready, training, held_out)
         unlabelled = () if ready.config.semi == "none" else add_unlabelled(ready, cache, cases)
         data = LabelledData(plan, cache, training, held_out, unlabelled)
         record(ready, plan, data.facts(len(ready.project.classes)))
@@ -93,6 +95,34 @@ def run_finetune(project: Project, config: RunConfig, events: Events) -> Path:
         figures["calibration"] = held_out_calibration(ready, data, net)
         finish(ready, plan, net, {**figures, "cross_validation": scores} if scores else figures)
         return ready.folder
+
+
+def check_structures(ready: Preparation, cache: Cache, training: Sequence[Case]) -> None:
+    """Warn of classes that no label shows where it counts: a network cannot learn them.
+
+    Raises:
+        InputError: there is no structure at all.
+    """
+    shown = {value for case in training for value in cache.counts(case.name)}
+    unseen = [name for index, name in enumerate(ready.project.classes) if index and index not in shown]
+    if not shown - {0}:
+        raise InputError(f"the labels of {', '.join(case.name for case in training[:5])} show background alone",
+                         file=str(ready.project.folder), remedy="Label cases, or mark slices, that show structures")
+    if unseen:
+        ready.events.emit("warning", message=f"No labelled case that is trained on shows {', '.join(unseen)}: "
+                                             "the model will not find it.")
+
+
+def _warn_of_idle_settings(ready: Preparation, training: Sequence[Case], held_out: Sequence[Case]) -> None:
+    """Say where cross-validation or early stopping was asked for and cannot take place."""
+    settings = ready.config.training
+    if settings.folds and len({case.patient for case in (*training, *held_out)}) < 2:
+        ready.events.emit("warning", message="training.folds does nothing: the labelled cases are of one patient.")
+    if settings.patience and not held_out:
+        ready.events.emit("warning", message=(
+            f"training.patience does not stop the {'last ' if settings.folds else ''}training early: no labelled case "
+            f"is held out to judge it (that needs {HOLDOUT_FROM} labelled cases of {SLICES_TO_JUDGE} annotated slices)."
+        ))
 
 
 def add_unlabelled(ready: Preparation, cache: Cache, labelled: Sequence[Case]) -> tuple[Case, ...]:

@@ -9,7 +9,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from MedSSLLib.errors import InputError
-from MedSSLLib.io import case_name, check_label, modality_of, read_header, read_label, recorded_slices, segment_names
+from MedSSLLib.io import (
+    case_name,
+    check_label,
+    drawn_slices,
+    modality_of,
+    read_header,
+    read_label,
+    recorded_slices,
+    segment_names,
+)
 from MedSSLLib.labels import label_values
 from MedSSLLib.manifest import Case, Manifest
 from MedSSLLib.selection import names_in, with_roles
@@ -66,7 +75,7 @@ def with_scanned_labels(manifest: Manifest, cases: Iterable[Case]) -> Manifest:
 
     Voxels are not read where classes were declared, nor twice. Raises InputError for a label that cannot be read.
     """
-    cases = [_with_recorded_slices(case) for case in cases]
+    cases = [_with_annotated_slices(case, manifest.drawn_plane) for case in cases]
     manifest = manifest.with_cases(*cases)
     if manifest.labels_from is None:
         return manifest
@@ -152,7 +161,7 @@ def _find_classes(result: Admission, manifest: Manifest, source: Source) -> None
             continue
         try:
             check_label(case.label, read_header(case.images[0]), case=name)
-            result.cases[name] = _with_recorded_slices(case)
+            result.cases[name] = _with_annotated_slices(case, manifest.drawn_plane)
             if result.labels_from is not None:
                 found = _scan(case)
                 _merge(labels, found, case)
@@ -166,11 +175,19 @@ def _find_classes(result: Admission, manifest: Manifest, source: Source) -> None
     result.labels_from = None if result.labels_from is None else tuple(scanned)
 
 
-def _with_recorded_slices(case: Case) -> Case:
-    """The case with the annotated slices its segmentation records, unless it has a record of its own."""
-    if case.annotated is not None or case.label is None or not case.label.name.lower().endswith(".nrrd"):
+def _with_annotated_slices(case: Case, drawn_plane: str) -> Case:
+    """The case with the slices that its segmentation records, or those of a plane that its label shows anything on.
+
+    A case with a record of its own keeps it; without a plane, a label without record counts as a whole.
+    """
+    may_record = case.label is not None and case.label.name.lower().endswith(".nrrd")
+    if case.annotated is not None or case.label is None or not (may_record or drawn_plane):
         return case
-    return replace(case, annotated=recorded_slices(case.label, read_header(case.images[0])))
+    grid = read_header(case.images[0])
+    found = recorded_slices(case.label, grid) if may_record else None
+    if found is None and drawn_plane:
+        found = drawn_slices(case.label, grid, drawn_plane, case=case.name)
+    return replace(case, annotated=found)
 
 
 def _scan(case: Case) -> dict[int, str]:

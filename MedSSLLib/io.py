@@ -22,7 +22,7 @@ from MedSSLLib.geometry import oriented
 from MedSSLLib.integrity import check_whole
 from MedSSLLib.io_dicom import dicom_files, read_pixels, read_series
 from MedSSLLib.io_headers import checked_grid, geometry_of, grid_of, open_header, pairs_in, segments_of, unreadable
-from MedSSLLib.io_segments import annotated_slices, check_inside, flattened
+from MedSSLLib.io_segments import annotated_slices, check_inside, flattened, planes
 from MedSSLLib.labels import Annotated, whole_numbers
 
 EXTENSIONS = (".nii.gz", ".seg.nrrd", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".hdr")
@@ -150,6 +150,20 @@ def recorded_slices(path: str | os.PathLike[str], reference: Geometry) -> Annota
     if not os.fspath(path).lower().endswith(".nrrd"):
         return None
     return annotated_slices(pairs_in(open_header(Path(path))), reference)
+
+
+def drawn_slices(path: str | os.PathLike[str], reference: Geometry, plane: str, *, case: str = "") -> Annotated:
+    """The axial, coronal or sagittal slices of the grid `reference` on which a label shows anything.
+
+    Raises InputError as `read_label` does, and for a label that shows nothing.
+    """
+    array = read_label(path, reference, case=case).array
+    axis = planes(reference).index(plane)
+    found = np.flatnonzero(array.any(axis=tuple(other for other in range(3) if other != 2 - axis)))
+    if not found.size:
+        raise InputError("shows no structure, so which of its slices are drawn is not known", case=case, file=path,
+                         remedy="Draw on some slices, or leave the label out.")
+    return Annotated.of([(axis, found.tolist())])
 
 
 def modality_of(path: str | os.PathLike[str]) -> str:

@@ -54,12 +54,17 @@ def segments(header: Mapping[str, str]) -> list[Segment]:
     return found
 
 
+def planes(geometry: Geometry) -> list[str]:
+    """What slices along the axes i, j and k are called: of all letters of its code, "LR" is sagittal and so on."""
+    return ["sagittal" if letter in "LR" else "coronal" if letter in "PA" else "axial" for letter in geometry.code]
+
+
 def annotated_slices(header: Mapping[str, str], geometry: Geometry) -> Annotated | None:
     """The annotated slices that segments' tags record ("axial:3,9;sagittal:7"), of all segments; None without a record.
 
     The names mean the image's own axes: the one that follows the patient's head-foot direction most is axial.
     """
-    names = ["sagittal" if letter in "LR" else "coronal" if letter in "PA" else "axial" for letter in geometry.code]
+    names = planes(geometry)
     pairs: list[tuple[int, list[int]]] = []
     for number in range(_LIMIT):
         if f"Segment{number}_LabelValue" not in header:

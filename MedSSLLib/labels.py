@@ -45,6 +45,12 @@ class Annotated:
         """Number of annotated slices over all axes."""
         return sum(len(indices) for _, indices in self.slices)
 
+    def thinned(self, n: int) -> Annotated:
+        """At most `n` of these slices: cut into `n` equal parts, in order, and the middle one of each part is taken."""
+        every = [(axis, [index]) for axis, indices in self.slices for index in indices]
+        count = min(n, len(every))
+        return Annotated.of(every[(2 * part + 1) * len(every) // (2 * count)] for part in range(count))
+
     def to_json(self) -> list[dict[str, Any]]:
         """The manifest form: ``[{"axis": 2, "indices": [3, 9, 15]}]``."""
         return [{"axis": axis, "indices": list(indices)} for axis, indices in self.slices]

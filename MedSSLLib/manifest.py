@@ -19,7 +19,8 @@ VERSION = 1
 ROLES = ("labelled", "unlabelled", "test")
 NO_VALUE = {"", "na", "n/a", "nan", "none", "null", "unknown", "?"}
 """Metadata that says that nothing is known, in lower case."""
-_KEYS = {"format", "format_version", "name", "modality", "labels", "labels_from", "tensorImageSize",
+PLANES = ("axial", "coronal", "sagittal")
+_KEYS = {"format", "format_version", "name", "modality", "labels", "labels_from", "drawn_plane", "tensorImageSize",
          "numTraining", "numTest", "training", "test"}
 _RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10))}
 
@@ -51,6 +52,8 @@ class Manifest:
     """Everything `medssl.json` holds. `labels` maps a label file's values to names, 0 first.
 
     labels_from: None when the classes were declared, else the names of the cases whose labels were scanned.
+    drawn_plane: where it is not empty, labels without a record of their own are drawn on some "axial", "coronal" or
+        "sagittal" slices alone: those that show anything.
     extra: keys of other programs, kept.
     """
 
@@ -59,6 +62,7 @@ class Manifest:
     labels: dict[int, str] = field(default_factory=lambda: {0: "background"})
     labels_from: tuple[str, ...] | None = ()
     cases: dict[str, Case] = field(default_factory=dict)
+    drawn_plane: str = ""
     extra: dict[str, Any] = field(default_factory=dict)
 
     def with_cases(self, *cases: Case) -> Manifest:
@@ -114,6 +118,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
         "modality": {str(n): name for n, name in enumerate(manifest.modality)},
         "labels": {str(value): manifest.labels[value] for value in sorted(manifest.labels)},
         "labels_from": manifest.labels_from,
+        **({"drawn_plane": manifest.drawn_plane} if manifest.drawn_plane else {}),
         "numTraining": len(training), "numTest": len(test), "training": training, "test": test,
         **manifest.extra,
     })
@@ -223,5 +228,12 @@ def _parse(content: dict[str, Any], folder: Path) -> Manifest:
         labels=parse_labels(content.get("labels", {})),
         labels_from=None if scanned is None else tuple(str(name) for name in scanned),
         cases=cases,
+        drawn_plane=_plane(content.get("drawn_plane", "")),
         extra={key: value for key, value in content.items() if key not in _KEYS},
     )
+
+
+def _plane(text: Any) -> str:
+    if text not in ("", *PLANES):
+        raise InputError(f"has the plane {text!r}", remedy=f"Use one of {', '.join(PLANES)}.")
+    return str(text)

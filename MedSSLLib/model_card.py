@@ -39,7 +39,7 @@ def write_model_card(folder: Path, project: Project, config: RunConfig, plan: Pl
             "cases": len(project.cases), "test": len(project.test),
             **{key: len(used[key]) for key in ("labelled", "validation", "unlabelled") if key in used},
         }),
-        "## Figures of the training\n" + _bullets({k: v for k, v in figures.items() if not isinstance(v, list)}),
+        "## Figures of the training\n" + _bullets(_in_words(figures)),
         "## Intended use\nResearch. Segmentation of the named classes in images like those it was trained on, with "
         "every result reviewed by a person. It is not a medical device.",
         "## Limits\nTrained on few labels: expect errors on other scanners, protocols, pathologies and fields of view. "
@@ -50,6 +50,17 @@ def write_model_card(folder: Path, project: Project, config: RunConfig, plan: Pl
         sections.insert(2, f"## Method\n{PAPERS[config.method]}")
     with atomic_path(folder / "model_card.md") as temporary:
         temporary.write_text("\n\n".join(sections) + "\n", encoding="utf-8")
+
+
+def _in_words(figures: dict[str, Any]) -> dict[str, Any]:
+    """The numbers and sentences, those of a group after its name; lists and what was not measured are left out."""
+    words: dict[str, Any] = {}
+    for key, value in figures.items():
+        if isinstance(value, dict):
+            words |= {f"{key}, {name}": inner for name, inner in _in_words(value).items()}
+        elif value is not None and not isinstance(value, list):
+            words[key] = f"{value:.4g}" if isinstance(value, float) else value
+    return words
 
 
 def _bullets(facts: dict[str, Any]) -> str:

@@ -18,9 +18,9 @@ from MedSSLLib.checkpoint import load_tensors
 from MedSSLLib.components import largest_components
 from MedSSLLib.config import RunConfig
 from MedSSLLib.device import resolve_device, resolve_precision
-from MedSSLLib.errors import InputError
+from MedSSLLib.errors import InputError, naming
 from MedSSLLib.events import Events
-from MedSSLLib.files import read_json, refuse_overwriting
+from MedSSLLib.files import read_json, refuse_overwriting, require_folder
 from MedSSLLib.geometry import Geometry, Volume
 from MedSSLLib.inference import VARIANTS, predict_probabilities, predict_varied, uncertainty
 from MedSSLLib.judge import Judge
@@ -30,6 +30,7 @@ from MedSSLLib.preprocess import preprocess_image
 from MedSSLLib.project import Project
 from MedSSLLib.quality import drop_estimate
 from MedSSLLib.runfolder import WEIGHTS, read_config, read_data, read_plan
+from MedSSLLib.sources import images_at
 
 
 @dataclass(frozen=True)
@@ -182,7 +183,8 @@ def run_predict(  # noqa: PLR0913 - the contract of the command
     """
     options = options or PredictOptions()
     model = load_model(project.run_folder(run), options.device, options.precision)
-    jobs = _jobs(project, cases, images)
+    jobs, refused = _jobs(project, cases, images, model.plan.channels)
+    require_folder(out)
     refuse_overwriting((path for name in jobs for path in _targets(out, name, model.classes)),
                        [*project.files, *(path for paths in jobs.values() for path in paths)])
     events.emit("start", command="predict", run=run, cases=len(jobs), device=str(model.device))
@@ -190,15 +192,17 @@ def run_predict(  # noqa: PLR0913 - the contract of the command
         events.emit("warning", message=f"Run {run} was trained without flips, so mirrored images are new to it and "
                     "averaging over them may make it worse. Train with --set augment.flip=0.5, or leave --flips out.")
     judge = Judge.of(project, run, model, options, events) if options.quality else None
+    for error in refused:
+        events.emit("warning", message=str(error))
     written: list[Path] = []
-    refused: list[InputError] = []
     quality = {}
     for number, (name, paths) in enumerate(jobs.items(), 1):
         try:
             volumes = [io.read_image(path, case=name) for path in paths]
-            label, probabilities = predict_case(model, volumes, options)
-            if judge:
-                quality[name] = judge.entry(volumes)
+            with naming(name, str(paths[0])):
+                label, probabilities = predict_case(model, volumes, options)
+                if judge:
+                    quality[name] = judge.entry(volumes)
         except InputError as error:
             refused.append(error)
             events.emit("warning", message=str(error))
@@ -214,24 +218,17 @@ def run_predict(  # noqa: PLR0913 - the contract of the command
     return Predictions(written, refused)
 
 
-def _jobs(project: Project, cases: str | None, images: Sequence[Path]) -> dict[str, tuple[Path, ...]]:
+def _jobs(
+    project: Project, cases: str | None, images: Sequence[Path], channels: int
+) -> tuple[dict[str, tuple[Path, ...]], list[InputError]]:
+    """Images by case, and what is wrong with cases that cannot be told apart or lack a channel."""
     if images:
-        found = [path for item in images for path in (_expand(item))]
-        jobs: dict[str, tuple[Path, ...]] = {io.case_name(path): (path,) for path in found}
-        if len(jobs) < len(found):
-            raise InputError("two images have the same name", remedy="Rename one, or predict them into two folders")
-        return jobs
+        source = images_at(images, channels)
+        return {case.name: case.images for case in source.cases}, list(source.refused)
     chosen = project.cases if cases is None else project.select(cases)
     if not chosen:
         raise InputError("no case is selected", remedy="Name cases with --cases, or image files with --images")
-    return {case.name: case.images for case in chosen}
-
-
-def _expand(item: Path) -> list[Path]:
-    if item.is_dir():
-        found = io.find_images(item)
-        return found or [item]
-    return [item]
+    return {case.name: case.images for case in chosen}, []
 
 
 def _targets(out: Path, name: str, classes: Sequence[str]) -> list[Path]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from lightning_fabric import Fabric
 
@@ -19,7 +20,7 @@ from MedSSLLib.device import make_fabric, precision_of, resolve_device, resolve_
 from MedSSLLib.errors import InputError
 from MedSSLLib.events import Events
 from MedSSLLib.files import write_text
-from MedSSLLib.labels import class_indices, simulate_annotation, slice_axis
+from MedSSLLib.labels import IGNORE, class_indices, simulate_annotation, slice_axis
 from MedSSLLib.manifest import Case
 from MedSSLLib.networks import Encoder, build_encoder
 from MedSSLLib.planning import Plan, make_plan
@@ -79,6 +80,8 @@ def prepare(project: Project, config: RunConfig, events: Events, stack: ExitStac
         project = project.with_labelled(",".join(config.labelled))
     events.emit("start", command=config.command, method=config.method, run=folder.name, folder=str(folder),
                 device=str(fabric.device), precision=precision_of(fabric), seed=config.seed)
+    if config.precision == "16" and precision_of(fabric) != "16":
+        events.emit("warning", message="Float16 trains on CUDA cards only, so bfloat16 is taken.")
     return Preparation(project, config, folder, fabric, events)
 
 
@@ -175,11 +178,23 @@ def labelled_cases(project: Project, config: RunConfig) -> tuple[Case, ...]:
 
 
 def _simulated(project: Project, case: Case, slices: int) -> Case:
-    geometry = io.read_header(case.images[0])
+    """The case with `slices` annotated slices: of those that are drawn where only some are, else of a full label.
+
+    A label that cannot be used is left for `fill_cache` to refuse. One without structures has all its extent to choose
+    from.
+    """
+    if case.annotated is not None:
+        return replace(case, annotated=case.annotated.thinned(slices))
     assert case.label is not None
-    volume = io.read_label(case.label, geometry, case=case.name)
-    classes = class_indices(volume.array, project.values, ignore=project.ignore_value)
-    return replace(case, annotated=simulate_annotation(classes, slices, slice_axis(geometry)))
+    try:
+        geometry = io.read_header(case.images[0])
+        volume = io.read_label(case.label, geometry, case=case.name)
+        classes = class_indices(volume.array, project.values, ignore=project.ignore_value)
+    except InputError:
+        return case
+    shown = ((classes != 0) & (classes != IGNORE)).any()
+    extent = classes if shown else np.ones_like(classes)
+    return replace(case, annotated=simulate_annotation(extent, slices, slice_axis(geometry)))
 
 
 def resolve_weights(project: Project, name: str) -> Path | None:
@@ -194,6 +209,9 @@ def resolve_weights(project: Project, name: str) -> Path | None:
         if not Path(name).is_file():
             raise InputError("does not exist", file=name, remedy="Check the path of --init")
         return Path(name)
+    if Path(name).is_file() or "/" in name or Path(name).suffix in (".pt", ".pth", ".ckpt"):
+        raise InputError("is neither the name of a run nor a .safetensors file", file=name,
+                         remedy="Other weights become a run with: medssl import PROJECT --from FILE --name RUN")
     weights = project.run_folder(name) / WEIGHTS
     if not weights.exists():
         found = "is not finished: it has no weights" if weights.parent.exists() else "does not exist"

@@ -51,17 +51,20 @@ class Project:
         return cls(folder, read_manifest(Path(os.path.abspath(folder))))
 
     @classmethod
-    def create(cls, folder: str | os.PathLike[str], images: str | os.PathLike[str], *,
-               labels: str | os.PathLike[str] | None = None, metadata: str | os.PathLike[str] | None = None,
-               labelled: str | None = None, test: str = "") -> Project:
+    def create(  # noqa: PLR0913 - the contract of `medssl init`
+        cls, folder: str | os.PathLike[str], images: str | os.PathLike[str], *,
+        labels: str | os.PathLike[str] | None = None, metadata: str | os.PathLike[str] | None = None,
+        labelled: str | None = None, test: str = "", drawn_plane: str = "",
+    ) -> Project:
         """Make and save a project from a folder of images, a data set folder or a dataset.json.
 
         labelled: selection of the cases whose labels may be read; None: every case with a label that is not a test
         case. test: selection of test cases. Only headers are read, except that the labels of labelled cases are
-        scanned for their values where no dataset.json declares them. Bad cases are left out and kept in `refused`.
+        scanned for their values where no dataset.json declares them. drawn_plane: see `Manifest`. Bad cases are left
+        out and kept in `refused`.
         Raises InputError when the project exists, a selection names an unknown case, or no case is usable.
         """
-        project = cls(folder, Manifest(name=Path(os.path.abspath(folder)).name))
+        project = cls(folder, Manifest(name=Path(os.path.abspath(folder)).name, drawn_plane=drawn_plane))
         if (project.folder / FILE_NAME).exists():
             raise InputError("is a project already", file=project.folder,
                              remedy="Use medssl add, or choose another folder.")
@@ -129,6 +132,11 @@ class Project:
     def classes(self) -> tuple[str, ...]:
         """Class names by class index, background first."""
         return tuple(self._manifest.labels[value] for value in self.values)
+
+    @property
+    def scored(self) -> dict[str, int]:
+        """Names and label values of everything but the background, a value to be ignored included, by value."""
+        return {name: value for value, name in sorted(self._manifest.labels.items()) if value}
 
     @property
     def modality(self) -> str:

@@ -60,7 +60,7 @@ def score_predictions(project: Project, predictions: Path, name: str, tolerance_
     metrics = evaluate_pairs(
         {case.name: (found[case.name], case.label) for case in cases if case.label is not None},
         tolerance_mm,
-        classes=dict(zip(project.classes[1:], project.values[1:], strict=True)),
+        classes=project.scored,
         annotated={case.name: case.annotated for case in cases if case.annotated is not None},
     )
     return Scored(name, {case: found[case] for case in metrics["cases"]}, metrics)

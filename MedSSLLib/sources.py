@@ -59,6 +59,26 @@ def discover(paths: Sequence[str | os.PathLike[str]], labels: str | os.PathLike[
     return _without_duplicates(source)
 
 
+def images_at(paths: Sequence[str | os.PathLike[str]], channels: int) -> Source:
+    """The cases of image files, DICOM folders and folders of images that are to be segmented.
+
+    With several `channels`, the files case_0000, case_0001 ... are one case. Cases with the same name and missing
+    channels are refused. Raises InputError for a folder without images.
+    """
+    cases: list[Found] = []
+    refused: list[InputError] = []
+    folders = [path for path in map(Path, paths) if path.is_dir()]
+    loose = [path for path in map(Path, paths) if not path.is_dir()]
+    for files, root in [*((find_images(folder), folder) for folder in folders), (loose, Path())]:
+        found, bad = _grouped(files, root, channels=channels > 1)
+        cases, refused = cases + found, refused + bad
+    groups: dict[str, list[Found]] = {}
+    for case in cases:
+        groups.setdefault(case.name.casefold(), []).append(case)
+    refused += [_same_name(same) for same in groups.values() if len(same) > 1]
+    return Source(tuple(same[0] for same in groups.values() if len(same) == 1), refused=tuple(refused))
+
+
 def _one(path: Path, labels: str | os.PathLike[str] | None) -> Source:
     if path.suffix.lower() == ".json":
         return _from_dataset(path)
@@ -94,18 +114,22 @@ def _grouped(files: Iterable[Path], root: Path, *, channels: bool) -> tuple[list
     """Cases of image files: each file its own, or (channels) case_0000, case_0001 ... together."""
     if not channels:
         return [Found(_name_below(file, root), (file,)) for file in files], []
-    groups: dict[str, dict[int, Path]] = {}
+    groups: dict[str, list[tuple[int, Path]]] = {}
     for file in files:
         match = _CHANNEL.match(case_name(file))
-        name, channel = (match.group(1), int(match.group(2))) if match else (case_name(file), 0)
-        groups.setdefault(name, {})[channel] = file
+        name, channel = (match.group(1), int(match.group(2))) if match else (_name_below(file, root), 0)
+        groups.setdefault(name, []).append((channel, file))
     cases, refused = [], []
     for name, parts in groups.items():
-        if sorted(parts) == list(range(len(parts))):
-            cases.append(Found(name, tuple(parts[n] for n in sorted(parts))))
+        numbers, ordered = [number for number, _ in sorted(parts)], tuple(file for _, file in sorted(parts))
+        if numbers == list(range(len(parts))):
+            cases.append(Found(name, ordered))
+        elif len(set(numbers)) < len(numbers):
+            refused.append(InputError(f"has a channel twice: {', '.join(file.name for file in ordered)}", case=name,
+                                      file=ordered[0], remedy="Rename or remove one of them."))
         else:
-            refused.append(InputError(f"has the channels {sorted(parts)}, expected 0 to {max(parts)}", case=name,
-                                      file=parts[min(parts)], remedy="Add the missing channel files."))
+            refused.append(InputError(f"has the channels {numbers}, expected 0 to {numbers[-1]}", case=name,
+                                      file=ordered[0], remedy="Add the missing channel files."))
     return cases, refused
 
 
@@ -113,7 +137,7 @@ def _name_below(file: Path, root: Path) -> str:
     """The case's name; a DICOM folder further down is named by its way there (patient_study_series)."""
     if file.is_dir() and file != root:
         return "_".join(file.relative_to(root).parts)
-    return case_name(file)
+    return case_name(os.path.abspath(file))  # of the folder "." too
 
 
 def _from_dataset(path: Path) -> Source:
@@ -222,7 +246,11 @@ def _without_duplicates(source: Source) -> Source:
             refused.append(InputError(error.finding, file=case.images[0], remedy=f"Rename it. {error.remedy}"))
     for same in groups.values():
         if len(same) > 1:
-            refused.append(InputError(f"is the name of {len(same)} images: {', '.join(str(c.images[0]) for c in same)}",
-                                      case=same[0].name, remedy="Rename or remove all but one of them."))
+            refused.append(_same_name(same))
     kept = sorted((same[0] for same in groups.values() if len(same) == 1), key=lambda case: case.name)
     return replace(source, cases=tuple(kept), refused=tuple(refused))
+
+
+def _same_name(same: Sequence[Found]) -> InputError:
+    return InputError(f"is the name of {len(same)} images: {', '.join(str(case.images[0]) for case in same)}",
+                      case=same[0].name, remedy="Rename or remove all but one of them.")

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from MedSSLLib.commands.base import Command, positive, say, training_options
-from MedSSLLib.commands.training import configuration
+from MedSSLLib.commands.training import configuration, warn_of_unused
 from MedSSLLib.errors import InputError
 from MedSSLLib.events import Events
 
@@ -33,6 +33,7 @@ def complete(args: argparse.Namespace, events: Events) -> None:
     if args.out:
         extra["options.out"] = str(args.out.absolute())
     config = configuration(args, "supervised", extra)
+    warn_of_unused(args, config, extra, project, events)
     from MedSSLLib.complete import run_complete
 
     say(args, f"Completed: {run_complete(project, config, events)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,11 @@ def _init_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SEL",
         help="the only cases whose labels may be read (default: all that have one)",
     )
+    parser.add_argument(
+        "--drawn", choices=("axial", "coronal", "sagittal"),
+        help="label files are drawn on some of these slices only: those that show anything count, all else is unknown "
+        "(default: a whole label, or the slices that a .seg.nrrd records)",
+    )  # fmt: skip
     parser.add_argument("--modality", metavar="NAME", help="MR (default), CT ...; one per channel, with commas")
     parser.add_argument("--classes", metavar="1=A,2=B", help="names of the label values")
     parser.add_argument("--copy", action="store_true", help="copy the images into the project")
@@ -36,10 +42,11 @@ def _init_arguments(parser: argparse.ArgumentParser) -> None:
     output_options(parser, events=False)
 
 
-def init(args: argparse.Namespace, events: Events) -> None:
+def init(args: argparse.Namespace, events: Events) -> int:
     from MedSSLLib.manifest import FILE_NAME
     from MedSSLLib.project import Project
 
+    classes = _class_names(args.classes) if args.classes else {}
     project = Project.create(
         args.project,
         args.images,
@@ -47,22 +54,26 @@ def init(args: argparse.Namespace, events: Events) -> None:
         metadata=args.metadata,
         labelled=args.labelled,
         test=args.test,
+        drawn_plane=args.drawn or "",
     )
     try:
-        _describe(project, args)
+        _describe(project, args, classes)
     except BaseException:
         project.folder.joinpath(FILE_NAME).unlink()  # no project rather than half of one
+        with contextlib.suppress(OSError):
+            project.folder.rmdir()  # where nothing else is in it
         raise
-    _report(project, events)
-    say(args, f"Project {project.folder}: {_counts(project)}.")
+    say(args, f"Project {project.folder}: {_counts(project)}{_report(project, events)}.")
+    return 1 if project.refused else 0
 
 
-def _describe(project: Project, args: argparse.Namespace) -> None:
+def _describe(project: Project, args: argparse.Namespace, classes: dict[int, str]) -> None:
     """What the options say beyond the files themselves."""
     if args.modality:
         project.set_modality(*args.modality.split(","))
-    if args.classes:
-        project.set_labels(_class_names(args.classes))
+    if classes:
+        _check_all_named(project, classes)
+        project.set_labels(classes)
     if args.copy:
         project.copy_images()
     project.save()
@@ -76,14 +87,14 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     output_options(parser, events=False)
 
 
-def add(args: argparse.Namespace, events: Events) -> None:
+def add(args: argparse.Namespace, events: Events) -> int:
     from MedSSLLib.project import Project
 
     project = Project.open(args.project)
     new = project.add(args.paths, labels=args.labels, metadata=args.metadata)
     project.save()
-    _report(project, events)
-    say(args, f"{len(new)} new, in all {_counts(project)}.")
+    say(args, f"{len(new)} new, in all {_counts(project)}{_report(project, events)}.")
+    return 1 if project.refused else 0
 
 
 def _status_arguments(parser: argparse.ArgumentParser) -> None:
@@ -153,12 +164,24 @@ def show(args: argparse.Namespace, events: Events) -> None:
         tables.print_run(run)
 
 
-def _report(project: Project, events: Events) -> None:
-    """Tell what was left out and why; the good cases went on."""
+def _report(project: Project, events: Events) -> str:
+    """Tell what was left out and why; the good cases went on. Returns what the summary says of it."""
     for problem in project.refused:
         events.emit("warning", message=f"left out: {problem}", case=problem.case, file=problem.file)
     for text in project.warnings:
         events.emit("warning", message=text)
+    return f"; {len(project.refused)} left out, see the warnings" if project.refused else ""
+
+
+def _check_all_named(project: Project, classes: dict[int, str]) -> None:
+    """Raise InputError for values in the project's labels that are not named: their cases could not be trained on."""
+    from MedSSLLib.errors import InputError
+
+    unnamed = {value: name for value, name in project.labels.items() if value not in classes}
+    if unnamed:
+        raise InputError(f"--classes does not name the values {', '.join(map(str, unnamed))}, which the labels have",
+                         remedy=f"Add {','.join(f'{value}={name}' for value, name in unnamed.items())}, with any name; "
+                                "'ignore' is for voxels that do not count")
 
 
 def _class_names(text: str) -> dict[int, str]:
@@ -170,6 +193,8 @@ def _class_names(text: str) -> dict[int, str]:
         raise InputError(
             f"--classes {text!r} is not a list of VALUE=NAME", remedy="Example: --classes 1=liver,2=tumour"
         )
+    if len({int(value) for value, _, _ in pairs}) < len(pairs):
+        raise InputError(f"--classes {text!r} names a value twice", remedy="Give each value one name")
     return {0: "background"} | {int(value): name.strip() for value, _, name in pairs}
 
 
@@ -194,7 +219,7 @@ COMMANDS = (
          "medssl init heart --images scans/ --labels masks/ --labelled case03,case17 --test @test.txt",
          "medssl init heart --images Task02_Heart/dataset.json"),
         "Images are referenced, never changed. Cases that cannot be used are listed with the "
-        f"reason; the others go on. {SEL}",
+        f"reason; the others go on, and the exit code is then 1. {SEL}",
     ),
     Command("add", "Add scans to a project.", _add_arguments, add, "PROJECT PATH ... [options]",
             ("medssl add heart more-scans/", "medssl add heart case42.nii.gz --labels masks/")),

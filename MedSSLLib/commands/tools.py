@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 from MedSSLLib.commands.base import Command, output_options, say, seed
+from MedSSLLib.commands.training import TYPED
 from MedSSLLib.events import Events
 from MedSSLLib.methods import METHODS
 
@@ -28,7 +29,7 @@ def settings(args: argparse.Namespace, events: Events) -> None:
     fixed = {"selftrain": "local-contrast", "finetune": "supervised", "complete": "supervised"}
     method = fixed.get(args.for_command, args.method)
     config = RunConfig.build(args.for_command, preset=args.preset, method=method)
-    rows = [row for row in tables.setting_rows(config) if row[0] != "options"]
+    rows = [row for row in tables.setting_rows(config) if row[0] not in ("options", *TYPED)]
     rows += tables.setting_rows(own_options(args.for_command, method, config.options), "options.")
     if args.json:
         print(json.dumps([dict(zip(("key", "value", "help"), row, strict=True)) for row in rows], indent=1))

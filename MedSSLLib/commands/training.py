@@ -23,6 +23,12 @@ _KEYS = {
     "filter": "options.filter", "clean": "options.clean", "weight": "options.weight",
 }  # fmt: skip
 
+TYPED = {
+    "command": "Type another command", "method": "Use pretrain --method", "preset": "Use --preset",
+    "resume": "Use --resume",
+}  # fmt: skip
+"""Settings that ``--set`` does not change, and what does."""
+
 
 def _pretrain_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("project", type=Path, metavar="PROJECT")
@@ -42,6 +48,7 @@ def pretrain(args: argparse.Namespace, events: Events) -> None:
                              remedy="Leave --meta out")
         extra["options.meta"] = [name.strip() for name in args.meta.split(",") if name.strip()]
     config = configuration(args, args.method, extra)
+    warn_of_unused(args, config, extra, project, events)
     from MedSSLLib.pretrain import run_pretrain  # takes seconds: only once the options are known to be good
 
     say(args, f"Run folder: {run_pretrain(project, config, events)}")
@@ -73,8 +80,10 @@ def finetune(args: argparse.Namespace, events: Events) -> None:
     from MedSSLLib.project import Project
 
     project = Project.open(args.project)
-    extra = {"freeze_encoder": True} if args.freeze_encoder else {}
-    config = configuration(args, "supervised", extra | _labelled(args, project))
+    extra: dict[str, Any] = {"freeze_encoder": True} if args.freeze_encoder else {}
+    extra |= _labelled(args, project)
+    config = configuration(args, "supervised", extra)
+    warn_of_unused(args, config, extra, project, events)
     from MedSSLLib.finetune import run_finetune
 
     say(args, f"Run folder: {run_finetune(project, config, events)}")
@@ -111,7 +120,9 @@ def selftrain(args: argparse.Namespace, events: Events) -> None:
         raise InputError("selftrain needs a start", remedy="Give --from RUN, or --init RUN, or --init none")
     chosen = {name: getattr(args, name) for name in ("accept", "reject") if getattr(args, name) is not None}
     extra = {f"options.{name}": tuple(case.name for case in project.select(text)) for name, text in chosen.items()}
-    config = configuration(args, "local-contrast", extra | _labelled(args, project))
+    extra |= _labelled(args, project)
+    config = configuration(args, "local-contrast", extra)
+    warn_of_unused(args, config, extra, project, events)
     from MedSSLLib.selftrain import run_selftrain
 
     say(args, f"Run folder: {run_selftrain(project, config, events)}")
@@ -125,14 +136,54 @@ def configuration(args: argparse.Namespace, method: str, extra: dict[str, Any]) 
     """
     from MedSSLLib.config import RunConfig
 
+    return RunConfig.build(
+        args.command, preset=args.preset, method=method, overrides=_given(args, extra) | {"resume": args.resume}
+    )
+
+
+def _given(args: argparse.Namespace, extra: dict[str, Any]) -> dict[str, Any]:
+    """What was typed, as options or by ``--set``, by dotted key."""
     options = {key: getattr(args, option, None) for option, key in _KEYS.items()}
     given = {key: value for key, value in options.items() if value is not None} | extra
     settings = parse_settings(args.settings)
+    if fixed := settings.keys() & set(TYPED):
+        key = sorted(fixed)[0]
+        raise InputError(f"{key!r} cannot be set, it decides which settings there are", remedy=TYPED[key])
     if twice := settings.keys() & given.keys():
         raise InputError(f"{sorted(twice)[0]!r} is given as an option and by --set", remedy="Keep one of them")
-    return RunConfig.build(
-        args.command, preset=args.preset, method=method, overrides=given | settings | {"resume": args.resume}
-    )
+    return given | settings
+
+
+def warn_of_unused(
+    args: argparse.Namespace, config: RunConfig, extra: dict[str, Any], project: Project, events: Events
+) -> None:
+    """Say which of the options typed with ``--resume`` are not those that the run goes on with.
+
+    Raises:
+        InputError: there is nothing to resume.
+    """
+    if not args.resume:
+        return
+    from MedSSLLib.commands.tables import setting_rows
+    from MedSSLLib.ownoptions import own_options
+    from MedSSLLib.runfolder import read_config, read_run, resumable
+
+    folder = resumable(project, config)
+    stored, given = read_config(folder), _given(args, extra)
+    given = {key: value for key, value in given.items() if key not in ("name", "device")}
+    if given.get("precision") == read_run(folder).get("precision"):
+        given.pop("precision", None)
+
+    def values(settings: RunConfig) -> dict[str, str]:
+        own = own_options(settings.command, settings.method, settings.options)
+        rows = [*setting_rows(settings), *setting_rows(own, "options.")]
+        return {row[0]: row[1] for row in rows}
+
+    have, asked = values(stored), values(stored.override(given))
+    unused = [f"{key} {asked[key]} (it has {have[key]})" for key in given if asked.get(key) != have.get(key)]
+    if unused:
+        what = ", ".join(unused)
+        events.emit("warning", message=f"Run {folder.name} goes on with its own settings. Not used: {what}.")
 
 
 def _labelled(args: argparse.Namespace, project: Project) -> dict[str, tuple[str, ...]]:

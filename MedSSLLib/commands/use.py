@@ -92,6 +92,10 @@ def evaluate(args: argparse.Namespace, events: Events) -> int:
     result = evaluate_folder(args.predictions, args.references, args.out, args.tolerance, **known)
     for case, problem in result["errors"].items():
         events.emit("warning", message=f"not scored: {problem}", case=case)
+    if result["unknown"]:
+        values = ", ".join(map(str, sorted({value for found in result["unknown"].values() for value in found})))
+        names = ", ".join(list(result["unknown"])[:5]) + (" ..." if len(result["unknown"]) > 5 else "")
+        events.emit("warning", message=f"values that are no class of the project are not scored: {values} ({names})")
     unpaired = {"missing": "references without a prediction", "extra": "predictions without a reference"}
     for key, what in unpaired.items():
         if result[key]:
@@ -136,7 +140,7 @@ def _known(folder: Path) -> dict[str, Any]:
 
     project = Project.open(folder)
     return {
-        "classes": dict(zip(project.classes[1:], project.values[1:], strict=True)),
+        "classes": project.scored,
         "annotated": {case.name: case.annotated for case in project.cases if case.annotated},
     }
 

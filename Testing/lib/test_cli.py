@@ -77,7 +77,7 @@ def scans(tmp_path) -> Path:
 def project(scans) -> Path:
     folder = scans / "project"
     images, labels = str(scans / "images"), str(scans / "labels")
-    assert main(["init", str(folder), "--images", images, "--labels", labels, "--labelled", "a", "--test", "b"]) == 0
+    assert main(["init", str(folder), "--images", images, "--labels", labels, "--labelled", "a", "--test", "b"]) == 1
     return folder
 
 
@@ -379,15 +379,16 @@ def test_a_signal_stops_a_loop_in_good_order_and_anything_else_at_once(number, p
 
 
 def test_init_lists_what_it_leaves_out_and_goes_on(scans, capsys):
-    assert main(["init", str(scans / "p"), "--images", str(scans / "images")]) == 0
+    assert main(["init", str(scans / "p"), "--images", str(scans / "images")]) == 1
     output = capsys.readouterr()
-    assert "3 cases (3 unlabelled)" in output.out
+    assert "3 cases (3 unlabelled); 1 left out" in output.out
     assert "left out" in output.err and "broken" in output.err
 
 
 def test_init_takes_modality_class_names_and_copies(scans, capsys):
     images, labels = str(scans / "images"), str(scans / "labels")
     words = ["--modality", "CT", "--classes", "1=left part", "--copy"]
+    (scans / "images" / "broken.nii.gz").unlink()
     assert main(["init", str(scans / "p"), "--images", images, "--labels", labels, *words]) == 0
     capsys.readouterr()
     assert main(["status", str(scans / "p"), "--json"]) == 0
@@ -396,11 +397,19 @@ def test_init_takes_modality_class_names_and_copies(scans, capsys):
     assert all(Path(row["image"]).is_relative_to(scans / "p") and not row["problem"] for row in facts["cases"])
 
 
-@pytest.mark.parametrize("classes", ["liver", "x=liver", "1=", "1=a,,2=b"])
+@pytest.mark.parametrize("classes", ["liver", "x=liver", "1=", "1=a,,2=b", "1=a,1=b", "1=a,2=a"])
 def test_class_names_that_cannot_be_read_are_bad_input(classes, scans, capsys):
     assert main(["init", str(scans / "p"), "--images", str(scans / "images"), "--classes", classes]) == 2
-    assert "--classes" in capsys.readouterr().err
-    assert not (scans / "p" / "medssl.json").exists()
+    assert any(word in capsys.readouterr().err for word in ("--classes", "twice"))
+    assert not (scans / "p").exists()
+
+
+def test_values_that_the_labels_have_and_classes_does_not_name_are_bad_input(scans, capsys):
+    words = ["init", str(scans / "p"), "--images", str(scans / "images"), "--labels", str(scans / "labels")]
+    assert main([*words, "--classes", "2=tumour"]) == 2
+    assert "does not name the values 1, which the labels have. Add 1=class_1" in capsys.readouterr().err
+    assert not (scans / "p").exists()
+    assert main([*words, "--classes", "1=liver,2=tumour"]) == 1  # of the four images one is broken
 
 
 def test_init_without_a_usable_image_is_bad_input(tmp_path, capsys):
@@ -431,6 +440,9 @@ def test_add_takes_new_images_only(project, scans, capsys):
     (scans / "images" / "a.nii.gz").rename(scans / "more" / "z.nii.gz")
     assert main(["add", str(project), str(scans / "more")]) == 0
     assert "1 new, in all 4 cases" in capsys.readouterr().out
+    (scans / "labels" / "a.nii.gz").rename(scans / "more" / "y.nii.gz")
+    assert main(["add", str(project), str(scans / "more")]) == 1, "z is there already"
+    assert "1 new, in all 5 cases (1 labelled, 3 unlabelled, 1 test); 1 left out" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -506,7 +518,14 @@ def test_settings_lists_every_key_with_its_default(capsys):
     assert main(["settings", "finetune", "--json"]) == 0
     rows = {row["key"]: row for row in json.loads(capsys.readouterr().out)}
     assert rows["optimiser.lr"]["value"] == str(config.RunConfig.build("finetune").optimiser.lr)
-    assert set(rows) <= set(config.setting_names())
+    assert set(rows) == set(config.setting_names()) - {"command", "method", "preset", "resume", "options"}
+
+
+@pytest.mark.parametrize("setting", ["preset=quick", "command=selftrain", "method=pgl", "resume=true"])
+def test_what_decides_the_settings_is_not_itself_set(setting, project, capsys):
+    """Each of these would be put on record without taking effect."""
+    assert main(["finetune", str(project), "--set", setting]) == 2
+    assert f"{setting.split('=')[0]!r} cannot be set" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("command", "key"), [
@@ -568,3 +587,30 @@ def test_threads_wait_passively_unless_told_otherwise(given, kept):
     env = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"} | given
     out = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=60, check=True)
     assert out.stdout.splitlines()[0] == kept
+
+
+def test_options_that_a_resumed_run_does_not_take_are_told(project):
+    from MedSSLLib import planning, runfolder
+    from MedSSLLib.geometry import Geometry
+    from MedSSLLib.project import Project
+    from Testing.lib.core_helpers import loud
+
+    opened = Project.open(project)
+    folder = opened.run_folder("r")
+    begun = config.RunConfig.build("finetune", overrides={"name": "r", "training.steps": "3", "labelled": '["a"]'})
+    plan = planning.make_plan([Geometry((32, 32, 32))], modality=("MR",), channels=1, dim=3)
+    runfolder.write_config(folder, begun, plan, {}, "bf16")
+    (folder / "checkpoint").mkdir()
+    (folder / "checkpoint" / "finetune.safetensors").touch()
+
+    def told(*words):
+        args = cli.build_parser().parse_args(["finetune", str(project), "--resume", *words])
+        events, record = loud()
+        training.warn_of_unused(args, training.configuration(args, "supervised", {}), {}, opened, events)
+        return " ".join(event["message"] for event in record.of("warning"))
+
+    assert told("--steps", "3", "--precision", "bf16", "--device", "cpu", "--set", "optimiser.lr=0.0020") == ""
+    message = told("--name", "r", "--steps", "9", "--precision", "32", "--set", "optimiser.lr=1")
+    assert "Run r goes on with its own settings" in message
+    assert "training.steps 9 (it has 3)" in message and "optimiser.lr 1.0 (it has 0.002)" in message
+    assert "precision 32 (it has auto)" in message

@@ -281,6 +281,30 @@ def test_annotated_slices_of_a_folder(tmp_path):
     assert evaluate_folder(predictions, references, None, 1.0)["cases"]["a"]["1"]["dice"] < 1
 
 
+def test_voxels_to_be_ignored_do_not_count_and_values_of_no_class_are_told(tmp_path):
+    """Four reference voxels, two of them ignored; the prediction has two right ones, two on the ignored, one wrong."""
+    reference, prediction = np.zeros((2, 6, 7, 8), np.uint8)
+    reference[3, 3, 2:4], reference[3, 3, 4:6] = 1, 9
+    prediction[3, 3, 2:6], prediction[3, 3, 6], prediction[0, 0, 0] = 1, 1, 5
+    predictions, references = folders(tmp_path, a=(prediction, reference))
+    result = evaluate_folder(predictions, references, None, 1.0, classes={"organ": 1, "Ignore": 9})
+    assert list(result["cases"]["a"]) == ["organ"] and result["unknown"] == {"a": [5]}
+    record = result["cases"]["a"]["organ"]
+    assert record["dice"] == 2 * 2 / (3 + 2) and record["hd95_mm"] is None, "the surface is not known there"
+    both = {"a": Annotated.of([(2, [3])])}
+    sparse = evaluate_folder(predictions, references, None, 1.0, classes={"organ": 1, "ignore": 9}, annotated=both)
+    assert sparse["cases"]["a"]["organ"]["dice"] == 2 * 2 / (3 + 2)
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_scoring(tmp_path):
+    good = box((6, 7, 8), (1, 1, 1), (5, 5, 5))
+    predictions, references = folders(tmp_path, a=(good, good))
+    (tmp_path / "file").touch()
+    for out, words in ((tmp_path, "is a folder, expected"), (tmp_path / "file" / "x" / "m.json", "not a folder")):
+        with pytest.raises(InputError, match=words):
+            evaluate_folder(predictions, references, out, 1.0)
+
+
 def test_bootstrap_matches_the_normal_interval_for_many_cases():
     generator = np.random.default_rng(0)
     differences = generator.normal(0.05, 0.1, 400)

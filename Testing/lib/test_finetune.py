@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from MedSSLLib import finetune
+from MedSSLLib import finetune, io
 from MedSSLLib.checkpoint import load_tensors, save_tensors
 from MedSSLLib.errors import InputError
 from MedSSLLib.events import Events
 from MedSSLLib.finetune import LabelledData, cross_validate, run_finetune, stage_budget
+from MedSSLLib.geometry import Volume
+from MedSSLLib.labels import Annotated
 from MedSSLLib.manifest import Case
 from MedSSLLib.networks import Encoder
 from MedSSLLib.runfolder import read_plan
@@ -55,6 +57,13 @@ def test_a_run_leaves_a_complete_folder_and_learns(project):
     assert json.loads((folder / "metrics.json").read_text())["steps"] == 120
 
 
+def test_the_model_card_has_figures_in_words(project):
+    folder = run_finetune(project, tiny_config(name="card", training__steps=1), Events())
+    card = (folder / "model_card.md").read_text().split("## Figures of the training\n")[1].split("\n\n")[0]
+    assert "- calibration, why: no labelled case was held out" in card and "- steps: 1" in card
+    assert "None" not in card and "{" not in card
+
+
 def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(project):
     first = weights(run_finetune(project, tiny_config(name="s1", seed=1), Events()))
     assert same(first, weights(run_finetune(project, tiny_config(name="s2", seed=1), Events())))
@@ -90,7 +99,7 @@ def test_a_transferred_encoder_is_used_reported_and_can_be_frozen(project):
     assert {n for n in a if n.startswith("encoder.")} and read_plan(first) == read_plan(second)
     assert all(torch.equal(a[n], b[n]) for n in a if n.startswith("encoder.")), "frozen, in weights and statistics"
     assert not torch.equal(a["head.weight"], b["head.weight"])
-    transfer = next(e for e in record.of("metric") if e["stage"] == "transfer")
+    transfer = next(e for e in record.of("metric") if e.get("stage") == "transfer")
     assert transfer["tensors_loaded"] == sum(n.startswith("encoder.") for n in a)
     assert (second / "transfer.txt").exists()
 
@@ -106,6 +115,7 @@ def test_the_encoder_rate_slows_the_encoder_alone(project):
 
 @pytest.mark.parametrize(("change", "words"), [
     ({"init": "never"}, "does not exist"), ({"init": "x.safetensors"}, "does not exist"),
+    ({"init": "model.pth"}, "model.pth: is neither .*medssl import"), ({"init": "../runs/a"}, "is neither the name"),
     ({"labelled": '["nobody"]'}, "nobody"), ({"training__batch": 1, "training__accumulate": 2}, "cannot be split"),
 ])  # fmt: skip
 def test_what_does_not_fit_is_refused(project, change, words):
@@ -158,3 +168,59 @@ def test_a_refused_selection_leaves_no_run_folder(tmp_path):
     with pytest.raises(InputError):
         run_finetune(project, tiny_config(labelled=json.dumps([project.cases[-1].name])), Events())
     assert project.runs() == []
+
+
+def with_labels(folder, change):
+    """A project of four cases in which `change(name, label)` gives the voxels of the labels, and its labels' folder."""
+    project = tiny_project(folder)
+    for case in project.cases:
+        label = io.read_label(case.label, io.read_header(case.images[0]))
+        io.write_image(case.label, Volume(change(case.name, label.array), label.geometry))
+    return project, folder / "data" / "labelsTr"
+
+
+def test_labels_without_any_structure_are_refused_and_leave_no_run(tmp_path):
+    project, _ = with_labels(tmp_path, lambda name, label: label * 0)
+    with pytest.raises(InputError, match="case0.*background alone"):
+        run_finetune(project, tiny_config(name="empty"), Events())
+    assert not project.run_folder("empty").exists()
+
+
+def test_a_class_that_no_label_shows_is_named(tmp_path):
+    project, _ = with_labels(tmp_path, lambda name, label: label)
+    project.set_labels({1: "ellipsoid", 2: "tumour"})
+    events, record = loud()
+    run_finetune(project, tiny_config(training__steps=1), events)
+    assert [e["message"].split(" shows ")[1] for e in record.of("warning")] == ["tumour: the model will not find it."]
+
+
+def test_a_label_with_unknown_values_is_named_with_its_file_and_the_others_go_on(tmp_path):
+    project, labels = with_labels(tmp_path, lambda name, label: label * (9 if name == "case1" else 1))
+    project.set_labels({1: "ellipsoid"})
+    for slices in (None, 2):
+        events, record = loud()
+        folder = run_finetune(project, tiny_config(training__steps=1, annotated_slices=slices), events)
+        (warning,) = record.of("warning")
+        assert warning["message"].startswith(f"case1: {labels / 'case1.nii.gz'}: the label has unknown values [9]")
+        assert json.loads((folder / "config.json").read_text())["data"]["labelled"] == ["case0", "case2", "case3"]
+
+
+def test_simulated_slices_are_some_of_the_drawn_ones_and_an_empty_label_has_some_too(tmp_path):
+    project, _ = with_labels(tmp_path, lambda name, label: label * (name != "case2"))
+    project.set_annotated("case0", Annotated.of([(0, [8, 10, 12])]))
+    config = tiny_config(name="thin", annotated_slices=1, training__steps=1)
+    facts = json.loads((run_finetune(project, config, Events()) / "config.json").read_text())["data"]["annotated"]
+    assert facts["case0"] == [{"axis": 0, "indices": [10]}], "the middle one; between them nothing is known"
+    assert facts["case2"] == [{"axis": 2, "indices": [6]}], "the middle of 12 slices"
+
+
+def test_early_stopping_and_folds_that_cannot_take_place_are_said(tmp_path):
+    project = tiny_project(tmp_path)
+    for case in project.cases:
+        project.set_metadata(case.name, {"patient": "one"})
+    events, record = loud()
+    run_finetune(project, tiny_config(training__folds=2, training__patience=3, training__steps=1), events)
+    messages = " ".join(e["message"] for e in record.of("warning"))
+    assert "training.folds does nothing" in messages and "training.patience does not stop" in messages
+    with pytest.raises(InputError, match="'training.folds' is '1', it must be 2 or more, or 0"):
+        tiny_config(training__folds="1")

@@ -152,6 +152,13 @@ class TestOtherDataSets:
             assert "has the channels [1], expected 0 to 1" in str(project.refused[0])
             assert "image" in read_json(project.folder / "medssl.json")["training"][0]
 
+    def test_a_channel_that_is_there_twice_is_refused(self, tmp_path: Path, make_volume: Make) -> None:
+        for name in ("a_0000.nii.gz", "a_0001.nii.gz", "b_0000.nii.gz", "b_0001.nii.gz", "b_0001.nrrd"):
+            io.write_image(tmp_path / "imagesTr" / name, make_volume())
+        project = Project.create(tmp_path / "p", tmp_path / "imagesTr")
+        assert [case.name for case in project.cases] == ["a"]
+        assert "b: " in str(project.refused[0]) and "b_0001.nii.gz, b_0001.nrrd" in str(project.refused[0])
+
     def test_images_of_an_nnunet_folder(self, tmp_path: Path, make_volume: Make, make_label: Make) -> None:
         io.write_image(tmp_path / "imagesTr" / "a_0000.nii.gz", make_volume())
         io.write_image(tmp_path / "imagesTr" / "a_0001.nii.gz", make_volume())
@@ -223,3 +230,43 @@ class TestOtherDataSets:
         assert [error.case for error in project.refused] == ["canonical"]
         assert project.case("anisotropic").annotated == Annotated.of([(2, [2, 3])])
         assert "calls the value 1 'liver', other cases use 'spleen'" in str(project.refused[0])
+
+
+@pytest.mark.parametrize("name", ["anisotropic", "flipped", "left-handed", "sagittal", "oblique"])
+@pytest.mark.parametrize("plane", ["axial", "coronal", "sagittal"])
+def test_labels_drawn_on_some_slices_count_there_alone(name: str, plane: str, tmp_path: Path, make_volume: Make,
+                                                       grids: dict[str, Geometry]) -> None:
+    """The drawn axis is the one along which the patient's coordinate of the plane changes most (LPS: x, y, z)."""
+    grid = grids[name]
+    along = np.abs(np.reshape(grid.direction, (3, 3)))[["sagittal", "coronal", "axial"].index(plane)]
+    axis = int(along.argmax())
+    label = np.zeros(grid.shape, np.uint8)
+    moved = np.moveaxis(label, 2 - axis, 0)
+    moved[1, 2:4, 2:4], moved[3, 1:3, 1:4] = 1, 2
+    for case in ("a", "b", "t"):
+        io.write_image(tmp_path / "images" / f"{case}.nii.gz", make_volume(grid))
+        io.write_image(tmp_path / "labels" / f"{case}.nii.gz", Volume(label * (case != "b"), grid))
+    project = Project.create(tmp_path / "p", tmp_path / "images", labels=tmp_path / "labels", test="t",
+                             drawn_plane=plane)
+    assert "b.nii.gz: shows no structure" in str(project.refused[0]) and [c.name for c in project.cases] == ["a", "t"]
+    found = Project.open(project.folder)
+    assert found.case("a").annotated == Annotated.of([(axis, [1, 3])])
+    assert found.case("t").annotated is None, "a test label is not opened"
+    io.write_image(tmp_path / "more" / "c.nii.gz", make_volume(grid))
+    io.write_image(tmp_path / "labels" / "c.nii.gz", Volume(np.roll(label, 1, 2 - axis), grid))
+    (added,) = found.add([tmp_path / "more"], labels=tmp_path / "labels")
+    assert added.annotated == Annotated.of([(axis, [2, 4])])
+    found.save()
+    assert read_json(project.folder / "medssl.json")["drawn_plane"] == plane
+
+
+def test_a_label_that_is_chosen_later_counts_on_its_drawn_slices_too(tmp_path: Path, make_volume: Make) -> None:
+    grid = Geometry((8, 9, 7))
+    label = np.zeros(grid.shape, np.uint8)
+    label[5, 2:4, 2:4] = 1
+    io.write_image(tmp_path / "images" / "a.nii.gz", make_volume(grid))
+    io.write_image(tmp_path / "labels" / "a.nii.gz", Volume(label, grid))
+    project = Project.create(tmp_path / "p", tmp_path / "images", labels=tmp_path / "labels", labelled="",
+                             drawn_plane="axial")
+    assert project.case("a").annotated is None
+    assert project.with_labelled("a").case("a").annotated == Annotated.of([(2, [5])])

@@ -148,3 +148,11 @@ class TestClassIndices:
 @given(hnp.arrays(st.sampled_from([np.uint8, np.int16, np.bool_, np.float32]), (2, 3, 4), elements=st.integers(0, 1)))
 def test_label_values(label: np.ndarray) -> None:
     assert label_values(label) == tuple(sorted({int(value) for value in label.ravel()}))
+
+
+@pytest.mark.parametrize(("n", "kept"), [
+    (1, ((2, (9,)),)), (2, ((2, (5, 11)),)), (4, ((0, (4,)), (2, (5, 9, 11)))), (9, ((0, (4,)), (2, (5, 9, 11)))),
+])  # fmt: skip
+def test_fewer_slices_are_some_of_those_that_were_drawn(n: int, kept: tuple) -> None:
+    """Of the slices i4, k5, k9, k11: the middle ones of n equal parts, never a slice between them."""
+    assert Annotated.of([(2, [5, 9, 11]), (0, [4])]).thinned(n).slices == kept

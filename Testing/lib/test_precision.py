@@ -45,6 +45,13 @@ def test_bfloat16_on_the_processor_follows_float32(project, command):
     assert rounded[0] == pytest.approx(exact[0], rel=0.02) and rounded == pytest.approx(exact, rel=0.1)
 
 
+def test_float16_on_a_processor_is_bfloat16_and_says_so(project):
+    events, record = loud()
+    folder = run_finetune(project, tiny_config(name="half", precision="16", training__steps=1), events)
+    assert json.loads((folder / "config.json").read_text(encoding="utf-8"))["precision"] == "bf16"
+    assert [e["message"] for e in record.of("warning") if "Float16" in e["message"]]
+
+
 def test_auto_is_put_on_record_as_what_it_was(project, monkeypatch):
     monkeypatch.setattr(devices, "_has_matrix_bfloat16", lambda: True)
     folder = run_finetune(project, tiny_config(name="auto", training__steps=1), loud()[0])

@@ -216,10 +216,49 @@ def test_refusals(trained, tmp_path):
     for arguments, words in (
         ({"run": "never"}, "does not exist"), ({"run": "model", "cases": "nobody"}, "nobody"),
         ({"run": "model", "cases": ""}, "no case is selected"),
-        ({"run": "model", "images": [trained.case("case0").images[0]] * 2}, "same name"),
+        ({"run": "model", "images": [trained.case("case0").images[0]] * 2}, "case0: .*is the name of 2 images"),
     ):  # fmt: skip
         with pytest.raises(InputError, match=words):
             run_predict(trained, out=tmp_path, events=Events(), **arguments)
+
+
+def test_images_of_one_name_are_listed_and_the_others_go_on(trained, tmp_path):
+    image = trained.case("case0").images[0]
+    (tmp_path / "in").mkdir()
+    for name in ("a.nii.gz", "twice.nii.gz", "Twice.nii.gz"):
+        shutil.copy(image, tmp_path / "in" / name)
+    events, record = loud()
+    found = run_predict(trained, "model", tmp_path / "out", events, images=[tmp_path / "in"])
+    assert [path.name for path in found.written] == ["a.nii.gz"] and len(found.refused) == 1
+    assert "Twice.nii.gz, " in record.of("warning")[0]["message"]
+
+
+def test_a_file_in_the_place_of_the_folder_is_refused(trained, tmp_path):
+    (tmp_path / "file").touch()
+    for out in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(InputError, match="file: is not a folder"):
+            run_predict(trained, "model", out, Events(), cases="case0")
+
+
+def test_channels_of_new_images_are_put_together(tmp_path):
+    """nnU-Net's names: x_0000 and x_0001 are the two channels of x, in a folder or named one by one."""
+    geometry = Geometry((16, 16, 16))
+    plan = make_plan([geometry], modality=("MR", "MR"), channels=2, dim=3)
+    project = tiny_project(tmp_path)
+    config = tiny_config(name="two")
+    write_config(project.run_folder("two"), config, plan, {"classes": ["background", "thing"], "values": [0, 1]})
+    save_tensors(project.run_folder("two") / WEIGHTS, network_of(config, plan, 2).state_dict(), {})
+    rng, new = np.random.default_rng(0), tmp_path / "new"
+    for name in ("x_0000", "x_0001", "y_0000", "z"):
+        io.write_image(new / f"{name}.nii.gz", Volume(rng.normal(size=geometry.shape).astype(np.float32), geometry))
+    events, record = loud()
+    found = run_predict(project, "two", tmp_path / "a", events, images=[new])
+    assert [path.name for path in found.written] == ["x.nii.gz"]
+    assert {error.case: Path(error.file).name for error in found.refused} == {"y": "y_0000.nii.gz", "z": "z.nii.gz"}
+    given = [new / "x_0001.nii.gz", new / "x_0000.nii.gz"]
+    run_predict(project, "two", tmp_path / "b", Events(), images=given)
+    one, other = (io.read_label(tmp_path / part / "x.nii.gz", geometry).array for part in "ab")
+    assert np.array_equal(one, other)
 
 
 def same_folder(folder, spelling, tmp_path):

@@ -218,7 +218,7 @@ def test_shares_of_anchors_with_positives_are_reported(tmp_path):
     figures = json.loads((folder / "metrics.json").read_text())
     assert figures["anchors_with_positive"] == {"patient": 1.0, "position": 1.0, "group": 1.0}
     assert figures["anchors_with_positive_in_another_patient"] == {"position": 1.0, "group": 1.0}
-    assert "anchors_with_positive_in_another_patient: {" in (folder / "model_card.md").read_text()
+    assert "- anchors_with_positive_in_another_patient, position: 1\n" in (folder / "model_card.md").read_text()
     with pytest.raises(InputError, match="--batch 4 or more"):
         run_pretrain(project, config("gcl", training__batch=2, training__steps=1), loud()[0])
 

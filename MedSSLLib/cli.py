@@ -37,8 +37,8 @@ From a folder of scans to segmentations:
   medssl predict heart --run first --out segmentations/
 
 Exit codes: 0 done, 1 failed, or some cases left out (the others are taken or written;
-training only warns of them), 2 bad input or usage, 3 cancelled (checkpoint kept), 4 stopped by a guard (loss not
-finite, collapse, no memory).
+training only warns of them), 2 bad input or usage, 3 cancelled (checkpoint kept),
+4 stopped by a guard (loss not finite, collapse, no memory).
 'medssl COMMAND --help' explains a command."""
 
 

@@ -51,10 +51,11 @@ class Case:
 class Manifest:
     """Everything `medssl.json` holds. `labels` maps a label file's values to names, 0 first.
 
-    labels_from: None when the classes were declared, else the names of the cases whose labels were scanned.
-    drawn_plane: where it is not empty, labels without a record of their own are drawn on some "axial", "coronal" or
-        "sagittal" slices alone: those that show anything.
-    extra: keys of other programs, kept.
+    Attributes:
+        labels_from: None when the classes were declared, else the names of the cases whose labels were scanned.
+        drawn_plane: where it is not empty, labels without a record of their own are drawn on some "axial", "coronal"
+            or "sagittal" slices alone: those that show anything.
+        extra: keys of other programs, kept.
     """
 
     name: str

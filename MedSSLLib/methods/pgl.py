@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -62,9 +63,9 @@ class PGL(Bootstrap):
     def __init__(self, encoder: Encoder, config: PGLConfig, context: MethodContext) -> None:
         levels = _checked_levels(config, len(encoder.widths))
         super().__init__(encoder, config, context, levels)
-        extents = torch.tensor([map_extents(encoder, context.patch, level) for level in levels])
-        self.register_buffer("extents", extents, persistent=False)
-        self.inner = extents[:, 1].numpy() if config.use_scale_prior else None
+        extents = [map_extents(encoder, context.patch, level) for level in levels]
+        self.register_buffer("extents", torch.tensor(extents), persistent=False)
+        self.inner = np.asarray(extents)[:, 1] if config.use_scale_prior else None
 
     def features(self, maps: list[Tensor]) -> list[Tensor]:
         """The maps of the chosen levels."""

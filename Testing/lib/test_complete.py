@@ -147,9 +147,10 @@ def test_what_cannot_be_completed_is_refused_and_leaves_no_run(sparse, case, cha
 
 def test_a_case_of_which_every_slice_is_drawn_is_refused(sparse):
     case = sparse.case("case0")
-    sparse.set_annotated("case0", Annotated.of([(2, range(io.read_header(case.images[0]).size[2]))]))
+    project = Project.open(sparse.folder)
+    project.set_annotated("case0", Annotated.of([(2, range(io.read_header(case.images[0]).size[2]))]))
     with pytest.raises(InputError, match="every slice, there is nothing to complete"):
-        run_complete(sparse, config("case0"), Events())
+        run_complete(project, config("case0"), Events())
 
 
 def test_slices_without_any_structure_are_refused(sparse):

@@ -32,7 +32,7 @@ def length(minutes):
 
 def add(project, paths):
     """Add images, DICOM folders or folders of images."""
-    return ["-m", "MedSSLLib", "add", str(project)] + [str(path) for path in paths]
+    return ["-m", "MedSSLLib", "add", str(project), *(str(path) for path in paths), "--events", "-"]
 
 
 def facts(project, cases=()):

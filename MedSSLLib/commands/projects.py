@@ -39,7 +39,7 @@ def _init_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--classes", metavar="1=A,2=B", help="names of the label values")
     parser.add_argument("--copy", action="store_true", help="copy the images into the project")
     parser.add_argument("--test", metavar="SEL", default="", help="cases that training never reads")
-    output_options(parser, events=False)
+    output_options(parser)
 
 
 def init(args: argparse.Namespace, events: Events) -> int:
@@ -84,7 +84,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("paths", type=Path, nargs="+", metavar="PATH", help="image files or folders")
     parser.add_argument("--labels", type=Path, metavar="DIR", help="folder of label files named like the images")
     parser.add_argument("--metadata", type=Path, metavar="CSV", help="table with a column 'case'")
-    output_options(parser, events=False)
+    output_options(parser)
 
 
 def add(args: argparse.Namespace, events: Events) -> int:

@@ -1,5 +1,6 @@
 """The project and its volumes: opening quickly, bad input, transforms, many cases, reload, two Slicers, no torch."""
 
+import shutil
 import sys
 import time
 
@@ -170,6 +171,18 @@ def test_files_that_are_no_images_are_told(user, tmp_path):
     user.shell.panels["data"].addPaths([str(bad)])
     user.settle()
     assert not user.store.cases and "broken" in user.status()
+
+
+def test_a_folder_with_one_bad_file_adds_the_others_and_names_it(user, cohort, tmp_path):
+    folder = tmp_path / "mixed"
+    shutil.copytree(cohort / "images", folder)
+    (folder / "broken.nii.gz").write_bytes(b"not an image")
+    good = len(list((cohort / "images").iterdir()))
+    user.open_project(tmp_path / "p")
+    user.shell.panels["data"].addPaths([str(folder)])
+    user.settle()
+    assert len(user.store.cases) == good
+    assert f"{good} volumes added" in user.status() and "broken" in user.status()
 
 
 def test_metadata_is_edited_in_the_table_and_read_from_csv(user, cohort, tmp_path):

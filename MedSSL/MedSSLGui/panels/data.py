@@ -173,7 +173,7 @@ class DataPanel(Panel):
             if outcome.state == "done":
                 added = len(self.store.cases) - before
                 self.session.guarded(then) if then else None
-                refused = "; ".join(outcome.log[:3]) if added < len(paths) else ""
+                refused = "; ".join(outcome.log[:3]) if outcome.exitCode else ""  # 1: some were left out
                 self.session.say(_("{n} volumes added. {rest}").format(n=added, rest=refused or advice.nextStep(self.store)),
                                  "warning" if refused else "done")
             self.session.readFacts()

@@ -128,7 +128,7 @@ def _curve(axes: Axes, points: Sequence[tuple[float, float]], colour: str, label
 
 def running_mean(values: np.ndarray, window: int) -> np.ndarray:
     """Centred mean over up to ``window`` values, same length; NaN are left out, ends use what there is."""
-    kernel, present = np.ones(window), ~np.isnan(values)
+    kernel, present = np.ones(min(window, len(values))), ~np.isnan(values)
     total = np.convolve(np.where(present, values, 0.0), kernel, "same")
     count = np.convolve(present.astype(float), kernel, "same")
     return np.divide(total, count, out=np.full(len(values), np.nan), where=count > 0)

@@ -100,6 +100,7 @@ def test_running_mean_is_a_mean_and_skips_nan():
     values = np.array([1.0, 2.0, 6.0, np.nan, 4.0])
     np.testing.assert_allclose(running_mean(values, 3), [1.5, 3.0, 4.0, 5.0, 4.0])
     np.testing.assert_allclose(running_mean(values[:3], 1), values[:3])
+    np.testing.assert_allclose(running_mean(np.array([1.0, 3.0]), 3), [1.0, 2.0])  # a run of two readings
 
 
 def test_figures_draw_what_they_are_given():

@@ -183,6 +183,16 @@ def test_pseudo_labels_are_scored_by_labels_that_training_did_not_read(trained, 
     assert set(dice_against(project, folder / "pseudo" / "round-1", references)) == {"c2", "c3"}, "drawn by a person"
 
 
+def test_pseudo_labels_are_not_scored_where_the_reference_is_to_be_ignored(trained, tmp_path):
+    project, folder, _ = trained
+    array = np.zeros((4, 5, 6), np.uint8)
+    array[1, 1:3, 1:3], array[2, 1:3, 1:3] = 1, 9
+    io.write_image(tmp_path / "references" / "c2.nii.gz",
+                   Volume(array, io.read_header(tmp_path / "images" / "c2.nii.gz")))  # fmt: skip
+    project.set_labels({0: "background", 1: "class_1", 9: "ignore"})
+    assert dice_against(project, folder / "pseudo" / "round-1", tmp_path / "references") == {"c2": 1.0}
+
+
 def test_references_that_fit_no_pseudo_label_are_refused(trained, tmp_path):
     project, folder, rounds = trained
     (tmp_path / "labels" / "c0.nii.gz").rename(tmp_path / "labels" / "other.nii.gz")

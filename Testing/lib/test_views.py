@@ -206,8 +206,8 @@ def test_boxes_are_drawn_anew_until_the_inner_parts_of_flipped_views_meet(mirror
     """By hand: of a view of 10 voxels the first 4 count, of a flipped one the last 4."""
     inner = np.array([[[0.0], [0.4]]])
     flip = np.array([[0], [mirrored]])
-    pairs = [(np.array([[0.0], [low]]), np.array([[10.0], [low + 10]])) for low in (-7, -5, 5, 3, 50)]
-    met = pairs[0] if mirrored else pairs[3]  # -7: 3 voxels of -1..3 within 0..4; 3: one voxel of 3..7
+    pairs = [(np.array([[0.0], [low]]), np.array([[10.0], [low + 10]])) for low in (-7, -5, 5, 3, 1)]
+    met = pairs[0] if mirrored else pairs[3]  # -7: 3 voxels of -1..3 within 0..4; 3: one of 3..7; 1: 7..11
     order = [pairs[1], pairs[2], met, pairs[4]] if not mirrored else [pairs[2], pairs[4], met, pairs[1]]
     rest = iter(order[1:])
     assert meeting_boxes(order[0], flip, inner, lambda: next(rest)) is met and len(list(rest)) == 1

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from MedSSLLib.device import sum_over_processes
 from MedSSLLib.intensity import sample_intensity
 from MedSSLLib.local_contrast import class_means, local_contrast, sample_anchors
-from MedSSLLib.losses import dice_ce
+from MedSSLLib.losses import dice_ce, dice_ce_soft
 from MedSSLLib.networks import SegmentationNet, conv_nd, memory_format
 from MedSSLLib.sampling import Batch, HostBatch, SegmentationSampler, make_views
 from MedSSLLib.segmentation import SegmentationTask
@@ -81,7 +81,7 @@ class JointTask:
         n, classes = len(first.windows), self.classes
         views = [first]
         if self.matching == "intra":
-            views.append(replace(first, changes=sample_intensity(rng, n, self.contrast.augment)))
+            views.append(replace(first, changes=sample_intensity(rng, n, self.contrast.augment), targets=None))
         noise = torch.from_numpy(rng.random((n, classes - 1, ANCHORS)).astype(np.float32))
         shift = int(rng.integers(1, n)) if n > 1 else 0
         partner = torch.from_numpy(np.roll(np.arange(n), shift))
@@ -111,7 +111,7 @@ class JointTask:
         self._figures = {"local_contrast": contrast.detach(), "separation": separation(features, labels, self.classes)}
         terms = {**self.labelled.losses(labelled, progress), "contrast": self.weight * contrast}
         if self.pseudo_weight:
-            terms["pseudo"] = self.pseudo_weight * dice_ce(logits, views[0].labels[:, 0], reduce=sum_over_processes)
+            terms["pseudo"] = self.pseudo_weight * _segmentation(logits, views[0])
         return terms
 
     def after_step(self, progress: float) -> None:
@@ -134,6 +134,14 @@ class JointTask:
     def shared(self) -> list[nn.Parameter]:
         """No parameters need separate gradients."""
         return []
+
+
+def _segmentation(logits: Tensor, view: Batch) -> Tensor:
+    """Dice and cross-entropy against a view's soft targets, or its class map where it has none."""
+    if view.targets is not None:
+        return dice_ce_soft(logits, view.targets[:, 0], reduce=sum_over_processes)
+    assert view.labels is not None
+    return dice_ce(logits, view.labels[:, 0], reduce=sum_over_processes)
 
 
 @torch.no_grad()

@@ -157,12 +157,17 @@ def predict_case(
     """Label volume (values of the label files) and class probabilities ``[k, *shape]``, both on the source grid."""
     source = volumes[0].geometry
     probabilities, grid = model.probabilities(volumes, flips=options.flips)
-    on_source = np.stack([
+    found = on_source(probabilities, grid, source)
+    classes = model.pieces(found.argmax(0).astype(np.uint8), options.components)
+    return label_volume(model, classes, source), softened(found, model.temperature, axis=0)
+
+
+def on_source(probabilities: Tensor, grid: Geometry, source: Geometry) -> np.ndarray:
+    """Probabilities ``[k, d, h, w]`` of the training grid as ``[k, *shape]`` of the source grid."""
+    return np.stack([
         io.resample(Volume(p, grid), source, interpolation="linear", outside=float(index == 0)).array
         for index, p in enumerate(probabilities.numpy())
     ])
-    classes = model.pieces(on_source.argmax(0).astype(np.uint8), options.components)
-    return label_volume(model, classes, source), softened(on_source, model.temperature, axis=0)
 
 
 def label_volume(model: Model, classes: np.ndarray, geometry: Geometry) -> Volume:

@@ -18,9 +18,10 @@ from MedSSLLib.files import read_json, write_json
 from MedSSLLib.geometry import Volume
 from MedSSLLib.labels import IGNORE, class_indices, counted_mask
 from MedSSLLib.manifest import Case
-from MedSSLLib.predict import Model, PredictOptions, predict_case
+from MedSSLLib.predict import Model, on_source
 from MedSSLLib.preprocess import preprocess_image
 from MedSSLLib.project import Project
+from MedSSLLib.soft_labels import write_probabilities
 
 Filter = Literal["none", "consistency", "confidence"]
 Clean = Literal["none", "components", "crf"]
@@ -44,6 +45,7 @@ class PseudoOptions:
         reject: cases left out.
         fixed: folder of earlier pseudo-labels that a person has looked at; those of accepted cases stay as they are.
         start: name of the run that the first model is taken from; empty when it is trained in the same run.
+        soft: also keep the probabilities (see ``soft_labels.py``).
     """
 
     clean: Clean = "components"
@@ -53,6 +55,7 @@ class PseudoOptions:
     reject: tuple[str, ...] = ()
     fixed: Path | None = None
     start: str = ""
+    soft: bool = False
 
 
 class CollapsedError(GuardError):
@@ -92,7 +95,10 @@ def _write_case(
 ) -> dict[str, Any]:
     volumes = [io.read_image(path, case=case.name) for path in case.images]
     source = volumes[0].geometry
-    classes, confidence, agreement = _predicted(model, volumes, options)
+    found, grid = model.probabilities(volumes)
+    if options.soft:
+        write_probabilities(folder, case.name, found.numpy(), model.plan.dim)
+    classes, confidence = _cleaned(on_source(found, grid, source), volumes[0], options.clean)
     if case.name in options.accept and options.fixed and (options.fixed / f"{case.name}.nii.gz").exists():
         looked_at = io.read_label(options.fixed / f"{case.name}.nii.gz", source, case=case.name)
         classes = class_indices(looked_at.array, project.values)
@@ -105,26 +111,25 @@ def _write_case(
     return {
         "voxels": {name: int((classes == index).sum()) for index, name in enumerate(project.classes) if index},
         "confidence": float(confidence[foreground].mean()) if foreground.any() else 0.0,
-        "agreement": agreement,
+        "agreement": _agreement(model, volumes) if options.filter == "consistency" else None,
     }
 
 
-def _predicted(
-    model: Model, volumes: Sequence[Volume], options: PseudoOptions
-) -> tuple[np.ndarray, np.ndarray, float | None]:
-    """Cleaned class map, largest probability per voxel, and the agreement where the filter asks for it."""
-    _, probabilities = predict_case(model, volumes, PredictOptions())
-    if options.clean == "crf":
-        probabilities = smooth(probabilities, volumes[0])
+def _cleaned(probabilities: np.ndarray, image: Volume, clean: Clean) -> tuple[np.ndarray, np.ndarray]:
+    """Cleaned class map and largest probability per voxel."""
+    if clean == "crf":
+        probabilities = smooth(probabilities, image)
     classes = probabilities.argmax(0).astype(np.uint8)
-    agreement = None
-    if options.filter == "consistency":
-        image, _ = preprocess_image(volumes, model.plan)
-        plain, *others = (part.argmax(0).numpy() for part in model.each_variant(image))
-        agreement = float(np.mean([foreground_dice(plain, other) for other in others]))
-    if options.clean != "none":
+    if clean != "none":
         classes = fill_small_holes(largest_components(classes))
-    return classes, probabilities.max(0).astype(np.float32), agreement
+    return classes, probabilities.max(0).astype(np.float32)
+
+
+def _agreement(model: Model, volumes: Sequence[Volume]) -> float:
+    """Dice of the prediction with those under changes of contrast and size, the mean."""
+    image, _ = preprocess_image(volumes, model.plan)
+    plain, *others = (part.argmax(0).numpy() for part in model.each_variant(image))
+    return float(np.mean([foreground_dice(plain, other) for other in others]))
 
 
 def smooth(probabilities: np.ndarray, image: Volume) -> np.ndarray:

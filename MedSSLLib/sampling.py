@@ -21,6 +21,7 @@ from MedSSLLib.intensity import Change, apply_intensity, sample_intensity
 from MedSSLLib.intensity import noise_generator as noise_generator
 from MedSSLLib.labels import IGNORE
 from MedSSLLib.ordering import own_samples, shuffled_order
+from MedSSLLib.soft_labels import SoftLabels
 from MedSSLLib.views import (
     ViewGeometry,
     meeting_boxes,
@@ -56,12 +57,14 @@ class Batch:
         images: ``[b, v, c, *s]``.
         geometry: where each view lies in its window.
         labels: class maps ``[b, v, *s]`` uint8, IGNORE where a voxel does not count; None without labels.
+        targets: soft targets ``[b, v, k, *s]``, whose sum over classes is the voxel's weight; None without.
         meta: class index per meta label, ``[b]``, -1 where missing.
     """
 
     images: Tensor
     geometry: ViewGeometry | None = None
     labels: Tensor | None = None
+    targets: Tensor | None = None
     meta: dict[str, Tensor] = field(default_factory=dict)
 
 
@@ -74,13 +77,14 @@ class HostBatch:
     geometry: ViewGeometry
     changes: dict[str, Change]
     labels: Tensor | None = None
+    targets: Tensor | None = None
     meta: dict[str, Tensor] = field(default_factory=dict)
     cases: tuple[str, ...] = ()
 
     def pin(self) -> HostBatch:
         """A copy in page-locked memory, for asynchronous transfer."""
-        labels = None if self.labels is None else self.labels.pin_memory()
-        return replace(self, windows=self.windows.pin_memory(), labels=labels)
+        labels, targets = (None if x is None else x.pin_memory() for x in (self.labels, self.targets))
+        return replace(self, windows=self.windows.pin_memory(), labels=labels, targets=targets)
 
 
 def make_views(host: HostBatch, patch: Sequence[int], device: torch.device) -> Batch:
@@ -88,7 +92,7 @@ def make_views(host: HostBatch, patch: Sequence[int], device: torch.device) -> B
     windows = host.windows.to(device, non_blocking=True).flatten(0, 1)
     geometry = host.geometry.to(device)
     seen = geometry.seen_from(host.corner.to(device, non_blocking=True))
-    views, labels = geometry.lo.shape[1], None
+    views, labels, targets = geometry.lo.shape[1], None, None
     if geometry.is_box and host.labels is None:
         images = resample_boxes(windows, seen, patch)
     else:
@@ -97,9 +101,12 @@ def make_views(host: HostBatch, patch: Sequence[int], device: torch.device) -> B
         if host.labels is not None:
             source = host.labels.to(device, non_blocking=True).flatten(0, 1)
             labels = resample_labels(source, grid).unflatten(0, (-1, views))
+            if host.targets is not None:
+                soft = resample(host.targets.to(device, non_blocking=True).flatten(0, 1), grid)
+                targets = soft.unflatten(0, (-1, views)) * (labels != IGNORE).unsqueeze(2)
     apply_intensity(images, host.changes)
     meta = {name: value.to(device, non_blocking=True) for name, value in host.meta.items()}
-    return Batch(images.unflatten(0, (-1, views)), geometry, labels, meta)
+    return Batch(images.unflatten(0, (-1, views)), geometry, labels, targets, meta)
 
 
 @dataclass(frozen=True)
@@ -115,6 +122,7 @@ class SegmentationSampler:
         foreground: share of samples centred on a labelled foreground voxel.
         margin: side of the window that is read, relative to the patch.
         labelled: whether labels are read; without, patches lie anywhere and nothing counts.
+        soft: reads soft targets beside the labels; None leaves them out.
     """
 
     reader: CropReader
@@ -127,6 +135,7 @@ class SegmentationSampler:
     seed: int
     margin: float = 1.4
     labelled: bool = True
+    soft: SoftLabels | None = None
 
     @property
     def window(self) -> tuple[int, ...]:
@@ -141,10 +150,11 @@ class SegmentationSampler:
         geometry = sample_segmentation_views(rng, self.batch, window, self.patch, self.spacing, self.augment)
         changes = sample_intensity(rng, self.batch, self.augment)
         mine = own_samples(self.batch, part, parts)
-        crops = [self._read(*draws[i]) for i in mine]
+        images, labels, soft = zip(*(self._read(*draws[i]) for i in mine), strict=True)
         return HostBatch(
-            windows=torch.from_numpy(np.stack([image for image, _ in crops])[:, None]),
-            labels=torch.from_numpy(np.stack([label for _, label in crops])[:, None]),
+            windows=torch.from_numpy(np.stack(images)[:, None]),
+            labels=torch.from_numpy(np.stack(labels)[:, None]),
+            targets=torch.from_numpy(np.stack(soft)[:, None]) if self.soft else None,
             corner=torch.zeros(len(mine), 1, len(self.patch)),
             geometry=geometry.only(mine),
             changes={kind: change.only(mine) for kind, change in changes.items()},
@@ -181,12 +191,15 @@ class SegmentationSampler:
         chosen = counted[rng.choice(len(counted), p=sizes / sizes.sum())]
         return chosen[rng.integers(len(chosen))]
 
-    def _read(self, name: str, low: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _read(self, name: str, low: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
         window = self.window if len(self.patch) == 3 else (1, *self.window)
         corners = low.tolist(), (low + np.asarray(window)).tolist()
         image = self.reader.image(name, *corners)
         label = self.reader.label(name, *corners) if self.labelled else np.full(window, IGNORE, np.uint8)
-        return (image[:, 0], label[0]) if len(self.patch) == 2 else (image, label)
+        soft = self.soft.targets(name, corners[0], label) if self.soft else None
+        if len(self.patch) == 2:
+            image, label, soft = image[:, 0], label[0], None if soft is None else soft[:, 0]
+        return image, label, soft
 
 
 @dataclass(frozen=True)

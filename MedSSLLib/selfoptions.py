@@ -22,11 +22,13 @@ class SelfTrainConfig(Frozen):
 
     start: str = Field("", description="Finished fine-tuning run to start from; empty = stage 1 is trained here.")
     rounds: int = Field(3, ge=1, description="Rounds of pseudo-labels and joint training (released code: 3).")
+    restart: bool = Field(True, description="A round starts from stage 1 (released code), not from the round before.")
     matching: Literal["inter", "intra"] = Field("inter", description="Pairs of images, or two views of one image.")
     weight: float = Field(0.1, ge=0, description="Lambda, the weight of the contrast. Not from the paper.")
     first_share: float = Field(0.4, gt=0, lt=1, description="Share of the budget for stage 1. Not from the paper.")
     temperature: float = Field(0.1, gt=0, description="Temperature (released code: 0.1).")
     pseudo_weight: float = Field(0.5, ge=0, description="Segmentation loss on pseudo-labels. Not from the paper.")
+    soft: bool = Field(False, description="That loss on probabilities weighted by confidence. Not from the paper.")
     clean: Clean = Field("components", description="Clean-up; the released code has a dense CRF.")
     filter: Filter = Field("none", description="Which pseudo-labels are used; the paper found no gain from a filter.")
     threshold: float = Field(0.8, ge=0, le=1, description="Least agreement or confidence (paper tried 0.7 and 0.8).")

@@ -2,7 +2,7 @@
 
 Chaitanya, Erdil, Karani, Konukoglu 2021 (arXiv 2112.09645). Stage 1 is a finished fine-tuning run or is trained here;
 each round predicts pseudo-labels, starts again from stage 1's weights with a new projection head, as the released code
-does, and trains jointly. A run that a guard stops keeps the last good model's weights.
+does (`restart`), and trains jointly. A run that a guard stops keeps the last good model's weights.
 """
 
 from __future__ import annotations
@@ -58,6 +58,7 @@ from MedSSLLib.pseudo import (
 from MedSSLLib.runfolder import WEIGHTS
 from MedSSLLib.segmentation import SegmentationTask
 from MedSSLLib.selfoptions import SelfTrainConfig, adopt_heads, latest_pseudo_labels, self_train_options, start_weights
+from MedSSLLib.soft_labels import SoftLabels
 from MedSSLLib.trainer import STOP_FILE
 
 
@@ -89,8 +90,8 @@ class _Job:
     def pseudo(self) -> PseudoOptions:
         """What concerns the pseudo-labels; a person has looked at those of the run started from."""
         o = self.options
-        return PseudoOptions(o.clean, o.filter, o.threshold, o.accept, o.reject, latest_pseudo_labels(self.start),
-                             o.start)
+        looked_at = latest_pseudo_labels(self.start)
+        return PseudoOptions(o.clean, o.filter, o.threshold, o.accept, o.reject, looked_at, o.start, o.soft)
 
     @property
     def figures(self) -> dict[str, Any]:
@@ -188,15 +189,14 @@ def _stage_one(job: _Job) -> SegmentationNet:
 
 
 def _round(job: _Job, number: int, teacher: SegmentationNet, first: SegmentationNet) -> SegmentationNet:
-    """One round: pseudo-labels from `teacher`, then joint training from the weights of `first`."""
+    """One round: pseudo-labels from `teacher`, then joint training from the weights of `first`, or of `teacher`."""
     ready, name = job.ready, f"round-{number}"
     folder = ready.folder / "pseudo" / name
     summary = _pseudo_labels(job, teacher, folder, number)
     job.good = teacher
     net = build_network(ready, job.data.plan, None)
-    net.load_state_dict(first.state_dict())
-    figures = _load_stage(ready, name, net)
-    if figures is None:
+    net.load_state_dict((first if job.options.restart else teacher).state_dict())
+    if (figures := _load_stage(ready, name, net)) is None:
         share = (1.0 if job.start else 1 - job.options.first_share) / job.options.rounds
         task = _joint_task(job, net, folder, summary, number)
         figures = fit(ready, task, stage_budget(ready.config, share), name)
@@ -270,7 +270,9 @@ def _joint_task(job: _Job, net: SegmentationNet, folder: Path, summary: dict[str
                                 ready.device, held_out, ready.config.freeze_encoder)
     # the contrast needs structures (released code: slices with all classes), segmentation also what is none
     share = ready.config.training.foreground if options.pseudo_weight else 1.0
-    contrast = make_sampler(ready, data.plan, cache, drawn + pseudo, foreground=share, seed=ready.config.seed + number)
+    soft = SoftLabels(folder, len(ready.project.classes)) if options.soft else None
+    seed = ready.config.seed + number
+    contrast = make_sampler(ready, data.plan, cache, drawn + pseudo, foreground=share, seed=seed, soft=soft)
     task = JointTask(labelled, contrast, len(ready.project.classes), options.matching, options.weight,
                      options.pseudo_weight, options.temperature)
     place(task.module, ready.device, data.plan.dim)

@@ -5,6 +5,7 @@ this finds device mixes and hidden waits of the CUDA path on a machine without a
 """
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from MedSSLLib.sampling import Pick, SegmentationSampler, ViewSampler
 from MedSSLLib.schedule import Budget
 from MedSSLLib.segmentation import SegmentationTask
 from MedSSLLib.semi import MeanTeacherTask, MixupTask
+from MedSSLLib.soft_labels import SoftLabels
 from MedSSLLib.trainer import LoopConfig, Trainer
 from Testing.lib.core_helpers import MemoryReader, lone_fabric
 
@@ -90,16 +92,17 @@ def semi(kind, dim, device):
     labelled = MixupTask(*facts) if "mixup" in kind else SegmentationTask(*facts)
     if "mean-teacher" in kind:
         return MeanTeacherTask(labelled, replace(sampler, cases=("c2", "c3"), labelled=False), 1.0)
-    if kind in ("inter", "intra"):
-        return JointTask(labelled, replace(sampler, batch=3), 3, kind, 0.1, 0.5)
+    if kind.split()[0] in ("inter", "intra"):
+        soft = SoftLabels(Path("nothing"), 3) if "soft" in kind else None
+        return JointTask(labelled, replace(sampler, batch=3, soft=soft), 3, kind.split()[0], 0.1, 0.5)
     return labelled
 
 
 @pytest.mark.parametrize("device", ["meta", "cpu"])
 @pytest.mark.parametrize("dim", [2, 3])
-@pytest.mark.parametrize("kind", ["mixup", "mean-teacher", "mean-teacher and mixup", "inter", "intra"])
+@pytest.mark.parametrize("kind", ["mixup", "mean-teacher", "mean-teacher and mixup", "inter", "intra", "inter soft"])
 def test_a_step_of_semi_supervised_training(tmp_path, kind, dim, device):
-    extra = {"consistency"} if "teacher" in kind else {"contrast", "pseudo"} if kind in ("inter", "intra") else set()
+    extra = {"consistency"} if "teacher" in kind else {"contrast", "pseudo"} if "int" in kind else set()
     assert set(one_step(semi(kind, dim, device), tmp_path)) == {"segmentation"} | extra
 
 

@@ -24,6 +24,7 @@ from MedSSLLib.pseudo import (
     write_pseudo_labels,
 )
 
+MODEL = SimpleNamespace(probabilities=lambda volumes: (None, None))
 PROJECT = SimpleNamespace(values=(0, 3, 700), classes=("background", "a", "b"), ignore_value=9)
 
 
@@ -32,8 +33,8 @@ def probabilities_of(classes, sure=0.75):
 
 
 def predicted(monkeypatch, classes, sure=0.75):
-    """Let the model predict a class map [k, j, i]."""
-    monkeypatch.setattr(pseudo, "predict_case", lambda *_: (None, probabilities_of(classes, sure)))
+    """Let the model predict a class map [k, j, i] of the source grid."""
+    monkeypatch.setattr(pseudo, "on_source", lambda *_: probabilities_of(classes, sure))
 
 
 def case_on(tmp_path, geometry, name="x", label=None, annotated=None):
@@ -56,7 +57,7 @@ def test_files_lie_on_the_source_grid_with_the_values_of_the_project(tmp_path, m
     classes = box(geometry.shape, 2)
     predicted(monkeypatch, classes, sure=np.linspace(0.6, 0.9, classes.size).reshape(classes.shape))
     case = case_on(tmp_path, geometry)
-    summary = write_pseudo_labels(PROJECT, None, [case], tmp_path / "r", PseudoOptions())
+    summary = write_pseudo_labels(PROJECT, MODEL, [case], tmp_path / "r", PseudoOptions())
     label, sure = (io.read_image(tmp_path / "r" / part / "x.nii.gz") for part in ("", "confidence"))
     assert label.geometry.close_to(geometry) and sure.geometry.close_to(geometry)
     assert np.array_equal(label.array, 700 * (classes == 2))
@@ -72,7 +73,7 @@ def test_drawn_slices_are_kept_exactly_except_where_they_say_ignore(tmp_path, mo
     drawn[3, :, :4], drawn[3, 0, 0], drawn[3, 3, 3] = 700, 3, 9
     predicted(monkeypatch, box((6, 8, 8)))
     case = case_on(tmp_path, geometry, label=drawn, annotated=Annotated.of([(2, [3])]))
-    write_pseudo_labels(PROJECT, None, [case], tmp_path / "r", PseudoOptions())
+    write_pseudo_labels(PROJECT, MODEL, [case], tmp_path / "r", PseudoOptions())
     made = io.read_image(tmp_path / "r" / "x.nii.gz").array
     expected = 3 * box((6, 8, 8)).astype(int)
     expected[3] = np.where(drawn[3] == 9, expected[3], drawn[3])
@@ -82,9 +83,9 @@ def test_drawn_slices_are_kept_exactly_except_where_they_say_ignore(tmp_path, mo
 def test_a_finished_folder_is_not_made_again(tmp_path, monkeypatch):
     predicted(monkeypatch, box((6, 8, 8)))
     case = case_on(tmp_path, Geometry((8, 8, 6)))
-    first = write_pseudo_labels(PROJECT, None, [case], tmp_path / "r", PseudoOptions())
-    monkeypatch.setattr(pseudo, "predict_case", None)
-    assert write_pseudo_labels(PROJECT, None, [case], tmp_path / "r", PseudoOptions()) == first
+    first = write_pseudo_labels(PROJECT, MODEL, [case], tmp_path / "r", PseudoOptions())
+    monkeypatch.setattr(pseudo, "on_source", None)
+    assert write_pseudo_labels(PROJECT, MODEL, [case], tmp_path / "r", PseudoOptions()) == first
 
 
 def test_accepted_pseudo_labels_stay_as_a_person_left_them(tmp_path, monkeypatch):
@@ -96,7 +97,7 @@ def test_accepted_pseudo_labels_stay_as_a_person_left_them(tmp_path, monkeypatch
         io.write_image(tmp_path / "old" / f"{name}.nii.gz", Volume(looked_at, geometry))
     predicted(monkeypatch, box((6, 8, 8)))
     options = PseudoOptions(accept=("x",), fixed=tmp_path / "old")
-    write_pseudo_labels(PROJECT, None, cases, tmp_path / "r", options)
+    write_pseudo_labels(PROJECT, MODEL, cases, tmp_path / "r", options)
     x, y = (io.read_image(tmp_path / "r" / f"{name}.nii.gz").array for name in ("x", "y"))
     assert np.array_equal(x, looked_at) and np.array_equal(y, 3 * box((6, 8, 8)))
 
@@ -105,9 +106,9 @@ def test_no_foreground_anywhere_is_a_collapse_that_names_the_remedy(tmp_path, mo
     predicted(monkeypatch, np.zeros((6, 8, 8), np.uint8))
     options = PseudoOptions(start="first")
     with pytest.raises(CollapsedError, match="Train run 'first' longer, or annotate"):
-        write_pseudo_labels(PROJECT, None, [case_on(tmp_path, Geometry((8, 8, 6)))], tmp_path / "f", options)
+        write_pseudo_labels(PROJECT, MODEL, [case_on(tmp_path, Geometry((8, 8, 6)))], tmp_path / "f", options)
     with pytest.raises(CollapsedError, match="no foreground.*first stage longer.*annotate"):
-        write_pseudo_labels(PROJECT, None, [case_on(tmp_path, Geometry((8, 8, 6)))], tmp_path / "r", PseudoOptions())
+        write_pseudo_labels(PROJECT, MODEL, [case_on(tmp_path, Geometry((8, 8, 6)))], tmp_path / "r", PseudoOptions())
     assert not (tmp_path / "r" / "summary.json").exists()
 
 
@@ -119,7 +120,7 @@ def test_clean_up_keeps_the_largest_component_and_fills_its_hole(tmp_path, monke
     predicted(monkeypatch, holed)
     case = case_on(tmp_path, Geometry((8, 8, 6)))
     for clean, expected in (("components", solid), ("none", holed)):
-        write_pseudo_labels(PROJECT, None, [case], tmp_path / clean, PseudoOptions(clean=clean))
+        write_pseudo_labels(PROJECT, MODEL, [case], tmp_path / clean, PseudoOptions(clean=clean))
         assert np.array_equal(io.read_image(tmp_path / clean / "x.nii.gz").array, 3 * expected), clean
 
 
@@ -143,7 +144,8 @@ def test_the_consistency_is_the_mean_dice_between_the_plain_prediction_and_its_v
     predicted(monkeypatch, first)
     variants = [torch.from_numpy(probabilities_of(part)) for part in (first, second, third)]
     geometry = Geometry((8, 8, 6))
-    model = SimpleNamespace(plan=make_plan([geometry], modality="MR"), each_variant=lambda image: iter(variants))
+    plan = make_plan([geometry], modality="MR")
+    model = SimpleNamespace(**vars(MODEL), plan=plan, each_variant=lambda image: iter(variants))
     options = PseudoOptions(filter="consistency", threshold=0.5)
     row = write_pseudo_labels(PROJECT, model, [case_on(tmp_path, geometry)], tmp_path / "r", options)["cases"]["x"]
     assert row["agreement"] == pytest.approx(0.75)  # 2 * 1 / (2 + 2) slices, and 1

@@ -22,7 +22,7 @@ from MedSSLLib.io import (
 from MedSSLLib.labels import label_values
 from MedSSLLib.manifest import Case, Manifest
 from MedSSLLib.selection import names_in, with_roles
-from MedSSLLib.sources import Found, Source
+from MedSSLLib.sources import Found, Source, label_files
 
 
 @dataclass
@@ -67,6 +67,31 @@ def admit(manifest: Manifest, source: Source, metadata: dict[str, dict[str, str]
     if not result.cases:
         raise _nothing_left(result.refused)
     _warn_of_shared_patients(result, manifest)
+    return result
+
+
+def attach(manifest: Manifest, folder: Path) -> Admission:
+    """Give cases of the project the label files of a folder that bear their names; training cases become labelled.
+
+    A label replaces the one before, and the annotated slices with it. Unusable labels are listed. Raises InputError
+    when no file bears a case's name or none can be used.
+    """
+    files = label_files(folder)
+    ours = {name: manifest.cases[name] for name in files if name in manifest.cases}
+    if not ours:
+        raise InputError(f"has no label named like a case of the project (labels: {', '.join(sorted(files)[:3])})",
+                         file=folder, remedy="Give label files the names of their scans, or add the scans as well.")
+    result = Admission(modality=manifest.modality, labels_from=manifest.labels_from)
+    if result.labels_from is not None:
+        result.labels_from = tuple(name for name in result.labels_from if name not in ours)
+    for name, case in ours.items():
+        role = "test" if case.role == "test" else "labelled"
+        result.cases[name] = replace(case, label=Path(os.path.abspath(files[name])), annotated=None, role=role)
+    if others := sorted(files.keys() - ours.keys()):
+        result.warnings.append(f"{len(others)} labels belong to no case: {', '.join(others[:10])}")
+    _find_classes(result, replace(manifest, labels_from=result.labels_from), Source())
+    if not result.cases:
+        raise _nothing_left(result.refused)
     return result
 
 

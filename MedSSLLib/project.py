@@ -217,6 +217,15 @@ class Project:
         self._admit(discover(list(paths), labels), metadata, None, "")
         return tuple(case for case in self.cases if case.name not in before)
 
+    def add_labels(self, folder: str | os.PathLike[str]) -> tuple[str, ...]:
+        """Take the label files of a folder for the cases they are named after; returns their names. Then call `save`.
+
+        Training cases become labelled. Bad labels are kept in `refused`. Raises InputError when none can be used.
+        """
+        admission = intake.attach(self._manifest, Path(folder))
+        self._take(admission)
+        return tuple(admission.cases)
+
     def set_annotated(self, case: str, annotated: Annotated | None) -> None:
         """Record which slices of a case's label count (None: all)."""
         self._replace(case, annotated=annotated)
@@ -279,7 +288,9 @@ class Project:
         self._change(change)
 
     def _admit(self, source: Source, metadata: str | os.PathLike[str] | None, labelled: str | None, test: str) -> None:
-        admission = intake.admit(self._manifest, source, read_metadata(metadata) if metadata else None, labelled, test)
+        self._take(intake.admit(self._manifest, source, read_metadata(metadata) if metadata else None, labelled, test))
+
+    def _take(self, admission: intake.Admission) -> None:
         self.refused += admission.refused
         self.warnings += admission.warnings
         self._change(lambda manifest: admission.merged_into(manifest))

@@ -211,7 +211,10 @@ def _entry(entry: Any, path: Path, channels: int, test: bool) -> Found:
     return Found(name, files, path.parent / label if label else None, test)
 
 
-def _with_labels(source: Source, folder: Path) -> Source:
+def label_files(folder: Path) -> dict[str, Path]:
+    """The label files of a folder by the case's name. Raises InputError for two of one name, or for none."""
+    if not folder.is_dir():
+        raise InputError("is not a folder", file=folder, remedy="Give the folder that holds the label files.")
     found: dict[str, Path] = {}
     for file in find_images(folder):
         name = check_name(case_name(file), "label")
@@ -219,6 +222,11 @@ def _with_labels(source: Source, folder: Path) -> Source:
             raise InputError(f"has two labels for {name}: {found[name].name} and {file.name}", file=folder,
                              remedy="Keep one of them.")
         found[name] = file
+    return found
+
+
+def _with_labels(source: Source, folder: Path) -> Source:
+    found = label_files(folder)
     cases = tuple(replace(case, label=found.pop(_nfc(case.name), case.label)) for case in source.cases)
     if found and all(case.label is None for case in cases):
         images = ", ".join(case.name for case in cases[:3])

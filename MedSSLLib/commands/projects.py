@@ -81,19 +81,29 @@ def _describe(project: Project, args: argparse.Namespace, classes: dict[int, str
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("project", type=Path, metavar="PROJECT")
-    parser.add_argument("paths", type=Path, nargs="+", metavar="PATH", help="image files or folders")
-    parser.add_argument("--labels", type=Path, metavar="DIR", help="folder of label files named like the images")
+    parser.add_argument("paths", type=Path, nargs="*", metavar="PATH", help="image files or folders")
+    parser.add_argument(
+        "--labels", type=Path, metavar="DIR",
+        help="folder of label files named like the images; without PATH, labels of scans that are there already",
+    )  # fmt: skip
     parser.add_argument("--metadata", type=Path, metavar="CSV", help="table with a column 'case'")
     output_options(parser)
 
 
 def add(args: argparse.Namespace, events: Events) -> int:
+    from MedSSLLib.errors import InputError
     from MedSSLLib.project import Project
 
     project = Project.open(args.project)
-    new = project.add(args.paths, labels=args.labels, metadata=args.metadata)
+    if args.paths:
+        new = f"{len(project.add(args.paths, labels=args.labels, metadata=args.metadata))} new"
+    elif args.labels and not args.metadata:
+        count = len(project.add_labels(args.labels))
+        new = f"{count} label{'s' * (count > 1)}"
+    else:
+        raise InputError("there is nothing to add", remedy="Name scans, or a folder of labels with --labels")
     project.save()
-    say(args, f"{len(new)} new, in all {_counts(project)}{_report(project, events)}.")
+    say(args, f"{new}, in all {_counts(project)}{_report(project, events)}.")
     return 1 if project.refused else 0
 
 
@@ -221,8 +231,9 @@ COMMANDS = (
         "Images are referenced, never changed. Cases that cannot be used are listed with the "
         f"reason; the others go on, and the exit code is then 1. {SEL}",
     ),
-    Command("add", "Add scans to a project.", _add_arguments, add, "PROJECT PATH ... [options]",
-            ("medssl add heart more-scans/", "medssl add heart case42.nii.gz --labels masks/")),
+    Command("add", "Add scans, or labels of scans that are there, to a project.", _add_arguments, add,
+            "PROJECT [PATH ...] [options]",
+            ("medssl add heart more-scans/", "medssl add heart --labels masks/")),
     Command("status", "Show cases, labels and runs of a project.", _status_arguments, status,
             "PROJECT [--json]",
             ("medssl status heart",)),

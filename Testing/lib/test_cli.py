@@ -446,6 +446,15 @@ def test_add_takes_new_images_only(project, scans, capsys):
     assert "1 new, in all 5 cases (1 labelled, 3 unlabelled, 1 test); 1 left out" in capsys.readouterr().out
 
 
+def test_add_takes_labels_of_scans_that_are_there(project, scans, capsys):
+    (scans / "drawn").mkdir()
+    (scans / "labels" / "a.nii.gz").rename(scans / "drawn" / "[red]c.nii.gz")
+    assert main(["add", str(project), "--labels", str(scans / "drawn")]) == 0
+    assert "1 label, in all 3 cases (2 labelled, 1 test)" in capsys.readouterr().out
+    assert main(["add", str(project)]) == 2
+    assert "nothing to add" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "command", [["status"], ["runs"], ["add", "x"], ["finetune"], ["pretrain", "--method", "byol"]]
 )

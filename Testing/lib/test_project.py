@@ -126,6 +126,30 @@ class TestChanges:
         with pytest.raises(InputError, match="nothing.nii.gz: does not exist"):
             project.add([tmp_path / "nothing.nii.gz"])
 
+    def test_labels_drawn_later_are_taken_by_name(self, project: Project, grids: Any, tmp_path: Path,
+                                                  make_volume: Make, make_label: Make) -> None:
+        for name, values in (("sagittal", (1, 4)), ("canonical", (1, 5)), ("oblique", (1,)), ("stranger", (1,))):
+            grid = grids[name] if name in grids else grids["canonical"]
+            io.write_image(tmp_path / "drawn" / f"{name}.nii.gz", make_label(grid, values=values))
+        io.write_image(tmp_path / "drawn" / "flipped.nii.gz", make_label(make_volume().geometry, values=(7,)))
+        project.set_annotated("canonical", Annotated.of([(2, [1])]))
+        assert project.add_labels(tmp_path / "drawn") == ("canonical", "oblique", "sagittal")
+        project.save()
+        again = Project.open(project.folder)
+        assert [case.name for case in again.labelled] == ["canonical", "flipped", "sagittal"]
+        assert again.case("oblique").role == "test" and again.case("canonical").annotated is None
+        assert again.case("sagittal").label == tmp_path / "drawn" / "sagittal.nii.gz"
+        assert {4, 5} <= set(again.values) and 7 not in again.values
+        assert [error.case for error in project.refused] == ["flipped"] and "stranger" in project.warnings[-1]
+        assert again.case("flipped").label == project.case("flipped").label != tmp_path / "drawn" / "flipped.nii.gz"
+
+    def test_labels_of_no_case_are_refused(self, project: Project, tmp_path: Path, make_label: Make) -> None:
+        io.write_image(tmp_path / "drawn" / "stranger.nii.gz", make_label())
+        with pytest.raises(InputError, match="no label named like a case.*stranger"):
+            project.add_labels(tmp_path / "drawn")
+        with pytest.raises(InputError, match="not a folder.*label files"):
+            project.add_labels(tmp_path / "nothing")
+
     def test_set_label_makes_a_case_labelled(self, project: Project, tmp_path: Path) -> None:
         project.set_label("sagittal", tmp_path / "l.nii.gz")
         project.set_label("oblique", tmp_path / "l.nii.gz")

@@ -106,6 +106,7 @@ def run_demo(data: str, budget: str, out: Path | str, events: Events, *, device:
         write_json(folder / f"metrics-{run}.json", scored.metrics)
     with clock.time("report"):
         report = write_demo_report(folder, project, dict(zip(RUNS, methods, strict=True)), cohort.words, clock.seconds)
+    events.images(sorted((folder / "figures").iterdir()))
     means = {scored.name: scored.metrics["summary"]["dice"]["mean"] for scored in methods}
     events.emit("done", command="demo", folder=str(folder), report=str(report), dice=means)
     return Demo(folder, report, methods, dict(clock.seconds))

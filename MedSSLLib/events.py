@@ -97,6 +97,12 @@ class Events:
         fields |= {"seconds_left": seconds_left, "losses": dict(losses or {})}
         self.emit("progress", stage=stage, step=step, steps=steps, **fields)
 
+    def images(self, files: Iterable[Path]) -> None:
+        """Emit an image event, with ``file``, for every picture among the files."""
+        for path in files:
+            if path.suffix == ".png":
+                self.emit("image", file=path)
+
     def open_run(self, folder: Path) -> None:
         """From now on also write ``events.jsonl`` and ``log.txt`` (appending) in a run folder that exists."""
         self.add(JsonLines.to_file(folder / "events.jsonl"))

@@ -68,7 +68,7 @@ def benchmark(args: argparse.Namespace, events: Events) -> None:
     from MedSSLLib.benchmark_tables import load_studies, recommendations
 
     studies = load_studies(files)
-    write_tables(studies, args.out, project)
+    events.images(write_tables(studies, args.out, project))
     for study in studies:
         for text in recommendations(study):
             say(args, f"{study.data}: {text}")
@@ -87,7 +87,9 @@ def _run_speed(args: argparse.Namespace, events: Events) -> None:
     for text in notes(content):
         say(args, text)
     if args.out:
-        for path in write_report(content, args.out):
+        files = write_report(content, args.out)
+        events.images(files)
+        for path in files:
             say(args, f"Written: {path}")
 
 

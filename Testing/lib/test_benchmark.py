@@ -250,7 +250,7 @@ def test_files_are_put_together_only_where_they_may_be_compared(tmp_path):
         write_tables(load_studies([result_file(tmp_path / "f.json", [])]), tmp_path / "out")
 
 
-def test_earlier_result_files_are_read(tmp_path):
+def test_earlier_result_files_are_read(tmp_path, capsys):
     """Files without a count in the records, as the first version of the script wrote them."""
     files = sorted((ROOT / "Testing" / "bench" / "results").glob("*.json"))
     protocol = [path for path in files if json.loads(path.read_text()).get("bench") == "protocol"]
@@ -262,7 +262,10 @@ def test_earlier_result_files_are_read(tmp_path):
         entry.pop("count", None)
     (tmp_path / "old.json").write_text(json.dumps(earlier))
     words = ["benchmark", "tables", "--results", str(tmp_path / "old.json"), "--out", str(tmp_path / "out"), "-q"]
-    assert main(words) == 0
+    assert main([*words, "--events", "-"]) == 0
+    events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    shown = {event["file"] for event in events if event["event"] == "image"}
+    assert shown == {str(path) for path in (tmp_path / "out" / "figures").glob("*.png")} and shown
     (row, *_) = csv.DictReader(streams.StringIO((tmp_path / "out" / "tables.csv").read_text()))
     expected = np.mean([r["summary"]["dice"] for r in content["records"] if r["row"] == row["row"]])
     assert float(row["dice"]) == pytest.approx(expected, abs=1e-9)

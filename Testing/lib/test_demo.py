@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -157,6 +158,8 @@ def test_whole_demo_on_tiny_volumes(tmp_path, monkeypatch):
         "figures/cases.png",
     ):
         assert (tmp_path / "out" / name).stat().st_size > 0
+    shown = [Path(event["file"]).name for event in kept.events if event["event"] == "image"]
+    assert shown == ["cases.png", "overlays.png"]
     head, rows = result.table()
     assert [len(row) for row in rows] == [len(head)] * 3
     assert [row[0] for row in rows] == ["random weights", "pre-trained", "pre-trained, self-trained"]

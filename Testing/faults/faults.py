@@ -151,8 +151,6 @@ FAULTS: dict[tuple[str, str, str], list[tuple[str, str, str]]] = {
     ("self-training", "selftrain", "selftrain"): [
         ("hidden labels are opened", "replace(case, label=None, annotated=None) for case in others",
          "replace(case) for case in others"),
-    ],
-    ("self-training", "selftrain", "soft_labels"): [
         ("rounds go on from the teacher", "(first if job.options.restart else teacher)", "teacher"),
         ("rounds never go on", "(first if job.options.restart else teacher)", "first"),
     ],

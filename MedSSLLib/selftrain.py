@@ -55,9 +55,17 @@ from MedSSLLib.pseudo import (
     pseudo_labelled,
     write_pseudo_labels,
 )
-from MedSSLLib.runfolder import WEIGHTS
+from MedSSLLib.runfolder import WEIGHTS, begun
 from MedSSLLib.segmentation import SegmentationTask
-from MedSSLLib.selfoptions import SelfTrainConfig, adopt_heads, latest_pseudo_labels, self_train_options, start_weights
+from MedSSLLib.selfoptions import (
+    SelfTrainConfig,
+    adopt_heads,
+    check_names,
+    latest_pseudo_labels,
+    self_train_options,
+    start_weights,
+    warn_of_idle_settings,
+)
 from MedSSLLib.soft_labels import SoftLabels
 from MedSSLLib.trainer import STOP_FILE
 
@@ -117,7 +125,8 @@ def run_selftrain(project: Project, config: RunConfig, events: Events) -> Path:
         init = start or resolve_weights(project, ready.config.init)
         ready = adopt_network(ready, init)
         job = _Job(ready, _data(ready, init), options, start, init)
-        _check_names(job)
+        check_names(options, {case.name for case in job.targets})
+        warn_of_idle_settings(ready, options)
         record(ready, job.data.plan, job.data.facts(len(ready.project.classes)))
         net = first = _stage_one(job)
         try:
@@ -128,16 +137,6 @@ def run_selftrain(project: Project, config: RunConfig, events: Events) -> Path:
             raise
         finish(ready, job.data.plan, net, job.figures)
         return ready.folder
-
-
-def _check_names(job: _Job) -> None:
-    """Raises InputError for accepted or rejected cases that get no pseudo-labels, or that are both."""
-    accept, reject = set(job.options.accept), set(job.options.reject)
-    for name in sorted((accept | reject) - {case.name for case in job.targets}):
-        raise InputError("gets no pseudo-label, so it cannot be accepted or rejected", case=name,
-                         remedy="Name unlabelled or partly annotated cases")
-    for name in sorted(accept & reject):
-        raise InputError("is accepted and rejected", case=name, remedy="Take it out of one of the two")
 
 
 def _data(ready: Preparation, init: Path | None) -> LabelledData:
@@ -224,7 +223,8 @@ def _pseudo_labels(job: _Job, teacher: SegmentationNet, folder: Path, number: in
     def progress(done: int, total: int) -> None:
         ready.events.progress(f"pseudo-{number}", done, total)
         if (ready.folder / STOP_FILE).exists():
-            raise CancelledError(f"Stopped after {done} of {total} pseudo-labels; continue with --resume.")
+            go_on = f"go on: --resume --name {ready.folder.name}" if begun(ready.folder) else "start the run again"
+            raise CancelledError(f"Stopped after {done} of {total} pseudo-labels; {go_on}.")
 
     try:
         if ready.fabric.is_global_zero:
@@ -270,7 +270,7 @@ def _joint_task(job: _Job, net: SegmentationNet, folder: Path, summary: dict[str
                                 ready.device, held_out, ready.config.freeze_encoder)
     # the contrast needs structures (released code: slices with all classes), segmentation also what is none
     share = ready.config.training.foreground if options.pseudo_weight else 1.0
-    soft = SoftLabels(folder, len(ready.project.classes)) if options.soft else None
+    soft = SoftLabels(folder, len(ready.project.classes), frozenset(summary["kept"])) if options.soft else None
     seed = ready.config.seed + number
     contrast = make_sampler(ready, data.plan, cache, drawn + pseudo, foreground=share, seed=seed, soft=soft)
     task = JointTask(labelled, contrast, len(ready.project.classes), options.matching, options.weight,

@@ -151,11 +151,10 @@ FAULTS: dict[tuple[str, str, str], list[tuple[str, str, str]]] = {
     ("self-training", "selftrain", "selftrain"): [
         ("hidden labels are opened", "replace(case, label=None, annotated=None) for case in others",
          "replace(case) for case in others"),
-        ("rounds go on from the teacher", "net.load_state_dict(first.state_dict())",
-         "net.load_state_dict(teacher.state_dict())"),
+        ("rounds go on from the teacher", "first if job.options.restart else teacher", "teacher"),
     ],
     ("self-training", "pseudo", "pseudo"): [
-        ("drawn slices are overwritten", "np.where(counted, drawn, classes)", "np.where(counted, classes, classes)"),
+        ("drawn slices are overwritten", "& (drawn != IGNORE), drawn, result)", "& (drawn != IGNORE), result, result)"),
         ("rejected cases are used", "name not in options.reject and ", ""),
     ],
     ("semi-supervised", "semi", "semi"): [

@@ -1,6 +1,7 @@
 """``run_selftrain`` on a tiny project: what it reads, what it leaves behind, how it resumes, what it refuses."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from MedSSLLib.events import Events
 from MedSSLLib.finetune import run_finetune
 from MedSSLLib.predict import Model, PredictOptions, load_model, predict_case
 from MedSSLLib.project import Project
-from MedSSLLib.selfoptions import SelfTrainConfig, self_train_options
+from MedSSLLib.selfoptions import SelfTrainConfig, self_train_options, warn_of_idle_settings
 from Testing.lib.core_helpers import loud, tiny_config, tiny_project
 
 SHAPE = (8, 16, 16)
@@ -60,6 +61,20 @@ def same(a, b):
 
 def read(path):
     return sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
+
+
+def stopping_in(folder, stage):
+    """Events that ask the run in `folder` to stop as soon as `stage` moves."""
+
+    class Stopper:
+        def write(self, event):
+            if event["event"] == "progress" and event["stage"] == stage:
+                (folder / "stop").touch()
+
+        def close(self):
+            pass
+
+    return Events([Stopper()], min_interval=0)
 
 
 @pytest.mark.parametrize("dim", ["2d", "3d"])
@@ -147,17 +162,8 @@ def test_a_stopped_run_resumes_to_the_same_bits_and_skips_what_is_done(project, 
     if not whole.exists():
         selftrain.run_selftrain(project, settings(name="whole"), Events())
     folder = project.run_folder(f"stopped-{stage}")
-
-    class Stopper:
-        def write(self, event):
-            if event["event"] == "progress" and event["stage"] == stage:
-                (folder / "stop").touch()
-
-        def close(self):
-            pass
-
     with pytest.raises(CancelledError):
-        selftrain.run_selftrain(project, settings(name=folder.name), Events([Stopper()], min_interval=0))
+        selftrain.run_selftrain(project, settings(name=folder.name), stopping_in(folder, stage))
     assert not (folder / "weights.safetensors").exists()
     events, record = loud()
     selftrain.run_selftrain(project, settings(name=folder.name, resume=True), events)
@@ -168,6 +174,42 @@ def test_a_stopped_run_resumes_to_the_same_bits_and_skips_what_is_done(project, 
     rows = [json.loads((f / "metrics.json").read_text())["rounds"] for f in (whole, folder)]
     assert [{k: v for k, v in row.items() if k != "seconds"} for row in rows[0]] == [
         {k: v for k, v in row.items() if k != "seconds"} for row in rows[1]]  # fmt: skip
+
+
+@pytest.mark.parametrize("stage", ["pseudo-2", "round-2"])
+def test_a_run_of_slices_with_soft_labels_and_without_restart_resumes_to_the_same_bits(project, stage):
+    options = {"annotated_slices": 2, "options__soft": True, "options__restart": False}
+    whole, cut = project.run_folder("uncut"), project.run_folder(f"cut-{stage}")
+    if not whole.exists():
+        selftrain.run_selftrain(project, settings(name="uncut", **options), Events())
+    with pytest.raises(CancelledError, match=f"--resume --name {cut.name}"):
+        selftrain.run_selftrain(project, settings(name=cut.name, **options), stopping_in(cut, stage))
+    selftrain.run_selftrain(project, settings(name=cut.name, resume=True), Events())
+    assert same(weights(whole), weights(cut))
+
+
+def test_a_run_stopped_before_its_first_step_says_to_start_again_and_can_be(project):
+    start = run_finetune(project, tiny_config(name="begin", dim="2d", training__steps=40, optimiser__lr=1e-2,
+                                              training__batch=4), Events())
+    folder = project.run_folder("early")
+    config = settings(name="early", options__start=start.name, options__rounds=1, training__steps=2)
+    with pytest.raises(CancelledError, match="start the run again"):
+        selftrain.run_selftrain(project, config, stopping_in(folder, "pseudo-1"))
+    assert selftrain.run_selftrain(project, config, Events()) == folder
+
+
+def test_settings_of_fine_tuning_that_do_nothing_are_named(project):
+    def told(**options):
+        events, record = loud()
+        job = SimpleNamespace(config=settings(**options), events=events)
+        warn_of_idle_settings(job, self_train_options(job.config))
+        return [event["message"] for event in record.of("warning")]
+
+    assert told() == told(semi="mean-teacher") == told(mixup=0.2) == told(options__soft=True) == []
+    for given in ({"semi": "mean-teacher"}, {"mixup": 0.2}):
+        assert "first model only" in told(options__start="first", **given)[0]
+    assert "options.soft does nothing" in told(options__soft=True, options__pseudo_weight=0.0)[0]
+    assert "training.folds does nothing" in told(training__folds=2)[0]
 
 
 def test_a_guard_keeps_the_last_good_model(project, monkeypatch):

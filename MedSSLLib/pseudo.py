@@ -36,8 +36,8 @@ class PseudoOptions:
     """How pseudo-labels are cleaned and chosen.
 
     Attributes:
-        clean: 'components' keeps the largest component of each class and fills small holes; 'crf' smooths along the
-            edges of the image first (see ``crf.py``).
+        clean: 'components' keeps the largest component of each class in `pieces` and fills small holes; 'crf' smooths
+            along the edges of the image first (see ``crf.py``).
         filter: 'consistency' keeps a case whose predictions agree under changes of contrast and size, 'confidence'
             one whose foreground is predicted with enough confidence.
         threshold: least agreement (Dice) or confidence (mean probability) of a kept case.
@@ -46,6 +46,7 @@ class PseudoOptions:
         fixed: folder of earlier pseudo-labels that a person has looked at; those of accepted cases stay as they are.
         start: name of the run that the first model is taken from; empty when it is trained in the same run.
         soft: also keep the probabilities (see ``soft_labels.py``); what a person has drawn or accepted stays certain.
+        pieces: the classes that are one piece; None = each of them.
     """
 
     clean: Clean = "components"
@@ -56,6 +57,7 @@ class PseudoOptions:
     fixed: Path | None = None
     start: str = ""
     soft: bool = False
+    pieces: tuple[int, ...] | None = None
 
 
 class CollapsedError(GuardError):
@@ -102,7 +104,7 @@ def _write_case(
         likely = smooth(likely, volumes[0])
         found = torch.from_numpy(on_source(torch.from_numpy(likely), source, grid)) if options.soft else found
     confidence, plain = likely.max(0).astype(np.float32), likely.argmax(0).astype(np.uint8)
-    cleaned = plain if options.clean == "none" else fill_small_holes(largest_components(plain))
+    cleaned = plain if options.clean == "none" else fill_small_holes(largest_components(plain, options.pieces))
     person = decided(project, case, source, options)
     classes = np.where(person == IGNORE, cleaned, person)
     values = np.asarray(project.values)[classes]

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
 
+from MedSSLLib.cache import Cache
 from MedSSLLib.config import Frozen, RunConfig
 from MedSSLLib.errors import InputError
+from MedSSLLib.manifest import Case
 from MedSSLLib.preparation import Preparation, resolve_weights
 from MedSSLLib.project import Project
 from MedSSLLib.pseudo import SUMMARY, Clean, Filter
@@ -60,6 +62,15 @@ def start_weights(project: Project, run: str) -> Path | None:
         raise InputError(f"run {run!r} segments {', '.join(theirs[1:])}, this project {', '.join(ours[1:])}",
                          remedy="Fine-tune again with the classes of the project")
     return weights
+
+
+def require_all_classes(project: Project, cache: Cache, cases: Iterable[Case]) -> None:
+    """Raises InputError for classes without a labelled voxel."""
+    found = {value for case in cases for value, places in cache.foreground(case.name).items() if len(places)}
+    missing = [name for index, name in enumerate(project.classes) if index and index not in found]
+    if missing:
+        raise InputError(f"the class {', '.join(missing)} has no labelled voxel in the chosen cases",
+                         file=str(project.folder), remedy="Annotate slices that show it, or add a case to --labelled")
 
 
 def check_names(options: SelfTrainConfig, targets: Collection[str]) -> None:

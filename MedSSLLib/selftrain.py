@@ -7,7 +7,6 @@ does (`restart`), and trains jointly. A run that a guard stops keeps the last go
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -62,6 +61,7 @@ from MedSSLLib.selfoptions import (
     adopt_heads,
     check_names,
     latest_pseudo_labels,
+    require_all_classes,
     self_train_options,
     start_weights,
     warn_of_idle_settings,
@@ -77,6 +77,7 @@ class _Job:
     Attributes:
         start: weights of the run that stage 1 is taken from, None when it is trained here.
         init: weights the encoder starts from.
+        pieces: classes that are one piece in the dense labels; None without such labels.
         rows: figures of the finished rounds.
         good: the last model that is worth keeping.
     """
@@ -86,6 +87,7 @@ class _Job:
     options: SelfTrainConfig
     start: Path | None
     init: Path | None
+    pieces: tuple[int, ...] | None = None
     rows: list[dict[str, Any]] = field(default_factory=list)
     good: SegmentationNet | None = None
 
@@ -99,7 +101,8 @@ class _Job:
         """What concerns the pseudo-labels; a person has looked at those of the run started from."""
         o = self.options
         looked_at = latest_pseudo_labels(self.start)
-        return PseudoOptions(o.clean, o.filter, o.threshold, o.accept, o.reject, looked_at, o.start, o.soft)
+        return PseudoOptions(o.clean, o.filter, o.threshold, o.accept, o.reject, looked_at, o.start, o.soft,
+                             self.pieces)
 
     @property
     def figures(self) -> dict[str, Any]:
@@ -124,10 +127,13 @@ def run_selftrain(project: Project, config: RunConfig, events: Events) -> Path:
         ready = adopt_heads(ready, start)
         init = start or resolve_weights(project, ready.config.init)
         ready = adopt_network(ready, init)
-        job = _Job(ready, _data(ready, init), options, start, init)
+        data = _data(ready, init)
+        facts = data.facts(len(ready.project.classes))
+        dense = any(not case.annotated for case in data.training + data.held_out)
+        job = _Job(ready, data, options, start, init, tuple(facts["one_piece"]) if dense else None)
         check_names(options, {case.name for case in job.targets})
         warn_of_idle_settings(ready, options)
-        record(ready, job.data.plan, job.data.facts(len(ready.project.classes)))
+        record(ready, data.plan, facts)
         net = first = _stage_one(job)
         try:
             for number in range(1, options.rounds + 1):
@@ -135,7 +141,7 @@ def run_selftrain(project: Project, config: RunConfig, events: Events) -> Path:
         except GuardError as error:
             _keep_last_good(job, error)
             raise
-        finish(ready, job.data.plan, net, job.figures)
+        finish(ready, data.plan, net, job.figures)
         return ready.folder
 
 
@@ -149,7 +155,7 @@ def _data(ready: Preparation, init: Path | None) -> LabelledData:
     plan = choose_plan(ready, ready.project.pool, init)
     cache, cases = fill_cache(ready, plan, cases, labels=True)
     training, held_out = hold_out(ready, cases, init)
-    _require_all_classes(ready.project, cache, training)
+    require_all_classes(ready.project, cache, training)
     names = {case.name for case in cases}
     others = tuple(case for case in ready.project.pool if case.name not in names)
     refused = cache.prepare(others)
@@ -165,14 +171,6 @@ def _data(ready: Preparation, init: Path | None) -> LabelledData:
         ready.events.emit("warning", message="With one foreground class the contrastive loss is zero; only the "
                                              "pseudo-labels themselves teach.")
     return LabelledData(plan, cache, training, held_out, others)
-
-
-def _require_all_classes(project: Project, cache: Cache, cases: Sequence[Case]) -> None:
-    found = {value for case in cases for value, places in cache.foreground(case.name).items() if len(places)}
-    missing = [name for index, name in enumerate(project.classes) if index and index not in found]
-    if missing:
-        raise InputError(f"the class {', '.join(missing)} has no labelled voxel in the chosen cases",
-                         file=str(project.folder), remedy="Annotate slices that show it, or add a case to --labelled")
 
 
 def _stage_one(job: _Job) -> SegmentationNet:

@@ -153,6 +153,16 @@ def test_clean_up_keeps_the_largest_component_and_fills_its_hole(tmp_path, monke
         assert np.array_equal(io.read_image(tmp_path / clean / "x.nii.gz").array, 3 * expected), clean
 
 
+@pytest.mark.parametrize(("pieces", "left"), [(None, False), ((2,), True), ((1, 2), False), ((), True)])
+def test_classes_of_several_pieces_keep_them(tmp_path, monkeypatch, pieces, left):
+    two = box((6, 8, 8))
+    two[5, 7, 7] = 1
+    predicted(monkeypatch, two)
+    write_pseudo_labels(PROJECT, MODEL, [case_on(tmp_path, Geometry((8, 8, 6)))], tmp_path / "r",
+                        PseudoOptions(pieces=pieces))
+    assert io.read_image(tmp_path / "r" / "x.nii.gz").array[5, 7, 7] == 3 * left
+
+
 def test_holes_that_are_large_open_or_filled_by_another_class_stay():
     classes = np.zeros((7, 7, 7), np.uint8)
     classes[1:6, 1:6, 1:6] = 1

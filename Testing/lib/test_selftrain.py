@@ -11,11 +11,15 @@ import torch
 from MedSSLLib import device as devices
 from MedSSLLib import selftrain
 from MedSSLLib.checkpoint import load_tensors
+from MedSSLLib.commands.tables import run_row
 from MedSSLLib.errors import CancelledError, GuardError, InputError
 from MedSSLLib.events import Events
 from MedSSLLib.finetune import run_finetune
 from MedSSLLib.predict import Model, PredictOptions, load_model, predict_case
 from MedSSLLib.project import Project
+from MedSSLLib.pseudo import CollapsedError
+from MedSSLLib.report import write_run_report
+from MedSSLLib.runs import summary
 from MedSSLLib.selfoptions import SelfTrainConfig, self_train_options, warn_of_idle_settings
 from Testing.lib.core_helpers import loud, tiny_config, tiny_project
 
@@ -212,6 +216,26 @@ def test_settings_of_fine_tuning_that_do_nothing_are_named(project):
     assert "training.folds does nothing" in told(training__folds=2)[0]
 
 
+def test_clean_up_knows_which_classes_are_one_piece_where_a_whole_label_tells(tmp_path, monkeypatch):
+    """Case0's second structure is in two pieces; two slices of it would not tell."""
+    project = project_of(tmp_path)
+    path = project.case("case0").label
+    label = read(path)
+    label[0, 0, 0:4] = label[7, 13:, 12:] = 2
+    sitk.WriteImage(sitk.GetImageFromArray(label), str(path))
+    seen = []
+
+    def stop(project, model, cases, folder, options, *rest):
+        seen.append(options.pieces)
+        raise CollapsedError("seen")
+
+    monkeypatch.setattr(selftrain, "write_pseudo_labels", stop)
+    for name, slices in (("dense", None), ("slices", 3)):
+        with pytest.raises(GuardError, match="seen"):
+            selftrain.run_selftrain(project, settings(name=name, annotated_slices=slices, training__steps=2), Events())
+    assert seen == [(1,), None]
+
+
 def test_a_guard_keeps_the_last_good_model(project, monkeypatch):
     """Class 2 vanishes from the second round's pseudo-labels: round 1's model is bad, stage 1's is kept."""
     plain = selftrain.write_pseudo_labels
@@ -231,6 +255,22 @@ def test_a_guard_keeps_the_last_good_model(project, monkeypatch):
     load_model(folder, "cpu")
 
 
+def test_growth_is_that_since_the_round_before(project, monkeypatch):
+    sizes = iter([10, 100, 110])
+
+    def summary_of(project, model, cases, folder, *rest):
+        if not cases:
+            voxels = dict.fromkeys(project.classes[1:], next(sizes))
+            return {"cases": {"case1": {"voxels": voxels, "confidence": 1.0}}, "kept": []}
+
+    monkeypatch.setattr(selftrain, "write_pseudo_labels", summary_of)
+    monkeypatch.setattr(selftrain, "fit", lambda *_: {"steps": 0, "seconds": 0.0, "best": None})
+    events, record = loud()
+    selftrain.run_selftrain(project, settings(name="grows", options__rounds=3), events)
+    assert [e["message"].split(" times")[0] for e in record.of("warning")] == [
+        f"The class {name} grew 10.0" for name in project.classes[1:]]  # fmt: skip
+
+
 def test_a_model_without_foreground_stops_the_run_and_is_not_kept(project, monkeypatch):
     def nothing(ready, task, budget, stage):
         with torch.no_grad():
@@ -248,12 +288,16 @@ def test_a_collapse_is_put_down_to_the_run_started_from():
     assert job.pseudo.start == "first"
 
 
-def test_when_the_filter_leaves_nothing_the_first_model_is_kept(project):
+def test_when_the_filter_leaves_nothing_the_first_model_is_kept(project, tmp_path):
     config = settings(name="filtered", options__filter="confidence", options__threshold=1.0)
     with pytest.raises(GuardError, match="filter 'confidence'"):
         selftrain.run_selftrain(project, config, Events())
     folder = project.run_folder("filtered")
     assert same(weights(folder), load_tensors(folder / "stages" / "stage-1.safetensors")[0])
+    row = run_row(summary(folder))
+    assert row["state"] == "stopped by a guard"
+    page = write_run_report(project, "filtered", tmp_path / "report.html").read_text()
+    assert "stopped by a guard" in page and "No pseudo-label is left after the filter" in page
 
 
 def test_labels_of_cases_outside_the_selection_stay_closed_though_they_are_annotated(tmp_path):
@@ -315,8 +359,16 @@ def test_every_round_starts_from_the_first_model(project, monkeypatch):
         begun[stage] = {name: tensor.clone() for name, tensor in net.state_dict().items()}
         return real(ready, task, budget, stage)
 
+    def model(net, *rest):
+        teachers.append({name: tensor.clone() for name, tensor in net.state_dict().items()})
+        return Model(net, *rest)
+
+    teachers = []
     monkeypatch.setattr(selftrain, "fit", fit)
+    monkeypatch.setattr(selftrain, "Model", model)
     folder = selftrain.run_selftrain(project, settings(name="starts"), Events())
+    ends = [load_tensors(folder / "stages" / f"{name}.safetensors")[0] for name in ("stage-1", "round-1")]
+    assert len(teachers) == 2 and same(teachers[0], ends[0]) and same(teachers[1], ends[1]), "the last model teaches"
     assert same(begun["round-1"], begun["round-2"]) and not same(begun["stage-1"], begun["round-1"])
     assert same(begun["round-1"], load_tensors(folder / "stages" / "stage-1.safetensors")[0])
 

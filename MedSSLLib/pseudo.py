@@ -15,11 +15,11 @@ from MedSSLLib.components import largest_components
 from MedSSLLib.crf import mean_field
 from MedSSLLib.errors import GuardError, InputError
 from MedSSLLib.files import read_json, write_json
-from MedSSLLib.geometry import Volume
+from MedSSLLib.geometry import Geometry, Volume
 from MedSSLLib.labels import IGNORE, class_indices, counted_mask
 from MedSSLLib.manifest import Case
 from MedSSLLib.predict import Model, on_source
-from MedSSLLib.preprocess import preprocess_image
+from MedSSLLib.preprocess import preprocess_image, preprocess_label
 from MedSSLLib.project import Project
 from MedSSLLib.soft_labels import write_probabilities
 
@@ -36,16 +36,17 @@ class PseudoOptions:
     """How pseudo-labels are cleaned and chosen.
 
     Attributes:
-        clean: 'components' keeps the largest component of each class and fills small holes; 'crf' smooths along the
-            edges of the image first (see ``crf.py``).
+        clean: 'components' keeps the largest component of each class in `pieces` and fills small holes; 'crf' smooths
+            along the edges of the image first (see ``crf.py``).
         filter: 'consistency' keeps a case whose predictions agree under changes of contrast and size, 'confidence'
             one whose foreground is predicted with enough confidence.
         threshold: least agreement (Dice) or confidence (mean probability) of a kept case.
-        accept: cases kept whatever the filter says.
+        accept: cases kept whatever the filter says, and though nothing was found in them.
         reject: cases left out.
         fixed: folder of earlier pseudo-labels that a person has looked at; those of accepted cases stay as they are.
         start: name of the run that the first model is taken from; empty when it is trained in the same run.
-        soft: also keep the probabilities (see ``soft_labels.py``).
+        soft: also keep the probabilities (see ``soft_labels.py``); what a person has drawn or accepted stays certain.
+        pieces: the classes that are one piece; None = each of them.
     """
 
     clean: Clean = "components"
@@ -56,6 +57,7 @@ class PseudoOptions:
     fixed: Path | None = None
     start: str = ""
     soft: bool = False
+    pieces: tuple[int, ...] | None = None
 
 
 class CollapsedError(GuardError):
@@ -68,7 +70,8 @@ def write_pseudo_labels(
 ) -> dict[str, Any]:
     """Predict all cases into ``folder/CASE.nii.gz`` with ``confidence/CASE.nii.gz``, then the summary; returns it.
 
-    Slices that a person has drawn are kept as drawn. A folder with a summary is complete and is not made again.
+    Slices that a person has drawn are kept as drawn. The summary counts what the model finds, drawn or not. A folder
+    with a summary is complete and is not made again.
 
     Raises:
         InputError: a case cannot be read.
@@ -96,33 +99,28 @@ def _write_case(
     volumes = [io.read_image(path, case=case.name) for path in case.images]
     source = volumes[0].geometry
     found, grid = model.probabilities(volumes)
-    if options.soft:
-        write_probabilities(folder, case.name, found.numpy(), model.plan.dim)
-    classes, confidence = _cleaned(on_source(found, grid, source), volumes[0], options.clean)
-    if case.name in options.accept and options.fixed and (options.fixed / f"{case.name}.nii.gz").exists():
-        looked_at = io.read_label(options.fixed / f"{case.name}.nii.gz", source, case=case.name)
-        classes = class_indices(looked_at.array, project.values)
-    if case.annotated and case.label:
-        classes = keep_drawn(project, case, volumes[0], classes)
+    likely = on_source(found, grid, source)
+    if options.clean == "crf":
+        likely = smooth(likely, volumes[0])
+        found = torch.from_numpy(on_source(torch.from_numpy(likely), source, grid)) if options.soft else found
+    confidence, plain = likely.max(0).astype(np.float32), likely.argmax(0).astype(np.uint8)
+    cleaned = plain if options.clean == "none" else fill_small_holes(largest_components(plain, options.pieces))
+    person = decided(project, case, source, options)
+    classes = np.where(person == IGNORE, cleaned, person)
     values = np.asarray(project.values)[classes]
     io.write_image(folder / f"{case.name}.nii.gz", Volume(values.astype(np.int16), source))
     io.write_image(folder / "confidence" / f"{case.name}.nii.gz", Volume(confidence, source))
-    foreground = classes > 0
+    if options.soft:
+        certain = (person != IGNORE) | (cleaned != plain)
+        own = preprocess_label(Volume(classes, source), grid)
+        own[preprocess_label(Volume(np.where(certain, classes, IGNORE), source), grid) != IGNORE] = IGNORE
+        write_probabilities(folder, case.name, found.numpy(), own, model.plan.dim)
+    foreground = cleaned > 0
     return {
-        "voxels": {name: int((classes == index).sum()) for index, name in enumerate(project.classes) if index},
+        "voxels": {name: int((cleaned == index).sum()) for index, name in enumerate(project.classes) if index},
         "confidence": float(confidence[foreground].mean()) if foreground.any() else 0.0,
         "agreement": _agreement(model, volumes) if options.filter == "consistency" else None,
     }
-
-
-def _cleaned(probabilities: np.ndarray, image: Volume, clean: Clean) -> tuple[np.ndarray, np.ndarray]:
-    """Cleaned class map and largest probability per voxel."""
-    if clean == "crf":
-        probabilities = smooth(probabilities, image)
-    classes = probabilities.argmax(0).astype(np.uint8)
-    if clean != "none":
-        classes = fill_small_holes(largest_components(classes))
-    return classes, probabilities.max(0).astype(np.float32)
 
 
 def _agreement(model: Model, volumes: Sequence[Volume]) -> float:
@@ -145,13 +143,20 @@ def smooth(probabilities: np.ndarray, image: Volume) -> np.ndarray:
     return result
 
 
-def keep_drawn(project: Project, case: Case, image: Volume, classes: np.ndarray) -> np.ndarray:
-    """The prediction with the annotated slices as they were drawn, except where the drawing says "ignore"."""
-    assert case.label is not None
-    drawn = io.read_label(case.label, image.geometry, case=case.name).array
-    drawn = class_indices(drawn, project.values, ignore=project.ignore_value)
-    counted = counted_mask(classes.shape, case.annotated) & (drawn != IGNORE)
-    return np.where(counted, drawn, classes).astype(np.uint8)
+def decided(project: Project, case: Case, grid: Geometry, options: PseudoOptions) -> np.ndarray:
+    """What a person has drawn, or else accepted, of a case: class map on its grid, IGNORE where the model decides."""
+
+    def read(path: Path) -> np.ndarray:
+        label = io.read_label(path, grid, case=case.name).array
+        return class_indices(label, project.values, ignore=project.ignore_value)
+
+    result = np.full(grid.shape, IGNORE, np.uint8)
+    if case.name in options.accept and options.fixed and (options.fixed / f"{case.name}.nii.gz").exists():
+        result = read(options.fixed / f"{case.name}.nii.gz")
+    if case.annotated and case.label:
+        drawn = read(case.label)
+        result = np.where(counted_mask(grid.shape, case.annotated) & (drawn != IGNORE), drawn, result)
+    return result
 
 
 def fill_small_holes(classes: np.ndarray) -> np.ndarray:
@@ -185,12 +190,16 @@ def keep(rows: dict[str, dict[str, Any]], options: PseudoOptions) -> list[str]:
     measure = {"consistency": "agreement", "confidence": "confidence"}.get(options.filter)
     passed = [
         name for name, row in rows.items()
-        if name not in options.reject and sum(row["voxels"].values())
-        and (measure is None or name in options.accept or row[measure] >= options.threshold)
+        if name not in options.reject and (name in options.accept or sum(row["voxels"].values())
+                                           and (measure is None or row[measure] >= options.threshold))
     ]
+    if not passed and measure is None:
+        raise GuardError("No pseudo-label is left: the model finds no structure in the cases that are not rejected. "
+                         "Take some out of --reject, train the first model longer, or annotate more slices.")
     if not passed:
         raise GuardError(f"No pseudo-label is left after the filter {options.filter!r} ({options.threshold:g}) and "
-                         "--reject. Lower the threshold, use --filter none, or annotate more slices.")
+                         "--reject. Lower the threshold (--set options.threshold=N), use --filter none, or annotate "
+                         "more slices.")
     return passed
 
 

@@ -171,11 +171,13 @@ def training_series(events: Path) -> dict[str, tuple[Curves, Curves]]:
 def _run_facts(project: Project, facts: Mapping[str, Any]) -> dict[str, Any]:
     stored = facts["config"]
     plan, data, settings = stored.get("plan", {}), stored.get("data", {}), stored["config"]
+    stopped = (facts["metrics"] or {}).get("stopped")
     spacing = " x ".join("own" if step is None else f"{step:g}" for step in plan.get("spacing", ()))
     started = stored.get("started")
     return {
         "project": project.name,
         "started": time.strftime("%d %B %Y, %H:%M", time.localtime(started)) if started else "",
+        **({"stopped by a guard": stopped} if stopped else {}),
         "classes": ", ".join(project.classes[1:]),
         "modality": ", ".join(project.modalities),
         "labelled cases": ", ".join(data.get("labelled", ())),

@@ -57,7 +57,7 @@ def open_run(project: Project, config: RunConfig) -> tuple[Path, RunConfig]:
     return folder, config.override({"name": name})
 
 
-def _begun(folder: Path) -> bool:
+def begun(folder: Path) -> bool:
     """Whether there is anything to keep: a checkpoint or weights."""
     return (folder / WEIGHTS).exists() or any((folder / "checkpoint").glob("*.safetensors"))
 
@@ -68,10 +68,12 @@ def _abandoned(folder: Path) -> bool:
     Raises:
         MedSSLError: it has only just begun, in another process.
     """
-    if _begun(folder):
+    if begun(folder):
         return False
     with FileLock(folder / ".lock", timeout=0):
         (folder / "config.json").unlink(missing_ok=True)
+        for part in ("pseudo", "stages"):  # made under other settings
+            shutil.rmtree(folder / part, ignore_errors=True)
     return True
 
 
@@ -126,7 +128,7 @@ def owned(folder: Path) -> Iterator[None]:
                 left.unlink(missing_ok=True)
             yield
     except InputError:
-        if not _begun(folder):
+        if not begun(folder):
             shutil.rmtree(folder, ignore_errors=True)
         raise
     finally:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
 
+from MedSSLLib.cache import Cache
 from MedSSLLib.config import Frozen, RunConfig
 from MedSSLLib.errors import InputError
+from MedSSLLib.manifest import Case
 from MedSSLLib.preparation import Preparation, resolve_weights
 from MedSSLLib.project import Project
 from MedSSLLib.pseudo import SUMMARY, Clean, Filter
@@ -28,7 +31,7 @@ class SelfTrainConfig(Frozen):
     first_share: float = Field(0.4, gt=0, lt=1, description="Share of the budget for stage 1. Not from the paper.")
     temperature: float = Field(0.1, gt=0, description="Temperature (released code: 0.1).")
     pseudo_weight: float = Field(0.5, ge=0, description="Segmentation loss on pseudo-labels. Not from the paper.")
-    soft: bool = Field(False, description="That loss on probabilities weighted by confidence. Not from the paper.")
+    soft: bool = Field(False, description="Pseudo-labels are probabilities weighted by confidence. Not from the paper.")
     clean: Clean = Field("components", description="Clean-up; the released code has a dense CRF.")
     filter: Filter = Field("none", description="Which pseudo-labels are used; the paper found no gain from a filter.")
     threshold: float = Field(0.8, ge=0, le=1, description="Least agreement or confidence (paper tried 0.7 and 0.8).")
@@ -59,6 +62,37 @@ def start_weights(project: Project, run: str) -> Path | None:
         raise InputError(f"run {run!r} segments {', '.join(theirs[1:])}, this project {', '.join(ours[1:])}",
                          remedy="Fine-tune again with the classes of the project")
     return weights
+
+
+def require_all_classes(project: Project, cache: Cache, cases: Iterable[Case]) -> None:
+    """Raises InputError for classes without a labelled voxel."""
+    found = {value for case in cases for value, places in cache.foreground(case.name).items() if len(places)}
+    missing = [name for index, name in enumerate(project.classes) if index and index not in found]
+    if missing:
+        raise InputError(f"the class {', '.join(missing)} has no labelled voxel in the chosen cases",
+                         file=str(project.folder), remedy="Annotate slices that show it, or add a case to --labelled")
+
+
+def check_names(options: SelfTrainConfig, targets: Collection[str]) -> None:
+    """Raises InputError for accepted or rejected cases that get no pseudo-labels, or that are both."""
+    accept, reject = set(options.accept), set(options.reject)
+    for name in sorted((accept | reject) - set(targets)):
+        raise InputError("gets no pseudo-label, so it cannot be accepted or rejected", case=name,
+                         remedy="Name unlabelled or partly annotated cases")
+    for name in sorted(accept & reject):
+        raise InputError("is accepted and rejected", case=name, remedy="Take it out of one of the two")
+
+
+def warn_of_idle_settings(ready: Preparation, options: SelfTrainConfig) -> None:
+    """Say which settings of fine-tuning were given and do nothing here."""
+    config = ready.config
+    if options.start and (config.semi != "none" or config.mixup):
+        ready.events.emit("warning", message="--semi and --mixup train the first model only; with --from it is there "
+                                             "already, so they do nothing.")
+    if options.soft and not options.pseudo_weight:
+        ready.events.emit("warning", message="options.soft does nothing: options.pseudo_weight is 0.")
+    if config.training.folds:
+        ready.events.emit("warning", message="training.folds does nothing in self-training.")
 
 
 def adopt_heads(ready: Preparation, start: Path | None) -> Preparation:

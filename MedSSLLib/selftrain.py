@@ -7,7 +7,6 @@ weights with `restart`, as the released code does. A run that a guard stops keep
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -55,9 +54,18 @@ from MedSSLLib.pseudo import (
     pseudo_labelled,
     write_pseudo_labels,
 )
-from MedSSLLib.runfolder import WEIGHTS
+from MedSSLLib.runfolder import WEIGHTS, begun
 from MedSSLLib.segmentation import SegmentationTask
-from MedSSLLib.selfoptions import SelfTrainConfig, adopt_heads, latest_pseudo_labels, self_train_options, start_weights
+from MedSSLLib.selfoptions import (
+    SelfTrainConfig,
+    adopt_heads,
+    check_names,
+    latest_pseudo_labels,
+    require_all_classes,
+    self_train_options,
+    start_weights,
+    warn_of_idle_settings,
+)
 from MedSSLLib.soft_labels import SoftLabels
 from MedSSLLib.trainer import STOP_FILE
 
@@ -69,6 +77,7 @@ class _Job:
     Attributes:
         start: weights of the run that stage 1 is taken from, None when it is trained here.
         init: weights the encoder starts from.
+        pieces: classes that are one piece in the dense labels; None without such labels.
         rows: figures of the finished rounds.
         good: the last model that is worth keeping.
     """
@@ -78,6 +87,7 @@ class _Job:
     options: SelfTrainConfig
     start: Path | None
     init: Path | None
+    pieces: tuple[int, ...] | None = None
     rows: list[dict[str, Any]] = field(default_factory=list)
     good: SegmentationNet | None = None
 
@@ -91,7 +101,8 @@ class _Job:
         """What concerns the pseudo-labels; a person has looked at those of the run started from."""
         o = self.options
         looked_at = latest_pseudo_labels(self.start)
-        return PseudoOptions(o.clean, o.filter, o.threshold, o.accept, o.reject, looked_at, o.start, o.soft)
+        return PseudoOptions(o.clean, o.filter, o.threshold, o.accept, o.reject, looked_at, o.start, o.soft,
+                             self.pieces)
 
     @property
     def figures(self) -> dict[str, Any]:
@@ -116,9 +127,13 @@ def run_selftrain(project: Project, config: RunConfig, events: Events) -> Path:
         ready = adopt_heads(ready, start)
         init = start or resolve_weights(project, ready.config.init)
         ready = adopt_network(ready, init)
-        job = _Job(ready, _data(ready, init), options, start, init)
-        _check_names(job)
-        record(ready, job.data.plan, job.data.facts(len(ready.project.classes)))
+        data = _data(ready, init)
+        facts = data.facts(len(ready.project.classes))
+        dense = any(not case.annotated for case in data.training + data.held_out)
+        job = _Job(ready, data, options, start, init, tuple(facts["one_piece"]) if dense else None)
+        check_names(options, {case.name for case in job.targets})
+        warn_of_idle_settings(ready, options)
+        record(ready, data.plan, facts)
         net = first = _stage_one(job)
         try:
             for number in range(1, options.rounds + 1):
@@ -126,18 +141,8 @@ def run_selftrain(project: Project, config: RunConfig, events: Events) -> Path:
         except GuardError as error:
             _keep_last_good(job, error)
             raise
-        finish(ready, job.data.plan, net, job.figures)
+        finish(ready, data.plan, net, job.figures)
         return ready.folder
-
-
-def _check_names(job: _Job) -> None:
-    """Raises InputError for accepted or rejected cases that get no pseudo-labels, or that are both."""
-    accept, reject = set(job.options.accept), set(job.options.reject)
-    for name in sorted((accept | reject) - {case.name for case in job.targets}):
-        raise InputError("gets no pseudo-label, so it cannot be accepted or rejected", case=name,
-                         remedy="Name unlabelled or partly annotated cases")
-    for name in sorted(accept & reject):
-        raise InputError("is accepted and rejected", case=name, remedy="Take it out of one of the two")
 
 
 def _data(ready: Preparation, init: Path | None) -> LabelledData:
@@ -150,7 +155,7 @@ def _data(ready: Preparation, init: Path | None) -> LabelledData:
     plan = choose_plan(ready, ready.project.pool, init)
     cache, cases = fill_cache(ready, plan, cases, labels=True)
     training, held_out = hold_out(ready, cases, init)
-    _require_all_classes(ready.project, cache, training)
+    require_all_classes(ready.project, cache, training)
     names = {case.name for case in cases}
     others = tuple(case for case in ready.project.pool if case.name not in names)
     refused = cache.prepare(others)
@@ -166,14 +171,6 @@ def _data(ready: Preparation, init: Path | None) -> LabelledData:
         ready.events.emit("warning", message="With one foreground class the contrastive loss is zero; only the "
                                              "pseudo-labels themselves teach.")
     return LabelledData(plan, cache, training, held_out, others)
-
-
-def _require_all_classes(project: Project, cache: Cache, cases: Sequence[Case]) -> None:
-    found = {value for case in cases for value, places in cache.foreground(case.name).items() if len(places)}
-    missing = [name for index, name in enumerate(project.classes) if index and index not in found]
-    if missing:
-        raise InputError(f"the class {', '.join(missing)} has no labelled voxel in the chosen cases",
-                         file=str(project.folder), remedy="Annotate slices that show it, or add a case to --labelled")
 
 
 def _stage_one(job: _Job) -> SegmentationNet:
@@ -224,7 +221,8 @@ def _pseudo_labels(job: _Job, teacher: SegmentationNet, folder: Path, number: in
     def progress(done: int, total: int) -> None:
         ready.events.progress(f"pseudo-{number}", done, total)
         if (ready.folder / STOP_FILE).exists():
-            raise CancelledError(f"Stopped after {done} of {total} pseudo-labels; continue with --resume.")
+            go_on = f"go on: --resume --name {ready.folder.name}" if begun(ready.folder) else "start the run again"
+            raise CancelledError(f"Stopped after {done} of {total} pseudo-labels; {go_on}.")
 
     try:
         if ready.fabric.is_global_zero:
@@ -270,7 +268,7 @@ def _joint_task(job: _Job, net: SegmentationNet, folder: Path, summary: dict[str
                                 ready.device, held_out, ready.config.freeze_encoder)
     # the contrast needs structures (released code: slices with all classes), segmentation also what is none
     share = ready.config.training.foreground if options.pseudo_weight else 1.0
-    soft = SoftLabels(folder, len(ready.project.classes)) if options.soft else None
+    soft = SoftLabels(folder, len(ready.project.classes), frozenset(summary["kept"])) if options.soft else None
     seed = ready.config.seed + number
     contrast = make_sampler(ready, data.plan, cache, drawn + pseudo, foreground=share, seed=seed, soft=soft)
     task = JointTask(labelled, contrast, len(ready.project.classes), options.matching, options.weight,

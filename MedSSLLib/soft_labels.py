@@ -8,34 +8,46 @@ from pathlib import Path
 
 import numpy as np
 
+from MedSSLLib.errors import InputError, MedSSLError
+from MedSSLLib.labels import IGNORE
 from MedSSLLib.store import Handles, write_entry
 
 _FULL = 255  # what a probability of 1 is stored as
 
 
-def write_probabilities(folder: Path, name: str, probabilities: np.ndarray, dim: int) -> None:
-    """Store a case's probabilities ``[k, d, h, w]`` in [0, 1] on the training grid, in steps of 1/255.
+def write_probabilities(folder: Path, name: str, probabilities: np.ndarray, own: np.ndarray, dim: int) -> None:
+    """Store a case's probabilities on the training grid, in steps of 1/255, and what of the class map they stand for.
+
+    Args:
+        folder: the round's.
+        name: the case.
+        probabilities: ``[k, d, h, w]`` in [0, 1].
+        own: class map ``[d, h, w]``, as training reads it, where the model decides; IGNORE elsewhere.
+        dim: 2 or 3, what is read at once.
 
     Raises:
         MedSSLError: the disk is full or the folder may not be written.
     """
-    write_entry(_entry(folder, name), np.rint(probabilities * _FULL).astype(np.uint8), dim, {})
+    stored = np.concatenate([np.rint(probabilities * _FULL), own[None]]).astype(np.uint8)
+    write_entry(_entry(folder, name), stored, dim, {})
 
 
 @dataclass(frozen=True)
 class SoftLabels:
     """Targets of the segmentation loss on pseudo-labels: probabilities times the largest of them, the confidence.
 
-    Not from the paper. A voxel whose class is not the likeliest one, since clean-up or a person changed it, is as
-    certain as a drawn one; so are the voxels of cases that were drawn and not predicted.
+    Not from the paper. A voxel that a person has drawn or accepted, or whose class clean-up or a person has changed, is
+    certain; so are all voxels of the cases that were not predicted.
 
     Attributes:
         folder: the round's, ``RUN/pseudo/round-N``.
         classes: k, with background.
+        cases: names of the cases with probabilities.
     """
 
     folder: Path
     classes: int
+    cases: frozenset[str]
     _handles: Handles = field(default_factory=Handles, repr=False, compare=False)
 
     def targets(self, name: str, lo: Sequence[int], label: np.ndarray) -> np.ndarray:
@@ -50,20 +62,25 @@ class SoftLabels:
             float32 ``[k, d, h, w]``; the sum over classes is the voxel's weight, 0 where it does not count.
 
         Raises:
-            MedSSLError: the file of the case is damaged.
+            InputError: the file of the case is missing or damaged.
         """
         certain = (label == np.arange(self.classes)[:, None, None, None]).astype(np.float32)
-        entry = _entry(self.folder, name)
-        if not entry.exists():
+        if name not in self.cases:
             return certain
-        found = self._handles.read(entry, (slice(None), *(slice(max(a, 0), max(a + n, 0))
-                                                          for a, n in zip(lo, label.shape, strict=True))))  # fmt: skip
+        found = self._read(name, tuple(slice(max(a, 0), max(a + n, 0)) for a, n in zip(lo, label.shape, strict=True)))
         first = [max(-a, 0) for a in lo]
-        target = tuple(slice(a, a + n) for a, n in zip(first, found.shape[1:], strict=True))
-        probabilities = np.zeros_like(certain)
-        probabilities[:, *target] = found / np.float32(_FULL)
-        agrees = probabilities.argmax(0) == label
-        return np.where(agrees, probabilities * probabilities.max(0), certain)
+        inside = (slice(None), *(slice(a, a + n) for a, n in zip(first, found.shape[1:], strict=True)))
+        probabilities, own = found[:-1] / np.float32(_FULL), (found[-1] == label[inside[1:]]) & (found[-1] != IGNORE)
+        certain[inside] = np.where(own, probabilities * probabilities.max(0), certain[inside])
+        return certain
+
+    def _read(self, name: str, region: tuple[slice, ...]) -> np.ndarray:
+        entry = _entry(self.folder, name)
+        try:
+            return self._handles.read(entry, (slice(None), *region))
+        except MedSSLError as error:
+            raise InputError("the probabilities of the pseudo-label are missing or damaged", case=name, file=str(entry),
+                             remedy=f"Remove {self.folder} and resume, so that the round is made again") from error
 
 
 def _entry(folder: Path, name: str) -> Path:

@@ -37,7 +37,8 @@ def run_row(run: Row) -> Row:
     metrics: Row = run["metrics"] or {}
     training = config.get("config", config)
     training = training if isinstance(training, dict) else {}
-    state = "done" if run["finished"] else "can be resumed" if run["resumable"] else "unfinished"
+    done = "stopped by a guard" if metrics.get("stopped") else "done"
+    state = done if run["finished"] else "can be resumed" if run["resumable"] else "unfinished"
     return {
         "name": run["name"], "command": training.get("command", ""), "method": training.get("method", ""),
         "start": _start(training), "precision": config.get("precision", ""), "state": run["problem"] or state,

@@ -173,7 +173,7 @@ FAULTS: dict[tuple[str, str, str], list[tuple[str, str, str]]] = {
         ("distance in voxels", "(n * mm / finest) ** 2", "n**2"),
     ],
     ("self-training", "pseudo", "pseudo"): [
-        ("drawn slices are overwritten", "np.where(counted, drawn, classes)", "np.where(counted, classes, classes)"),
+        ("drawn slices are overwritten", "& (drawn != IGNORE), drawn, result)", "& (drawn != IGNORE), result, result)"),
         ("rejected cases are used", "name not in options.reject and ", ""),
     ],
     ("semi-supervised", "semi", "semi"): [

@@ -93,7 +93,7 @@ def semi(kind, dim, device):
     if "mean-teacher" in kind:
         return MeanTeacherTask(labelled, replace(sampler, cases=("c2", "c3"), labelled=False), 1.0)
     if kind.split()[0] in ("inter", "intra"):
-        soft = SoftLabels(Path("nothing"), 3) if "soft" in kind else None
+        soft = SoftLabels(Path("nothing"), 3, frozenset()) if "soft" in kind else None
         return JointTask(labelled, replace(sampler, batch=3, soft=soft), 3, kind.split()[0], 0.1, 0.5)
     return labelled
 

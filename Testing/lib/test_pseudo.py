@@ -102,6 +102,35 @@ def test_accepted_pseudo_labels_stay_as_a_person_left_them(tmp_path, monkeypatch
     assert np.array_equal(x, looked_at) and np.array_equal(y, 3 * box((6, 8, 8)))
 
 
+def test_what_an_accepted_pseudo_label_says_to_ignore_is_left_to_the_model(tmp_path, monkeypatch):
+    geometry = Geometry((8, 8, 6))
+    looked_at = np.zeros((6, 8, 8), np.int16)
+    looked_at[:, :4] = 9
+    io.write_image(tmp_path / "old" / "x.nii.gz", Volume(looked_at, geometry))
+    predicted(monkeypatch, box((6, 8, 8)))
+    options = PseudoOptions(accept=("x",), fixed=tmp_path / "old")
+    write_pseudo_labels(PROJECT, MODEL, [case_on(tmp_path, geometry)], tmp_path / "r", options)
+    expected = 3 * box((6, 8, 8)).astype(int)
+    expected[:, 4:] = 0
+    assert np.array_equal(io.read_image(tmp_path / "r" / "x.nii.gz").array, expected)
+
+
+def test_drawn_slices_do_not_hide_a_model_that_finds_nothing(tmp_path, monkeypatch):
+    """Neither at once nor from round to round, nor do they make a case worth keeping; the summary is the model's."""
+    drawn = np.full((6, 8, 8), 700, np.int16)
+    geometry, annotated = Geometry((8, 8, 6)), Annotated.of([(2, [3])])
+    cases = [case_on(tmp_path, geometry, name, drawn, annotated) for name in ("x", "y")]
+    predicted(monkeypatch, np.zeros((6, 8, 8), np.uint8))
+    with pytest.raises(CollapsedError, match="no foreground"):
+        write_pseudo_labels(PROJECT, MODEL, cases, tmp_path / "a", PseudoOptions())
+    maps = iter([box((6, 8, 8)), np.zeros((6, 8, 8), np.uint8)])
+    monkeypatch.setattr(pseudo, "on_source", lambda *_: probabilities_of(next(maps)))
+    made = write_pseudo_labels(PROJECT, MODEL, cases, tmp_path / "b", PseudoOptions())
+    assert made["kept"] == ["x"] and absent(made) == ["b"]
+    assert made["cases"]["x"]["voxels"] == {"a": 48, "b": 0} and made["cases"]["y"]["confidence"] == 0
+    assert io.read_image(tmp_path / "b" / "x.nii.gz").array[3].min() == 700
+
+
 def test_no_foreground_anywhere_is_a_collapse_that_names_the_remedy(tmp_path, monkeypatch):
     predicted(monkeypatch, np.zeros((6, 8, 8), np.uint8))
     options = PseudoOptions(start="first")
@@ -122,6 +151,16 @@ def test_clean_up_keeps_the_largest_component_and_fills_its_hole(tmp_path, monke
     for clean, expected in (("components", solid), ("none", holed)):
         write_pseudo_labels(PROJECT, MODEL, [case], tmp_path / clean, PseudoOptions(clean=clean))
         assert np.array_equal(io.read_image(tmp_path / clean / "x.nii.gz").array, 3 * expected), clean
+
+
+@pytest.mark.parametrize(("pieces", "left"), [(None, False), ((2,), True), ((1, 2), False), ((), True)])
+def test_classes_of_several_pieces_keep_them(tmp_path, monkeypatch, pieces, left):
+    two = box((6, 8, 8))
+    two[5, 7, 7] = 1
+    predicted(monkeypatch, two)
+    write_pseudo_labels(PROJECT, MODEL, [case_on(tmp_path, Geometry((8, 8, 6)))], tmp_path / "r",
+                        PseudoOptions(pieces=pieces))
+    assert io.read_image(tmp_path / "r" / "x.nii.gz").array[5, 7, 7] == 3 * left
 
 
 def test_holes_that_are_large_open_or_filled_by_another_class_stay():
@@ -164,12 +203,16 @@ def test_filters_acceptance_and_rejection():
     assert keep(table, PseudoOptions(filter="consistency")) == ["q"]
     assert keep(table, PseudoOptions(filter="confidence", accept=("q",))) == ["p", "q"]
     assert keep(table, PseudoOptions(reject=("p",))) == ["q"]
+    assert keep(table, PseudoOptions(accept=("r",))) == ["p", "q", "r"], "a person says that it shows nothing"
     assert keep(table, PseudoOptions(filter="confidence", threshold=0.5)) == ["p", "q"], "the limit itself passes"
 
 
-@pytest.mark.parametrize("options", [PseudoOptions(filter="confidence", threshold=1.0), PseudoOptions(reject=("p",))])
-def test_when_no_pseudo_label_is_left_the_cause_and_the_remedy_are_said(options):
-    with pytest.raises(GuardError, match="No pseudo-label is left.*Lower the threshold") as caught:
+@pytest.mark.parametrize(("options", "remedy"), [
+    (PseudoOptions(filter="confidence", threshold=1.0), "Lower the threshold"),
+    (PseudoOptions(reject=("p",)), "Take some out of --reject"),
+])  # fmt: skip
+def test_when_no_pseudo_label_is_left_the_cause_and_the_remedy_are_said(options, remedy):
+    with pytest.raises(GuardError, match=f"No pseudo-label is left.*{remedy}") as caught:
         keep(rows(p=(5, 0.9, 0.9)), options)
     assert not isinstance(caught.value, CollapsedError)
 

@@ -57,6 +57,16 @@ def test_a_run_is_resumed_with_its_own_settings(project):
         open_run(project, tiny_config("selftrain", resume=True))
 
 
+def test_what_a_run_left_before_its_first_checkpoint_is_not_taken_over(project):
+    """Pseudo-labels come before the first step: another run of that name, with other settings, must make its own."""
+    folder = started(project, tiny_config(name="again"), checkpoint=False)
+    for part in ("pseudo/round-1", "stages"):
+        (folder / part).mkdir(parents=True)
+        (folder / part / "summary.json").touch()
+    open_run(project, tiny_config(name="again"))
+    assert not (folder / "pseudo").exists() and not (folder / "stages").exists()
+
+
 def test_config_and_plan_come_back_and_newer_files_are_refused(project):
     config = tiny_config(name="kept", optimiser__lr=0.1 + 0.2)
     folder = started(project, config)

@@ -1,6 +1,7 @@
 """``run_selftrain`` on a tiny project: what it reads, what it leaves behind, how it resumes, what it refuses."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,12 +11,16 @@ import torch
 from MedSSLLib import device as devices
 from MedSSLLib import selftrain
 from MedSSLLib.checkpoint import load_tensors
+from MedSSLLib.commands.tables import run_row
 from MedSSLLib.errors import CancelledError, GuardError, InputError
 from MedSSLLib.events import Events
 from MedSSLLib.finetune import run_finetune
 from MedSSLLib.predict import Model, PredictOptions, load_model, predict_case
 from MedSSLLib.project import Project
-from MedSSLLib.selfoptions import SelfTrainConfig, self_train_options
+from MedSSLLib.pseudo import CollapsedError
+from MedSSLLib.report import write_run_report
+from MedSSLLib.runs import summary
+from MedSSLLib.selfoptions import SelfTrainConfig, self_train_options, warn_of_idle_settings
 from Testing.lib.core_helpers import loud, tiny_config, tiny_project
 
 SHAPE = (8, 16, 16)
@@ -60,6 +65,20 @@ def same(a, b):
 
 def read(path):
     return sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
+
+
+def stopping_in(folder, stage):
+    """Events that ask the run in `folder` to stop as soon as `stage` moves."""
+
+    class Stopper:
+        def write(self, event):
+            if event["event"] == "progress" and event["stage"] == stage:
+                (folder / "stop").touch()
+
+        def close(self):
+            pass
+
+    return Events([Stopper()], min_interval=0)
 
 
 @pytest.mark.parametrize("dim", ["2d", "3d"])
@@ -147,17 +166,8 @@ def test_a_stopped_run_resumes_to_the_same_bits_and_skips_what_is_done(project, 
     if not whole.exists():
         selftrain.run_selftrain(project, settings(name="whole"), Events())
     folder = project.run_folder(f"stopped-{stage}")
-
-    class Stopper:
-        def write(self, event):
-            if event["event"] == "progress" and event["stage"] == stage:
-                (folder / "stop").touch()
-
-        def close(self):
-            pass
-
     with pytest.raises(CancelledError):
-        selftrain.run_selftrain(project, settings(name=folder.name), Events([Stopper()], min_interval=0))
+        selftrain.run_selftrain(project, settings(name=folder.name), stopping_in(folder, stage))
     assert not (folder / "weights.safetensors").exists()
     events, record = loud()
     selftrain.run_selftrain(project, settings(name=folder.name, resume=True), events)
@@ -168,6 +178,62 @@ def test_a_stopped_run_resumes_to_the_same_bits_and_skips_what_is_done(project, 
     rows = [json.loads((f / "metrics.json").read_text())["rounds"] for f in (whole, folder)]
     assert [{k: v for k, v in row.items() if k != "seconds"} for row in rows[0]] == [
         {k: v for k, v in row.items() if k != "seconds"} for row in rows[1]]  # fmt: skip
+
+
+@pytest.mark.parametrize("stage", ["pseudo-2", "round-2"])
+def test_a_run_of_slices_with_soft_labels_and_without_restart_resumes_to_the_same_bits(project, stage):
+    options = {"annotated_slices": 2, "options__soft": True, "options__restart": False}
+    whole, cut = project.run_folder("uncut"), project.run_folder(f"cut-{stage}")
+    if not whole.exists():
+        selftrain.run_selftrain(project, settings(name="uncut", **options), Events())
+    with pytest.raises(CancelledError, match=f"--resume --name {cut.name}"):
+        selftrain.run_selftrain(project, settings(name=cut.name, **options), stopping_in(cut, stage))
+    selftrain.run_selftrain(project, settings(name=cut.name, resume=True), Events())
+    assert same(weights(whole), weights(cut))
+
+
+def test_a_run_stopped_before_its_first_step_says_to_start_again_and_can_be(project):
+    start = run_finetune(project, tiny_config(name="begin", dim="2d", training__steps=40, optimiser__lr=1e-2,
+                                              training__batch=4), Events())
+    folder = project.run_folder("early")
+    config = settings(name="early", options__start=start.name, options__rounds=1, training__steps=2)
+    with pytest.raises(CancelledError, match="start the run again"):
+        selftrain.run_selftrain(project, config, stopping_in(folder, "pseudo-1"))
+    assert selftrain.run_selftrain(project, config, Events()) == folder
+
+
+def test_settings_of_fine_tuning_that_do_nothing_are_named(project):
+    def told(**options):
+        events, record = loud()
+        job = SimpleNamespace(config=settings(**options), events=events)
+        warn_of_idle_settings(job, self_train_options(job.config))
+        return [event["message"] for event in record.of("warning")]
+
+    assert told() == told(semi="mean-teacher") == told(mixup=0.2) == told(options__soft=True) == []
+    for given in ({"semi": "mean-teacher"}, {"mixup": 0.2}):
+        assert "first model only" in told(options__start="first", **given)[0]
+    assert "options.soft does nothing" in told(options__soft=True, options__pseudo_weight=0.0)[0]
+    assert "training.folds does nothing" in told(training__folds=2)[0]
+
+
+def test_clean_up_knows_which_classes_are_one_piece_where_a_whole_label_tells(tmp_path, monkeypatch):
+    """Case0's second structure is in two pieces; two slices of it would not tell."""
+    project = project_of(tmp_path)
+    path = project.case("case0").label
+    label = read(path)
+    label[0, 0, 0:4] = label[7, 13:, 12:] = 2
+    sitk.WriteImage(sitk.GetImageFromArray(label), str(path))
+    seen = []
+
+    def stop(project, model, cases, folder, options, *rest):
+        seen.append(options.pieces)
+        raise CollapsedError("seen")
+
+    monkeypatch.setattr(selftrain, "write_pseudo_labels", stop)
+    for name, slices in (("dense", None), ("slices", 3)):
+        with pytest.raises(GuardError, match="seen"):
+            selftrain.run_selftrain(project, settings(name=name, annotated_slices=slices, training__steps=2), Events())
+    assert seen == [(1,), None]
 
 
 def test_a_guard_keeps_the_last_good_model(project, monkeypatch):
@@ -189,6 +255,22 @@ def test_a_guard_keeps_the_last_good_model(project, monkeypatch):
     load_model(folder, "cpu")
 
 
+def test_growth_is_that_since_the_round_before(project, monkeypatch):
+    sizes = iter([10, 100, 110])
+
+    def summary_of(project, model, cases, folder, *rest):
+        if not cases:
+            voxels = dict.fromkeys(project.classes[1:], next(sizes))
+            return {"cases": {"case1": {"voxels": voxels, "confidence": 1.0}}, "kept": []}
+
+    monkeypatch.setattr(selftrain, "write_pseudo_labels", summary_of)
+    monkeypatch.setattr(selftrain, "fit", lambda *_: {"steps": 0, "seconds": 0.0, "best": None})
+    events, record = loud()
+    selftrain.run_selftrain(project, settings(name="grows", options__rounds=3), events)
+    assert [e["message"].split(" times")[0] for e in record.of("warning")] == [
+        f"The class {name} grew 10.0" for name in project.classes[1:]]  # fmt: skip
+
+
 def test_a_model_without_foreground_stops_the_run_and_is_not_kept(project, monkeypatch):
     def nothing(ready, task, budget, stage):
         with torch.no_grad():
@@ -206,12 +288,16 @@ def test_a_collapse_is_put_down_to_the_run_started_from():
     assert job.pseudo.start == "first"
 
 
-def test_when_the_filter_leaves_nothing_the_first_model_is_kept(project):
+def test_when_the_filter_leaves_nothing_the_first_model_is_kept(project, tmp_path):
     config = settings(name="filtered", options__filter="confidence", options__threshold=1.0)
     with pytest.raises(GuardError, match="filter 'confidence'"):
         selftrain.run_selftrain(project, config, Events())
     folder = project.run_folder("filtered")
     assert same(weights(folder), load_tensors(folder / "stages" / "stage-1.safetensors")[0])
+    row = run_row(summary(folder))
+    assert row["state"] == "stopped by a guard"
+    page = write_run_report(project, "filtered", tmp_path / "report.html").read_text()
+    assert "stopped by a guard" in page and "No pseudo-label is left after the filter" in page
 
 
 def test_labels_of_cases_outside_the_selection_stay_closed_though_they_are_annotated(tmp_path):
@@ -274,9 +360,16 @@ def test_a_round_goes_on_from_the_one_before_unless_it_starts_again(project, mon
         begun[stage] = {name: tensor.clone() for name, tensor in net.state_dict().items()}
         return real(ready, task, budget, stage)
 
+    def model(net, *rest):
+        teachers.append({name: tensor.clone() for name, tensor in net.state_dict().items()})
+        return Model(net, *rest)
+
+    teachers = []
     monkeypatch.setattr(selftrain, "fit", fit)
+    monkeypatch.setattr(selftrain, "Model", model)
     folder = selftrain.run_selftrain(project, settings(name=f"starts-{restart}", options__restart=restart), Events())
     first, ends = (load_tensors(folder / "stages" / f"{name}.safetensors")[0] for name in ("stage-1", "round-1"))
+    assert len(teachers) == 2 and same(teachers[0], first) and same(teachers[1], ends), "the last model teaches"
     assert same(begun["round-1"], first) and not same(begun["stage-1"], first)
     assert same(begun["round-2"], first if restart else ends) and not same(first, ends)
 

@@ -23,7 +23,7 @@ def write_model_card(folder: Path, project: Project, config: RunConfig, plan: Pl
     """Write ``model_card.md`` into the run folder."""
     run = read_run(folder)
     used = run["data"]
-    spacing = " x ".join("own" if mm is None else f"{mm:g}" for mm in plan.spacing)
+    spacing = " x ".join("as scanned" if mm is None else f"{mm:g}" for mm in plan.spacing)
     sections = [
         f"# {folder.name}",
         "## Model\n" + _bullets({

@@ -29,7 +29,7 @@ def write_model_card(folder: Path, project: Project, config: RunConfig, plan: Pl
         "## Model\n" + _bullets({
             "command": config.command, "method": config.method, "preset": config.preset,
             "network": f"{plan.dim}D U-Net, {config.network.norm} norm",
-            "channels per level": ", ".join(map(str, config.network.widths)),
+            "channels per level": ", ".join(map(str, config.network.widths[:len(plan.strides)])),
             "started from": config.origin, "grid spacing d x h x w in mm": spacing,
             "patch": " x ".join(map(str, plan.patch)), "seed": config.seed,
             **({"number format": run["precision"]} if "precision" in run else {}),

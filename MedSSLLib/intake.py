@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -50,7 +51,8 @@ def admit(manifest: Manifest, source: Source, metadata: dict[str, dict[str, str]
     labelled. Raises InputError when a selection names an unknown case or no case is left.
     """
     result = Admission(labels_from=manifest.labels_from, refused=list(source.refused), warnings=list(source.warnings))
-    result.modality = _modality(manifest, source)
+    result.modality, mixed = _modality(manifest, source)
+    result.warnings += [mixed] if mixed else []
     present = {name.casefold() for name in manifest.cases}
     for found in source.cases:
         try:
@@ -112,20 +114,26 @@ def with_scanned_labels(manifest: Manifest, cases: Iterable[Case]) -> Manifest:
     return replace(manifest, labels=labels, labels_from=tuple(scanned))
 
 
-def _modality(manifest: Manifest, source: Source) -> tuple[str, ...]:
-    """Of the project, else as declared, else of the first usable image."""
+def _modality(manifest: Manifest, source: Source) -> tuple[tuple[str, ...], str]:
+    """Of the project, else as declared, else of the first, middle or last image; and a warning where these differ."""
     if manifest.cases:
-        return manifest.modality
+        return manifest.modality, ""
     if source.modality:
-        return source.modality
+        return source.modality, ""
     counts = Counter(len(found.images) for found in source.cases)
     channels = counts.most_common(1)[0][0] if counts else 1
-    for found in [found for found in source.cases if len(found.images) == channels][:5]:
-        try:
-            return tuple(modality_of(image) for image in found.images)
-        except InputError:
-            continue
-    return ("MR",) * channels
+    alike = [found for found in source.cases if len(found.images) == channels]
+    seen: dict[tuple[str, ...], str] = {}
+    for found in {alike[place].name: alike[place] for place in (0, len(alike) // 2, -1) if alike}.values():
+        with suppress(InputError):
+            seen.setdefault(tuple(modality_of(image) for image in found.images), found.name)
+    if not seen:
+        return ("MR",) * channels, ""
+    first = next(iter(seen))
+    words = ", ".join(f"{name} like {'+'.join(kind)}" for kind, name in seen.items())
+    mixed = f"the scans differ in kind: {words}; all are taken as {'+'.join(first)}. Make a project for each, or say " \
+            "which it is with --modality"
+    return first, mixed if len(seen) > 1 else ""
 
 
 def _checked(found: Found, channels: int) -> Case:

@@ -22,7 +22,7 @@ class SelfTrainConfig(Frozen):
 
     start: str = Field("", description="Finished fine-tuning run to start from; empty = stage 1 is trained here.")
     rounds: int = Field(3, ge=1, description="Rounds of pseudo-labels and joint training (released code: 3).")
-    restart: bool = Field(True, description="A round starts from stage 1 (released code), not from the round before.")
+    restart: bool = Field(False, description="A round starts from stage 1 (released code), not from the round before.")
     matching: Literal["inter", "intra"] = Field("inter", description="Pairs of images, or two views of one image.")
     weight: float = Field(0.1, ge=0, description="Lambda, the weight of the contrast. Not from the paper.")
     first_share: float = Field(0.4, gt=0, lt=1, description="Share of the budget for stage 1. Not from the paper.")

@@ -1,8 +1,8 @@
 """Self-training in rounds: pseudo-labels from the last model, then joint training with the local contrastive loss.
 
 Chaitanya, Erdil, Karani, Konukoglu 2021 (arXiv 2112.09645). Stage 1 is a finished fine-tuning run or is trained here;
-each round predicts pseudo-labels, starts again from stage 1's weights with a new projection head, as the released code
-does (`restart`), and trains jointly. A run that a guard stops keeps the last good model's weights.
+each round predicts pseudo-labels and trains jointly, with a new projection head, from the round before; from stage 1's
+weights with `restart`, as the released code does. A run that a guard stops keeps the last good model's weights.
 """
 
 from __future__ import annotations

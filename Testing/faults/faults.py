@@ -151,8 +151,26 @@ FAULTS: dict[tuple[str, str, str], list[tuple[str, str, str]]] = {
     ("self-training", "selftrain", "selftrain"): [
         ("hidden labels are opened", "replace(case, label=None, annotated=None) for case in others",
          "replace(case) for case in others"),
-        ("rounds go on from the teacher", "net.load_state_dict(first.state_dict())",
-         "net.load_state_dict(teacher.state_dict())"),
+        ("rounds go on from the teacher", "(first if job.options.restart else teacher)", "teacher"),
+        ("rounds never go on", "(first if job.options.restart else teacher)", "first"),
+    ],
+    ("self-training", "soft_labels", "soft_labels"): [
+        ("pseudo-labels count by their probability alone", "probabilities * probabilities.max(0)", "probabilities"),
+        ("what a person changed counts as predicted", "np.where(agrees, probabilities * probabilities.max(0), certain)",
+         "probabilities * probabilities.max(0)"),
+        ("probabilities of another place", "first = [max(-a, 0) for a in lo]", "first = [0 for a in lo]"),
+    ],
+    ("self-training", "joint", "soft_labels"): [
+        ("soft targets are left aside", "if view.targets is not None:", "if False:"),
+    ],
+    ("self-training", "sampling", "soft_labels"): [
+        ("targets count where labels do not", "(-1, views)) * (labels != IGNORE).unsqueeze(2)", "(-1, views))"),
+    ],
+    ("self-training", "crf", "crf"): [
+        ("unlike neighbours attract", "- unlike / (2 * CONTRAST**2)", "+ unlike / (2 * CONTRAST**2)"),
+        ("neighbours repel", "(unary + weight * message)", "(unary - weight * message)"),
+        ("one side of a pair only", "            message[:, *there] += kernel * current[:, *here]\n", ""),
+        ("distance in voxels", "(n * mm / finest) ** 2", "n**2"),
     ],
     ("self-training", "pseudo", "pseudo"): [
         ("drawn slices are overwritten", "np.where(counted, drawn, classes)", "np.where(counted, classes, classes)"),

@@ -23,6 +23,19 @@ Make = Callable[..., Volume]
 
 
 class TestCreate:
+    @pytest.mark.parametrize("odd", ["a", "c", "e"])
+    def test_a_mixture_of_modalities_is_told(self, odd: str, tmp_path: Path, make_volume: Make) -> None:
+        for name in "abcde":
+            volume = make_volume()
+            shifted = volume.array - 1000 * (name == odd)
+            io.write_image(tmp_path / "scans" / f"{name}.nrrd", Volume(shifted, volume.geometry))
+        project = Project.create(tmp_path / "p", tmp_path / "scans")
+        assert project.modality == ("CT" if odd == "a" else "MR")
+        (words,) = [text for text in project.warnings if "differ in kind" in text]
+        assert f"{odd} like CT" in words and "--modality" in words
+        (tmp_path / "scans" / f"{odd}.nrrd").unlink()
+        assert not Project.create(tmp_path / "q", tmp_path / "scans").warnings
+
     def test_roles_labels_and_metadata(self, project: Project, data_set: Any) -> None:
         assert [case.name for case in project.cases] == sorted(data_set.names)
         assert [case.name for case in project.labelled] == ["canonical", "flipped"]

@@ -264,8 +264,9 @@ def test_the_paper_preset_leaves_pseudo_labels_out_of_the_segmentation_loss():
     assert self_train_options(RunConfig.build("selftrain", preset="paper")).pseudo_weight == 0
 
 
-def test_every_round_starts_from_the_first_model(project, monkeypatch):
-    """As in the released code; going on from the round before would carry its errors along."""
+@pytest.mark.parametrize("restart", [False, True])
+def test_a_round_goes_on_from_the_one_before_unless_it_starts_again(project, monkeypatch, restart):
+    """With `restart` every round starts from the first model, as in the released code."""
     begun, real = {}, selftrain.fit
 
     def fit(ready, task, budget, stage):
@@ -274,9 +275,10 @@ def test_every_round_starts_from_the_first_model(project, monkeypatch):
         return real(ready, task, budget, stage)
 
     monkeypatch.setattr(selftrain, "fit", fit)
-    folder = selftrain.run_selftrain(project, settings(name="starts"), Events())
-    assert same(begun["round-1"], begun["round-2"]) and not same(begun["stage-1"], begun["round-1"])
-    assert same(begun["round-1"], load_tensors(folder / "stages" / "stage-1.safetensors")[0])
+    folder = selftrain.run_selftrain(project, settings(name=f"starts-{restart}", options__restart=restart), Events())
+    first, ends = (load_tensors(folder / "stages" / f"{name}.safetensors")[0] for name in ("stage-1", "round-1"))
+    assert same(begun["round-1"], first) and not same(begun["stage-1"], first)
+    assert same(begun["round-2"], first if restart else ends) and not same(first, ends)
 
 
 def test_pseudo_labels_are_predicted_in_float32_on_the_processor(project, monkeypatch):

@@ -135,24 +135,3 @@ def test_a_run_with_soft_pseudo_labels(tmp_path, dim):
         assert entries == ({"case1", "case2"} if soft else set())
         found[soft] = load_tensors(folder / "weights.safetensors")[0]
     assert any(not torch.equal(found[True][name], found[False][name]) for name in found[True])
-
-
-def test_a_round_may_go_on_from_the_round_before(tmp_path, monkeypatch):
-    """By default both rounds start from stage 1; without `restart` the second one from the end of the first."""
-    project, begun = project_of(tmp_path), {}
-    plain = selftrain._joint_task
-
-    for restart in (True, False):
-        seen = begun.setdefault(restart, [])
-
-        def noting(job, net, *rest, seen=seen):
-            seen.append({name: tensor.clone() for name, tensor in net.state_dict().items()})
-            return plain(job, net, *rest)
-
-        monkeypatch.setattr(selftrain, "_joint_task", noting)
-        folder = selftrain.run_selftrain(project, settings(name=f"r-{restart}", options__restart=restart), Events())
-        ends = load_tensors(folder / "stages" / "round-1.safetensors")[0]
-        first, second = seen
-        expected = first if restart else ends
-        assert all(torch.equal(second[name], expected[name]) for name in expected)
-    assert any(not torch.equal(begun[False][1][name], begun[False][0][name]) for name in begun[False][0])

@@ -71,8 +71,8 @@ def _add_study(page: Page, study: Study, figures: Path, prefix: str) -> list[Pat
     page.section(study.data, f"Length: {study.length() or 'that of the preset'}.")
     page.bullets(recommendations(study))
     for count in study.counts:
-        rows = [shown(table_row(study, count, row)) for row in study.rows(count)]
-        page.table(SHOWN, [[name, *map(_cell, rest)] for name, *rest in rows],
+        head, rows = filled(SHOWN, [shown(table_row(study, count, row)) for row in study.rows(count)])
+        page.table(head, [[name, *map(_cell, rest)] for name, *rest in rows],
                    caption=f"{study.volumes(count)} labelled")  # fmt: skip
     names = dict.fromkeys(row for count in study.counts for row in study.rows(count))
     lines = {
@@ -87,6 +87,12 @@ def _add_study(page: Page, study: Study, figures: Path, prefix: str) -> list[Pat
             drawn[f"{prefix}-pairs-{count}"] = paired_cases(first, second, (BASELINE, row)), caption
     page.figures(*drawn.values())
     return [save(figure, figures / f"{_file_name(name)}.png") for name, (figure, _) in drawn.items()]
+
+
+def filled(head: Sequence[str], rows: Sequence[Sequence[str]]) -> tuple[list[str], list[list[str]]]:
+    """A table without the columns that hold nothing but dashes."""
+    kept = [n for n in range(len(head)) if any(row[n] != "–" for row in rows)]
+    return [head[n] for n in kept], [[row[n] for n in kept] for row in rows]
 
 
 def _cell(text: str) -> Cell:

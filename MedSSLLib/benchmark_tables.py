@@ -173,6 +173,8 @@ SHOWN = ("method", "Dice", "against random", "against its base", "HD95, mm", "su
 NOTES = (
     "Means are over the choices of labelled volumes that every row of a table has. Intervals: 95 %, bootstrap over "
     "choices and test patients (test cases, where patients are not known); the cases of a patient are averaged first.",
+    "The interval behind a recommendation is wider: the best of several rows is picked after all were seen, so the 5 % "
+    "that an interval may miss are shared among them (Bonferroni).",
     "HD95 leaves out a structure that a prediction lacks, as its distance is undefined; in brackets, how many were "
     "missed, over cases and choices.",
     "Steps and training: all runs of a row but pre-training. With +selftrain they are those of the row it goes on from "

@@ -40,6 +40,9 @@ no network; configs/schema.json asks for the fields of the bundle specification.
 CASE_0000.nii.gz, CASE_0001.nii.gz and so on. Intensities and grid are computed as in the training (scripts/), results
 lie on the grid of the source image.
 
+The scripts and the configuration are part of MedSSL (Apache-2.0). Whether the weights may be passed on depends on the
+data that they were trained on.
+
 {card}"""
 
 
@@ -106,8 +109,14 @@ def _fill(folder: Path, model: Model, name: str, card: str, traced: Path | None)
     write_json(folder / "configs" / "inference.json", inference_config(model, found[0] if found else None))
     (folder / "scripts" / "__init__.py").write_text("", encoding="utf-8")
     (folder / "scripts" / "medssl.py").write_text(scripts_text(), encoding="utf-8")
-    text = _README.format(name=name, description=facts["description"], card=card)
+    text = _README.format(name=name, description=facts["description"], card=_without_title(card))
     (folder / "docs" / "README.md").write_text(text, encoding="utf-8")
+
+
+def _without_title(card: str) -> str:
+    """A model card as part of a page that has the run's name as its title already."""
+    title, _, rest = card.partition("\n")
+    return rest.lstrip("\n") if title.startswith("# ") else card
 
 
 def scripts_text() -> str:

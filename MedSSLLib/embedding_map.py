@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from MedSSLLib.slices import not_empty, slice_spread
+
 if TYPE_CHECKING:
     import torch
 
@@ -29,17 +31,23 @@ def map_slices(
     The first ``CASES`` of the cases that `meta` knows, so that those of a patient stay together. ``points`` holds a
     row of two principal components a slice, ``explained`` their share of the variance, ``labels`` the classes and every
     slice's class index. For a 2D encoder, to which slices are independent.
+
+    Empty slices are left out: all alike, and far from the others, they would set the scale and the first component.
+
+    Raises:
+        RuntimeError: every slice is empty.
     """
     from MedSSLLib.embedding import combined, slice_profiles  # torch, which a report does not need
 
     encoder.eval()
     features, rows = [], []
     for number, name in enumerate(case.name for case in cases[:CASES]):
-        depth = cache.shape(name)[1]
-        shown = np.unique(np.linspace(0, depth - 1, min(depth, SLICES)).round().astype(int))
-        image = cache.image(name, (0, 0, 0), cache.shape(name)[1:])[:, shown]
-        features.append(slice_profiles(encoder, image, plan, device, 0)[-1])
+        image = cache.image(name, (0, 0, 0), cache.shape(name)[1:])
+        shown = slices_on_map(image)
+        features.append(slice_profiles(encoder, image[:, shown], plan, device, 0)[-1])
         rows += [(number, index) for index in shown.tolist()]
+    if not rows:
+        raise RuntimeError("every slice is empty")
     points, explained = principal_components(combined([np.concatenate(features)]), 2)
     values = [meta.of(*row) for row in rows]
     return {
@@ -48,6 +56,12 @@ def map_slices(
         "labels": {name: {"classes": list(classes), "values": [value[name] for value in values]}
                    for name, classes in meta.classes.items()},
     }  # fmt: skip
+
+
+def slices_on_map(image: np.ndarray) -> np.ndarray:
+    """Indices along d of up to ``SLICES`` slices of ``[c, d, h, w]``, evenly spaced among those that are not empty."""
+    places = np.flatnonzero(not_empty(slice_spread(image, 0)))
+    return places[np.unique(np.linspace(0, len(places) - 1, min(len(places), SLICES)).round().astype(int))]
 
 
 def principal_components(table: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:

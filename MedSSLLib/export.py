@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -81,7 +83,7 @@ def export_onnx(model: Model, out: Path) -> None:
     onnx = _onnx()
     dims = [step * torch.export.Dim(f"n{axis}") for axis, step in enumerate(_step(model))]
     shapes: dict[int, Any] = {0: torch.export.Dim("batch"), **dict(enumerate(dims, 2))}
-    with warnings.catch_warnings(), torch.no_grad():
+    with warnings.catch_warnings(), torch.no_grad(), _errors_only("torch.onnx"):
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
             Probabilities(model.network).eval(), (_example(model),), dynamo=True, verbose=False, optimize=True,
@@ -93,6 +95,18 @@ def export_onnx(model: Model, out: Path) -> None:
     onnx.checker.check_model(proto)
     with atomic_path(out) as temporary:
         temporary.write_bytes(proto.SerializeToString())
+
+
+@contextmanager
+def _errors_only(name: str) -> Iterator[None]:
+    """Without the warnings that a package logs, such as operators of packages that are not needed here."""
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _onnx() -> Any:

@@ -40,6 +40,7 @@ dl + p, ul + p, ul + .scroll { margin-top: 16px; }
 0; } .card { background: var(--card); border: 1px solid var(--line); border-radius: 12px; padding: 16px 18px;
 } .card b { display: block; font-size: 27px; line-height: 1.15; letter-spacing: -.02em; font-weight: 650;
   font-variant-numeric: tabular-nums; }
+.card:only-child { max-width: 260px; }
 .card span { color: var(--soft); font-size: 13px; display: block; }
 .card b + span { color: var(--ink); font-weight: 550; margin-top: 3px; }
 .scroll { overflow-x: auto; margin-bottom: 18px; }
@@ -50,7 +51,8 @@ th, td { padding: 7px 12px 7px 0; border-bottom: 1px solid var(--line); vertical
 tbody tr:last-child td { border-bottom: 0; }
 th.n, td.n { text-align: right; }
 td small { color: var(--soft); font-size: 12px; font-weight: 400; }
-.n small { display: inline-block; min-width: 80px; font-size: 12px; text-align: left; white-space: nowrap; }
+.n small { display: block; white-space: nowrap; }
+th.n + th:not(.n), td.n + td:not(.n) { padding-left: 14px; }
 tr.total td { font-weight: 620; }
 dl { display: grid; grid-template-columns: minmax(140px, 210px) 1fr; gap: 6px 18px; margin: 0; font-size:
 14px; } dt { color: var(--soft); }
@@ -86,7 +88,7 @@ footer { color: var(--soft); font-size: 13px; margin-top: 26px; }
   table, dl { font-size: 11.5px; }
   th, td { padding: 4px 9px 4px 0; }
   details dl { gap: 2px 18px; }
-  td small, .n small { font-size: 9.5px; width: 62px; }
+  td small { font-size: 9.5px; }
   summary { display: none; }
   details > * { display: block; }
   details::details-content { content-visibility: visible; display: block; }
@@ -96,7 +98,7 @@ footer { color: var(--soft); font-size: 13px; margin-top: 26px; }
 
 @dataclass(frozen=True)
 class Cell:
-    """A table cell: text, a smaller note behind it, and whether it is a number (set to the right)."""
+    """A table cell: text, a smaller note behind it (below a number), and whether it is a number (set to the right)."""
 
     text: str
     note: str = ""
@@ -151,11 +153,10 @@ class Page:
         """A table; ``total`` sets the last row apart."""
         lines = [[cell if isinstance(cell, Cell) else Cell(str(cell)) for cell in row] for row in rows]
         right = [bool(lines) and all(row[n].number for row in lines) for n in range(len(head))]
-        noted = [any(row[n].note for row in lines) for n in range(len(head))]
         cells = [Cell(name, number=side) for name, side in zip(head, right, strict=True)]
-        titles = _cells(cells, noted, "th")
+        titles = _cells(cells, "th")
         body = "".join(
-            f"<tr{_total(total and n == len(lines))}>{_cells(row, noted)}</tr>" for n, row in enumerate(lines, 1)
+            f"<tr{_total(total and n == len(lines))}>{_cells(row)}</tr>" for n, row in enumerate(lines, 1)
         )
         heading = f"<caption>{_text(caption)}</caption>" if caption else ""
         self._parts.append(
@@ -217,11 +218,11 @@ def _text(value: Any, *, lines: bool = False) -> str:
     return escape(safe, quote=True)
 
 
-def _cells(row: Sequence[Cell], noted: Sequence[bool], tag: str = "td") -> str:
-    """A row; a column with notes keeps room for one in every row, so that numbers stay below each other."""
+def _cells(row: Sequence[Cell], tag: str = "td") -> str:
     return "".join(
-        f"<{tag}{_right(cell.number)}>{_text(cell.text)}{f' <small>{_text(cell.note)}</small>' if note else ''}</{tag}>"
-        for cell, note in zip(row, noted, strict=True)
+        f"<{tag}{_right(cell.number)}>{_text(cell.text)}"
+        f"{f' <small>{_text(cell.note)}</small>' if cell.note else ''}</{tag}>"
+        for cell in row
     )
 
 

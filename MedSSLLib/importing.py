@@ -91,8 +91,7 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged or hostile file may raise any kind from the depth of torch
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"cannot be read as tensors alone ({reason})", file=file,
+        raise InputError(f"cannot be read as tensors alone ({_reason(error)})", file=file,
                          remedy="Save the network's state_dict() with safetensors or torch.save, and import that",
                          ) from None  # fmt: skip
     while isinstance(content, dict) and (holder := next((h for h in _HOLDERS if isinstance(content.get(h), dict)), "")):
@@ -100,6 +99,12 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
     if not isinstance(content, dict) or not any(isinstance(value, Tensor) for value in content.values()):
         raise InputError("holds no state dictionary", file=file, remedy=f"It should be one, or under {_HOLDERS}")
     return _unwrapped({str(name): value for name, value in content.items() if isinstance(value, Tensor)})
+
+
+def _reason(error: Exception) -> str:
+    """What torch found, without its advice on how to run the code in a file."""
+    found = re.search(r"WeightsUnpickler error: (.+?)(?:\. Please|$)", str(error), re.MULTILINE)
+    return found[1] if found else next(iter(str(error).splitlines()), "") or type(error).__name__
 
 
 def _unwrapped(tensors: Mapping[str, Tensor], ordered: bool = True) -> dict[str, Tensor]:

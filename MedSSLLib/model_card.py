@@ -23,13 +23,13 @@ def write_model_card(folder: Path, project: Project, config: RunConfig, plan: Pl
     """Write ``model_card.md`` into the run folder."""
     run = read_run(folder)
     used = run["data"]
-    spacing = " x ".join("own" if mm is None else f"{mm:g}" for mm in plan.spacing)
+    spacing = " x ".join("as scanned" if mm is None else f"{mm:g}" for mm in plan.spacing)
     sections = [
         f"# {folder.name}",
         "## Model\n" + _bullets({
             "command": config.command, "method": config.method, "preset": config.preset,
             "network": f"{plan.dim}D U-Net, {config.network.norm} norm",
-            "channels per level": ", ".join(map(str, config.network.widths)),
+            "channels per level": ", ".join(map(str, config.network.widths[:len(plan.strides)])),
             "started from": config.origin, "grid spacing d x h x w in mm": spacing,
             "patch": " x ".join(map(str, plan.patch)), "seed": config.seed,
             **({"number format": run["precision"]} if "precision" in run else {}),

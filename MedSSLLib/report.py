@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import time
@@ -57,7 +58,8 @@ def write_run_report(
     predictions = predictions or (folder / "predictions" if (folder / "predictions").is_dir() else None)
     scored = None if predictions is None else score_predictions(project, predictions, run, tolerance_mm)
     settings = facts["config"]["config"]
-    page = Page(f"Run {run}", _lead(project, settings), kicker=f"MedSSL run report · {project.name}")
+    lead = _lead(settings, facts["config"].get("data", {}))
+    page = Page(f"Run {run}", lead, kicker=f"MedSSL run report · {project.name}")
     page.cards(_cards(project, facts, scored))
     if scored is not None:
         add_results(page, [scored])
@@ -85,14 +87,17 @@ def footer() -> str:
     return f"Written by MedSSL {__version__} on {time.strftime('%d %B %Y, %H:%M')}. One file, no network."
 
 
-def _lead(project: Project, settings: Mapping[str, Any]) -> str:
+def _lead(settings: Mapping[str, Any], data: Mapping[str, Any]) -> str:
     options = settings.get("options", {}) if settings.get("command") == "selftrain" else {}
     start = options.get("start") or settings.get("init") or "none"
     origin = "from random weights" if start == "none" else f"from {start}"
     verb = {"pretrain": "Pre-training", "finetune": "Fine-tuning", "selftrain": "Self-training",
             "complete": "Completing one volume"}
     kind = verb.get(settings.get("command", ""), "Training")
-    return f"{kind} ({settings.get('method')}, preset {settings.get('preset')}) {origin} on {len(project.pool)} scans."
+    counts = {word: len(data.get(word, ())) for word in ("labelled", "unlabelled")}
+    scans = " and ".join(f"{count} {word}" for word, count in counts.items() if count)
+    on = f" on {scans} scan{'' if sum(counts.values()) == 1 else 's'}" if scans else ""
+    return f"{kind} ({settings.get('method')}, preset {settings.get('preset')}) {origin}{on}."
 
 
 def _leaving_out(scored: Scored) -> str:
@@ -172,7 +177,7 @@ def _run_facts(project: Project, facts: Mapping[str, Any]) -> dict[str, Any]:
     stored = facts["config"]
     plan, data, settings = stored.get("plan", {}), stored.get("data", {}), stored["config"]
     stopped = (facts["metrics"] or {}).get("stopped")
-    spacing = " x ".join("own" if step is None else f"{step:g}" for step in plan.get("spacing", ()))
+    spacing = " x ".join("as scanned" if step is None else f"{step:g}" for step in plan.get("spacing", ()))
     started = stored.get("started")
     return {
         "project": project.name,
@@ -182,11 +187,15 @@ def _run_facts(project: Project, facts: Mapping[str, Any]) -> dict[str, Any]:
         "modality": ", ".join(project.modalities),
         "labelled cases": ", ".join(data.get("labelled", ())),
         "annotated slices": annotation_words(data.get("annotated") or {}),
-        "network": f"{plan.get('dim', '?')}D U-Net, {plan.get('channels', '?')} channel(s) in",
+        "network": f"{plan.get('dim', '?')}D U-Net, {_channels(plan.get('channels', '?'))}",
         "grid, mm (d x h x w)": spacing,
         "patch, voxels": " x ".join(map(str, plan.get("patch", ()))),
         "seed": settings.get("seed"),
     }
+
+
+def _channels(count: Any) -> str:
+    return f"{count} input channel{'' if count == 1 else 's'}"
 
 
 def annotation_words(annotated: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
@@ -198,18 +207,28 @@ def annotation_words(annotated: Mapping[str, Sequence[Mapping[str, Any]]]) -> st
 
 
 def add_configuration(page: Page, settings: Mapping[str, Any], title: str = "Configuration") -> None:
-    """Every setting, those that differ from the preset first."""
+    """Every setting, those that differ from the preset first; the run's name and labelled cases stand elsewhere."""
     command, preset, method = (settings.get(key) for key in ("command", "preset", "method"))
     usual = RunConfig.build(command, preset=preset, method=method)  # type: ignore[arg-type]
     own = own_options(usual.command, usual.method, usual.options)
     default = dict(_flat(usual.model_dump(mode="json") | ({"options": own.model_dump(mode="json")} if own else {})))
     rows = [(key, value, "" if str(default.get(key)) == str(value) else "changed") for key, value in _flat(settings)]
-    page.section(title, f"Preset {preset}. Settings that differ from it come first.")
-    changed = {key: value for key, value, mark in rows if mark and value not in ("", None)}
+    changed = {key: _setting(value) for key, value, mark in rows if mark and key not in ("name", "labelled")}
+    order = " Settings that differ from it come first." if any(changed.values()) else ""
+    page.section(title, f"Preset {preset}.{order}")
     page.facts(changed)
     page.fold("All settings")
-    page.facts({key: value for key, value, _ in rows})
+    page.facts({key: _setting(value) for key, value, _ in rows})
     page.unfold()
+
+
+def _setting(value: Any) -> str:
+    """A value as ``--set`` takes it; a list of names as ``--labelled`` and ``--meta`` do."""
+    if isinstance(value, str):
+        return value
+    if value and isinstance(value, list) and all(isinstance(item, str) for item in value):
+        return ", ".join(value)
+    return "" if value is None else json.dumps(value, ensure_ascii=False)
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

@@ -14,7 +14,7 @@ from MedSSLLib import benchmark
 from MedSSLLib.benchmark import Protocol, parse_row, run_labels
 from MedSSLLib.benchmark_data import open_data
 from MedSSLLib.benchmark_records import differences
-from MedSSLLib.benchmark_report import write_tables
+from MedSSLLib.benchmark_report import filled, write_tables
 from MedSSLLib.benchmark_tables import load_studies, markdown, recommendations, table_rows
 from MedSSLLib.cli import main
 from MedSSLLib.errors import CancelledError, InputError
@@ -269,3 +269,9 @@ def test_earlier_result_files_are_read(tmp_path, capsys):
     (row, *_) = csv.DictReader(streams.StringIO((tmp_path / "out" / "tables.csv").read_text()))
     expected = np.mean([r["summary"]["dice"] for r in content["records"] if r["row"] == row["row"]])
     assert float(row["dice"]) == pytest.approx(expected, abs=1e-9)
+
+
+def test_columns_without_any_value_are_left_out():
+    rows = [["a", "–", "1", "–"], ["b", "–", "–", "0"]]
+    expected = ["name", "once", "last"], [["a", "1", "–"], ["b", "–", "0"]]
+    assert filled(("name", "never", "once", "last"), rows) == expected

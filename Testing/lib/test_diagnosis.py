@@ -8,15 +8,20 @@ import pytest
 import torch
 
 from MedSSLLib import diagnosis, io
+from MedSSLLib.config import NetworkConfig
 from MedSSLLib.contrastive import pixel_contrast
 from MedSSLLib.diagnosis import embedding_map
-from MedSSLLib.embedding_map import FILE_NAME, principal_components
+from MedSSLLib.embedding_map import FILE_NAME, SLICES, map_slices, principal_components, slices_on_map
 from MedSSLLib.errors import InputError
 from MedSSLLib.events import Events
 from MedSSLLib.figures import to_png
 from MedSSLLib.geometry import Geometry, Volume
 from MedSSLLib.htmlpage import Page
 from MedSSLLib.labels import Annotated
+from MedSSLLib.manifest import Case
+from MedSSLLib.metalabels import MetaLabels
+from MedSSLLib.networks import build_encoder
+from MedSSLLib.planning import Plan
 from MedSSLLib.pretrain import run_pretrain
 from MedSSLLib.project import Project
 from MedSSLLib.pseudo import dice_against
@@ -217,6 +222,55 @@ def test_principal_components_against_the_covariance():
     assert (points.max(0) >= -points.min(0)).all()
     single, none = principal_components(np.ones((3, 1)), 2)
     assert not single.any() and not none.any()
+
+
+class Scans:
+    """What a map asks of the cache: preprocessed images ``[c, d, h, w]`` by name."""
+
+    def __init__(self, **images):
+        self.images = images
+
+    def shape(self, name):
+        return self.images[name].shape
+
+    def image(self, name, low, high):
+        return self.images[name]
+
+
+def mapped(**images):
+    """The map of some images by a fixed random encoder."""
+    torch.manual_seed(0)
+    encoder = build_encoder(2, 1, ((1, 1), (2, 2)), NetworkConfig(widths=(4, 8)))
+    cases = [Case(name, (f"{name}.nii.gz",)) for name in images]
+    slices = np.array([image.shape[1] for image in images.values()])
+    meta = MetaLabels({"patient": tuple(images)}, {"patient": np.arange(len(images))}, slices)
+    plan = Plan(dim=2, spacing=(None, 1.0, 1.0), slice_axis="own", modality=("MR",), channels=1, patch=(16, 16),
+                strides=((1, 1), (2, 2)))  # fmt: skip
+    return map_slices(encoder, Scans(**images), cases, meta, plan, torch.device("cpu"))
+
+
+def test_empty_slices_change_nothing_of_a_map():
+    """Air above and below moves no dot: neither the scale nor the components know of it."""
+    one, two = np.random.default_rng(1).normal(size=(2, 1, 5, 16, 16)).astype(np.float32)
+    air = np.full((1, 3, 16, 16), -9.0, np.float32)
+    padded = mapped(one=np.concatenate([air, one, air[:, :2]], 1), two=two)
+    alone = mapped(one=one, two=two)
+    np.testing.assert_allclose(padded["points"], alone["points"], atol=1e-5)
+    np.testing.assert_allclose(padded["explained"], alone["explained"], atol=1e-6)
+    assert padded["slices"] == [["one", n] for n in range(3, 8)] + [["two", n] for n in range(5)]
+    assert padded["labels"]["patient"]["values"] == [0] * 5 + [1] * 5
+    with pytest.raises(RuntimeError, match="every slice is empty"):
+        mapped(one=air)
+
+
+def test_a_map_shows_slices_evenly_from_the_first_to_the_last_that_is_not_empty():
+    image = np.random.default_rng(0).normal(size=(1, 100, 4, 4))
+    image[:, :20] = image[:, 90:] = 0
+    shown = slices_on_map(image)
+    assert len(shown) == SLICES and shown[0] == 20 and shown[-1] == 89
+    assert set(np.diff(shown)) == {2, 3}
+    assert slices_on_map(image[:, :30]).tolist() == list(range(20, 30))
+    assert not len(slices_on_map(np.zeros((1, 4, 4, 4))))
 
 
 def test_a_gcl_run_maps_its_slices_and_the_report_shows_them(tmp_path):

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 import sys
 
 import numpy as np
@@ -175,7 +176,9 @@ def test_monai_runs_the_bundle_to_the_labels_of_predict(cohort, dim, norm, piece
 
 def test_a_bundle_needs_no_medssl_and_its_metadata_hold(cohort, tmp_path):
     model = make_run(cohort, "alone", "3d")
-    bundle = write_bundle(model, tmp_path / "new" / "bundle", "alone", "card", None)
+    bundle = write_bundle(model, tmp_path / "new" / "bundle", "alone", "# alone\n\n## Model\n- a: {b}\n", None)
+    page = (bundle / "docs" / "README.md").read_text(encoding="utf-8")
+    assert re.findall("^#.*", page, re.MULTILINE) == ["# alone", "## Model"] and "- a: {b}" in page
     tree = ast.parse(scripts_text())
     imports = {n.module.split(".")[0] for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
     imports |= {a.name.split(".")[0] for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}

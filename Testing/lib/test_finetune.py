@@ -58,8 +58,11 @@ def test_a_run_leaves_a_complete_folder_and_learns(project):
 
 
 def test_the_model_card_has_figures_in_words(project):
-    folder = run_finetune(project, tiny_config(name="card", training__steps=1), Events())
-    card = (folder / "model_card.md").read_text().split("## Figures of the training\n")[1].split("\n\n")[0]
+    folder = run_finetune(project, tiny_config(name="card", training__steps=1, network__widths=[4] * 8), Events())
+    text = (folder / "model_card.md").read_text()
+    levels = len(json.loads((folder / "config.json").read_text())["plan"]["strides"])
+    assert f"- channels per level: {', '.join(['4'] * levels)}\n" in text, "those of the network, not those allowed"
+    card = text.split("## Figures of the training\n")[1].split("\n\n")[0]
     assert "- calibration, why: no labelled case was held out" in card and "- steps: 1" in card
     assert "None" not in card and "{" not in card
 

@@ -105,6 +105,9 @@ def test_files_that_are_not_tensors_alone_are_refused(tmp_path):
                       ("missing.pt", "does not exist")):  # fmt: skip
         with pytest.raises(InputError, match=why):
             read_tensors(tmp_path / name)
+    with pytest.raises(InputError) as refused:
+        read_tensors(tmp_path / "foreign.pt")
+    assert "Foreign" in str(refused.value) and "trust" not in str(refused.value), "no advice to run its code"
 
 
 def test_fine_tuning_starts_from_an_imported_run(tmp_path):

@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from MedSSLLib import io
+from MedSSLLib import io, report
 from MedSSLLib.errors import InputError
 from MedSSLLib.figures import (
     class_spread,
@@ -289,6 +289,29 @@ def test_run_report_holds_the_results_and_is_whole(project, tmp_path):
         assert expected in words
     assert text.count("data:image/png") == 4
     assert not re.search(r"(src|href)=.?http", text)
+
+
+@pytest.mark.parametrize(("data", "words"), [
+    ({"unlabelled": ["a", "b", "c"]}, "on 3 unlabelled scans."),
+    ({"labelled": ["a"], "unlabelled": []}, "on 1 labelled scan."),
+    ({"labelled": ["a"], "unlabelled": ["b"]}, "on 1 labelled and 1 unlabelled scans."), ({}, "from gcl."),
+])  # fmt: skip
+def test_a_report_tells_the_scans_that_trained(data, words):
+    assert report._lead({"command": "finetune", "init": "gcl"}, data).endswith(words)
+
+
+@pytest.mark.parametrize(("value", "words"), [
+    (["a", "b"], "a, b"), ([2.4, 3.2], "[2.4, 3.2]"), (True, "true"), (None, ""), ("Ölung", "Ölung"), (1e-05, "1e-05"),
+    ([], "[]"), ([[1, 2], [2, 2]], "[[1, 2], [2, 2]]"),
+])  # fmt: skip
+def test_settings_are_shown_as_they_can_be_given(value, words):
+    assert report._setting(value) == words
+
+
+def test_a_report_names_what_differs_from_the_preset_once(project, tmp_path):
+    text = write_run_report(project, "r", tmp_path / "r.html").read_text(encoding="utf-8")
+    changed = text.split("<h2>Configuration</h2>")[1].split("<details>")[0]
+    assert re.findall("<dt>(.*?)</dt><dd>(.*?)</dd>", changed) == [("optimiser.lr", "0.005")]
 
 
 def test_run_report_without_predictions_says_so(project, tmp_path):

@@ -3,11 +3,12 @@
     python Resources/Documentation/site/build.py [OUT] [--check]        (`make docs`; OUT is build/docs)
 
 The README becomes the front page; pages of the API are made from the docstrings of every module. A link, a reference
-or a picture that leads nowhere is an error. ``--check`` looks for these and writes no page.
+or a picture that leads nowhere is an error.
 """
 
 from __future__ import annotations
 
+import argparse
 import ast
 import shutil
 import sys
@@ -59,7 +60,7 @@ def write_sources(folder: Path) -> None:
         f"\n.. list-table::\n   :widths: auto\n\n{rows}\n.. toctree::\n   :hidden:\n\n   {listed}\n", encoding="utf-8",
     )
     for name in names:
-        title = name.replace("_", "\\_")
+        title = (name.removeprefix("MedSSLLib.") or name).replace("_", "\\_")  # short names fit beside the page
         text = f"{title}\n{'=' * len(title)}\n\n.. automodule:: {name}\n   :members:\n   :show-inheritance:\n"
         (folder / "api" / f"{name}.rst").write_text(text, encoding="utf-8")
 
@@ -67,10 +68,11 @@ def write_sources(folder: Path) -> None:
 def main(words: list[str]) -> int:
     from sphinx.cmd.build import build_main
 
-    check = "--check" in words
-    given = [word for word in words if word != "--check"]
-    out = Path(given[0] if given else ROOT / "build" / "docs").resolve()
-
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("out", nargs="?", type=Path, default=ROOT / "build" / "docs", help="folder (%(default)s)")
+    parser.add_argument("--check", action="store_true", help="look for broken links and references; write no page")
+    arguments = parser.parse_args(words)
+    check, out = arguments.check, arguments.out.resolve()
     source = out.parent / "docs-source"
     write_sources(source)
     options = ["-b", "dummy" if check else "html", "-c", str(Path(__file__).parent), "-W", "--keep-going", "-n", "-E",

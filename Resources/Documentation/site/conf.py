@@ -28,6 +28,8 @@ html_theme = "furo"
 html_title = "MedSSL"
 html_logo = str(ROOT / "Resources" / "MedSSL.png")
 html_favicon = html_logo
+html_static_path = ["static"]
+html_css_files = ["site.css"]
 html_show_sphinx = False
 html_copy_source = False
 

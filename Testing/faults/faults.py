@@ -152,13 +152,20 @@ FAULTS: dict[tuple[str, str, str], list[tuple[str, str, str]]] = {
         ("hidden labels are opened", "replace(case, label=None, annotated=None) for case in others",
          "replace(case) for case in others"),
         ("rounds go on from the teacher", "(first if job.options.restart else teacher)", "teacher"),
+        ("the first model teaches every round", "net = _round(job, number, net, first)",
+         "net = _round(job, number, first, first)"),
+        ("a round too few", "range(1, options.rounds + 1)", "range(1, options.rounds)"),
+        ("growth since the first round", 'drift(job.rows[-1]["pseudo"]', 'drift(job.rows[0]["pseudo"]'),
         ("rounds never go on", "(first if job.options.restart else teacher)", "first"),
     ],
     ("self-training", "soft_labels", "soft_labels"): [
         ("pseudo-labels count by their probability alone", "probabilities * probabilities.max(0)", "probabilities"),
-        ("what a person changed counts as predicted", "np.where(agrees, probabilities * probabilities.max(0), certain)",
-         "probabilities * probabilities.max(0)"),
+        ("voxels that do not count are taught", " & (found[-1] != IGNORE)", ""),
         ("probabilities of another place", "first = [max(-a, 0) for a in lo]", "first = [0 for a in lo]"),
+    ],
+    ("self-training", "pseudo", "soft_labels"): [
+        ("drawn voxels are weighed", "certain = (person != IGNORE) | (cleaned != plain)", "certain = cleaned != plain"),
+        ("cleaned voxels are weighed", "(person != IGNORE) | (cleaned != plain)", "person != IGNORE"),
     ],
     ("self-training", "joint", "soft_labels"): [
         ("soft targets are left aside", "if view.targets is not None:", "if False:"),
@@ -174,6 +181,7 @@ FAULTS: dict[tuple[str, str, str], list[tuple[str, str, str]]] = {
     ],
     ("self-training", "pseudo", "pseudo"): [
         ("drawn slices are overwritten", "& (drawn != IGNORE), drawn, result)", "& (drawn != IGNORE), result, result)"),
+        ("growth is shrinking", "second[name] > GROWTH * voxels", "voxels > GROWTH * second[name]"),
         ("rejected cases are used", "name not in options.reject and ", ""),
     ],
     ("semi-supervised", "semi", "semi"): [

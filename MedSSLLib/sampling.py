@@ -57,15 +57,15 @@ class Batch:
         images: ``[b, v, c, *s]``.
         geometry: where each view lies in its window.
         labels: class maps ``[b, v, *s]`` uint8, IGNORE where a voxel does not count; None without labels.
-        targets: soft targets ``[b, v, k, *s]``, whose sum over classes is the voxel's weight; None without.
         meta: class index per meta label, ``[b]``, -1 where missing.
+        targets: soft targets ``[b, v, k, *s]``, whose sum over classes is the voxel's weight; None without.
     """
 
     images: Tensor
     geometry: ViewGeometry | None = None
     labels: Tensor | None = None
-    targets: Tensor | None = None
     meta: dict[str, Tensor] = field(default_factory=dict)
+    targets: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -77,9 +77,9 @@ class HostBatch:
     geometry: ViewGeometry
     changes: dict[str, Change]
     labels: Tensor | None = None
-    targets: Tensor | None = None
     meta: dict[str, Tensor] = field(default_factory=dict)
     cases: tuple[str, ...] = ()
+    targets: Tensor | None = None
 
     def pin(self) -> HostBatch:
         """A copy in page-locked memory, for asynchronous transfer."""
@@ -106,7 +106,7 @@ def make_views(host: HostBatch, patch: Sequence[int], device: torch.device) -> B
                 targets = soft.unflatten(0, (-1, views)) * (labels != IGNORE).unsqueeze(2)
     apply_intensity(images, host.changes)
     meta = {name: value.to(device, non_blocking=True) for name, value in host.meta.items()}
-    return Batch(images.unflatten(0, (-1, views)), geometry, labels, targets, meta)
+    return Batch(images.unflatten(0, (-1, views)), geometry, labels, meta, targets)
 
 
 @dataclass(frozen=True)

@@ -296,7 +296,7 @@ def test_when_the_filter_leaves_nothing_the_first_model_is_kept(project, tmp_pat
     assert same(weights(folder), load_tensors(folder / "stages" / "stage-1.safetensors")[0])
     row = run_row(summary(folder))
     assert row["state"] == "stopped by a guard"
-    page = write_run_report(project, "filtered", tmp_path / "report.html").read_text()
+    page = write_run_report(project, "filtered", tmp_path / "report.html").read_text(encoding="utf-8")
     assert "stopped by a guard" in page and "No pseudo-label is left after the filter" in page
 
 

@@ -126,7 +126,7 @@ class RunConfig(Frozen):
     annotated_slices: int | None = Field(None, ge=1, description="Simulate this many annotated slices a labelled case.")
     freeze_encoder: bool = Field(False, description="Train the decoder only.")
     semi: Literal["none", "mean-teacher"] = Field("none", description="Whether unlabelled scans teach too.")
-    consistency: float = Field(1.0, ge=0, description="Weight of Mean Teacher's consistency. Not from the paper.")
+    consistency: float = Field(0.1, ge=0, description="Weight of Mean Teacher's consistency. Not from the paper.")
     mixup: float = Field(0.0, ge=0, description="Beta parameter of Mixup; 0 = off.")
     network: NetworkConfig = Field(NetworkConfig(), description="Size of the network.")
     optimiser: OptimiserConfig = Field(OptimiserConfig(), description="How weights are updated.")

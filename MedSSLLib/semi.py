@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from MedSSLLib.device import sum_over_processes
 from MedSSLLib.intensity import sample_intensity
 from MedSSLLib.losses import dice_ce_soft, mixed_targets
-from MedSSLLib.methods.ema import ema_update, frozen_copy
+from MedSSLLib.methods.ema import BATCH_NORMS, ema_update, frozen_copy
 from MedSSLLib.networks import SegmentationNet, memory_format
 from MedSSLLib.sampling import Batch, HostBatch, SegmentationSampler, make_views
 from MedSSLLib.segmentation import SegmentationTask
@@ -119,10 +120,15 @@ class MeanTeacherTask:
         return self.labelled.device_batch(labelled), views[0], views[1]
 
     def losses(self, batch: tuple[Batch, Batch, Batch], progress: float) -> dict[str, Tensor]:
-        """The labelled losses and the weighted consistency."""
+        """The labelled losses and the weighted consistency.
+
+        The running statistics of batch normalisation stay those of labelled patches, which lie around structures; the
+        others lie anywhere (not from the paper).
+        """
         labelled, student, teacher = batch
         layout = memory_format(self.labelled.plan.dim)
-        prediction = self.module.student(student.images[:, 0].contiguous(memory_format=layout)).float().softmax(1)
+        with statistics_kept(self.module.student):
+            prediction = self.module.student(student.images[:, 0].contiguous(memory_format=layout)).float().softmax(1)
         with torch.no_grad():
             target = self.module.teacher(teacher.images[:, 0].contiguous(memory_format=layout)).float().softmax(1)
         distance = (prediction - target).square().sum(1).mean()
@@ -150,6 +156,20 @@ class MeanTeacherTask:
     def shared(self) -> list[nn.Parameter]:
         """No parameters need separate gradients."""
         return []
+
+
+@contextmanager
+def statistics_kept(module: nn.Module) -> Iterator[None]:
+    """Within the context a forward pass leaves the running statistics of batch normalisation alone."""
+    parts = [part for part in module.modules() if isinstance(part, BATCH_NORMS)]
+    momenta = [part.momentum for part in parts]
+    for part in parts:
+        part.momentum = 0.0
+    try:
+        yield
+    finally:
+        for part, momentum in zip(parts, momenta, strict=True):
+            part.momentum = momentum
 
 
 def ramp(progress: float) -> float:

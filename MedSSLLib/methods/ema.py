@@ -9,7 +9,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
 
@@ -21,7 +21,7 @@ def frozen_copy(module: AnyModule) -> AnyModule:
     """
     copy = deepcopy(module).requires_grad_(False)
     for part in copy.modules():
-        if isinstance(part, _BATCH_NORMS):
+        if isinstance(part, BATCH_NORMS):
             part.track_running_stats = False
     return copy
 

@@ -187,6 +187,7 @@ FAULTS: dict[tuple[str, str, str], list[tuple[str, str, str]]] = {
     ("semi-supervised", "semi", "semi"): [
         ("the teacher stands still", "ema_update(self.module.teacher, self.module.student, TEACHER_DECAY)", "pass"),
         ("labels are not mixed", "mixed_targets(labels, labels[partner], share", "mixed_targets(labels, labels, share"),
+        ("unlabelled patches move the running statistics", "        part.momentum = 0.0\n", "        pass\n"),
         ("full consistency from the start", "ramp(progress) * self.weight", "self.weight"),
     ],
     ("labels", "losses", "losses"): [

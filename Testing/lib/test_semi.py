@@ -1,5 +1,6 @@
 """Mean Teacher and Mixup: the weights of the parts, what has gradients, what moves after a step."""
 
+import copy
 import math
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 import torch
 
 from MedSSLLib.losses import dice_ce, dice_ce_soft, one_hot
+from MedSSLLib.methods.ema import BATCH_NORMS
 from MedSSLLib.sampling import Batch
 from MedSSLLib.segmentation import SegmentationTask, segmentation_loss
 from MedSSLLib.semi import TEACHER_DECAY, MeanTeacherTask, MixupTask, ramp, soft_segmentation_loss
@@ -126,6 +128,19 @@ def test_consistency_is_the_mean_squared_distance_of_probabilities_times_the_ram
     losses = task.losses((labelled, student, teacher), 0.1)
     assert losses["consistency"].item() == pytest.approx(expected, rel=1e-4)
     assert task.diagnostics()["student_teacher"].item() == pytest.approx(np.mean(np.sum((p - q) ** 2, 1)), rel=1e-4)
+
+
+@pytest.mark.parametrize("dim", [2, 3])
+def test_unlabelled_patches_leave_the_running_statistics_alone(dim):
+    """After a step they are those of the labelled patches, and batch normalisation records as before."""
+    task = mean_teacher(dim)
+    batch = task.device_batch(task.host_batch(0, 0, 1))
+    alone = copy.deepcopy(task.module.student)
+    alone(batch[0].images[:, 0])
+    task.losses(batch, 1.0)
+    for (name, found), expected in zip(task.module.student.named_buffers(), alone.buffers(), strict=True):
+        assert "running" not in name or torch.allclose(found, expected), name
+    assert all(part.momentum for part in task.module.student.modules() if isinstance(part, BATCH_NORMS))
 
 
 def test_student_and_teacher_see_one_patch_under_different_intensities():

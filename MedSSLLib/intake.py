@@ -84,14 +84,12 @@ def attach(manifest: Manifest, folder: Path) -> Admission:
         raise InputError(f"has no label named like a case of the project (labels: {', '.join(sorted(files)[:3])})",
                          file=folder, remedy="Give label files the names of their scans, or add the scans as well.")
     result = Admission(modality=manifest.modality, labels_from=manifest.labels_from)
-    if result.labels_from is not None:
-        result.labels_from = tuple(name for name in result.labels_from if name not in ours)
     for name, case in ours.items():
         role = "test" if case.role == "test" else "labelled"
         result.cases[name] = replace(case, label=Path(os.path.abspath(files[name])), annotated=None, role=role)
     if others := sorted(files.keys() - ours.keys()):
         result.warnings.append(f"{len(others)} labels belong to no case: {', '.join(others[:10])}")
-    _find_classes(result, replace(manifest, labels_from=result.labels_from), Source())
+    _find_classes(result, manifest, Source())
     if not result.cases:
         raise _nothing_left(result.refused)
     return result
@@ -205,7 +203,7 @@ def _find_classes(result: Admission, manifest: Manifest, source: Source) -> None
             result.refused.append(error.for_case(name))
             del result.cases[name]
     result.labels = labels
-    result.labels_from = None if result.labels_from is None else tuple(scanned)
+    result.labels_from = None if result.labels_from is None else tuple(dict.fromkeys(scanned))
 
 
 def _with_annotated_slices(case: Case, drawn_plane: str) -> Case:

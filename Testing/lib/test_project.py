@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 import MedSSLLib
 from MedSSLLib import io
 from MedSSLLib.errors import InputError, MedSSLError
-from MedSSLLib.files import FileLock, write_json
+from MedSSLLib.files import FileLock, read_json, write_json
 from MedSSLLib.geometry import Volume
 from MedSSLLib.labels import Annotated
 from MedSSLLib.manifest import (
@@ -140,6 +140,8 @@ class TestChanges:
         assert again.case("oblique").role == "test" and again.case("canonical").annotated is None
         assert again.case("sagittal").label == tmp_path / "drawn" / "sagittal.nii.gz"
         assert {4, 5} <= set(again.values) and 7 not in again.values
+        scanned = read_json(project.folder / "medssl.json")["labels_from"]
+        assert sorted(scanned) == ["canonical", "flipped", "sagittal"]
         assert [error.case for error in project.refused] == ["flipped"] and "stranger" in project.warnings[-1]
         assert again.case("flipped").label == project.case("flipped").label != tmp_path / "drawn" / "flipped.nii.gz"
 

@@ -71,7 +71,7 @@ class Protocol:
     tag: str = "bench"
 
     def __post_init__(self) -> None:
-        if any(parse_row(row)[0] != BASELINE for row in self.rows):
+        if any(parse_row(row).encoder != BASELINE for row in self.rows):
             require_one_network(self.config("pretrain", ""), self.config("finetune", ""))
 
     def config(self, command: Literal["pretrain", "finetune", "selftrain"], name: str, **given: Any) -> RunConfig:
@@ -118,7 +118,7 @@ def run_labels(
     """
     if not any(case.label for case in project.test):
         raise InputError("no test case has a label", file=project.folder, remedy="Choose test cases with a label")
-    encoders = {parse_row(row)[0] for row in protocol.rows} - {BASELINE}
+    encoders = {parse_row(row).encoder for row in protocol.rows} - {BASELINE}
     require_one_dimension(project, protocol.config("finetune", "").dim,
                           [VARIANTS.get(encoder, (encoder, {}))[0] for encoder in sorted(encoders)])
     facts = vars(protocol) | {"precision": protocol.precision}
@@ -168,12 +168,12 @@ def _score(project: Project, protocol: Protocol, row: str, choice: Choice, event
 
 def _lengths(project: Project, protocol: Protocol, row: str, choice: Choice) -> dict[str, Any]:
     """Steps and seconds of training with labels, all runs of the row together, and seconds of pre-training apart."""
-    encoder, _, on_top = parse_row(row)
+    parts = parse_row(row)
     found = _length(project, choice.run(row, protocol.tag))
-    if on_top == "selftrain":
+    if parts.on_top == "selftrain":
         found |= on_base(found, _length(project, choice.run(row.partition("+")[0], protocol.tag)))
-    if encoder != BASELINE:
-        found["pretraining_s"] = _length(project, f"{encoder}-{protocol.tag}")["training_s"]
+    if parts.encoder != BASELINE:
+        found["pretraining_s"] = _length(project, f"{parts.encoder}-{protocol.tag}")["training_s"]
     return found
 
 
@@ -212,16 +212,17 @@ def score_test_cases(project: Project, predictions: Path, tolerance: float) -> d
 
 def _train(project: Project, protocol: Protocol, row: str, choice: Choice, events: Events) -> str:
     """Train the row on the choice unless that was done; returns the run's name."""
-    encoder, frozen, on_top = parse_row(row)
+    encoder, frozen, slices, on_top = parse_row(row)
+    annotated = {"annotated_slices": slices} if slices else {}
     name, base = choice.run(row, protocol.tag), row.partition("+")[0]
     if on_top == "selftrain":
         config = protocol.config("selftrain", name, method="local-contrast", labelled=choice.labelled,
-                                 options__start=choice.run(base, protocol.tag))  # fmt: skip
+                                 options__start=choice.run(base, protocol.tag), **annotated)  # fmt: skip
         if not _finished(project, config):
             _train(project, protocol, base, choice, events)
             _run(run_selftrain, project, config, events)
         return name
-    extra = dict(ON_TOP.get(on_top, {})) | (protocol.whole_length() if on_top == "longer" else {})
+    extra = annotated | ON_TOP.get(on_top, {}) | (protocol.whole_length() if on_top == "longer" else {})
     if encoder != BASELINE:
         extra |= {"init": f"{encoder}-{protocol.tag}", "freeze_encoder": frozen}
     config = protocol.config("finetune", name, labelled=choice.labelled, **extra)

@@ -25,7 +25,8 @@ def open_data(data: Path, folder: Path, counts: Sequence[str], choices: int, see
     """The benchmark's own project in ``folder`` (made on the first call), and the labelled volumes of every choice.
 
     The user's project, if ``data`` is one, is not changed. Without ``splits.json`` and test cases, test cases are drawn
-    from the patients with a label; choices are drawn from the cases with a label that are left.
+    from the patients with a label; choices are drawn from the cases with a label that are left. Of a count that
+    ``splits.json`` lacks, choices are the first volumes of its choices of the next larger count.
 
     Args:
         data: a project, a folder with images/, labels/ and perhaps splits.json, or a Decathlon folder.
@@ -104,10 +105,13 @@ def _choices(project: Project, splits: Any, count: str, choices: int, seed: int)
         return [[case.name for case in pool]]
     if splits is not None:
         known = splits.get("labelled", {}) if isinstance(splits, dict) else {}
-        if count not in known:
+        larger = sorted(int(n) for n in known if n.isdigit() and count.isdigit() and int(n) > int(count) > 0)
+        taken = count if count in known else str(larger[0]) if larger else ""
+        if not taken:
             raise InputError(f"has no choice of {count} labelled volumes", file="splits.json",
-                             remedy=f"Use {', '.join(known) or 'all'}")
-        return [[str(name) for name in names] for names in known[count][:choices]]
+                             remedy=f"Use {', '.join(known) or 'all'}, or a smaller number")
+        most = None if taken == count else int(count)
+        return [[str(name) for name in names[:most]] for names in known[taken][:choices]]
     return _drawn(project, pool, int(count), choices, seed)
 
 

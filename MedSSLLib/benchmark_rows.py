@@ -1,13 +1,15 @@
 """Rows of a benchmark: what a name such as ``pgl-frozen+selftrain`` stands for.
 
-A row is ``random``, a pre-training method or one of VARIANTS, each with ``-frozen`` for a fixed encoder, and for what
-comes on top ``+mean-teacher``, ``+mixup``, ``+selftrain``, which goes on from the row without it, or ``+longer``, which
-trains on the labels alone for as long as ``+selftrain`` and the row before it together.
+A row is ``random``, a pre-training method or one of VARIANTS, each with ``-frozen`` for a fixed encoder, ``-3-slices``
+where only three slices of every labelled volume count (or another number), and for what comes on top ``+mean-teacher``,
+``+mixup``, ``+selftrain``, which goes on from the row without it, or ``+longer``, which trains on the labels alone for
+as long as ``+selftrain`` and the row before it together.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import re
+from typing import Any, NamedTuple
 
 from MedSSLLib.benchmark_records import BASELINE
 from MedSSLLib.errors import InputError
@@ -28,19 +30,39 @@ ON_TOP: dict[str, dict[str, Any]] = {"mean-teacher": {"semi": "mean-teacher"}, "
                                      "longer": {}}  # fmt: skip
 
 
-def parse_row(row: str) -> tuple[str, bool, str]:
-    """The encoder of a row, whether it is frozen, and what comes on top ('' for nothing).
+_ROW = re.compile(r"(?P<encoder>[a-z-]+?)(?P<frozen>-frozen)?(-(?P<slices>[1-9]\d*)-slices)?([+](?P<on_top>[a-z-]+))?")
+
+
+class Row(NamedTuple):
+    """What a row is made of.
+
+    Attributes:
+        encoder: ``random``, a method or one of VARIANTS.
+        frozen: whether the encoder is fixed.
+        slices: annotated slices of every labelled volume; 0 for whole volumes.
+        on_top: what comes on top; '' for nothing.
+    """
+
+    encoder: str
+    frozen: bool = False
+    slices: int = 0
+    on_top: str = ""
+
+
+def parse_row(row: str) -> Row:
+    """The parts of a row's name.
 
     Raises:
         InputError: no such row.
     """
-    base, plus, on_top = row.partition("+")
-    encoder = base.removesuffix("-frozen")
-    frozen = encoder != base
     known = (BASELINE, *METHODS, *VARIANTS)
-    if encoder not in known or (plus and on_top not in ON_TOP) or (frozen and encoder == BASELINE):
-        raise InputError(
-            f"method {row!r} is unknown",
-            remedy=f"Use {', '.join(known)}; all but random with -frozen; each with +{', +'.join(ON_TOP)}",
-        )
-    return encoder, frozen, on_top
+    if found := _ROW.fullmatch(row):
+        parts = Row(found["encoder"], bool(found["frozen"]), int(found["slices"] or 0), found["on_top"] or "")
+        fits = parts.encoder in known and parts.on_top in ("", *ON_TOP)
+        if fits and not (parts.frozen and parts.encoder == BASELINE):
+            return parts
+    raise InputError(
+        f"method {row!r} is unknown",
+        remedy=f"Use {', '.join(known)}; all but random with -frozen; each with -3-slices (or another number); "
+               f"then +{', +'.join(ON_TOP)}",
+    )  # fmt: skip

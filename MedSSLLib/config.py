@@ -118,7 +118,7 @@ class RunConfig(Frozen):
     device: str = Field("auto", description="auto (CUDA where there is one), cpu, cuda or cuda:N.")
     devices: int = Field(1, ge=1, description="Devices, one process each, that share a batch.")
     precision: Literal["auto", "32", "bf16", "16"] = Field(
-        "auto", description="Number format; auto is bf16 or 16 on CUDA cards, bf16 on processors with AMX, else 32."
+        "auto", description="Number format; auto is bf16 or 16 on CUDA cards, bf16 on CPUs that have it, else 32."
     )
     seed: int = Field(0, ge=0, lt=2**63, description="Seed of everything random.")
     init: str = Field("none", description="Run name, weight file or 'none'.")

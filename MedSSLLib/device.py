@@ -47,21 +47,22 @@ def resolve_precision(name: str, device: torch.device) -> str:
 
 
 def training_precision(name: str, device: torch.device) -> str:
-    """Of training: 'auto' is also bfloat16 on processors that multiply matrices of it (AMX).
+    """Of training: 'auto' is also bfloat16 on processors that multiply it (AMX or AVX512-BF16).
 
-    There the networks of the presets take less than half the time of float32 (``bench_precision.py``); weights, sums
-    of gradients and losses stay float32. Other processors keep float32: bfloat16 was not measured on them. Float16 is
-    for CUDA cards; where it is asked for on a processor it is bfloat16.
+    There the networks of the presets take half the time of float32 or less (``bench_precision.py``); weights, sums of
+    gradients and losses stay float32. Others keep float32. Float16 is for CUDA cards; where it is asked for on a
+    processor it is bfloat16.
     """
-    if device.type == "cpu" and (name == "16" or (name == "auto" and _has_matrix_bfloat16())):
+    if device.type == "cpu" and (name == "16" or (name == "auto" and _multiplies_bfloat16())):
         return "bf16"
     return resolve_precision(name, device)
 
 
 @cache
-def _has_matrix_bfloat16() -> bool:
+def _multiplies_bfloat16() -> bool:
     known = hasattr(torch.cpu, "get_capabilities")  # older PyTorch cannot tell
-    return known and bool(torch.cpu.get_capabilities().get("amx_bf16"))
+    found = torch.cpu.get_capabilities() if known else {}
+    return any(found.get(name) for name in ("amx_bf16", "avx512_bf16"))
 
 
 def make_fabric(config: RunConfig) -> Fabric:

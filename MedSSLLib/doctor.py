@@ -46,7 +46,7 @@ if found.get("torch") == "":
             for card in map(torch.cuda.get_device_properties, range(torch.cuda.device_count()))
         ],
         "mps": torch.backends.mps.is_available(),
-        "bfloat16": bool(getattr(torch.cpu, "get_capabilities", dict)().get("amx_bf16")),
+        "bfloat16": any(getattr(torch.cpu, "get_capabilities", dict)().get(f) for f in ("amx_bf16", "avx512_bf16")),
     }
 print("\\n" + json.dumps([found, devices]))
 """
@@ -196,7 +196,7 @@ def _device_names(devices: dict[str, Any]) -> list[str]:
     names = [f"cuda:{i} {card['name']} ({card['memory_gib']} GiB)" for i, card in cards]
     if devices.get("mps"):
         names.append("mps (Apple GPU; training uses the CPU)")
-    names.append("cpu (AMX: in bfloat16 when it trains)" if devices.get("bfloat16") else "cpu")
+    names.append("cpu (in bfloat16 when it trains)" if devices.get("bfloat16") else "cpu")
     return names if devices else ["unknown, torch is missing"]
 
 

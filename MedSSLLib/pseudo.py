@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -80,7 +81,7 @@ def write_pseudo_labels(
     """
     if (folder / SUMMARY).exists():
         return read_json(folder / SUMMARY, newest_version=FORMAT_VERSION)
-    rows = {}
+    rows, started = {}, time.monotonic()
     for number, case in enumerate(cases, 1):
         rows[case.name] = _write_case(project, model, case, folder, options)
         progress(number, len(cases))
@@ -88,7 +89,8 @@ def write_pseudo_labels(
         longer = f"run {options.start!r} longer" if options.start else "the first stage longer (--minutes)"
         raise CollapsedError("The model predicts no foreground in any unlabelled case, so there is nothing to learn "
                              f"from. Train {longer}, or annotate more slices.")
-    summary = {"format_version": FORMAT_VERSION, "cases": rows, "kept": keep(rows, options)}
+    summary = {"format_version": FORMAT_VERSION, "cases": rows, "kept": keep(rows, options),
+               "seconds": round(time.monotonic() - started, 1)}
     write_json(folder / SUMMARY, summary)
     return summary
 

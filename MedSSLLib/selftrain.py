@@ -15,7 +15,7 @@ from typing import Any
 from MedSSLLib.cache import Cache
 from MedSSLLib.checkpoint import fitting, load_tensors, save_tensors
 from MedSSLLib.config import RunConfig
-from MedSSLLib.device import resolve_precision
+from MedSSLLib.device import precision_of
 from MedSSLLib.errors import CancelledError, GuardError, InputError
 from MedSSLLib.events import Events
 from MedSSLLib.files import write_json
@@ -46,14 +46,7 @@ from MedSSLLib.preparation import (
     resolve_weights,
 )
 from MedSSLLib.project import Project
-from MedSSLLib.pseudo import (
-    CollapsedError,
-    PseudoOptions,
-    absent,
-    drift,
-    pseudo_labelled,
-    write_pseudo_labels,
-)
+from MedSSLLib.pseudo import CollapsedError, PseudoOptions, absent, drift, pseudo_labelled, write_pseudo_labels
 from MedSSLLib.runfolder import WEIGHTS, begun
 from MedSSLLib.segmentation import SegmentationTask
 from MedSSLLib.selfoptions import (
@@ -78,6 +71,7 @@ class _Job:
         start: weights of the run that stage 1 is taken from, None when it is trained here.
         init: weights the encoder starts from.
         pieces: classes that are one piece in the dense labels; None without such labels.
+        first: steps and seconds of stage 1 where it is trained here.
         rows: figures of the finished rounds.
         good: the last model that is worth keeping.
     """
@@ -88,6 +82,7 @@ class _Job:
     start: Path | None
     init: Path | None
     pieces: tuple[int, ...] | None = None
+    first: dict[str, Any] = field(default_factory=lambda: {"steps": 0, "seconds": 0.0})
     rows: list[dict[str, Any]] = field(default_factory=list)
     good: SegmentationNet | None = None
 
@@ -106,9 +101,10 @@ class _Job:
 
     @property
     def figures(self) -> dict[str, Any]:
-        """What goes into ``metrics.json``."""
-        return {"rounds": self.rows, "steps": sum(row["steps"] for row in self.rows),
-                "seconds": round(sum(row["seconds"] for row in self.rows), 1)}
+        """What goes into ``metrics.json``; the seconds are those of training and of predicting pseudo-labels."""
+        stages = (self.first, *self.rows)
+        seconds = [*(s["seconds"] for s in stages), *(row["pseudo"].get("seconds", 0.0) for row in self.rows)]
+        return {"rounds": self.rows, "steps": sum(s["steps"] for s in stages), "seconds": round(sum(seconds), 1)}
 
 
 def run_selftrain(project: Project, config: RunConfig, events: Events) -> Path:
@@ -179,16 +175,18 @@ def _stage_one(job: _Job) -> SegmentationNet:
     net = build_network(ready, job.data.plan, None if start else job.init)
     if start is not None:
         net.load_state_dict(load_tensors(start)[0])
-    elif _load_stage(ready, "stage-1", net) is None:
+        return net
+    if (figures := _load_stage(ready, "stage-1", net)) is None:
         budget = stage_budget(ready.config, job.options.first_share)
-        _save_stage(ready, "stage-1", net, fit(ready, make_task(ready, job.data, net), budget, "stage-1"))
+        figures = fit(ready, make_task(ready, job.data, net), budget, "stage-1")
+        _save_stage(ready, "stage-1", net, figures)
+    job.first = figures
     return net
 
 
 def _round(job: _Job, number: int, teacher: SegmentationNet, first: SegmentationNet) -> SegmentationNet:
     """One round: pseudo-labels from `teacher`, then joint training from the weights of `first`, or of `teacher`."""
-    ready, name = job.ready, f"round-{number}"
-    folder = ready.folder / "pseudo" / name
+    ready, name, folder = job.ready, f"round-{number}", job.ready.folder / "pseudo" / f"round-{number}"
     summary = _pseudo_labels(job, teacher, folder, number)
     job.good = teacher
     net = build_network(ready, job.data.plan, None)
@@ -200,8 +198,8 @@ def _round(job: _Job, number: int, teacher: SegmentationNet, first: Segmentation
         figures |= {key: float(value) for key, value in task.diagnostics().items()}
         _save_stage(ready, name, net, figures)
     known = ("steps", "seconds", "local_contrast", "separation")
-    shown: dict[str, Any] = {key: figures[key] for key in known if key in figures}
-    job.rows.append({"round": number, "pseudo": summary, "dice": figures["best"], **shown})
+    job.rows.append({"round": number, "pseudo": summary, "dice": figures["best"],
+                     **{key: figures[key] for key in known if key in figures}})
     ready.events.emit("metric", stage=name, kept=len(summary["kept"]), cases=len(summary["cases"]))
     return net
 
@@ -216,7 +214,7 @@ def _pseudo_labels(job: _Job, teacher: SegmentationNet, folder: Path, number: in
     ready = job.ready
     teacher.eval()
     model = Model(teacher, job.data.plan, ready.project.values, ready.project.classes, ready.device,
-                  resolve_precision(ready.config.precision, ready.device))
+                  precision_of(ready.fabric))
 
     def progress(done: int, total: int) -> None:
         ready.events.progress(f"pseudo-{number}", done, total)
@@ -294,5 +292,4 @@ def _load_stage(ready: Preparation, name: str, net: SegmentationNet) -> dict[str
     tensors, facts = load_tensors(path)
     with fitting(path):
         net.load_state_dict(tensors)
-        figures: dict[str, Any] = facts["figures"]
-    return figures
+    return dict(facts["figures"])

@@ -26,7 +26,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     labels.add_argument("--counts", default="1,2,8", metavar="N,N,all", help="labelled volumes (default: 1,2,8)")
     labels.add_argument("--choices", type=positive(int), default=3, metavar="N", help="choices of each (default: 3)")
     labels.add_argument("--methods", default="random,pgl", metavar="A,B", help="random, a pre-training method, each "
-                        "with -frozen, +mean-teacher, +mixup, +selftrain or +longer (default: random,pgl)")  # fmt: skip
+                        "with -frozen, -3-slices, +mean-teacher, +mixup, +selftrain, +longer (default: random,pgl)")
     length = labels.add_mutually_exclusive_group()
     length.add_argument("--steps", type=positive(int), metavar="N", help="steps of every run")
     length.add_argument("--minutes-per-run", type=positive(float), metavar="M", help="or minutes of every run")

@@ -2,7 +2,7 @@
 
     python Testing/bench/bench_precision.py --threads 1 --out FILE
 
-Training takes bfloat16 where the processor multiplies matrices of it (AMX). Timed are forward and backward passes.
+Training takes bfloat16 where the processor multiplies it (AMX or AVX512-BF16). Timed are forward and backward passes.
 """
 
 from __future__ import annotations

@@ -35,15 +35,17 @@ def folder(tmp_path):
 
 
 @pytest.mark.parametrize(("row", "expected"), [
-    ("random", ("random", False, "")), ("pgl-frozen", ("pgl", True, "")), ("gcl-sum", ("gcl-sum", False, "")),
-    ("pgl+selftrain", ("pgl", False, "selftrain")), ("random+longer", ("random", False, "longer")),
-    ("gcl-no-filter-frozen+mixup", ("gcl-no-filter", True, "mixup")),
+    ("random", ("random", False, 0, "")), ("pgl-frozen", ("pgl", True, 0, "")), ("gcl-sum", ("gcl-sum", False, 0, "")),
+    ("pgl+selftrain", ("pgl", False, 0, "selftrain")), ("random+longer", ("random", False, 0, "longer")),
+    ("gcl-no-filter-frozen+mixup", ("gcl-no-filter", True, 0, "mixup")), ("pgl-3-slices", ("pgl", False, 3, "")),
+    ("gcl-sum-frozen-12-slices+selftrain", ("gcl-sum", True, 12, "selftrain")),
 ])  # fmt: skip
 def test_rows_are_read_by_their_grammar(row, expected):
     assert parse_row(row) == expected
 
 
-@pytest.mark.parametrize("row", ["", "pg", "pgl+", "pgl+nothing", "random-frozen", "pgl-frozen-frozen"])
+@pytest.mark.parametrize("row", ["", "pg", "pgl+", "pgl+nothing", "random-frozen", "pgl-frozen-frozen", "pgl-0-slices",
+                                 "pgl-slices", "random-3-slices-frozen", "random 3-slices"])
 def test_unknown_rows_are_refused_before_anything_runs(row):
     with pytest.raises(InputError, match="unknown"):
         Protocol((row,))
@@ -78,6 +80,16 @@ def test_splits_decide_where_there_are_any(folder, tmp_path):
     assert [c.name for c in project.test] == ["case1", "case4"] and choices == {"1": [["case0"], ["case7"]]}
     with pytest.raises(InputError, match="no choice of 2"):
         open_data(folder, tmp_path / "p", ("2",), 2, seed=0)
+
+
+def test_a_count_that_the_splits_lack_is_the_start_of_the_next_larger_one(folder, tmp_path):
+    labelled = {"1": [["case0"]], "3": [["case7", "case5", "case2"], ["case0", "case2", "case3"]], "5": [["case0"] * 5]}
+    (folder / "splits.json").write_text(json.dumps({"test": ["case1"], "labelled": labelled}))
+    _, choices = open_data(folder, tmp_path / "p", ("2", "1"), 2, seed=0)
+    assert choices == {"2": [["case7", "case5"], ["case0", "case2"]], "1": [["case0"]]}
+    for count in ("6", "0"):
+        with pytest.raises(InputError, match=f"no choice of {count}"):
+            open_data(folder, tmp_path / "p", (count,), 2, seed=0)
 
 
 def test_splits_may_name_patients(tmp_path):

@@ -35,6 +35,13 @@ def runs(tmp_path, monkeypatch):
     return run
 
 
+def test_rows_of_slices_train_and_self_train_on_slices_alone(runs):
+    content = runs(tiny_protocol("random", "random-2-slices", "random-2-slices+selftrain"), chosen={"1": [["case0"]]})
+    assert [config.annotated_slices for config in runs.trained] == [None, 2, 2]
+    assert runs.trained[2].options["start"] == runs.trained[1].name == "random-2-slices-1-0-bench"
+    assert content["records"][2]["base"]["steps"] == content["records"][1]["steps"]
+
+
 # ------------------------------------------------------------------------------------------------- settings
 
 

@@ -52,14 +52,14 @@ def test_auto_precision_is_float32_on_the_cpu_and_half_on_cards(monkeypatch):
 @pytest.fixture
 def fresh_capabilities():
     """What the processor can do is asked anew in the test and after it."""
-    devices._has_matrix_bfloat16.cache_clear()
+    devices._multiplies_bfloat16.cache_clear()
     yield
-    devices._has_matrix_bfloat16.cache_clear()
+    devices._multiplies_bfloat16.cache_clear()
 
 
 @pytest.mark.usefixtures("fresh_capabilities")
-@pytest.mark.parametrize(("feature", "expected"), [("amx_bf16", "bf16"), ("avx512_bf16", "32"), ("avx2", "32")])
-def test_training_is_in_bfloat16_where_the_processor_multiplies_matrices_of_it(monkeypatch, feature, expected):
+@pytest.mark.parametrize(("feature", "expected"), [("amx_bf16", "bf16"), ("avx512_bf16", "bf16"), ("avx2", "32")])
+def test_training_is_in_bfloat16_where_the_processor_multiplies_it(monkeypatch, feature, expected):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {feature: True}, raising=False)
     assert training_precision("auto", CPU) == expected
     assert training_precision("32", CPU) == "32" and resolve_precision("auto", CPU) == "32"

@@ -64,7 +64,7 @@ def test_missing_and_broken_packages_give_one_fatal_problem_with_a_command_that_
 
 def test_devices_say_where_training_takes_bfloat16():
     assert doctor._device_names({"cuda": [], "bfloat16": False}) == ["cpu"]
-    assert doctor._device_names({"bfloat16": True}) == ["cpu (AMX: in bfloat16 when it trains)"]
+    assert doctor._device_names({"bfloat16": True}) == ["cpu (in bfloat16 when it trains)"]
     _, devices = doctor._import_all(["torch"])
     assert devices["bfloat16"] == (training_precision("auto", torch.device("cpu")) == "bf16")
 

@@ -114,7 +114,7 @@ def test_a_missing_or_misshapen_prediction_is_an_error(module, data, tmp_path):
                      arguments(data, tmp_path / "b"))  # fmt: skip
 
 
-def test_rows_stand_beside_ours_only_with_the_same_minutes(module, data, tmp_path):
+def test_rows_stand_beside_ours_only_where_ours_trained_no_longer(module, data, tmp_path):
     peer, ours = module("peer"), tmp_path / "ours.json"
     settings = {"minutes": "2.0", "tolerance": "2.0", "rows": "random", "preset": "standard"}
     records = [{"row": "random", "count": "1", "choice": 1, "labelled": ["c0"], "dice": {"c2": 0.5, "c3": 0.5},
@@ -124,8 +124,16 @@ def test_rows_stand_beside_ours_only_with_the_same_minutes(module, data, tmp_pat
     peer._record("oracle", truth, arguments(data, tmp_path / "out", like=ours))
     (study,) = load_studies([ours, tmp_path / "out" / "results.json"])
     assert study.rows("1") == ["random", "oracle"]
-    with pytest.raises(InputError, match=r"2.0 minutes, not 3.0"):
-        peer._record("oracle", truth, arguments(data, tmp_path / "out", like=ours, minutes=3.0))
+    peer._record("oracle", truth, arguments(data, tmp_path / "more", like=ours, minutes=3.0))
+    with pytest.raises(InputError, match=r"2.0 minutes, longer than 1.0"):
+        peer._record("oracle", truth, arguments(data, tmp_path / "less", like=ours, minutes=1.0))
+    records.append(records[0] | {"row": "random+selftrain", "training_s": 180.0, "command_s": 100.0,
+                                 "base": {"training_s": 110.0}})  # fmt: skip
+    for minutes, words in ((2.9, "3.0 minutes"), (3.2, "3.5 minutes")):
+        records[1]["command_s"] = 60.0 if minutes < 3 else 100.0
+        ours.write_text(json.dumps(content))
+        with pytest.raises(InputError, match=words):
+            peer._record("oracle", truth, arguments(data, tmp_path / "less", like=ours, minutes=minutes))
 
 
 def test_an_environment_gets_our_torch_first_and_keeps_it(module):

@@ -53,7 +53,7 @@ def test_float16_on_a_processor_is_bfloat16_and_says_so(project):
 
 
 def test_auto_is_put_on_record_as_what_it_was(project, monkeypatch):
-    monkeypatch.setattr(devices, "_has_matrix_bfloat16", lambda: True)
+    monkeypatch.setattr(devices, "_multiplies_bfloat16", lambda: True)
     folder = run_finetune(project, tiny_config(name="auto", training__steps=1), loud()[0])
     facts = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     assert facts["precision"] == "bf16" and facts["config"]["precision"] == "auto"
@@ -65,7 +65,7 @@ def test_auto_is_put_on_record_as_what_it_was(project, monkeypatch):
 ])  # fmt: skip
 @pytest.mark.parametrize("matrices", [True, False])
 def test_a_resumed_run_keeps_its_number_format(project, monkeypatch, asked, recorded, expected, matrices):
-    monkeypatch.setattr(devices, "_has_matrix_bfloat16", lambda: matrices)
+    monkeypatch.setattr(devices, "_multiplies_bfloat16", lambda: matrices)
     name = f"kept-{asked}-{recorded}-{matrices}"
     folder, config = open_run(project, tiny_config(name=name, precision=asked))
     write_config(folder, config, PLAN, {"classes": ["background", "x"]}, recorded)

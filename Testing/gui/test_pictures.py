@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -108,6 +109,17 @@ def draw(user, cohort, indices):
     user.shell.panels["annotate"].view.jumpTo(2, indices[-1])
 
 
+@contextmanager
+def shown_as(edit, path):
+    """The path that a picture shows instead of that of the test."""
+    true = edit.currentPath
+    edit.blockSignals(True)
+    edit.setCurrentPath(path)
+    yield
+    edit.setCurrentPath(true)
+    edit.blockSignals(False)
+
+
 def check(image, minimum=8):
     """The picture shows something: many colours, no single one everywhere."""
     small = image.scaled(160, 160)
@@ -128,7 +140,8 @@ def test_pictures_of_every_panel(scene, cohort, tmp_path, dark):
     user.find("deviceComboBox")
     for name in ("data", "pretrain"):
         user.shell.open(name)
-        image = pictures.beside(pictures.panel(user.loaded), [], CAPTION)
+        with shown_as(user.find("projectPathEdit"), str(Path("/home/me") / user.store.folder.name)):
+            image = pictures.beside(pictures.panel(user.loaded), [], CAPTION)
         check(image)
         image.save(str(target / f"{name}{suffix}.png"))
     user.shell.open("annotate")

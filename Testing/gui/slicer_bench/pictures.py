@@ -49,7 +49,7 @@ def slice_view(name, size=420):
 
 def beside(left, rights, caption):
     """A panel and slice views side by side, with a line below that says where the picture comes from."""
-    width = left.width() + max((image.width() for image in rights), default=0) + 8
+    width = left.width() + max((image.width() + 8 for image in rights), default=0)
     height = max(left.height(), sum(image.height() + 4 for image in rights)) + 22
     result = QtGui.QImage(width, height, QtGui.QImage.Format.Format_RGB32)
     result.fill(QtGui.QColor("#1c1c1c"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ def open_data(data: Path, folder: Path, counts: Sequence[str], choices: int, see
 
     The user's project, if ``data`` is one, is not changed. Without ``splits.json`` and test cases, test cases are drawn
     from the patients with a label; choices are drawn from the cases with a label that are left. Of a count that
-    ``splits.json`` lacks, choices are the first volumes of its choices of the next larger count.
+    ``splits.json`` lacks, choices are the first volumes of its choices of the next larger count (see choices_of).
 
     Args:
         data: a project, a folder with images/, labels/ and perhaps splits.json, or a Decathlon folder.
@@ -105,14 +105,24 @@ def _choices(project: Project, splits: Any, count: str, choices: int, seed: int)
         return [[case.name for case in pool]]
     if splits is not None:
         known = splits.get("labelled", {}) if isinstance(splits, dict) else {}
-        larger = sorted(int(n) for n in known if n.isdigit() and count.isdigit() and int(n) > int(count) > 0)
-        taken = count if count in known else str(larger[0]) if larger else ""
-        if not taken:
+        found = choices_of(known, count)
+        if not found:
             raise InputError(f"has no choice of {count} labelled volumes", file="splits.json",
                              remedy=f"Use {', '.join(known) or 'all'}, or a smaller number")
-        most = None if taken == count else int(count)
-        return [[str(name) for name in names[:most]] for names in known[taken][:choices]]
+        return found[:choices]
     return _drawn(project, pool, int(count), choices, seed)
+
+
+def choices_of(known: Mapping[str, Any], count: str) -> list[list[str]]:
+    """The choices that splits have for a count, or the first volumes of those of the next larger count.
+
+    Choices that begin with the same volumes are one choice then. None where no count is as large.
+    """
+    if count in known:
+        return [[str(name) for name in names] for names in known[count]]
+    larger = [int(n) for n in known if n.isdigit() and count.isdigit() and int(n) > int(count) > 0]
+    found = [[str(name) for name in names[: int(count)]] for names in known[str(min(larger))]] if larger else []
+    return [names for number, names in enumerate(found) if set(names) not in map(set, found[:number])]
 
 
 def _drawn(project: Project, pool: Sequence[Case], count: int, choices: int, seed: int) -> list[list[str]]:

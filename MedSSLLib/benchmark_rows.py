@@ -30,7 +30,7 @@ ON_TOP: dict[str, dict[str, Any]] = {"mean-teacher": {"semi": "mean-teacher"}, "
                                      "longer": {}}  # fmt: skip
 
 
-_ROW = re.compile(r"(?P<encoder>[a-z-]+?)(?P<frozen>-frozen)?(-(?P<slices>[1-9]\d*)-slices)?([+](?P<on_top>[a-z-]+))?")
+_ROW = re.compile(r"(?P<encoder>.+?)(?P<frozen>-frozen)?(-(?P<slices>[1-9][0-9]*)-slices)?([+](?P<on_top>.+))?")
 
 
 class Row(NamedTuple):
@@ -66,3 +66,9 @@ def parse_row(row: str) -> Row:
         remedy=f"Use {', '.join(known)}; all but random with -frozen; each with -3-slices (or another number); "
                f"then +{', +'.join(ON_TOP)}",
     )  # fmt: skip
+
+
+def baseline_of(row: str) -> str:
+    """The random start that a row is to be judged against: that with as many annotated slices of every volume."""
+    found = _ROW.fullmatch(row)
+    return f"{BASELINE}-{found['slices']}-slices" if found and found["slices"] else BASELINE

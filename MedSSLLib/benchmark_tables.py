@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from MedSSLLib.benchmark_records import BASELINE, FORMAT_VERSION, by_patient, complete_records, difference, given
+from MedSSLLib.benchmark_rows import baseline_of
 from MedSSLLib.errors import InputError
 from MedSSLLib.evaluate import bootstrap_interval
 from MedSSLLib.files import read_json
@@ -197,39 +198,46 @@ def _with_interval(row: Mapping[str, Any], value: str, low: str, high: str, sign
 def recommendations(study: Study) -> list[str]:
     """Which method suits these data, a sentence or two per number of labels, with the evidence.
 
-    The best row is chosen after seeing all, so its interval is widened for the number of rows compared (Bonferroni).
+    Rows of a few slices are compared among themselves, not with rows that see whole labels. The best row is chosen
+    after seeing all, so its interval is widened for the number of rows compared (Bonferroni).
     """
-    return [_recommendation(study, count) for count in study.counts]
+    return [_recommendation(study, count, baseline) for count in study.counts
+            for baseline in dict.fromkeys(map(baseline_of, study.rows(count)))]  # fmt: skip
 
 
-def _recommendation(study: Study, count: str) -> str:
-    rows, volumes, records = study.rows(count), study.volumes(count), study.compared(count)
+def _recommendation(study: Study, count: str, baseline: str) -> str:
+    """The words for rows of as many annotated slices as `baseline` has."""
+    rows = [row for row in study.rows(count) if baseline_of(row) == baseline]
+    volumes, records, slices = study.volumes(count), study.compared(count), baseline.removeprefix(f"{BASELINE}-")
     labels = f"With {volumes} labelled volume{'s' if volumes != 1 else ''}"
+    labels += "" if baseline == BASELINE else f" ({slices.replace('-', ' ')} of each)"
     if not study.common(count):
         return f"{labels}: nothing to compare, as no choice of labelled volumes was scored with every row."
-    others = [row for row in rows if row != BASELINE]
-    gaps = {row: difference(records, row, BASELINE, 1 - 0.05 / len(others)) for row in others}
+    others = [row for row in rows if row != baseline]
+    gaps = {row: difference(records, row, baseline, 1 - 0.05 / len(others)) for row in others}
     gaps = {row: gap for row, gap in gaps.items() if gap}
     if not gaps:
         means = {row: dice_interval(study.compared(count, row))[0] for row in rows}
         return f"{labels}: nothing to compare ({', '.join(f'{row} {mean:.3f}' for row, mean in means.items())})."
     best = max(gaps, key=lambda row: gaps[row]["mean"])
-    return f"{labels}: {_verdict(best, gaps[best], 1 - 0.05 / len(others))}{_longer(study, count, best)}"
+    return f"{labels}: {_verdict(best, baseline, gaps[best], 1 - 0.05 / len(others))}{_longer(study, count, best)}"
 
 
-def _verdict(best: str, gap: Mapping[str, Any], level: float) -> str:
+def _verdict(best: str, baseline: str, gap: Mapping[str, Any], level: float) -> str:
     """What to do, and the evidence."""
     choices = f"{len(gap['choices'])} choice{'s' if len(gap['choices']) != 1 else ''} of labelled volumes"
-    evidence = f"{gap['mean']:+.3f} Dice against random, {100 * level:.3g} % interval {gap['low']:+.3f} to "
+    evidence = f"{gap['mean']:+.3f} Dice against {baseline}, {100 * level:.3g} % interval {gap['low']:+.3f} to "
     evidence += f"{gap['high']:+.3f}, over {choices}"
     if len(gap["choices"]) < LEAST_CHOICES:
-        return (f"no recommendation, which takes {LEAST_CHOICES} choices of labelled volumes; the best beside random "
-                f"is {best} ({evidence}), where the interval speaks of test cases only, not of other choices.")
+        return (f"no recommendation, which takes {LEAST_CHOICES} choices of labelled volumes; the best beside "
+                f"{baseline} is {best} ({evidence}), where the interval speaks of test cases only, not of other "
+                "choices.")
     if gap["low"] > 0:
         return f"take {best} ({evidence})."
     if gap["high"] < 0:
-        return f"stay with random; the best other, {best}, is worse ({evidence})."
-    return f"no difference shown; the best beside random is {best} ({evidence}). Random is the simplest."
+        return f"stay with {baseline}; the best other, {best}, is worse ({evidence})."
+    simplest = f"{baseline.capitalize()} is the simplest."
+    return f"no difference shown; the best beside {baseline} is {best} ({evidence}). {simplest}"
 
 
 def _longer(study: Study, count: str, row: str) -> str:
@@ -237,12 +245,12 @@ def _longer(study: Study, count: str, row: str) -> str:
 
     With the row that trained on labels alone for that length, what self-training has over it.
     """
-    timed = given(study.settings, "minutes")
+    timed, baseline = given(study.settings, "minutes"), baseline_of(row)
     key, unit = ("training_s", "s") if timed else ("steps", "steps")
-    own, base = (mean_of(record.get(key) for record in study.compared(count, name)) for name in (row, BASELINE))
+    own, base = (mean_of(record.get(key) for record in study.compared(count, name)) for name in (row, baseline))
     if own is None or base is None or own <= LONGER * base:
         return ""
-    said = f" {row} trained longer than random, {own:.0f} {unit} against {base:.0f}"
+    said = f" {row} trained longer than {baseline}, {own:.0f} {unit} against {base:.0f}"
     as_long = row.removesuffix("+selftrain") + "+longer"
     gap = difference(study.compared(count), row, as_long)
     if not gap:

@@ -49,9 +49,9 @@ def resolve_precision(name: str, device: torch.device) -> str:
 def training_precision(name: str, device: torch.device) -> str:
     """Of training: 'auto' is also bfloat16 on processors that multiply it (AMX or AVX512-BF16).
 
-    There the networks of the presets take half the time of float32 or less (``bench_precision.py``); weights, sums of
-    gradients and losses stay float32. Others keep float32. Float16 is for CUDA cards; where it is asked for on a
-    processor it is bfloat16.
+    There the networks of the presets take about half the time of float32, or less (``bench_precision.py``); weights,
+    sums of gradients and losses stay float32. Others keep float32. Float16 is for CUDA cards; where it is asked for
+    on a processor it is bfloat16.
     """
     if device.type == "cpu" and (name == "16" or (name == "auto" and _multiplies_bfloat16())):
         return "bf16"

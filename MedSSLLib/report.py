@@ -121,6 +121,7 @@ def _cards(project: Project, facts: Mapping[str, Any], scored: Scored | None) ->
     if metrics.get("seconds"):
         steps = metrics.get("steps")
         rate = f", {steps / metrics['seconds']:.3g} a second" if steps else ""
+        rate = ", pseudo-labels included" if "rounds" in metrics else rate
         cards.append((duration(metrics["seconds"]), "training time", f"{'?' if steps is None else steps} steps{rate}"))
     if metrics.get("best") is not None:
         cards.append((_short(metrics["best"]), "best validation Dice", f"at step {metrics.get('best_step')}"))

@@ -49,7 +49,7 @@ def device_options(group: argparse._ArgumentGroup) -> None:
     """``--device --precision``."""
     group.add_argument("--device", metavar="NAME", help="auto (default), cpu, cuda or cuda:N")
     group.add_argument("--precision", choices=("auto", "32", "bf16", "16"),
-                       help="number format (default: auto: half precision on cards and, in training, CPUs with it)")
+                       help="number format (default: auto: half precision on cards and, to train, CPUs that have it)")
 
 
 def training_options(parser: argparse.ArgumentParser) -> None:

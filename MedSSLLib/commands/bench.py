@@ -26,7 +26,8 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     labels.add_argument("--counts", default="1,2,8", metavar="N,N,all", help="labelled volumes (default: 1,2,8)")
     labels.add_argument("--choices", type=positive(int), default=3, metavar="N", help="choices of each (default: 3)")
     labels.add_argument("--methods", default="random,pgl", metavar="A,B", help="random, a pre-training method, each "
-                        "with -frozen, -3-slices, +mean-teacher, +mixup, +selftrain, +longer (default: random,pgl)")
+                        "but random with -frozen; then -3-slices (or another number); then +mean-teacher, +mixup, "
+                        "+selftrain or +longer (default: random,pgl)")  # fmt: skip
     length = labels.add_mutually_exclusive_group()
     length.add_argument("--steps", type=positive(int), metavar="N", help="steps of every run")
     length.add_argument("--minutes-per-run", type=positive(float), metavar="M", help="or minutes of every run")
@@ -123,8 +124,10 @@ COMMANDS = (
          "medssl benchmark speed --out speed"),
         "Trains every method on the same labelled volumes, scores test cases, and says which one to take, with its "
         "evidence, from 3 choices of labelled volumes up. Every run has the same length: +selftrain goes on from the "
-        "row before it for as long again, pre-training comes before. Takes hours; run it again to go on where it was "
-        "stopped, or to add methods and counts; other settings need another --out. No data are changed. "
+        "row before it for as long again, pre-training comes before; -3-slices trains on three slices of every "
+        "labelled volume. A count that splits.json lacks takes the first volumes of the next larger one. Takes hours; "
+        "run it again to go on where it was stopped, or to add methods and counts; other settings need another --out. "
+        "No data are changed. "
         "speed measures this computer, without data: what training, prediction and augmentation cost over the bare "
         "network and against MONAI, in some ten minutes.",
     ),

@@ -18,6 +18,7 @@ from MedSSLLib.benchmark_report import filled, write_tables
 from MedSSLLib.benchmark_tables import load_studies, markdown, recommendations, table_rows
 from MedSSLLib.cli import main
 from MedSSLLib.errors import CancelledError, InputError
+from MedSSLLib.methods import METHODS
 from MedSSLLib.project import Project
 from Testing.lib.benchmark_helpers import TINY, make_folder, record, result_file, tiny_protocol
 from Testing.lib.core_helpers import loud, write_case
@@ -82,12 +83,18 @@ def test_splits_decide_where_there_are_any(folder, tmp_path):
         open_data(folder, tmp_path / "p", ("2",), 2, seed=0)
 
 
+def test_methods_may_have_any_name(monkeypatch):
+    monkeypatch.setitem(METHODS, "moco_v3", "somewhere:Class")
+    assert parse_row("moco_v3-frozen-3-slices+mixup") == ("moco_v3", True, 3, "mixup")
+
+
 def test_a_count_that_the_splits_lack_is_the_start_of_the_next_larger_one(folder, tmp_path):
-    labelled = {"1": [["case0"]], "3": [["case7", "case5", "case2"], ["case0", "case2", "case3"]], "5": [["case0"] * 5]}
+    three = [["case7", "case5", "case2"], ["case5", "case7", "case3"], ["case0", "case2", "case3"]]
+    labelled = {"1": [["case0"]], "3": three, "10": [["case0"] * 10]}
     (folder / "splits.json").write_text(json.dumps({"test": ["case1"], "labelled": labelled}))
     _, choices = open_data(folder, tmp_path / "p", ("2", "1"), 2, seed=0)
-    assert choices == {"2": [["case7", "case5"], ["case0", "case2"]], "1": [["case0"]]}
-    for count in ("6", "0"):
+    assert choices == {"2": [["case7", "case5"], ["case0", "case2"]], "1": [["case0"]]}, "two that begin alike are one"
+    for count in ("11", "0"):
         with pytest.raises(InputError, match=f"no choice of {count}"):
             open_data(folder, tmp_path / "p", (count,), 2, seed=0)
 

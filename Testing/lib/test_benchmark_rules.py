@@ -40,6 +40,17 @@ def test_rows_of_slices_train_and_self_train_on_slices_alone(runs):
     assert [config.annotated_slices for config in runs.trained] == [None, 2, 2]
     assert runs.trained[2].options["start"] == runs.trained[1].name == "random-2-slices-1-0-bench"
     assert content["records"][2]["base"]["steps"] == content["records"][1]["steps"]
+    runs(tiny_protocol("random-2-slices+longer", "random-2-slices+mixup"), chosen={"1": [["case0"]]})
+    assert [config.annotated_slices for config in runs.trained[3:]] == [2, 2]
+
+
+def test_rows_of_slices_are_judged_against_random_with_as_many_slices(tmp_path):
+    scores = {"random": 0.8, "random-2-slices": 0.5, "random-2-slices+mixup": 0.6, "pgl": 0.7}
+    records = [record(row, c, [dice, dice + 0.1]) for row, dice in scores.items() for c in range(3)]
+    whole, slices = recommendations(load_studies([result_file(tmp_path / "r.json", records)])[0])
+    assert whole.startswith("With 2 labelled volumes: stay with random; the best other, pgl, is worse")
+    assert slices.startswith("With 2 labelled volumes (2 slices of each): take random-2-slices+mixup (+0.100 Dice")
+    assert "against random-2-slices, 95 % interval" in slices
 
 
 # ------------------------------------------------------------------------------------------------- settings

@@ -69,6 +69,21 @@ def test_devices_say_where_training_takes_bfloat16():
     assert devices["bfloat16"] == (training_precision("auto", torch.device("cpu")) == "bf16")
 
 
+PROCESSOR = """
+from types import SimpleNamespace as Part
+version, cpu = Part(cuda=None), Part(get_capabilities=lambda: {{{0!r}: True}})
+cuda, backends = Part(device_count=lambda: 0, get_device_properties=None), Part(mps=Part(is_available=lambda: False))
+get_num_threads = int
+"""
+
+
+@pytest.mark.parametrize(("feature", "expected"), [("amx_bf16", True), ("avx512_bf16", True), ("avx2", False)])
+def test_either_feature_of_a_processor_is_enough_for_bfloat16(tmp_path, monkeypatch, feature, expected):
+    (tmp_path / "torch.py").write_text(PROCESSOR.format(feature))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert doctor._import_all(["torch"])[1]["bfloat16"] is expected
+
+
 def test_optional_packages_are_advice_only():
     (problem,) = doctor._package_problems({"nilearn": _entry("not installed", needed=False)})
     assert not problem["fatal"] and "demo" in problem["what"]

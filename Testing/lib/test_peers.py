@@ -71,7 +71,11 @@ def test_choices_are_read_from_the_splits_or_named(module, data):
     chosen = module("peer").chosen
     assert chosen("1:1", data) == ("1", 1, ("c0",)) and chosen("c1, c0", data) == ("2", 0, ("c1", "c0"))
     assert chosen("c0", data) == ("1", 1, ("c0",)), "the choice that has these names"
-    for wrong in ("1:2", "3:0", "1:x"):
+    splits = json.loads((data / "splits.json").read_text())
+    splits["labelled"]["4"] = [["c0", "c1", "c2", "c3"], ["c1", "c0", "c2", "c3"], ["c1", "c2", "c3", "c0"]]
+    (data / "splits.json").write_text(json.dumps(splits))
+    assert chosen("3:1", data) == chosen("c1,c2,c3", data) == ("3", 1, ("c1", "c2", "c3")), "as the benchmark takes it"
+    for wrong in ("1:2", "3:2", "5:0", "1:x"):
         with pytest.raises(InputError, match="no choice"):
             chosen(wrong, data)
 
@@ -127,10 +131,13 @@ def test_rows_stand_beside_ours_only_where_ours_trained_no_longer(module, data, 
     peer._record("oracle", truth, arguments(data, tmp_path / "more", like=ours, minutes=3.0))
     with pytest.raises(InputError, match=r"2.0 minutes, longer than 1.0"):
         peer._record("oracle", truth, arguments(data, tmp_path / "less", like=ours, minutes=1.0))
+    records[0]["training_s"] = 121.0
+    ours.write_text(json.dumps(content))
+    peer._record("oracle", truth, arguments(data, tmp_path / "step", like=ours))  # its last step ended after 2 minutes
     records.append(records[0] | {"row": "random+selftrain", "training_s": 180.0, "command_s": 100.0,
                                  "base": {"training_s": 110.0}})  # fmt: skip
-    for minutes, words in ((2.9, "3.0 minutes"), (3.2, "3.5 minutes")):
-        records[1]["command_s"] = 60.0 if minutes < 3 else 100.0
+    for seconds, minutes, words in ((60.0, 2.9, "3.0 minutes"), (100.0, 3.2, "3.5 minutes")):
+        records[1]["command_s"] = seconds  # with the base's 110: less, then more than the 180 of training
         ours.write_text(json.dumps(content))
         with pytest.raises(InputError, match=words):
             peer._record("oracle", truth, arguments(data, tmp_path / "less", like=ours, minutes=minutes))

@@ -80,6 +80,15 @@ def test_drawn_slices_are_kept_exactly_except_where_they_say_ignore(tmp_path, mo
     assert np.array_equal(made, expected) and made[3, 3, 3] == 3
 
 
+def test_the_summary_has_the_seconds_that_all_cases_took(tmp_path, monkeypatch, geometry):
+    predicted(monkeypatch, box(geometry.shape))
+    clock = SimpleNamespace(now=100.0)
+    monkeypatch.setattr(pseudo, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    model = SimpleNamespace(probabilities=lambda volumes: (setattr(clock, "now", clock.now + 1.5), None))
+    cases = [case_on(tmp_path, geometry, name) for name in ("x", "y")]
+    assert write_pseudo_labels(PROJECT, model, cases, tmp_path / "r", PseudoOptions())["seconds"] == 3.0
+
+
 def test_a_finished_folder_is_not_made_again(tmp_path, monkeypatch):
     predicted(monkeypatch, box((6, 8, 8)))
     case = case_on(tmp_path, Geometry((8, 8, 6)))

@@ -3,7 +3,8 @@
     python Testing/bench/peers/NAME.py --data DIR --labelled NAMES --minutes M --threads N --out DIR
 
 DIR is what ``medssl benchmark labels --data`` takes. NAMES are case names separated by commas, or ``COUNT:CHOICE``,
-such as ``8:0``, for a choice of its ``splits.json``. A peer sees the labelled cases and the test images, nothing else.
+such as ``8:0``, for a choice that the benchmark takes from its ``splits.json``. A peer sees the labelled cases and the
+test images, nothing else.
 Its predictions go to ``OUT/ROW-COUNT-CHOICE/predictions``, on the source grid; ``OUT/results.json`` has the form of the
 benchmark's result file, so that ``medssl benchmark tables --results OURS OUT/results.json --out DIR`` sets both side by
 side. ``--like OURS`` takes over the settings of our file, so that the rows come into one table; its runs must not have
@@ -25,13 +26,13 @@ from typing import Any
 
 import numpy as np
 
-MOST_OF_TIME = 1.02  # a run stops after the step in which its minutes end
+OVERRUN = 1.02  # a run stops after the step in which its minutes end
 ROOT = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(ROOT))
 
 from MedSSLLib import io  # noqa: E402
 from MedSSLLib.benchmark import score_test_cases  # noqa: E402
-from MedSSLLib.benchmark_data import open_data  # noqa: E402
+from MedSSLLib.benchmark_data import choices_of, open_data  # noqa: E402
 from MedSSLLib.errors import InputError, MedSSLError  # noqa: E402
 from MedSSLLib.files import read_json, write_json  # noqa: E402
 from MedSSLLib.geometry import Volume  # noqa: E402
@@ -134,12 +135,16 @@ def _record(row: str, work: Callable[[Job, argparse.Namespace], dict[str, Any]],
 
 
 def settings_of(args: argparse.Namespace) -> dict[str, str]:
-    """The settings that our file and the peer's have in common."""
+    """The settings that our file and the peer's have in common.
+
+    Raises:
+        InputError: ours trained for longer than the peer may.
+    """
     if args.like is None:
         return {"minutes": str(args.minutes), "tolerance": str(args.tolerance)}
     ours = read_json(args.like)
     longest = max(_seconds(record) for record in ours["records"]) / 60
-    if longest > args.minutes * MOST_OF_TIME:
+    if longest > args.minutes * OVERRUN:
         raise InputError(f"has runs of {longest:.1f} minutes, longer than {args.minutes}", file=args.like,
                          remedy="Give the peer at least as many --minutes")
     settings: dict[str, str] = ours["settings"]
@@ -158,11 +163,12 @@ def chosen(text: str, data: Path) -> tuple[str, int, tuple[str, ...]]:
     known = json.loads(path.read_text())["labelled"] if path.exists() else {}
     count, colon, number = text.partition(":")
     if colon:
-        if count not in known or not number.isdigit() or int(number) >= len(known[count]):
+        choices = choices_of(known, count)
+        if not number.isdigit() or int(number) >= len(choices):
             raise InputError(f"--labelled {text!r} is no choice of splits.json", file=path)
-        return count, int(number), tuple(known[count][int(number)])
+        return count, int(number), tuple(choices[int(number)])
     names = [name.strip() for name in text.split(",") if name.strip()]
-    same = [n for n, some in enumerate(known.get(str(len(names)), ())) if sorted(some) == sorted(names)]
+    same = [n for n, some in enumerate(choices_of(known, str(len(names)))) if sorted(some) == sorted(names)]
     return str(len(names)), same[0] if same else 0, tuple(names)
 
 

@@ -143,7 +143,7 @@ def settings_of(args: argparse.Namespace) -> dict[str, str]:
     if args.like is None:
         return {"minutes": str(args.minutes), "tolerance": str(args.tolerance)}
     ours = read_json(args.like)
-    longest = max(_seconds(record) for record in ours["records"]) / 60
+    longest = max((_seconds(record) for record in ours["records"]), default=0.0) / 60
     if longest > args.minutes * OVERRUN:
         raise InputError(f"has runs of {longest:.1f} minutes, longer than {args.minutes}", file=args.like,
                          remedy="Give the peer at least as many --minutes")
@@ -154,7 +154,7 @@ def settings_of(args: argparse.Namespace) -> dict[str, str]:
 def _seconds(record: dict[str, Any]) -> float:
     """Seconds of training of our record; of self-training with the pseudo-labels and the row it went on from."""
     alone = record["command_s"] + record["base"]["training_s"] if "base" in record else 0.0
-    return max(record["training_s"], alone)
+    return max(record["training_s"] or 0.0, alone)
 
 
 def chosen(text: str, data: Path) -> tuple[str, int, tuple[str, ...]]:

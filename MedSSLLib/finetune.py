@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -59,12 +59,16 @@ class LabelledData:
     def facts(self, classes: int) -> dict[str, Any]:
         """Names, annotated slices and the classes that are one piece, for the record."""
         annotated = {c.name: c.annotated.to_json() for c in self.training + self.held_out if c.annotated}
-        dense = [c.name for c in self.training + self.held_out if not c.annotated]
-        labels = (self.cache.label(name, (0, 0, 0), self.cache.shape(name)[1:]) for name in dense)
         return {"labelled": [c.name for c in self.training], "validation": [c.name for c in self.held_out],
                 "unlabelled": [c.name for c in self.unlabelled], "annotated": annotated,
                 "fingerprint": self.cache.fingerprint(),
-                "one_piece": one_piece_classes(labels, classes)}
+                "one_piece": one_piece_classes(self.labels(whole=True), classes)}
+
+    def labels(self, *, whole: bool) -> Iterator[np.ndarray]:
+        """Class maps of the cases with a label, of those annotated as a whole or of those with annotated slices."""
+        for case in self.training + self.held_out:
+            if whole == (not case.annotated):
+                yield self.cache.label(case.name, (0, 0, 0), self.cache.shape(case.name)[1:])
 
 
 def run_finetune(project: Project, config: RunConfig, events: Events) -> Path:

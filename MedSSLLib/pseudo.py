@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from MedSSLLib import io
-from MedSSLLib.components import largest_components
+from MedSSLLib.components import largest_components, surest_components
 from MedSSLLib.crf import mean_field
 from MedSSLLib.errors import GuardError, InputError
 from MedSSLLib.files import read_json, write_json
@@ -37,8 +37,9 @@ class PseudoOptions:
     """How pseudo-labels are cleaned and chosen.
 
     Attributes:
-        clean: 'components' keeps the largest component of each class in `pieces` and fills small holes; 'crf' smooths
-            along the edges of the image first (see ``crf.py``).
+        clean: 'components' keeps the largest component of each class in `pieces`, or of each in `undivided` the surest
+            and those nearly as sure, and fills small holes; 'crf' smooths along the edges of the image first (see
+            ``crf.py``).
         filter: 'consistency' keeps a case whose predictions agree under changes of contrast and size, 'confidence'
             one whose foreground is predicted with enough confidence.
         threshold: least agreement (Dice) or confidence (mean probability) of a kept case.
@@ -48,6 +49,7 @@ class PseudoOptions:
         start: name of the run that the first model is taken from; empty when it is trained in the same run.
         soft: also keep the probabilities (see ``soft_labels.py``); what a person has drawn or accepted stays certain.
         pieces: the classes that are one piece; None = each of them.
+        undivided: where slices alone are annotated, the classes that they show in one piece; None = `pieces` are known.
     """
 
     clean: Clean = "components"
@@ -59,6 +61,7 @@ class PseudoOptions:
     start: str = ""
     soft: bool = False
     pieces: tuple[int, ...] | None = None
+    undivided: tuple[int, ...] | None = None
 
 
 class CollapsedError(GuardError):
@@ -106,7 +109,7 @@ def _write_case(
         likely = smooth(likely, volumes[0])
         found = torch.from_numpy(on_source(torch.from_numpy(likely), source, grid)) if options.soft else found
     confidence, plain = likely.max(0).astype(np.float32), likely.argmax(0).astype(np.uint8)
-    cleaned = plain if options.clean == "none" else fill_small_holes(largest_components(plain, options.pieces))
+    cleaned = plain if options.clean == "none" else fill_small_holes(_without_strays(plain, likely, options))
     person = decided(project, case, source, options)
     classes = np.where(person == IGNORE, cleaned, person)
     values = np.asarray(project.values)[classes]
@@ -123,6 +126,13 @@ def _write_case(
         "confidence": float(confidence[foreground].mean()) if foreground.any() else 0.0,
         "agreement": _agreement(model, volumes) if options.filter == "consistency" else None,
     }
+
+
+def _without_strays(classes: np.ndarray, likely: np.ndarray, options: PseudoOptions) -> np.ndarray:
+    """The class map without the pieces that are likely wrong."""
+    if options.undivided is not None:
+        return surest_components(classes, likely, options.undivided)
+    return largest_components(classes, options.pieces)
 
 
 def _agreement(model: Model, volumes: Sequence[Volume]) -> float:

@@ -149,6 +149,7 @@ FAULTS: dict[tuple[str, str, str], list[tuple[str, str, str]]] = {
         ("lambda is ignored", '"contrast": self.weight * contrast', '"contrast": contrast'),
     ],
     ("self-training", "selftrain", "selftrain"): [
+        ("stage 1 is not counted", "    job.first = figures\n", ""),
         ("hidden labels are opened", "replace(case, label=None, annotated=None) for case in others",
          "replace(case) for case in others"),
         ("rounds go on from the teacher", "(first if job.options.restart else teacher)", "teacher"),
@@ -180,6 +181,8 @@ FAULTS: dict[tuple[str, str, str], list[tuple[str, str, str]]] = {
         ("distance in voxels", "(n * mm / finest) ** 2", "n**2"),
     ],
     ("self-training", "pseudo", "pseudo"): [
+        ("annotated slices say nothing of pieces", "if options.undivided is not None:", "if False:"),
+        ("pseudo-labels take no time", '"seconds": round(time.monotonic() - started, 1)', '"seconds": 0.0'),
         ("drawn slices are overwritten", "& (drawn != IGNORE), drawn, result)", "& (drawn != IGNORE), result, result)"),
         ("growth is shrinking", "second[name] > GROWTH * voxels", "voxels > GROWTH * second[name]"),
         ("rejected cases are used", "name not in options.reject and ", ""),

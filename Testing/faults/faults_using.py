@@ -116,6 +116,19 @@ USING: dict[tuple[str, str, str], list[tuple[str, str, str]]] = {
          "Annotated.from_json(annotated[name]) if name in annotated else None",
          "None"),
     ],
+    ("benchmark", "benchmark", "benchmark_rules"): [
+        ("self-training of a few slices sees whole volumes",
+         "options__start=choice.run(base, protocol.tag), **annotated)",
+         "options__start=choice.run(base, protocol.tag))"),
+        ("a few slices are lost in fine-tuning", "extra = annotated | ON_TOP", "extra = ON_TOP"),
+    ],
+    ("benchmark", "benchmark_data", "benchmark"): [
+        ("the largest count instead of the next larger one", "known[str(min(larger))]", "known[str(max(larger))]"),
+    ],
+    ("benchmark", "benchmark_rows", "benchmark benchmark_rules"): [
+        ("rows of a few slices are judged by whole volumes", 'return f"{BASELINE}-{found[\'slices\']}-slices" if found',
+         "return BASELINE if found"),
+    ],
     ("export", "export", "export"): [
         ("TorchScript gives logits", "_trace(Probabilities(model.network), model), buffer",
          "_trace(model.network, model), buffer"),

@@ -15,7 +15,7 @@ from MedSSLLib import io
 from MedSSLLib.calibration import probability_path
 from MedSSLLib.checkpoint import save_tensors
 from MedSSLLib.cli import main
-from MedSSLLib.components import largest_components, one_piece_classes
+from MedSSLLib.components import largest_components, one_piece_classes, surest_components, undivided_on_slices
 from MedSSLLib.errors import InputError
 from MedSSLLib.events import Events
 from MedSSLLib.geometry import Geometry, Volume
@@ -136,6 +136,44 @@ def test_classes_that_are_one_piece_are_found_in_dense_labels():
     kept = largest_components(dense, [1])
     assert (kept == dense).all()
     assert (largest_components(dense, [2]) == 2).sum() == 2
+
+
+def on_slices(volume, indices, axis=0):
+    """The class map with IGNORE off some slices."""
+    sparse = np.full_like(volume, IGNORE)
+    place = tuple(list(indices) if axis == number else slice(None) for number in range(3))
+    sparse[place] = volume[place]
+    return sparse
+
+
+def test_classes_that_annotated_slices_show_in_one_piece():
+    """1 is a ball, 2 two of them side by side, 3 two of them in line; 4 is C-shaped, and no slice shows 5."""
+    volume = np.zeros((9, 12, 12), np.uint8)
+    volume[2:7, 0:3, 0:3] = 1
+    volume[2:7, 4:7, 0:3] = volume[2:7, 4:7, 6:9] = 2
+    volume[0:3, 8:11, 0:3] = volume[6:9, 8:11, 0:3] = 3
+    volume[0:9, 9:12, 5:7] = volume[8, 9:12, 5:12] = volume[7:9, 9:12, 10:12] = 4
+    assert undivided_on_slices([on_slices(volume, (1, 4, 7))], 6) == [1]
+    assert undivided_on_slices([on_slices(volume, (1, 2, 3, 4, 5, 6, 7))], 6) == [1, 4], "one slice of seven shows two"
+    assert undivided_on_slices([on_slices(volume, (0, 5, 10), axis=1)], 6) == [1, 4], "across it 3 is two"
+    assert undivided_on_slices([on_slices(volume, (1, 5, 9), axis=1), on_slices(volume, (2, 4, 6))], 6) == [1, 4]
+    assert undivided_on_slices([], 3) == []
+
+
+def test_the_surest_piece_is_kept_and_those_nearly_as_sure():
+    """Class 1: a large unsure piece, a small sure one, one of a fifth of its certainty, one of less."""
+    classes = np.zeros((1, 3, 30), np.uint8)
+    likely = np.zeros((3, 1, 3, 30))
+    pieces = {"large": (slice(0, 10), 0.505), "sure": (slice(12, 16), 0.95), "fifth": (slice(18, 19), 0.87),
+              "less": (slice(21, 22), 0.85)}  # fmt: skip
+    for where, probability in pieces.values():
+        classes[..., where], likely[1, ..., where] = 1, probability
+    classes[..., 25:27], classes[..., 28:30] = 2, 2
+    kept = surest_components(classes, likely, (1,))
+    for name, (where, _) in pieces.items():
+        assert (kept[..., where] == 1).all() == (name in ("sure", "fifth")), name
+    assert (kept[..., 25:] == classes[..., 25:]).all(), "other classes stay"
+    assert (surest_components(classes, likely, (1, 2))[..., 25:] == classes[..., 25:]).all(), "both are as sure"
 
 
 def test_largest_components_by_hand():

@@ -162,13 +162,16 @@ def test_clean_up_keeps_the_largest_component_and_fills_its_hole(tmp_path, monke
         assert np.array_equal(io.read_image(tmp_path / clean / "x.nii.gz").array, 3 * expected), clean
 
 
-@pytest.mark.parametrize(("pieces", "left"), [(None, False), ((2,), True), ((1, 2), False), ((), True)])
-def test_classes_of_several_pieces_keep_them(tmp_path, monkeypatch, pieces, left):
+@pytest.mark.parametrize(("known", "left"), [
+    ({"pieces": None}, False), ({"pieces": (2,)}, True), ({"pieces": (1, 2)}, False), ({"pieces": ()}, True),
+    ({"undivided": (1,)}, False), ({"undivided": (2,)}, True), ({"undivided": ()}, True),
+])  # fmt: skip
+def test_classes_of_several_pieces_keep_them(tmp_path, monkeypatch, known, left):
     two = box((6, 8, 8))
     two[5, 7, 7] = 1
     predicted(monkeypatch, two)
     write_pseudo_labels(PROJECT, MODEL, [case_on(tmp_path, Geometry((8, 8, 6)))], tmp_path / "r",
-                        PseudoOptions(pieces=pieces))
+                        PseudoOptions(**known))
     assert io.read_image(tmp_path / "r" / "x.nii.gz").array[5, 7, 7] == 3 * left
 
 

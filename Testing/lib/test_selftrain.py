@@ -225,8 +225,8 @@ def test_settings_of_fine_tuning_that_do_nothing_are_named(project):
     assert "training.folds does nothing" in told(training__folds=2)[0]
 
 
-def test_clean_up_knows_which_classes_are_one_piece_where_a_whole_label_tells(tmp_path, monkeypatch):
-    """Case0's second structure is in two pieces; two slices of it would not tell."""
+def test_clean_up_knows_which_classes_are_one_piece(tmp_path, monkeypatch):
+    """Case0's second structure is in two pieces; three slices do not tell, and see one in each."""
     project = project_of(tmp_path)
     path = project.case("case0").label
     label = read(path)
@@ -235,14 +235,14 @@ def test_clean_up_knows_which_classes_are_one_piece_where_a_whole_label_tells(tm
     seen = []
 
     def stop(project, model, cases, folder, options, *rest):
-        seen.append(options.pieces)
+        seen.append((options.pieces, options.undivided))
         raise CollapsedError("seen")
 
     monkeypatch.setattr(selftrain, "write_pseudo_labels", stop)
     for name, slices in (("dense", None), ("slices", 3)):
         with pytest.raises(GuardError, match="seen"):
             selftrain.run_selftrain(project, settings(name=name, annotated_slices=slices, training__steps=2), Events())
-    assert seen == [(1,), None]
+    assert seen == [((1,), None), (None, (1, 2))]
 
 
 def test_a_guard_keeps_the_last_good_model(project, monkeypatch):

@@ -148,6 +148,13 @@ FAULTS: dict[tuple[str, str, str], list[tuple[str, str, str]]] = {
         ("two views see other labels", "torch.cat([labels, labels], 1)", "torch.cat([labels, labels.flip(1)], 1)"),
         ("lambda is ignored", '"contrast": self.weight * contrast', '"contrast": contrast'),
     ],
+    ("self-training", "components", "predict"): [
+        ("the largest piece counts as the surest", "np.maximum(likely[value] - 0.5, 0) + 1e-6",
+         "np.ones_like(likely[value])"),
+        ("only the surest piece stays", "sums >= NEARLY_AS_SURE * sums.max()", "sums >= sums.max()"),
+        ("slices that lack a class between others are passed over", "else 0.0 for mask in between",
+         "else 1.0 for mask in between"),
+    ],
     ("self-training", "selftrain", "selftrain"): [
         ("stage 1 is not counted", "    job.first = figures\n", ""),
         ("hidden labels are opened", "replace(case, label=None, annotated=None) for case in others",

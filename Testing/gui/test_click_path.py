@@ -132,5 +132,6 @@ def test_from_a_folder_to_segmentations(user, cohort, tmp_path, watch):
     user.settle()
     assert len(user.store.labelledCases()) == 2
     print(watch.table())
-    longest = max(watch.blocks, key=lambda block: block.processor)
-    assert longest.processor < LONGEST_SECONDS, watch.table()
+    assert watch.beats, "the watch was running"
+    longest = max((block.processor for block in watch.blocks), default=0.0)  # short ones are not recorded
+    assert longest < LONGEST_SECONDS, watch.table()

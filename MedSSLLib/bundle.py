@@ -23,9 +23,10 @@ from MedSSLLib.predict import Model
 SCHEMA = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
 _WRITTEN_OUT = (
     inference.tile_size, preprocess.cubic, preprocess.normalise, preprocess._sample, preprocess._matrix,
-    preprocess.resample_separably, components.largest_components, components._components,
+    preprocess.resample_separably, components.largest_components,
+    components.surest_components, components.class_map, components._components,
 )  # fmt: skip
-_CONSTANTS = ("HU_RANGE", "PERCENTILES", "_MOST_SAMPLES")
+_CONSTANTS = {preprocess: ("HU_RANGE", "PERCENTILES", "_MOST_SAMPLES"), components: ("NEARLY_AS_SURE",)}
 _TEXTS = ("version", "monai_version", "pytorch_version", "numpy_version", "task", "description", "authors", "copyright")
 _README = """# {name}
 
@@ -123,7 +124,7 @@ def scripts_text() -> str:
     """The bundle's script: ``bundle_scripts.py`` with what it imports from MedSSLLib written out."""
     lines = inspect.getsource(bundle_scripts).splitlines()
     ours = [number for number, line in enumerate(lines) if line.startswith("from MedSSLLib")]
-    constants = [f"{constant} = {getattr(preprocess, constant)!r}" for constant in _CONSTANTS]
+    constants = [f"{name} = {getattr(module, name)!r}" for module, names in _CONSTANTS.items() for name in names]
     error = ["from collections.abc import Collection", "from scipy import ndimage",
              "Kernel = Callable[[np.ndarray], np.ndarray]", "", "",
              "class InputError(ValueError):", "    def __init__(self, finding: str, remedy: str = '') -> None:",
@@ -165,7 +166,8 @@ def plan_facts(model: Model) -> dict[str, Any]:
     return {
         "format": "medssl-model", "format_version": 1,
         "plan": model.plan.model_dump(mode="json"), "classes": list(model.classes), "values": list(model.values),
-        "one_piece": list(model.one_piece), "size_multiple": np.prod(model.plan.strides, axis=0).tolist(),
+        "one_piece": list(model.one_piece), "undivided": list(model.undivided),
+        "size_multiple": np.prod(model.plan.strides, axis=0).tolist(),
         "hounsfield_range": preprocess.HU_RANGE, "percentiles": preprocess.PERCENTILES,
         "preprocessing": "orient to d, h, w; clip CT with negative values to hounsfield_range, others to percentiles "
         "of the voxels above the minimum; zero mean and unit deviation over those voxels; resample to the plan's "
@@ -244,19 +246,17 @@ def _inferer(model: Model) -> dict[str, Any]:
 
 def _after(model: Model) -> list[dict[str, Any]]:
     wide = max(model.values) > 255
-    steps: list[dict[str, Any]] = [
+    return [
         {"_target_": "Activationsd", "keys": "pred", "softmax": True},
         {"_target_": "ResampleToMatchd", "keys": "pred", "key_dst": "source", "mode": "bilinear",
          "padding_mode": "border"},
-        {"_target_": "AsDiscreted", "keys": "pred", "argmax": True},
+        {"_target_": "scripts.medssl.ClassMapd", "keys": "pred", "one_piece": list(model.one_piece),
+         "undivided": list(model.undivided)},
         {"_target_": "MapLabelValued", "keys": "pred", "orig_labels": list(range(len(model.values))),
          "target_labels": list(model.values)},
         {"_target_": "SaveImaged", "keys": "pred", "output_dir": "@output_dir", "output_postfix": "",
          "output_dtype": "int16" if wide else "uint8", "separate_folder": False, "resample": False},
     ]  # fmt: skip
-    if model.one_piece:
-        steps.insert(3, {"_target_": "scripts.medssl.KeepPiecesd", "keys": "pred", "classes": list(model.one_piece)})
-    return steps
 
 
 class Probabilities(nn.Module):

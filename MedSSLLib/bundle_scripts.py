@@ -19,7 +19,7 @@ from monai.data import MetaTensor
 from monai.inferers import Inferer, SlidingWindowInferer
 from monai.transforms import MapTransform, Orientation
 
-from MedSSLLib.components import largest_components
+from MedSSLLib.components import class_map
 from MedSSLLib.inference import tile_size
 from MedSSLLib.preprocess import _matrix, cubic, normalise, resample_separably
 
@@ -82,19 +82,25 @@ def _own_axis(affine: np.ndarray) -> int:
     return best[own]
 
 
-class KeepPiecesd(MapTransform):
-    """The largest piece of the chosen classes of class maps ``[1, i, j, k]``, diagonals included."""
+class ClassMapd(MapTransform):
+    """Probabilities ``[c, i, j, k]`` to the most probable classes ``[1, i, j, k]``, in the pieces that are kept.
 
-    def __init__(self, keys: Sequence[str] | str, classes: Sequence[int]) -> None:
+    Args:
+        keys: probabilities to change.
+        one_piece: classes that keep their largest piece, diagonals included.
+        undivided: classes that keep their surest piece and those nearly as sure.
+    """
+
+    def __init__(self, keys: Sequence[str] | str, one_piece: Sequence[int], undivided: Sequence[int]) -> None:
         super().__init__(keys)
-        self.classes = tuple(classes)
+        self.one_piece, self.undivided = tuple(one_piece), tuple(undivided)
 
     def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
         changed = dict(data)
         for key in self.key_iterator(changed):
-            label = changed[key]
-            kept = largest_components(np.asarray(label[0]).astype(np.uint8), self.classes)
-            changed[key] = _with_affine(torch.from_numpy(kept)[None], np.asarray(label.affine), label.meta)
+            likely = changed[key]
+            classes = class_map(np.asarray(likely), self.one_piece, self.undivided)
+            changed[key] = _with_affine(torch.from_numpy(classes)[None], np.asarray(likely.affine), likely.meta)
         return changed
 
 

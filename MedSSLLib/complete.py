@@ -1,9 +1,9 @@
 """Completing one volume: from a few drawn slices to all of it, the drawn ones kept exactly.
 
 A network is fine-tuned on the drawn slices of this one case, from random weights or from a pre-trained encoder. Its
-probabilities are multiplied with those of the shapes interpolated between the drawn slices (`shape_prior`), a product
-of experts (Hinton 2002, Eq. 1), and normalised: the network sees the image but only few slices, the shapes are
-consistent but blind to the image. Beside a drawn slice the shapes decide, far from one the network does.
+probabilities are multiplied with those of the shapes interpolated between the drawn slices (`shape_prior`). The
+network sees the image but only few slices, the shapes are consistent but blind to the image. Beside a drawn slice the
+shapes decide, far from one the network does.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from MedSSLLib.preparation import (
 )
 from MedSSLLib.project import Project
 from MedSSLLib.refusals import chosen
-from MedSSLLib.shape_prior import Softness, log_prior, shape_distances
+from MedSSLLib.shape_prior import Softness, with_shapes
 
 
 class CompletionConfig(Frozen):
@@ -149,15 +149,10 @@ def complete_case(model: Model, drawing: Drawing, options: CompletionConfig) -> 
     volumes = [io.read_image(path, case=drawing.case.name) for path in drawing.case.images]
     _, probabilities = predict_case(model, volumes, PredictOptions(components="all"))
     source = volumes[0].geometry
-    distances, gap = shape_distances(drawing.label, drawing.annotated, source.spacing, len(model.classes))
-    shapes = log_prior(distances, gap, Softness(options.edge, options.spread))
-    classes = most_probable(probabilities, shapes, options.network)
-    return label_volume(model, np.where(drawing.label == IGNORE, classes, drawing.label), source)
-
-
-def most_probable(network: np.ndarray, log_shapes: np.ndarray, weight: float) -> np.ndarray:
-    """Class map uint8 ``[k, j, i]``: argmax of p_network^weight x p_shapes, both ``[c, k, j, i]``."""
-    return (weight * np.log(np.maximum(network, 1e-6)) + log_shapes).argmax(0).astype(np.uint8)
+    joint = with_shapes(probabilities, drawing.label, drawing.annotated, source.spacing,
+                        Softness(options.edge, options.spread), options.network)
+    classes = np.where(drawing.label == IGNORE, joint.argmax(0).astype(np.uint8), drawing.label)
+    return label_volume(model, classes, source)
 
 
 def _annotated(case: Case, classes: np.ndarray, volume: Volume, simulated: int | None) -> Annotated:

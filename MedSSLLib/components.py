@@ -97,6 +97,20 @@ def surest_components(classes: np.ndarray, likely: np.ndarray, chosen: Collectio
     return result
 
 
+def class_map(
+    probabilities: np.ndarray, one_piece: Collection[int] = (), undivided: Collection[int] = ()
+) -> np.ndarray:
+    """Most probable classes uint8 ``[d, h, w]`` of ``[k, d, h, w]``, without the pieces that are likely wrong.
+
+    Args:
+        probabilities: of every class.
+        one_piece: classes that keep their largest component.
+        undivided: classes that keep their surest component and those nearly as sure.
+    """
+    classes = largest_components(probabilities.argmax(0).astype(np.uint8), one_piece)
+    return surest_components(classes, probabilities, undivided)
+
+
 def _components(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     components, _ = ndimage.label(mask, np.ones((3,) * mask.ndim))
     return components, np.bincount(components.ravel())[1:]

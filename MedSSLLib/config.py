@@ -192,7 +192,7 @@ _PRESETS: dict[Command, dict[Preset, dict[str, Any]]] = {
         "standard": {"training.steps": 1500, "network.widths": (16, 32, 64, 128, 128)},
         "paper": {
             "training.steps": 20000, "network.widths": (16, 32, 64, 128, 128, 128), "options.pseudo_weight": 0.0,
-            "options.first_share": 0.25, "options.restart": True,
+            "options.first_share": 0.25, "options.restart": True, "options.shapes": False,
         },
     },
 }

@@ -13,7 +13,7 @@ import numpy as np
 from MedSSLLib.cache import Cache
 from MedSSLLib.calibration import calibration_of, sampled
 from MedSSLLib.checkpoint import save_tensors
-from MedSSLLib.components import one_piece_classes
+from MedSSLLib.components import one_piece_classes, undivided_on_slices
 from MedSSLLib.config import RunConfig
 from MedSSLLib.device import seed_step
 from MedSSLLib.errors import InputError
@@ -57,12 +57,15 @@ class LabelledData:
     unlabelled: tuple[Case, ...] = ()
 
     def facts(self, classes: int) -> dict[str, Any]:
-        """Names, annotated slices and the classes that are one piece, for the record."""
-        annotated = {c.name: c.annotated.to_json() for c in self.training + self.held_out if c.annotated}
+        """Names, annotated slices and what the labels tell of pieces, for the record."""
+        cases = self.training + self.held_out
+        annotated = {c.name: c.annotated.to_json() for c in cases if c.annotated}
+        slices_alone = len(annotated) == len(cases)
         return {"labelled": [c.name for c in self.training], "validation": [c.name for c in self.held_out],
                 "unlabelled": [c.name for c in self.unlabelled], "annotated": annotated,
                 "fingerprint": self.cache.fingerprint(),
-                "one_piece": one_piece_classes(self.labels(whole=True), classes)}
+                "one_piece": one_piece_classes(self.labels(whole=True), classes),
+                "undivided": undivided_on_slices(self.labels(whole=False), classes) if slices_alone else []}
 
     def labels(self, *, whole: bool) -> Iterator[np.ndarray]:
         """Class maps of the cases with a label, of those annotated as a whole or of those with annotated slices."""

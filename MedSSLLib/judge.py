@@ -146,12 +146,13 @@ def raw_quality(
     would be no fair variants: models are trained without flips unless asked, since many structures have a side.
     """
     single: list[np.ndarray] = []
+    kept: list[np.ndarray] = []
     total: torch.Tensor | None = None
     for probabilities in model.each_variant(image, flips=flips):
-        single.append(probabilities.argmax(0).numpy().astype(np.uint8))
+        single.append(model.class_map(probabilities.numpy(), "all"))
+        kept.append(model.class_map(probabilities.numpy(), components))
         total = probabilities if total is None else total + probabilities
     assert total is not None
-    kept = [model.pieces(one, components) for one in single]
     classes, mean = kept[0], (total / len(single)).numpy()
     mean[:, classes != single[0]] = 0
     per_class = expected_dice(_near(mean, classes), classes)

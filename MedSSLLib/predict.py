@@ -15,7 +15,7 @@ from torch import Tensor
 from MedSSLLib import io
 from MedSSLLib.calibration import helpful_temperature, probability_path, softened
 from MedSSLLib.checkpoint import load_tensors
-from MedSSLLib.components import largest_components
+from MedSSLLib.components import class_map
 from MedSSLLib.config import RunConfig
 from MedSSLLib.device import resolve_device, resolve_precision
 from MedSSLLib.errors import InputError, naming
@@ -43,7 +43,8 @@ class PredictOptions:
         flips: average over axis flips (slower; 4 x in 2D, 8 x in 3D).
         quality: also write ``quality.json``, the estimated Dice of every case (six times slower).
         components: which pieces are kept: 'auto' the largest one of the classes that are one piece in every dense
-            training label, 'largest' that of every class, 'all' every piece.
+            training label, and, where slices alone were annotated, the surest ones of the classes that these show in
+            one piece; 'largest' the largest of every class, 'all' every piece.
         device: as in RunConfig.
         precision: auto is float32 on the CPU; the others as in RunConfig.
     """
@@ -68,7 +69,8 @@ class Predictions(NamedTuple):
 class Model:
     """A trained segmentation network with what it needs to be applied.
 
-    ``temperature`` is that of the written probabilities (see :mod:`MedSSLLib.calibration`); it moves no label.
+    ``one_piece`` and ``undivided`` are as in :class:`~MedSSLLib.runfolder.RunData`. ``temperature`` is that of the
+    written probabilities (see :mod:`MedSSLLib.calibration`); it moves no label.
     """
 
     network: SegmentationNet
@@ -78,6 +80,7 @@ class Model:
     device: torch.device
     precision: str
     one_piece: tuple[int, ...] = ()
+    undivided: tuple[int, ...] = ()
     temperature: float = 1.0
 
     @torch.inference_mode()
@@ -98,11 +101,16 @@ class Model:
                 probabilities = predict_varied(self.network, image, self.plan, self.device, variant, flips=flips)
             yield probabilities
 
-    def pieces(self, classes: np.ndarray, components: str) -> np.ndarray:
-        """The class map with the pieces that are kept (see :class:`PredictOptions`)."""
-        if components == "all":
-            return classes
-        return largest_components(classes, self.one_piece if components == "auto" else None)
+    def class_map(self, probabilities: np.ndarray, components: str = "auto") -> np.ndarray:
+        """Most probable classes uint8 ``[d, h, w]`` of ``[k, d, h, w]`` in the pieces that are kept.
+
+        Args:
+            probabilities: of any grid.
+            components: as in :class:`PredictOptions`.
+        """
+        if components == "auto":
+            return class_map(probabilities, self.one_piece, self.undivided)
+        return class_map(probabilities, range(1, len(probabilities)) if components == "largest" else ())
 
     @contextmanager
     def _autocast(self) -> Iterator[None]:
@@ -136,7 +144,7 @@ def load_model(run_folder: Path, device: str = "auto", precision: str = "auto") 
     network.eval()
     place(network, where, plan.dim)
     return Model(network, plan, data.values, data.classes, where, resolve_precision(precision, where), data.one_piece,
-                 run_temperature(run_folder))
+                 data.undivided, run_temperature(run_folder))
 
 
 def run_temperature(run_folder: Path) -> float:
@@ -158,8 +166,8 @@ def predict_case(
     source = volumes[0].geometry
     probabilities, grid = model.probabilities(volumes, flips=options.flips)
     found = on_source(probabilities, grid, source)
-    classes = model.pieces(found.argmax(0).astype(np.uint8), options.components)
-    return label_volume(model, classes, source), softened(found, model.temperature, axis=0)
+    label = label_volume(model, model.class_map(found, options.components), source)
+    return label, softened(found, model.temperature, axis=0)
 
 
 def on_source(probabilities: Tensor, grid: Geometry, source: Geometry) -> np.ndarray:

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 
 from MedSSLLib import io
-from MedSSLLib.components import largest_components, surest_components
 from MedSSLLib.crf import mean_field
 from MedSSLLib.errors import GuardError, InputError
 from MedSSLLib.files import read_json, write_json
@@ -22,6 +21,7 @@ from MedSSLLib.manifest import Case
 from MedSSLLib.predict import Model, on_source
 from MedSSLLib.preprocess import preprocess_image, preprocess_label
 from MedSSLLib.project import Project
+from MedSSLLib.shape_prior import with_shapes
 from MedSSLLib.soft_labels import write_probabilities
 
 Filter = Literal["none", "consistency", "confidence"]
@@ -37,9 +37,8 @@ class PseudoOptions:
     """How pseudo-labels are cleaned and chosen.
 
     Attributes:
-        clean: 'components' keeps the largest component of each class in `pieces`, or of each in `undivided` the surest
-            and those nearly as sure, and fills small holes; 'crf' smooths along the edges of the image first (see
-            ``crf.py``).
+        clean: 'components' keeps the pieces that predictions keep (see ``PredictOptions``), and fills small holes;
+            'crf' smooths along the edges of the image first (see ``crf.py``).
         filter: 'consistency' keeps a case whose predictions agree under changes of contrast and size, 'confidence'
             one whose foreground is predicted with enough confidence.
         threshold: least agreement (Dice) or confidence (mean probability) of a kept case.
@@ -48,8 +47,7 @@ class PseudoOptions:
         fixed: folder of earlier pseudo-labels that a person has looked at; those of accepted cases stay as they are.
         start: name of the run that the first model is taken from; empty when it is trained in the same run.
         soft: also keep the probabilities (see ``soft_labels.py``); what a person has drawn or accepted stays certain.
-        pieces: the classes that are one piece; None = each of them.
-        undivided: where slices alone are annotated, the classes that they show in one piece; None = `pieces` are known.
+        shapes: the shapes between the drawn slices of a case count as well (see ``shape_prior.py``).
     """
 
     clean: Clean = "components"
@@ -60,8 +58,7 @@ class PseudoOptions:
     fixed: Path | None = None
     start: str = ""
     soft: bool = False
-    pieces: tuple[int, ...] | None = None
-    undivided: tuple[int, ...] | None = None
+    shapes: bool = True
 
 
 class CollapsedError(GuardError):
@@ -104,35 +101,35 @@ def _write_case(
     volumes = [io.read_image(path, case=case.name) for path in case.images]
     source = volumes[0].geometry
     found, grid = model.probabilities(volumes)
-    likely = on_source(found, grid, source)
-    if options.clean == "crf":
-        likely = smooth(likely, volumes[0])
-        found = torch.from_numpy(on_source(torch.from_numpy(likely), source, grid)) if options.soft else found
-    confidence, plain = likely.max(0).astype(np.float32), likely.argmax(0).astype(np.uint8)
-    cleaned = plain if options.clean == "none" else fill_small_holes(_without_strays(plain, likely, options))
-    person = decided(project, case, source, options)
+    person, predicted = decided(project, case, source, options), on_source(found, grid, source)
+    own = smooth(predicted, volumes[0]) if options.clean == "crf" else predicted
+    drawn = case.annotated if options.shapes and case.annotated and case.annotated.count else None
+    likely = with_shapes(own, person, drawn, source.spacing) if drawn else own
+    if options.soft and likely is not predicted:
+        found = torch.from_numpy(on_source(torch.from_numpy(likely), source, grid))
+    plain, cleaned = _classes(model, likely, options)
+    seen = _classes(model, own, options)[1] if drawn else cleaned
+    confidence = likely.max(0).astype(np.float32)
     classes = np.where(person == IGNORE, cleaned, person)
     values = np.asarray(project.values)[classes]
     io.write_image(folder / f"{case.name}.nii.gz", Volume(values.astype(np.int16), source))
     io.write_image(folder / "confidence" / f"{case.name}.nii.gz", Volume(confidence, source))
     if options.soft:
         certain = (person != IGNORE) | (cleaned != plain)
-        own = preprocess_label(Volume(classes, source), grid)
-        own[preprocess_label(Volume(np.where(certain, classes, IGNORE), source), grid) != IGNORE] = IGNORE
-        write_probabilities(folder, case.name, found.numpy(), own, model.plan.dim)
-    foreground = cleaned > 0
+        unsure = preprocess_label(Volume(classes, source), grid)
+        unsure[preprocess_label(Volume(np.where(certain, classes, IGNORE), source), grid) != IGNORE] = IGNORE
+        write_probabilities(folder, case.name, found.numpy(), unsure, model.plan.dim)
     return {
-        "voxels": {name: int((cleaned == index).sum()) for index, name in enumerate(project.classes) if index},
-        "confidence": float(confidence[foreground].mean()) if foreground.any() else 0.0,
+        "voxels": {name: int((seen == index).sum()) for index, name in enumerate(project.classes) if index},
+        "confidence": float(own.max(0)[seen > 0].mean()) if seen.any() else 0.0,
         "agreement": _agreement(model, volumes) if options.filter == "consistency" else None,
     }
 
 
-def _without_strays(classes: np.ndarray, likely: np.ndarray, options: PseudoOptions) -> np.ndarray:
-    """The class map without the pieces that are likely wrong."""
-    if options.undivided is not None:
-        return surest_components(classes, likely, options.undivided)
-    return largest_components(classes, options.pieces)
+def _classes(model: Model, likely: np.ndarray, options: PseudoOptions) -> tuple[np.ndarray, np.ndarray]:
+    """Class maps of probabilities, as they are and cleaned."""
+    plain = model.class_map(likely, "all")
+    return plain, plain if options.clean == "none" else fill_small_holes(model.class_map(likely))
 
 
 def _agreement(model: Model, volumes: Sequence[Volume]) -> float:

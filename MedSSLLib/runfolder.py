@@ -30,13 +30,19 @@ AnyModel = TypeVar("AnyModel", bound=BaseModel)
 
 
 class RunData(BaseModel):
-    """What a run knows of its data: class names and label values, both with background; classes that are one piece."""
+    """What a run knows of its data: class names and label values, both with background, and pieces.
+
+    Attributes:
+        one_piece: class indices that are one piece in every dense label.
+        undivided: without dense labels, those that annotated slices show in one piece.
+    """
 
     model_config = ConfigDict(extra="allow")
 
     classes: tuple[str, ...] = Field(min_length=1, max_length=255)
     values: tuple[int, ...]
     one_piece: tuple[int, ...] = ()
+    undivided: tuple[int, ...] = ()
 
 
 def open_run(project: Project, config: RunConfig) -> tuple[Path, RunConfig]:

@@ -32,6 +32,8 @@ class SelfTrainConfig(Frozen):
     temperature: float = Field(0.1, gt=0, description="Temperature (released code: 0.1).")
     pseudo_weight: float = Field(0.5, ge=0, description="Segmentation loss on pseudo-labels. Not from the paper.")
     soft: bool = Field(False, description="Pseudo-labels are probabilities weighted by confidence. Not from the paper.")
+    shapes: bool = Field(True, description="Pseudo-labels of partly drawn cases also follow the shapes between their "
+                                           "drawn slices. Not from the paper.")
     clean: Clean = Field("components", description="Clean-up; the released code has a dense CRF.")
     filter: Filter = Field("none", description="Which pseudo-labels are used; the paper found no gain from a filter.")
     threshold: float = Field(0.8, ge=0, le=1, description="Least agreement or confidence (paper tried 0.7 and 0.8).")

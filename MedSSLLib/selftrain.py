@@ -14,7 +14,6 @@ from typing import Any
 
 from MedSSLLib.cache import Cache
 from MedSSLLib.checkpoint import fitting, load_tensors, save_tensors
-from MedSSLLib.components import undivided_on_slices
 from MedSSLLib.config import RunConfig
 from MedSSLLib.device import precision_of
 from MedSSLLib.errors import CancelledError, GuardError, InputError
@@ -71,8 +70,7 @@ class _Job:
     Attributes:
         start: weights of the run that stage 1 is taken from, None when it is trained here.
         init: weights the encoder starts from.
-        pieces: classes that are one piece in whole labels; None without such labels.
-        undivided: without whole labels, the classes that annotated slices show in one piece; else None.
+        one_piece, undivided: what the labels tell of pieces, as in RunData.
         first: steps and seconds of stage 1 where it is trained here.
         rows: figures of the finished rounds.
         good: the last model that is worth keeping.
@@ -83,8 +81,8 @@ class _Job:
     options: SelfTrainConfig
     start: Path | None
     init: Path | None
-    pieces: tuple[int, ...] | None = None
-    undivided: tuple[int, ...] | None = None
+    one_piece: tuple[int, ...] = ()
+    undivided: tuple[int, ...] = ()
     first: dict[str, Any] = field(default_factory=lambda: {"steps": 0, "seconds": 0.0})
     rows: list[dict[str, Any]] = field(default_factory=list)
     good: SegmentationNet | None = None
@@ -100,7 +98,7 @@ class _Job:
         o = self.options
         looked_at = latest_pseudo_labels(self.start)
         return PseudoOptions(o.clean, o.filter, o.threshold, o.accept, o.reject, looked_at, o.start, o.soft,
-                             self.pieces, self.undivided)
+                             o.shapes)
 
     @property
     def figures(self) -> dict[str, Any]:
@@ -127,10 +125,8 @@ def run_selftrain(project: Project, config: RunConfig, events: Events) -> Path:
         init = start or resolve_weights(project, ready.config.init)
         ready = adopt_network(ready, init)
         data = _data(ready, init)
-        facts = data.facts(classes := len(ready.project.classes))
-        dense = any(not case.annotated for case in data.training + data.held_out)
-        undivided = None if dense else tuple(undivided_on_slices(data.labels(whole=False), classes))
-        job = _Job(ready, data, options, start, init, tuple(facts["one_piece"]) if dense else None, undivided)
+        facts = data.facts(len(ready.project.classes))
+        job = _Job(ready, data, options, start, init, tuple(facts["one_piece"]), tuple(facts["undivided"]))
         check_names(options, {case.name for case in job.targets})
         warn_of_idle_settings(ready, options)
         record(ready, data.plan, facts)
@@ -218,7 +214,7 @@ def _pseudo_labels(job: _Job, teacher: SegmentationNet, folder: Path, number: in
     ready = job.ready
     teacher.eval()
     model = Model(teacher, job.data.plan, ready.project.values, ready.project.classes, ready.device,
-                  precision_of(ready.fabric))
+                  precision_of(ready.fabric), job.one_piece, job.undivided)
 
     def progress(done: int, total: int) -> None:
         ready.events.progress(f"pseudo-{number}", done, total)

@@ -45,6 +45,31 @@ def log_prior(distances: np.ndarray, gap: np.ndarray, softness: Softness) -> np.
     return logits - np.log(np.exp(logits).sum(0))
 
 
+def with_shapes(
+    network: np.ndarray, label: np.ndarray, annotated: Annotated, spacing: Sequence[float],
+    softness: Softness | None = None, weight: float = 1.0,
+) -> np.ndarray:
+    """A network's probabilities ``[c, k, j, i]`` changed by what the shapes between the drawn slices say.
+
+    Args:
+        network: probabilities on the label's grid.
+        label: class map ``[k, j, i]``, IGNORE where not drawn.
+        annotated: the drawn slices, at least one.
+        spacing: mm along i, j, k.
+        softness: of the shapes; None = its defaults.
+        weight: exponent of the network's probabilities.
+    """
+    distances, gap = shape_distances(label, annotated, spacing, len(network))
+    return product_of_experts(network, log_prior(distances, gap, softness or Softness()), weight)
+
+
+def product_of_experts(network: np.ndarray, log_shapes: np.ndarray, weight: float = 1.0) -> np.ndarray:
+    """Normalised p_network^weight x p_shapes (Hinton 2002, Eq. 1), both ``[c, k, j, i]``."""
+    joint = weight * np.log(np.maximum(network, 1e-6)) + log_shapes
+    joint = np.exp(joint - joint.max(0))
+    return joint / joint.sum(0)
+
+
 def shape_distances(
     label: np.ndarray, annotated: Annotated, spacing: Sequence[float], classes: int
 ) -> tuple[np.ndarray, np.ndarray]:

@@ -30,8 +30,8 @@ def _predict_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--components", choices=("auto", "largest", "all"), default="auto",
-        help="pieces to keep: the largest of the classes that are one piece in the training labels (auto, default), "
-        "the largest of every class, or all",
+        help="pieces to keep: of classes that are one piece in the training labels the largest, or where slices alone "
+        "were annotated those that the model is sure of (auto, default); the largest of every class; or all",
     )  # fmt: skip
     group = parser.add_argument_group("device")
     device_options(group)

@@ -151,6 +151,8 @@ FAULTS: dict[tuple[str, str, str], list[tuple[str, str, str]]] = {
     ("self-training", "components", "predict"): [
         ("the largest piece counts as the surest", "np.maximum(likely[value] - 0.5, 0) + 1e-6",
          "np.ones_like(likely[value])"),
+        ("pieces of classes known from slices stay", "return surest_components(classes, probabilities, undivided)",
+         "return classes"),
         ("only the surest piece stays", "sums >= NEARLY_AS_SURE * sums.max()", "sums >= sums.max()"),
         ("slices that lack a class between others are passed over", "else 0.0 for mask in between",
          "else 1.0 for mask in between"),
@@ -187,8 +189,13 @@ FAULTS: dict[tuple[str, str, str], list[tuple[str, str, str]]] = {
         ("one side of a pair only", "            message[:, *there] += kernel * current[:, *here]\n", ""),
         ("distance in voxels", "(n * mm / finest) ** 2", "n**2"),
     ],
+    ("self-training", "finetune", "finetune"): [
+        ("slices count beside whole labels", "if slices_alone else []", "if annotated else []"),
+    ],
     ("self-training", "pseudo", "pseudo"): [
-        ("annotated slices say nothing of pieces", "if options.undivided is not None:", "if False:"),
+        ("shapes between drawn slices are left aside",
+         "with_shapes(own, person, drawn, source.spacing) if drawn else own", "own"),
+        ("shapes hide a model that finds nothing", "_classes(model, own, options)[1] if drawn else cleaned", "cleaned"),
         ("pseudo-labels take no time", '"seconds": round(time.monotonic() - started, 1)', '"seconds": 0.0'),
         ("drawn slices are overwritten", "& (drawn != IGNORE), drawn, result)", "& (drawn != IGNORE), result, result)"),
         ("growth is shrinking", "second[name] > GROWTH * voxels", "voxels > GROWTH * second[name]"),

@@ -70,10 +70,13 @@ USING: dict[tuple[str, str, str], list[tuple[str, str, str]]] = {
         ("outlines half a pixel too large", "within - half, half - without", "within, -without"),
         ("priors that do not sum to 1", "np.log(np.exp(logits).sum(0))", "np.log(np.exp(logits).sum())"),
     ],
+    ("completion", "shape_prior", "complete"): [
+        ("the network is not heard", "weight * np.log(np.maximum(network, 1e-6)) + log_shapes", "log_shapes"),
+        ("probabilities that do not sum to 1", "return joint / joint.sum(0)", "return joint"),
+    ],
     ("completion", "complete", "complete"): [
         ("what was drawn is overwritten", "np.where(drawing.label == IGNORE, classes, drawing.label)", "classes"),
         ("a label is replaced by its completion", "refuse_overwriting([path], project.files)", "pass"),
-        ("the network is not heard", "weight * np.log(np.maximum(network, 1e-6)) + log_shapes", "log_shapes"),
         ("slices along another axis than the drawn ones", "own = axis == slice_axis(geometry)", "own = True"),
     ],
     ("calibration", "calibration", "calibration"): [
@@ -105,7 +108,8 @@ USING: dict[tuple[str, str, str], list[tuple[str, str, str]]] = {
     ],
     ("quality", "judge", "quality"): [
         ("the plain prediction is its own variant", "for one in kept[1:]]", "for one in kept]"),
-        ("pieces that are not written are judged", "model.pieces(one, components)", "one"),
+        ("pieces that are not written are judged", "model.class_map(probabilities.numpy(), components)",
+         'model.class_map(probabilities.numpy(), "all")'),
         ("probabilities anywhere are judged", "expected_dice(_near(mean, classes), classes)",
          "expected_dice(mean, classes)"),
         ("flips are not judged", "model.each_variant(image, flips=flips)", "model.each_variant(image)"),
@@ -138,6 +142,10 @@ USING: dict[tuple[str, str, str], list[tuple[str, str, str]]] = {
          "for s in encoder.strides[:-1]]"),
         ("label values become class indices", '"values": list(model.values)',
          '"values": list(range(len(model.values)))'),
+    ],
+    ("export", "bundle_scripts", "export"): [
+        ("a bundle keeps the pieces that predictions drop", "self.one_piece, self.undivided)\n            changed",
+         "self.one_piece)\n            changed"),
     ],
     ("import", "importing", "importing"): [
         ("level 10 comes before level 2", "sorted(tensors, key=_natural)", "sorted(tensors)"),

@@ -8,15 +8,17 @@ import sys
 import numpy as np
 import pytest
 import torch
+from monai.data import MetaTensor
 
 from MedSSLLib import export, io
-from MedSSLLib.bundle import as_dynunet, schema, scripts_text, write_bundle
+from MedSSLLib.bundle import _after, as_dynunet, schema, scripts_text, write_bundle
+from MedSSLLib.bundle_scripts import ClassMapd
 from MedSSLLib.checkpoint import save_tensors
 from MedSSLLib.cli import main
 from MedSSLLib.errors import InputError
 from MedSSLLib.geometry import Volume
 from MedSSLLib.planning import make_plan
-from MedSSLLib.predict import load_model, network_of, run_predict
+from MedSSLLib.predict import Model, load_model, network_of, run_predict
 from MedSSLLib.preprocess import preprocess_image
 from MedSSLLib.project import Project
 from MedSSLLib.runfolder import WEIGHTS, write_config
@@ -38,14 +40,15 @@ def cohort(tmp_path_factory):
     return Project.create(folder / "project", folder / "images", labels=folder / "labels")
 
 
-def make_run(project, name, dim, norm="batch", one_piece=()):
+def make_run(project, name, dim, norm="batch", one_piece=(), undivided=()):
     """A run with random weights and uneven statistics, every class about as likely as the others."""
     plan = make_plan([io.read_header(c.images[0]) for c in project.cases], modality="MR", dim=dim)
     plan = plan.model_copy(update={"strides": plan.strides[:3]})
     config = tiny_config(name=name, network__widths=(4, 8, 8), network__norm=norm, dim=dim)
     folder = project.run_folder(name)
     folder.mkdir(parents=True)
-    facts = {"classes": ["background", "a", "b"], "values": [0, 3, 7], "one_piece": list(one_piece)}
+    facts = {"classes": ["background", "a", "b"], "values": [0, 3, 7], "one_piece": list(one_piece),
+             "undivided": list(undivided)}
     write_config(folder, config, plan, facts)
     torch.manual_seed(5)
     network = network_of(config, plan, 3)
@@ -151,7 +154,7 @@ def run_bundle(folder, out, images):
         sys.path[:] = path
 
 
-RUNS = [("2d", "batch", ()), ("3d", "instance", (1,)), ("3d", "group", ())]
+RUNS = [("2d", "batch", ()), ("3d", "instance", ((1,), ())), ("3d", "batch", ((), (1, 2))), ("3d", "group", ())]
 
 
 @pytest.mark.parametrize(("dim", "norm", "pieces"), RUNS)
@@ -159,7 +162,7 @@ def test_monai_runs_the_bundle_to_the_labels_of_predict(cohort, dim, norm, piece
     """Random networks are near ties in many voxels: on the oblique grid in 2D 0.9 % of them differ, elsewhere fewer."""
     pytest.importorskip("nibabel")
     name = f"bundle-{dim}-{norm}"
-    model = make_run(cohort, name, dim, norm, pieces)
+    model = make_run(cohort, name, dim, norm, *pieces)
     events, _ = loud()
     export.run_export(cohort, name, "bundle", tmp_path / "bundle", events)
     run_predict(cohort, name, tmp_path / "mine", events)
@@ -174,6 +177,22 @@ def test_monai_runs_the_bundle_to_the_labels_of_predict(cohort, dim, norm, piece
         mine, other = (io.read_label(tmp_path / part / f"{case.name}.nii.gz", header) for part in ("mine", "theirs"))
         assert set(np.unique(mine.array)) <= {0, 3, 7} and len(np.unique(mine.array)) > 1, case.name
         assert (mine.array == other.array).mean() > (0.99 if dim == "2d" else 0.998), case.name
+
+
+def test_a_bundle_keeps_the_pieces_that_predictions_keep():
+    """Two pieces each: of class 1 the larger one stays, of class 2 the surer one, of class 3 both."""
+    likely = np.zeros((4, 4, 4, 12), np.float32)
+    likely[0] = 0.1
+    for value in (1, 2, 3):
+        likely[value, value, :, 0:5], likely[value, value, :, 8:10] = 0.52, 0.99
+    image = MetaTensor(torch.from_numpy(likely), affine=torch.diag(torch.tensor([2.0, 1.0, 3.0, 1.0])))
+    made = ClassMapd("pred", [1], [2])({"pred": image})["pred"]
+    assert made.shape == (1, 4, 4, 12) and torch.equal(made.affine, image.affine)
+    for value, places in ((1, range(5)), (2, range(8, 10)), (3, [*range(5), 8, 9])):
+        assert np.array_equal(np.flatnonzero((made[0, value] == value).all(0)), list(places)), value
+    model = Model(None, None, (0, 1, 2, 3), tuple("0123"), torch.device("cpu"), "32", (1,), (2,))
+    assert np.array_equal(made[0], model.class_map(likely))
+    assert _after(model)[2]["one_piece"] == [1] and _after(model)[2]["undivided"] == [2]
 
 
 def test_a_bundle_needs_no_medssl_and_its_metadata_hold(cohort, tmp_path):

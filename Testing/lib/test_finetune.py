@@ -13,7 +13,7 @@ from MedSSLLib.errors import InputError
 from MedSSLLib.events import Events
 from MedSSLLib.finetune import LabelledData, cross_validate, run_finetune, stage_budget
 from MedSSLLib.geometry import Volume
-from MedSSLLib.labels import Annotated
+from MedSSLLib.labels import Annotated, sparse_label
 from MedSSLLib.manifest import Case
 from MedSSLLib.networks import Encoder
 from MedSSLLib.runfolder import read_plan
@@ -156,6 +156,19 @@ def test_patients_stay_on_one_side_of_every_fold(monkeypatch):
     assert sorted(name for row in rows for name in row["cases"]) == sorted(case.name for case in cases)
     ready.config = tiny_config(training__folds=9)
     assert len(cross_validate(ready, LabelledData(None, None, cases), None)) == 6, "no more folds than patients"
+
+
+def test_drawn_slices_tell_of_pieces_only_where_no_label_is_whole():
+    label = np.zeros((5, 6, 6), np.uint8)
+    label[1:4, 1:4, 1:4] = 1
+    annotated = Annotated.of([(2, [1, 3])])
+    maps = {"whole": label, "drawn": sparse_label(label, annotated)}
+    cache = SimpleNamespace(label=lambda name, *_: maps[name], shape=lambda name: (1, 5, 6, 6), fingerprint=lambda: "")
+    whole, drawn = Case("whole", ()), Case("drawn", (), annotated=annotated)
+    for training, held_out, expected in (((whole,), (), ([1], [])), ((drawn,), (), ([], [1])),
+                                         ((whole, drawn), (), ([1], [])), ((drawn,), (whole,), ([1], []))):
+        facts = LabelledData(None, cache, training, held_out).facts(2)
+        assert (facts["one_piece"], facts["undivided"]) == expected
 
 
 def test_minutes_become_seconds_of_a_stage():

@@ -21,7 +21,7 @@ from MedSSLLib.events import Events
 from MedSSLLib.geometry import Geometry, Volume
 from MedSSLLib.labels import IGNORE
 from MedSSLLib.planning import Plan, make_plan
-from MedSSLLib.predict import PredictOptions, load_model, network_of, predict_case, run_predict
+from MedSSLLib.predict import Model, PredictOptions, load_model, network_of, predict_case, run_predict
 from MedSSLLib.project import Project
 from MedSSLLib.runfolder import WEIGHTS, write_config
 from Testing.lib.core_helpers import loud, tiny_config, tiny_project
@@ -182,6 +182,19 @@ def test_largest_components_by_hand():
     kept = largest_components(classes)
     assert (kept == 1).sum() == 3 and kept[0, 0, :3].all() and (kept == 2).sum() == 4 and kept[2, 7, 7] == 0
     assert (largest_components(np.zeros((2, 2, 2), int)) == 0).all()
+
+
+def test_a_model_of_slices_keeps_the_surest_piece_and_one_of_whole_labels_the_largest():
+    likely = np.zeros((2, 1, 4, 20))
+    likely[1, :, :, 0:9], likely[1, :, :, 12:16] = 0.52, 0.95
+    likely[0] = 1 - likely[1]
+    both = likely[1] > 0.5
+    large, sure = (both & (np.arange(20) < 10) == part for part in (True, False))
+    made = Model(None, None, (0, 1), ("background", "a"), torch.device("cpu"), "32")
+    for known, kept, expected in (({}, "auto", both), ({}, "all", both), ({}, "largest", large),
+                                  ({"one_piece": (1,)}, "auto", large), ({"undivided": (1,)}, "auto", both & sure),
+                                  ({"undivided": (1,)}, "all", both), ({"undivided": (1,)}, "largest", large)):
+        assert np.array_equal(replace(made, **known).class_map(likely, kept) == 1, expected & both), (known, kept)
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """Pseudo-labels of a round: the grid, what is drawn stays, clean-up, filters, alarms."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,6 +13,7 @@ from MedSSLLib.geometry import Geometry, Volume
 from MedSSLLib.labels import Annotated
 from MedSSLLib.manifest import Case
 from MedSSLLib.planning import make_plan
+from MedSSLLib.predict import Model
 from MedSSLLib.pseudo import (
     CollapsedError,
     PseudoOptions,
@@ -24,8 +26,17 @@ from MedSSLLib.pseudo import (
     write_pseudo_labels,
 )
 
-MODEL = SimpleNamespace(probabilities=lambda volumes: (None, None))
 PROJECT = SimpleNamespace(values=(0, 3, 700), classes=("background", "a", "b"), ignore_value=9)
+
+
+class Foreseen(Model):
+    """A model whose probabilities come from ``predicted``."""
+
+    def probabilities(self, volumes, *, flips=False):
+        return None, None
+
+
+MODEL = Foreseen(None, None, PROJECT.values, PROJECT.classes, torch.device("cpu"), "32", (1, 2))
 
 
 def probabilities_of(classes, sure=0.75):
@@ -73,7 +84,7 @@ def test_drawn_slices_are_kept_exactly_except_where_they_say_ignore(tmp_path, mo
     drawn[3, :, :4], drawn[3, 0, 0], drawn[3, 3, 3] = 700, 3, 9
     predicted(monkeypatch, box((6, 8, 8)))
     case = case_on(tmp_path, geometry, label=drawn, annotated=Annotated.of([(2, [3])]))
-    write_pseudo_labels(PROJECT, MODEL, [case], tmp_path / "r", PseudoOptions())
+    write_pseudo_labels(PROJECT, MODEL, [case], tmp_path / "r", PseudoOptions(shapes=False))
     made = io.read_image(tmp_path / "r" / "x.nii.gz").array
     expected = 3 * box((6, 8, 8)).astype(int)
     expected[3] = np.where(drawn[3] == 9, expected[3], drawn[3])
@@ -84,9 +95,9 @@ def test_the_summary_has_the_seconds_that_all_cases_took(tmp_path, monkeypatch, 
     predicted(monkeypatch, box(geometry.shape))
     clock = SimpleNamespace(now=100.0)
     monkeypatch.setattr(pseudo, "time", SimpleNamespace(monotonic=lambda: clock.now))
-    model = SimpleNamespace(probabilities=lambda volumes: (setattr(clock, "now", clock.now + 1.5), None))
+    monkeypatch.setattr(Foreseen, "probabilities", lambda *_: (setattr(clock, "now", clock.now + 1.5), None))
     cases = [case_on(tmp_path, geometry, name) for name in ("x", "y")]
-    assert write_pseudo_labels(PROJECT, model, cases, tmp_path / "r", PseudoOptions())["seconds"] == 3.0
+    assert write_pseudo_labels(PROJECT, MODEL, cases, tmp_path / "r", PseudoOptions())["seconds"] == 3.0
 
 
 def test_a_finished_folder_is_not_made_again(tmp_path, monkeypatch):
@@ -137,7 +148,7 @@ def test_drawn_slices_do_not_hide_a_model_that_finds_nothing(tmp_path, monkeypat
     made = write_pseudo_labels(PROJECT, MODEL, cases, tmp_path / "b", PseudoOptions())
     assert made["kept"] == ["x"] and absent(made) == ["b"]
     assert made["cases"]["x"]["voxels"] == {"a": 48, "b": 0} and made["cases"]["y"]["confidence"] == 0
-    assert io.read_image(tmp_path / "b" / "x.nii.gz").array[3].min() == 700
+    assert io.read_label(tmp_path / "b" / "x.nii.gz", geometry).array[3].min() == 700
 
 
 def test_no_foreground_anywhere_is_a_collapse_that_names_the_remedy(tmp_path, monkeypatch):
@@ -163,16 +174,36 @@ def test_clean_up_keeps_the_largest_component_and_fills_its_hole(tmp_path, monke
 
 
 @pytest.mark.parametrize(("known", "left"), [
-    ({"pieces": None}, False), ({"pieces": (2,)}, True), ({"pieces": (1, 2)}, False), ({"pieces": ()}, True),
-    ({"undivided": (1,)}, False), ({"undivided": (2,)}, True), ({"undivided": ()}, True),
+    ({"one_piece": (2,)}, True), ({"one_piece": (1, 2)}, False), ({"one_piece": ()}, True),
+    ({"undivided": (1,)}, False), ({"undivided": (2,)}, True),
 ])  # fmt: skip
 def test_classes_of_several_pieces_keep_them(tmp_path, monkeypatch, known, left):
     two = box((6, 8, 8))
     two[5, 7, 7] = 1
     predicted(monkeypatch, two)
-    write_pseudo_labels(PROJECT, MODEL, [case_on(tmp_path, Geometry((8, 8, 6)))], tmp_path / "r",
-                        PseudoOptions(**known))
+    model = replace(MODEL, **{"one_piece": (), **known})
+    write_pseudo_labels(PROJECT, model, [case_on(tmp_path, Geometry((8, 8, 6)))], tmp_path / "r", PseudoOptions())
     assert io.read_image(tmp_path / "r" / "x.nii.gz").array[5, 7, 7] == 3 * left
+
+
+def test_between_drawn_slices_the_pseudo_label_follows_their_shapes_too(tmp_path, monkeypatch):
+    """Drawn is one square on two slices; the model, not sure, sees another class in it and a square elsewhere."""
+    drawn, seen = np.zeros((2, 12, 16, 16), np.uint8)
+    drawn[:, 3:9, 3:9] = 2
+    seen[:, 3:9, 3:9], seen[:, 3:9, 11:15] = 1, 2
+    predicted(monkeypatch, seen, sure=0.4)
+    geometry, annotated = Geometry((16, 16, 12), (1.0, 1.0, 1.0)), Annotated.of([(2, [2, 8])])
+    label = 350 * drawn.astype(np.int16)
+    cases = [case_on(tmp_path, geometry, "x", label, annotated), case_on(tmp_path, geometry, "y")]
+    found = {}
+    for shapes in (True, False):
+        write_pseudo_labels(PROJECT, MODEL, cases, tmp_path / str(shapes), PseudoOptions(clean="none", shapes=shapes))
+        for name in ("x", "y"):
+            found[shapes, name] = io.read_image(tmp_path / str(shapes) / f"{name}.nii.gz").array
+    for shapes, inside, elsewhere in ((True, 700, 0), (False, 3, 700)):
+        between = found[shapes, "x"][3:8, 4:8]
+        assert (between[..., 4:8] == inside).all() and (between[..., 12:14] == elsewhere).all()
+    assert np.array_equal(found[True, "y"], found[False, "y"]), "nothing is drawn on it"
 
 
 def test_holes_that_are_large_open_or_filled_by_another_class_stay():
@@ -196,7 +227,8 @@ def test_the_consistency_is_the_mean_dice_between_the_plain_prediction_and_its_v
     variants = [torch.from_numpy(probabilities_of(part)) for part in (first, second, third)]
     geometry = Geometry((8, 8, 6))
     plan = make_plan([geometry], modality="MR")
-    model = SimpleNamespace(**vars(MODEL), plan=plan, each_variant=lambda image: iter(variants))
+    monkeypatch.setattr(Foreseen, "each_variant", lambda *_: iter(variants))
+    model = replace(MODEL, plan=plan)
     options = PseudoOptions(filter="consistency", threshold=0.5)
     row = write_pseudo_labels(PROJECT, model, [case_on(tmp_path, geometry)], tmp_path / "r", options)["cases"]["x"]
     assert row["agreement"] == pytest.approx(0.75)  # 2 * 1 / (2 + 2) slices, and 1

@@ -280,6 +280,8 @@ def test_the_estimate_is_of_the_pieces_that_are_written(dim):
     assert ((both == 1) == (image[0] > 0)).all() and whole.expected > 0.95
     everywhere, same = raw_quality(replace(model, one_piece=()), image, components="largest")
     assert (same == classes).all() and everywhere.dice == raw.dice
+    surest, third = raw_quality(replace(model, one_piece=(), undivided=(1,)), image)
+    assert (third == classes).all() and surest.dice == raw.dice
 
 
 class Haze(torch.nn.Module):

@@ -19,6 +19,7 @@ from MedSSLLib.predict import Model, PredictOptions, load_model, predict_case
 from MedSSLLib.project import Project
 from MedSSLLib.pseudo import CollapsedError
 from MedSSLLib.report import write_run_report
+from MedSSLLib.runfolder import read_data
 from MedSSLLib.runs import summary
 from MedSSLLib.selfoptions import SelfTrainConfig, self_train_options, warn_of_idle_settings
 from Testing.lib.core_helpers import loud, tiny_config, tiny_project
@@ -234,15 +235,18 @@ def test_clean_up_knows_which_classes_are_one_piece(tmp_path, monkeypatch):
     sitk.WriteImage(sitk.GetImageFromArray(label), str(path))
     seen = []
 
-    def stop(project, model, cases, folder, options, *rest):
-        seen.append((options.pieces, options.undivided))
+    def stop(project, model, *rest):
+        seen.append((model.one_piece, model.undivided))
         raise CollapsedError("seen")
 
     monkeypatch.setattr(selftrain, "write_pseudo_labels", stop)
     for name, slices in (("dense", None), ("slices", 3)):
         with pytest.raises(GuardError, match="seen"):
             selftrain.run_selftrain(project, settings(name=name, annotated_slices=slices, training__steps=2), Events())
-    assert seen == [((1,), None), (None, (1, 2))]
+    assert seen == [((1,), ()), ((), (1, 2))]
+    for name, known in zip(("dense", "slices"), seen, strict=True):
+        data = read_data(project.run_folder(name))
+        assert (data.one_piece, data.undivided) == known, "so that predictions know it as well"
 
 
 def test_a_guard_keeps_the_last_good_model(project, monkeypatch):

@@ -1,6 +1,7 @@
 """Soft pseudo-labels: what a voxel is taught and how much it counts, on views, in the loss and in a run."""
 
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -18,6 +19,7 @@ from MedSSLLib.labels import IGNORE, Annotated, counted_mask
 from MedSSLLib.losses import dice_ce
 from MedSSLLib.manifest import Case
 from MedSSLLib.planning import make_plan
+from MedSSLLib.predict import Model
 from MedSSLLib.preprocess import preprocess_image, preprocess_label
 from MedSSLLib.pseudo import PseudoOptions, write_pseudo_labels
 from MedSSLLib.sampling import make_views
@@ -104,9 +106,11 @@ def round_of(tmp_path, spacing, **changes):
     _, grid = preprocess_image([io.read_image(case.images[0])], made)
     noise = ndimage.gaussian_filter(rng.normal(size=(CLASSES, *grid.shape)), (0, 1, 2, 2))
     found = torch.from_numpy(12 * noise).softmax(0)
-    model = SimpleNamespace(probabilities=lambda volumes: (found, grid), plan=made)
+    pieces = SimpleNamespace(one_piece=(1, 2), undivided=())
+    model = SimpleNamespace(probabilities=lambda volumes: (found, grid), plan=made,
+                            class_map=partial(Model.class_map, pieces))
     project = SimpleNamespace(values=(0, 1, 2), classes=("background", "a", "b"), ignore_value=None)
-    options = PseudoOptions(clean="none", soft=True)
+    options = PseudoOptions(clean="none", soft=True, shapes=False)
     summary = write_pseudo_labels(project, model, [case], tmp_path / "r", replace(options, **changes))
     label = preprocess_label(io.read_label(tmp_path / "r" / "x.nii.gz", source), grid)
     targets = SoftLabels(tmp_path / "r", CLASSES, frozenset(summary["kept"])).targets("x", (0, 0, 0), label)
@@ -151,6 +155,15 @@ def test_with_a_random_field_its_probabilities_teach(tmp_path):
     as_file = np.isclose(np.sqrt(targets.max(0)), confidence, atol=0.005)
     assert (as_file | (targets.max(0) == 1)).all() and as_file[~drawn].mean() > 0.6
     assert not np.allclose(confidence, found.max(0), atol=0.05)
+
+
+def test_the_shapes_between_drawn_slices_count_in_the_targets(tmp_path):
+    """All that is drawn is class 1: beside that slice the shapes make it likelier, far away they do not."""
+    plain, *_ = round_of(tmp_path / "a", GRIDS[0])
+    shaped, _, _, drawn = round_of(tmp_path / "b", GRIDS[0], shapes=True)
+    beside = ndimage.binary_dilation(drawn, iterations=1) & ~drawn
+    share = [targets[1, beside].mean() / targets[:, beside].sum(0).mean() for targets in (plain, shaped)]
+    assert share[1] > 0.9 > 0.5 > share[0]
 
 
 def written(folder, dim, sure=1.0):

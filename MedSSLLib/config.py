@@ -207,7 +207,8 @@ _VIEWS: dict[Command, dict[str, Any]] = {
 # GCL pre-trains with SGD and a cosine schedule; rate and decay are those of the PosiCL code, not from the paper.
 # PGL: its re-implementation; momentum and decay are BYOL's. 16 parts of 8 samples: batch norm sees those 8.
 _OF_METHOD: dict[tuple[Command, str, Preset], dict[str, Any]] = {
-    ("pretrain", "gcl", "paper"): {"optimiser.name": "sgd", "optimiser.lr": 0.1, "optimiser.weight_decay": 1e-5},
+    ("pretrain", "gcl", "paper"): {"optimiser.name": "sgd", "optimiser.lr": 0.1, "optimiser.weight_decay": 1e-5,
+                                   "options.pixel_level": -1},
     ("pretrain", "pgl", "paper"): {
         "optimiser.name": "lars", "optimiser.lr": 0.2, "optimiser.warmup": 2 / 500, "optimiser.weight_decay": 1.5e-6,
         "training.batch": 128, "training.accumulate": 16, "training.voxels": 16 * 96 * 96, "options.hidden": 4096,

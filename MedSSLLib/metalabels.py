@@ -89,8 +89,8 @@ def build_metalabels(
     """The usable meta labels of some cases.
 
     Without `names`: patient, position, and every metadata column that reads as categories (text, not
-    numbers) and groups the cases otherwise than a label before it. Columns of numbers serve when they are
-    named.
+    numbers) and groups the cases otherwise than a label before it, but those that all scans of a patient share, where
+    patients have several. Columns of numbers, and such ones, serve when they are named.
 
     Args:
         cases: the cases to pre-train on.
@@ -175,12 +175,23 @@ def _why_not_chosen(classes: Sequence[str], codes: np.ndarray, earlier: Mapping[
     same = [name for name, other in earlier.items() if _same_groups(codes, other)]
     if same:
         return f"it groups the cases as {same[0]} does"
-    return "it holds numbers (name it to use it as categories)" if all(map(_is_number, classes)) else ""
+    if all(map(_is_number, classes)):
+        return "it holds numbers (name it to use it as categories)"
+    if PATIENT in earlier and _same_for_a_patient(codes, earlier[PATIENT]):
+        return "all scans of a patient share it, so in a batch it says hardly more than patient (name it to use it)"
+    return ""
 
 
 def _same_groups(first: np.ndarray, second: np.ndarray) -> bool:
     pairs = set(zip(first.tolist(), second.tolist(), strict=True))
     return len(pairs) == len({a for a, _ in pairs}) == len({b for _, b in pairs})
+
+
+def _same_for_a_patient(codes: np.ndarray, patients: np.ndarray) -> bool:
+    """Whether no patient has scans of two classes, though some have several scans of a known class."""
+    known = patients[codes != MISSING]
+    pairs = set(zip(known.tolist(), codes[codes != MISSING].tolist(), strict=True))
+    return len(set(known.tolist())) == len(pairs) < len(known)
 
 
 def _is_number(text: str) -> bool:

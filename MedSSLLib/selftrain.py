@@ -7,6 +7,7 @@ weights with `restart`, as the released code does. A run that a guard stops keep
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -268,11 +269,20 @@ def _joint_task(job: _Job, net: SegmentationNet, folder: Path, summary: dict[str
     share = ready.config.training.foreground if options.pseudo_weight else 1.0
     soft = SoftLabels(folder, len(ready.project.classes), frozenset(summary["kept"])) if options.soft else None
     seed = ready.config.seed + number
-    contrast = make_sampler(ready, data.plan, cache, drawn + pseudo, foreground=share, seed=seed, soft=soft)
+    known = {case.name for case in data.training}
+    cases = with_share([case for case in drawn + pseudo if case.name in known],
+                       [case for case in pseudo if case.name not in known], options.labelled_share)
+    contrast = make_sampler(ready, data.plan, cache, cases, foreground=share, seed=seed, soft=soft)
     task = JointTask(labelled, contrast, len(ready.project.classes), options.matching, options.weight,
                      options.pseudo_weight, options.temperature)
     place(task.module, ready.device, data.plan.dim)
     return task
+
+
+def with_share(labelled: Sequence[Case], others: Sequence[Case], share: float) -> tuple[Case, ...]:
+    """The cases, the labelled ones so often that they are about `share` of the list, or more; each at least once."""
+    times = round(share / (1 - share) * len(others) / len(labelled)) if labelled else 1
+    return (*labelled,) * max(times, 1) + (*others,)
 
 
 def _stage_file(ready: Preparation, name: str) -> Path:

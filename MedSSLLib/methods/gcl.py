@@ -40,6 +40,7 @@ from MedSSLLib.networks import Encoder
 from MedSSLLib.sampling import Batch
 
 POOL_SHARE = 8  # an image has at least so many pixels for each one in a pool of positives; not from the paper
+LEAST_PIXELS = 64  # of a view for the pixel loss: a full pool of positives; not from the paper
 INSTANCE = "instance"
 """Name of the objective without a meta label: the only positive is the image's other view (SimCLR)."""
 
@@ -71,8 +72,9 @@ class GCLConfig(MethodConfig):
     image_level: int = Field(
         -1, description="Encoder level of the image head: 0 = finest, -1 = deepest, as in the paper."
     )
-    pixel_level: int = Field(
-        -1, description="Encoder level of the pixel head: 0 = finest, -1 = deepest, as in the paper."
+    pixel_level: int | None = Field(
+        None, description="Encoder level of the pixel head: 0 = finest, -1 = deepest, as in the paper; null = the "
+        "deepest one with at least 64 pixels a view, as the paper's larger slices have there."
     )
     pixel: bool = Field(True, description="Pixel loss (Eqs. 5-6); off for the ablation.")
     top_k: int = Field(
@@ -147,7 +149,8 @@ class GCL(Method):
         super().__init__(encoder, config, context)
         self.labels = _labels(config, context)
         self.image_level = _level(config.image_level, encoder, "image_level")
-        self.pixel_level = _level(config.pixel_level, encoder, "pixel_level")
+        self.pixel_level = (enough_pixels(context.patch, encoder) if config.pixel_level is None
+                            else _level(config.pixel_level, encoder, "pixel_level"))
         self.image_head = ProjectionHead(encoder.widths[self.image_level], config.out)
         if config.pixel:
             self.pixel_head = ProjectionHead(encoder.widths[self.pixel_level], config.out)
@@ -252,6 +255,12 @@ def map_shape(patch: Sequence[int], encoder: Encoder, level: int) -> tuple[int, 
     for stride in encoder.strides[: level + 1]:
         shape = tuple(-(-size // step) for size, step in zip(shape, stride, strict=True))
     return shape
+
+
+def enough_pixels(patch: Sequence[int], encoder: Encoder) -> int:
+    """The deepest level with at least LEAST_PIXELS pixels of a view; 0 where none has."""
+    levels = range(len(encoder.widths))
+    return max((level for level in levels if math.prod(map_shape(patch, encoder, level)) >= LEAST_PIXELS), default=0)
 
 
 def share_with_positive(labels: Tensor, patients: Tensor | None = None) -> Tensor:

@@ -119,6 +119,14 @@ FAULTS: dict[tuple[str, str, str], list[tuple[str, str, str]]] = {
         ("the pool of least affinity", "topk(size, dim=2, sorted=False)", "topk(size, dim=2, largest=False)"),
         ("the pool does not grow", "start + (1 - start) * progress if", "start if"),
     ],
+    ("GCL", "methods/gcl", "gcl"): [
+        ("pixels of the deepest map, however few", ">= LEAST_PIXELS), default=0)", ">= 1), default=0)"),
+    ],
+    ("GCL", "metalabels", "metalabels"): [
+        ("columns of whole patients are chosen", "if PATIENT in earlier and _same_for_a_patient",
+         "if False and _same_for_a_patient"),
+        ("columns are left out where patients have one scan", "== len(pairs) < len(known)", "== len(pairs)"),
+    ],
     ("GCL", "picking", "picking"): [
         ("always the first part of the slices", "for part in draw.rng.permutation(draw.parts).tolist():",
          "for part in [0] * len(draw.parts):"),
@@ -158,6 +166,9 @@ FAULTS: dict[tuple[str, str, str], list[tuple[str, str, str]]] = {
          "else 1.0 for mask in between"),
     ],
     ("self-training", "selftrain", "selftrain"): [
+        ("pseudo-labels of drawn cases count as any", "known = {case.name for case in data.training}",
+         "known = {case.name for case in drawn}"),
+        ("labelled cases are as rare as they are", "return (*labelled,) * max(times, 1)", "return (*labelled,)"),
         ("stage 1 is not counted", "    job.first = figures\n", ""),
         ("hidden labels are opened", "replace(case, label=None, annotated=None) for case in others",
          "replace(case) for case in others"),

@@ -44,7 +44,8 @@ def small_gcl(dim: int = 2, context: dict[str, Any] | None = None, **options: An
     torch.manual_seed(0)
     encoder = Encoder(dim, 1, (4, 8, 12), ((1,) * dim, (2,) * dim, (2,) * dim), "group")
     facts = {"dim": dim, "channels": 1, "patch": PATCH[dim], "meta": META, **(context or {})}
-    return GCL(encoder, GCLConfig(**{"out": 16, "top_k": 4, **options}), MethodContext(**facts)).double()
+    config = GCLConfig(**{"out": 16, "top_k": 4, "pixel_level": -1, **options})
+    return GCL(encoder, config, MethodContext(**facts)).double()
 
 
 def make_batch(dim: int = 2, n: int = 6, seed: int = 1) -> Batch:
@@ -183,6 +184,13 @@ def test_pixel_level_and_limits() -> None:
     row, column = divmod(found, 24)
     assert torch.equal(pixels.affinity[3, 7], image_map[3, row // 4, column // 4])
     step(method, make_batch())
+
+
+def test_the_pixel_head_stands_on_the_deepest_map_with_enough_pixels() -> None:
+    """16 x 24 pixels make maps of 384, 96 and 24 of them."""
+    assert small_gcl(pixel_level=None).pixel_level == 1 and small_gcl(pixel_level=-1).pixel_level == 2
+    for patch, level in (((32, 32), 2), ((31, 32), 2), ((28, 28), 1), ((4, 4), 0)):
+        assert small_gcl(context={"patch": patch}, pixel_level=None).pixel_level == level, patch
 
 
 def test_labels_in_use() -> None:

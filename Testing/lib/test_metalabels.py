@@ -70,6 +70,20 @@ def test_unusable_columns_are_dropped_with_the_reason(values, reason):
     assert labels.describe()[-1] == f"Meta label column is not used: {labels.dropped['column']}."
 
 
+def test_a_column_that_all_scans_of_a_patient_share_serves_when_it_is_named():
+    """Two scanners of three patients: with two scans each the patient knows it, with one scan each it does not."""
+    def cases(scanners, patients):
+        return [FakeCase(f"c{i}", p, {"scanner": s}) for i, (s, p) in enumerate(zip(scanners, patients, strict=True))]
+
+    several = cases("aabbaa", "ppqqrr")
+    labels = build_metalabels(several, [8] * 6)
+    assert labels.names == ("patient", "position") and "all scans of a patient" in labels.dropped["scanner"]
+    assert build_metalabels(several, [8] * 6, ("scanner",)).names == ("scanner",)
+    assert "scanner" in build_metalabels(cases("aabbab", "ppqqrr"), [8] * 6).names
+    assert "scanner" in build_metalabels(cases("aabbaa", "pqrstu"), [8] * 6).names
+    assert "scanner" in build_metalabels(cases(["a", "", "b", "", "a", "b"], "ppqqrs"), [8] * 6).names
+
+
 def test_a_column_repeated_under_another_name_is_dropped():
     labels = build_metalabels(cohort(sex=["f", "m", "m", "f"], gender=["1f", "2m", "2m", "1f"]), [8] * 4)
     assert labels.names == ("patient", "position", "sex") and "as sex does" in labels.dropped["gender"]
@@ -125,7 +139,7 @@ def test_heart_metadata():
         rows = list(csv.DictReader(file))
     cases = [FakeCase(row.pop("case"), row["patient_id"], row) for row in rows]
     labels = build_metalabels(cases, [int(row["size_z"]) for row in rows])
-    assert labels.names == ("patient", "position", "phase", "group")
+    assert labels.names == ("patient", "position", "phase") and "name it" in labels.dropped["group"]
     assert labels.counts["patient"] == len({case.patient for case in cases}) and labels.counts["phase"] == 2
     assert math.isclose(np.mean(labels.of_case["phase"]), 0.5, abs_tol=0.1)
     assert "as patient does" in labels.dropped["patient_id"] and "numbers" in labels.dropped["height_cm"]

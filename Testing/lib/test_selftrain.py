@@ -1,6 +1,7 @@
 """``run_selftrain`` on a tiny project: what it reads, what it leaves behind, how it resumes, what it refuses."""
 
 import json
+from collections import Counter
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,6 +16,7 @@ from MedSSLLib.commands.tables import run_row
 from MedSSLLib.errors import CancelledError, GuardError, InputError
 from MedSSLLib.events import Events
 from MedSSLLib.finetune import run_finetune
+from MedSSLLib.manifest import Case
 from MedSSLLib.predict import Model, PredictOptions, load_model, predict_case
 from MedSSLLib.project import Project
 from MedSSLLib.pseudo import CollapsedError
@@ -169,6 +171,21 @@ def test_what_the_joint_stage_reads(project, monkeypatch):
     contrast_only = settings(name="contrast", options__rounds=1, options__pseudo_weight=0.0, options__clean="crf")
     selftrain.run_selftrain(project, contrast_only, Events())
     assert seen[-1][1].contrast.foreground == 1.0, "contrast alone needs structures"
+    drawn = settings(name="drawn", options__rounds=1, options__labelled_share=0.75, annotated_slices=2)
+    selftrain.run_selftrain(project, drawn, Events())
+    assert sorted(seen[-1][1].contrast.cases) == ["case0"] * 6 + ["case1", "case2"], "drawn on, though a pseudo-label"
+
+
+@pytest.mark.parametrize(("labelled", "others", "share", "times"), [
+    (1, 89, 0.5, 89), (4, 86, 0.5, 22), (8, 22, 0.25, 1), (2, 8, 0.0, 1), (5, 1, 0.5, 1), (1, 10, 0.75, 30),
+    (0, 3, 0.5, 0), (3, 0, 0.5, 1),
+])  # fmt: skip
+def test_labelled_cases_are_a_share_of_the_joint_batches(labelled, others, share, times):
+    first, rest = ([Case(f"{kind}{n}", ()) for n in range(count)] for kind, count in (("l", labelled), ("o", others)))
+    cases = selftrain.with_share(first, rest, share)
+    assert Counter(case.name for case in cases) == {**{c.name: times for c in first}, **{c.name: 1 for c in rest}}
+    if times > 1:
+        assert abs(labelled * times / len(cases) - share) < 0.02
 
 
 @pytest.mark.parametrize("stage", ["stage-1", "round-1", "pseudo-2", "round-2"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -31,8 +31,8 @@ class SelfTrainConfig(Frozen):
     first_share: float = Field(0.4, gt=0, lt=1, description="Share of the budget for stage 1. Not from the paper.")
     temperature: float = Field(0.1, gt=0, description="Temperature (released code: 0.1).")
     pseudo_weight: float = Field(0.5, ge=0, description="Segmentation loss on pseudo-labels. Not from the paper.")
-    labelled_share: float = Field(0.5, ge=0, lt=1, description="Least share of labelled and partly drawn cases in "
-                                  "batches with pseudo-labels, so that all kinds of pairs occur. Not from the paper.")
+    drawn_share: float = Field(0.5, ge=0, lt=1, description="Least share of partly drawn cases, whose labels are "
+                               "the best, in batches with pseudo-labels. Not from the paper.")
     soft: bool = Field(False, description="Pseudo-labels are probabilities weighted by confidence. Not from the paper.")
     shapes: bool = Field(True, description="Pseudo-labels of partly drawn cases also follow the shapes between their "
                                            "drawn slices. Not from the paper.")
@@ -85,6 +85,12 @@ def check_names(options: SelfTrainConfig, targets: Collection[str]) -> None:
                          remedy="Name unlabelled or partly annotated cases")
     for name in sorted(accept & reject):
         raise InputError("is accepted and rejected", case=name, remedy="Take it out of one of the two")
+
+
+def with_share(first: Sequence[Case], others: Sequence[Case], share: float) -> tuple[Case, ...]:
+    """The cases, the first ones so often that they are about `share` of the list, or more; each at least once."""
+    times = round(share / (1 - share) * len(others) / len(first)) if first else 1
+    return (*first,) * max(times, 1) + (*others,)
 
 
 def warn_of_idle_settings(ready: Preparation, options: SelfTrainConfig) -> None:

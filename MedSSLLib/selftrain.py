@@ -7,7 +7,6 @@ weights with `restart`, as the released code does. A run that a guard stops keep
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -59,6 +58,7 @@ from MedSSLLib.selfoptions import (
     self_train_options,
     start_weights,
     warn_of_idle_settings,
+    with_share,
 )
 from MedSSLLib.soft_labels import SoftLabels
 from MedSSLLib.trainer import STOP_FILE
@@ -258,9 +258,11 @@ def _joint_task(job: _Job, net: SegmentationNet, folder: Path, summary: dict[str
     ready, data, options = job.ready, job.data, job.options
     pseudo = pseudo_labelled(job.targets, folder, summary["kept"])
     cache = Cache(ready.project.cache_folder, data.plan)
-    drawn = tuple(case for case in data.training if case.name not in summary["kept"])
+    whole = tuple(case for case in data.training if case.name not in summary["kept"])
+    partly = {case.name for case in data.training if case.annotated}
+    drawn = tuple(case for case in pseudo if case.name in partly)
     values, ignore = ready.project.values, ready.project.ignore_value
-    for _, error in cache.prepare(drawn + pseudo, labels=True, values=values, ignore=ignore):
+    for _, error in cache.prepare(whole + pseudo, labels=True, values=values, ignore=ignore):
         raise error
     held_out = tuple(case.name for case in data.held_out)
     labelled = SegmentationTask(net, make_sampler(ready, data.plan, data.cache, data.training), data.plan,
@@ -269,20 +271,12 @@ def _joint_task(job: _Job, net: SegmentationNet, folder: Path, summary: dict[str
     share = ready.config.training.foreground if options.pseudo_weight else 1.0
     soft = SoftLabels(folder, len(ready.project.classes), frozenset(summary["kept"])) if options.soft else None
     seed = ready.config.seed + number
-    known = {case.name for case in data.training}
-    cases = with_share([case for case in drawn + pseudo if case.name in known],
-                       [case for case in pseudo if case.name not in known], options.labelled_share)
+    cases = with_share(drawn, whole + tuple(case for case in pseudo if case not in drawn), options.drawn_share)
     contrast = make_sampler(ready, data.plan, cache, cases, foreground=share, seed=seed, soft=soft)
     task = JointTask(labelled, contrast, len(ready.project.classes), options.matching, options.weight,
                      options.pseudo_weight, options.temperature)
     place(task.module, ready.device, data.plan.dim)
     return task
-
-
-def with_share(labelled: Sequence[Case], others: Sequence[Case], share: float) -> tuple[Case, ...]:
-    """The cases, the labelled ones so often that they are about `share` of the list, or more; each at least once."""
-    times = round(share / (1 - share) * len(others) / len(labelled)) if labelled else 1
-    return (*labelled,) * max(times, 1) + (*others,)
 
 
 def _stage_file(ready: Preparation, name: str) -> Path:

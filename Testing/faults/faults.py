@@ -165,10 +165,12 @@ FAULTS: dict[tuple[str, str, str], list[tuple[str, str, str]]] = {
         ("slices that lack a class between others are passed over", "else 0.0 for mask in between",
          "else 1.0 for mask in between"),
     ],
+    ("self-training", "selfoptions", "selftrain"): [
+        ("partly drawn cases are as rare as they are", "return (*first,) * max(times, 1)", "return (*first,)"),
+    ],
     ("self-training", "selftrain", "selftrain"): [
-        ("pseudo-labels of drawn cases count as any", "known = {case.name for case in data.training}",
-         "known = {case.name for case in drawn}"),
-        ("labelled cases are as rare as they are", "return (*labelled,) * max(times, 1)", "return (*labelled,)"),
+        ("whole labels count as drawn slices", "for case in pseudo if case.name in partly",
+         "for case in whole + pseudo"),
         ("stage 1 is not counted", "    job.first = figures\n", ""),
         ("hidden labels are opened", "replace(case, label=None, annotated=None) for case in others",
          "replace(case) for case in others"),

@@ -68,8 +68,10 @@ class Cache:
     Several processes may prepare and read one cache at the same time.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], plan: Plan) -> None:
+    def __init__(self, folder: str | os.PathLike[str], plan: Plan, labels: Path | None = None) -> None:
+        """With `labels`, entries of labels lie in that folder instead, which may be removed after use."""
         self.folder = Path(folder)
+        self._label_folder = labels or self.folder / "labels"
         self.plan = plan
         self._settings = {"version": VERSION, **plan.model_dump(mode="json", exclude={"patch", "strides"})}
         self._images: dict[str, _Entry] = {}
@@ -201,7 +203,7 @@ class Cache:
                 "image": image.folder.name, "shape": array.shape, "geometry": asdict(image.geometry),
                 "counts": counts, "places": ranges}, places=places)
 
-        return self._entry(self.folder / "labels" / key, make)
+        return self._entry(self._label_folder / key, make)
 
     def _entry(self, folder: Path, make: Callable[[Path], None]) -> _Entry:
         info = read_info(folder)

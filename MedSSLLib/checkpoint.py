@@ -146,3 +146,27 @@ def _same_but_channels(source: Tensor, target: Tensor) -> bool:
 def _spread_channels(source: Tensor, target: Tensor) -> Tensor:
     mean = source.mean(1, keepdim=True) * source.shape[1] / target.shape[1]
     return mean.expand_as(target).clone()
+
+
+def save_stage(run_folder: Path, name: str, network: nn.Module, figures: Mapping[str, Any]) -> None:
+    """Keep what a finished stage of a run has reached."""
+    save_tensors(_stage_file(run_folder, name), network.state_dict(), {"stage": name, "figures": figures})
+
+
+def load_stage(run_folder: Path, name: str, network: nn.Module) -> dict[str, Any] | None:
+    """Load a finished stage into the network; its figures, None where it is not finished.
+
+    Raises:
+        InputError: the file is not readable, or of another network.
+    """
+    path = _stage_file(run_folder, name)
+    if not path.exists():
+        return None
+    tensors, facts = load_tensors(path)
+    with fitting(path):
+        network.load_state_dict(tensors)
+    return dict(facts["figures"])
+
+
+def _stage_file(run_folder: Path, name: str) -> Path:
+    return run_folder / "stages" / f"{name}.safetensors"

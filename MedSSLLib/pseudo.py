@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -27,6 +28,7 @@ from MedSSLLib.soft_labels import write_probabilities
 Filter = Literal["none", "consistency", "confidence"]
 Clean = Literal["none", "components", "crf"]
 SUMMARY, FORMAT_VERSION = "summary.json", 1
+ENTRIES = "preprocessed"  # folder of a round
 GROWTH = 3.0  # factor of a class's total volume between rounds that raises the drift alarm; not from the paper
 SURE, MARGIN = 0.01, 4  # where a structure may be: its least probability, and voxels around; not from the paper
 HOLE_SHARE = 0.05  # holes up to this share of a component are filled; not from the paper
@@ -259,6 +261,12 @@ def pseudo_labelled(cases: Sequence[Case], folder: Path, kept: Iterable[str]) ->
                                  remedy=f"Remove {folder} and resume, so that the round is made again")
             result.append(replace(case, label=path, annotated=None))
     return tuple(result)
+
+
+def discard_entries(folder: Path) -> None:
+    """Remove the preprocessed labels of all rounds in ``RUN/pseudo``; those of CT scans can fill a disk."""
+    for entries in folder.glob(f"*/{ENTRIES}"):
+        shutil.rmtree(entries, ignore_errors=True)
 
 
 def dice_against(project: Project, folder: Path, references: Path) -> dict[str, float]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from MedSSLLib.cache import Cache
-from MedSSLLib.checkpoint import fitting, load_tensors, save_tensors
+from MedSSLLib.checkpoint import load_stage, load_tensors, save_stage, save_tensors
 from MedSSLLib.config import RunConfig
 from MedSSLLib.device import precision_of
 from MedSSLLib.errors import CancelledError, GuardError, InputError
@@ -46,7 +46,16 @@ from MedSSLLib.preparation import (
     resolve_weights,
 )
 from MedSSLLib.project import Project
-from MedSSLLib.pseudo import CollapsedError, PseudoOptions, absent, drift, pseudo_labelled, write_pseudo_labels
+from MedSSLLib.pseudo import (
+    ENTRIES,
+    CollapsedError,
+    PseudoOptions,
+    absent,
+    discard_entries,
+    drift,
+    pseudo_labelled,
+    write_pseudo_labels,
+)
 from MedSSLLib.runfolder import WEIGHTS, begun
 from MedSSLLib.segmentation import SegmentationTask
 from MedSSLLib.selfoptions import (
@@ -135,6 +144,7 @@ def run_selftrain(project: Project, config: RunConfig, events: Events) -> Path:
         try:
             for number in range(1, options.rounds + 1):
                 net = _round(job, number, net, first)
+                discard_entries(ready.folder / "pseudo")
         except GuardError as error:
             _keep_last_good(job, error)
             raise
@@ -177,10 +187,10 @@ def _stage_one(job: _Job) -> SegmentationNet:
     if start is not None:
         net.load_state_dict(load_tensors(start)[0])
         return net
-    if (figures := _load_stage(ready, "stage-1", net)) is None:
+    if (figures := _finished(ready, "stage-1", net)) is None:
         budget = stage_budget(ready.config, job.options.first_share)
         figures = fit(ready, make_task(ready, job.data, net), budget, "stage-1")
-        _save_stage(ready, "stage-1", net, figures)
+        _keep(ready, "stage-1", net, figures)
     job.first = figures
     return net
 
@@ -192,12 +202,12 @@ def _round(job: _Job, number: int, teacher: SegmentationNet, first: Segmentation
     job.good = teacher
     net = build_network(ready, job.data.plan, None)
     net.load_state_dict((first if job.options.restart else teacher).state_dict())
-    if (figures := _load_stage(ready, name, net)) is None:
+    if (figures := _finished(ready, name, net)) is None:
         share = (1.0 if job.start else 1 - job.options.first_share) / job.options.rounds
         task = _joint_task(job, net, folder, summary, number)
         figures = fit(ready, task, stage_budget(ready.config, share), name)
         figures |= {key: float(value) for key, value in task.diagnostics().items()}
-        _save_stage(ready, name, net, figures)
+        _keep(ready, name, net, figures)
     known = ("steps", "seconds", "local_contrast", "separation")
     job.rows.append({"round": number, "pseudo": summary, "dice": figures["best"],
                      **{key: figures[key] for key in known if key in figures}})
@@ -257,7 +267,7 @@ def _joint_task(job: _Job, net: SegmentationNet, folder: Path, summary: dict[str
     """The joint task of a round over true labels and this round's pseudo-labels."""
     ready, data, options = job.ready, job.data, job.options
     pseudo = pseudo_labelled(job.targets, folder, summary["kept"])
-    cache = Cache(ready.project.cache_folder, data.plan)
+    cache = Cache(ready.project.cache_folder, data.plan, folder / ENTRIES)
     whole = tuple(case for case in data.training if case.name not in summary["kept"])
     partly = {case.name for case in data.training if case.annotated}
     drawn = tuple(case for case in pseudo if case.name in partly)
@@ -279,21 +289,11 @@ def _joint_task(job: _Job, net: SegmentationNet, folder: Path, summary: dict[str
     return task
 
 
-def _stage_file(ready: Preparation, name: str) -> Path:
-    return ready.folder / "stages" / f"{name}.safetensors"
-
-
-def _save_stage(ready: Preparation, name: str, net: SegmentationNet, figures: dict[str, Any]) -> None:
-    if ready.fabric.is_global_zero:
-        save_tensors(_stage_file(ready, name), net.state_dict(), {"stage": name, "figures": figures})
-
-
-def _load_stage(ready: Preparation, name: str, net: SegmentationNet) -> dict[str, Any] | None:
+def _finished(ready: Preparation, name: str, net: SegmentationNet) -> dict[str, Any] | None:
     """Load a finished stage of a resumed run; its figures, None where it is not finished."""
-    path = _stage_file(ready, name)
-    if not ready.config.resume or not path.exists():
-        return None
-    tensors, facts = load_tensors(path)
-    with fitting(path):
-        net.load_state_dict(tensors)
-    return dict(facts["figures"])
+    return load_stage(ready.folder, name, net) if ready.config.resume else None
+
+
+def _keep(ready: Preparation, name: str, net: SegmentationNet, figures: dict[str, Any]) -> None:
+    if ready.fabric.is_global_zero:
+        save_stage(ready.folder, name, net, figures)

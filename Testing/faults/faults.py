@@ -171,6 +171,8 @@ FAULTS: dict[tuple[str, str, str], list[tuple[str, str, str]]] = {
     ("self-training", "selftrain", "selftrain"): [
         ("whole labels count as drawn slices", "for case in pseudo if case.name in partly",
          "for case in whole + pseudo"),
+        ("preprocessed pseudo-labels stay", "                discard_entries(ready.folder / \"pseudo\")\n", ""),
+        ("pseudo-labels fill the project's cache", "data.plan, folder / ENTRIES)", "data.plan)"),
         ("stage 1 is not counted", "    job.first = figures\n", ""),
         ("hidden labels are opened", "replace(case, label=None, annotated=None) for case in others",
          "replace(case) for case in others"),

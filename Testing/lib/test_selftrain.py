@@ -142,6 +142,7 @@ def test_a_run_from_a_run_starts_every_round_from_its_weights(project):
 
 @pytest.mark.parametrize("dim", ["2d", "3d"])
 def test_annotated_slices_are_labels_and_the_rest_of_the_volume_is_pseudo_labelled(project, dim):
+    before = set(project.cache_folder.glob("labels/*/"))
     config = settings(name=f"sparse-{dim}", dim=dim, annotated_slices=2, options__rounds=1)
     folder = selftrain.run_selftrain(project, config, Events())
     (annotated,) = json.loads((folder / "config.json").read_text())["data"]["annotated"]["case0"]
@@ -149,6 +150,8 @@ def test_annotated_slices_are_labels_and_the_rest_of_the_volume_is_pseudo_labell
     assert annotated["axis"] == 2 and len(annotated["indices"]) == 2
     assert np.array_equal(made[annotated["indices"]], truth[annotated["indices"]])
     assert not np.array_equal(made, truth)
+    assert not list(folder.rglob("preprocessed")), "what training read of it is removed"
+    assert len(set(project.cache_folder.glob("labels/*/")) - before) == 1, "the slices, no pseudo-label"
 
 
 def test_what_the_joint_stage_reads(project, monkeypatch):

@@ -17,7 +17,16 @@ from MedSSLLib.calibration import helpful_temperature
 from MedSSLLib.embedding_map import FILE_NAME, FORMAT, FORMAT_VERSION
 from MedSSLLib.errors import InputError, MedSSLError
 from MedSSLLib.events import read_events
-from MedSSLLib.figures import NEUTRAL, PALETTE, Curves, reliability_diagram, running_mean, styled, training_curves
+from MedSSLLib.figures import (
+    NEUTRAL,
+    PALETTE,
+    Curves,
+    legend_above,
+    reliability_diagram,
+    running_mean,
+    styled,
+    training_curves,
+)
 from MedSSLLib.files import read_json
 from MedSSLLib.htmlpage import Cell, Page
 from MedSSLLib.overlays import Panel, make_panel, overlay_figure
@@ -147,7 +156,7 @@ def together(curves: Curves, *, bounds: tuple[float, float] | None = None) -> Fi
             axes.plot(steps, values, color=colour, alpha=0.2, linewidth=0.9)
             axes.plot(steps, running_mean(values, max(3, len(values) // 20)), color=colour, label=name)
     axes.set(xlabel="step", ylim=bounds)
-    figure.legend(loc="outside upper center", ncols=3)
+    legend_above(figure)
     return figure
 
 
@@ -175,7 +184,7 @@ def conflict_shares(gradients: Curves) -> Figure:
                    labels=[name.replace("_", " ") for name in SHARES])  # fmt: skip
     axes.axhline(0, color=NEUTRAL, linewidth=0.6)
     axes.set(xlabel="step", ylabel="share of pairs", ylim=(0, 1))
-    figure.legend(loc="outside upper center", ncols=3)
+    legend_above(figure)
     return figure
 
 

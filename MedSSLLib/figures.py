@@ -18,6 +18,7 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -111,8 +112,22 @@ def training_curves(
     lines = {str(line.get_label()): line for axes in figure.axes for line in axes.lines}
     shown = {name: line for name, line in lines.items() if name in runs}
     if len(runs) > 1 and shown:
-        figure.legend(list(shown.values()), list(shown), loc="outside upper center", ncols=min(4, len(shown)))
+        legend_above(figure, list(shown.values()), list(shown), columns=4)
     return figure
+
+
+def legend_above(
+    figure: Figure, handles: Sequence[Artist] | None = None, names: Sequence[str] = (), *, columns: int = 3
+) -> None:
+    """The legend above a figure, of what it shows unless told, in as many columns as fit; its rows make it higher."""
+    if handles is None:
+        handles, names = figure.axes[0].get_legend_handles_labels()
+    for count in range(min(columns, len(handles)), 0, -1):
+        legend = figure.legend(handles, names, loc="outside upper center", ncols=count)
+        if count == 1 or legend.get_window_extent().width <= figure.bbox.width:
+            break
+        legend.remove()
+    figure.set_figheight(figure.get_figheight() + 0.2 * (math.ceil(len(handles) / count) - 1))
 
 
 def _curve(axes: Axes, points: Sequence[tuple[float, float]], colour: str, label: str) -> None:
@@ -144,7 +159,7 @@ def dice_against_labels(
         results: method to ``{labelled volumes: (mean, low, high)}``.
         xlabel: what is counted.
     """
-    figure = Figure(figsize=(4.7, 3.4 + 0.2 * math.ceil(len(results) / 3)))
+    figure = Figure(figsize=(4.7, 3.6))
     axes = figure.add_subplot()
     counts = sorted({count for rows in results.values() for count in rows})
     for number, (method, rows) in enumerate(results.items()):
@@ -155,7 +170,7 @@ def dice_against_labels(
         axes.errorbar(places, mean, [mean - low, high - mean], color=colour, marker="o", capsize=3, label=method)
     axes.set_xticks(range(len(counts)), [str(count) for count in counts])
     axes.set(xlabel=xlabel, ylabel="mean Dice", xlim=(-0.5, len(counts) - 0.5))
-    figure.legend(loc="outside upper left", ncols=3)
+    legend_above(figure)
     return figure
 
 

@@ -134,6 +134,17 @@ def test_figures_survive_little_data_and_odd_names(figure):
     assert to_png(figure(), dpi=30)[:4] == b"\x89PNG"
 
 
+@pytest.mark.parametrize("letters", [3, 16, 30])
+def test_the_legend_of_many_methods_lies_inside_the_figure(letters):
+    names = [f"{n}".ljust(letters, "m") for n in range(7)]
+    figure = dice_against_labels({name: {1: (0.5, 0.4, 0.6)} for name in names})
+    figure.draw_without_rendering()
+    box, (axes,) = figure.legends[0].get_window_extent(), figure.axes
+    assert box.x0 >= 0 and box.x1 <= figure.bbox.width and box.y1 <= figure.bbox.height
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == names and len(figure.legends) == 1
+    assert not box.overlaps(axes.get_window_extent()) and axes.get_window_extent().height > 200
+
+
 def test_the_axis_says_what_is_counted():
     axes = dice_against_labels({"even": {3: (0.5, 0.4, 0.6)}}, xlabel="annotated slices").axes[0]
     assert axes.get_xlabel() == "annotated slices" and [t.get_text() for t in axes.get_xticklabels()] == ["3"]

@@ -206,6 +206,16 @@ def test_between_drawn_slices_the_pseudo_label_follows_their_shapes_too(tmp_path
     assert np.array_equal(found[True, "y"], found[False, "y"]), "nothing is drawn on it"
 
 
+def test_a_class_that_the_drawn_slices_miss_stays_in_the_pseudo_label(tmp_path, monkeypatch):
+    """All drawn slices lie at one end; the model is sure of another class at the other end."""
+    drawn, seen = np.zeros((2, 24, 16, 16), np.uint8)
+    drawn[1:7, 3:9, 3:9], seen[1:7, 3:9, 3:9], seen[16:22, 3:9, 3:9] = 1, 1, 2
+    predicted(monkeypatch, seen, sure=0.8)
+    case = case_on(tmp_path, Geometry((16, 16, 24), (1.0, 1.0, 3.0)), "x", 3 * drawn, Annotated.of([(2, [1, 4, 6])]))
+    write_pseudo_labels(PROJECT, MODEL, [case], tmp_path / "r", PseudoOptions())
+    assert np.array_equal(io.read_image(tmp_path / "r" / "x.nii.gz").array == 700, seen == 2)
+
+
 def test_holes_that_are_large_open_or_filled_by_another_class_stay():
     classes = np.zeros((7, 7, 7), np.uint8)
     classes[1:6, 1:6, 1:6] = 1

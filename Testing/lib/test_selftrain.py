@@ -374,10 +374,11 @@ def test_a_single_foreground_class_is_warned_about_and_runs(tmp_path):
     assert "one foreground class" in record.of("warning")[0]["message"]
 
 
-def test_the_paper_preset_leaves_pseudo_labels_out_of_the_segmentation_loss():
+def test_the_paper_preset_leaves_out_what_the_paper_does_not_have():
     from MedSSLLib.config import RunConfig
 
-    assert self_train_options(RunConfig.build("selftrain", preset="paper")).pseudo_weight == 0
+    paper = self_train_options(RunConfig.build("selftrain", preset="paper"))
+    assert (paper.pseudo_weight, paper.drawn_share, paper.shapes, paper.restart) == (0, 0, False, True)
 
 
 @pytest.mark.parametrize("restart", [False, True])

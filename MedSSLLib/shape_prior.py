@@ -66,9 +66,9 @@ def with_shapes(
 def with_known_shapes(
     network: np.ndarray, label: np.ndarray, annotated: Annotated, spacing: Sequence[float]
 ) -> np.ndarray:
-    """As `with_shapes`, but what lies outside the shapes is background or a class that no slice shows, as the network says.
+    """As `with_shapes`, but outside the shapes the network decides between background and classes that no slice shows.
 
-    It may know such a class from other cases, and slices that miss it do not tell whether it lies elsewhere.
+    It may know them from other cases, and slices that miss a class do not tell whether it lies elsewhere.
     """
     distances, gap = shape_distances(label, annotated, spacing, len(network))
     shown = set(np.unique(label[counted_mask(label.shape, annotated)]).tolist())

@@ -75,7 +75,8 @@ USING: dict[tuple[str, str, str], list[tuple[str, str, str]]] = {
         ("probabilities that do not sum to 1", "return joint / joint.sum(0)", "return joint"),
     ],
     ("completion", "complete", "complete"): [
-        ("what was drawn is overwritten", "np.where(drawing.label == IGNORE, classes, drawing.label)", "classes"),
+        ("what was drawn is overwritten",
+         "np.where(drawing.label == IGNORE, joint.argmax(0).astype(np.uint8), drawing.label)", "joint.argmax(0)"),
         ("a label is replaced by its completion", "refuse_overwriting([path], project.files)", "pass"),
         ("slices along another axis than the drawn ones", "own = axis == slice_axis(geometry)", "own = True"),
     ],

@@ -192,7 +192,7 @@ _PRESETS: dict[Command, dict[Preset, dict[str, Any]]] = {
         "standard": {"training.steps": 1500, "network.widths": (16, 32, 64, 128, 128)},
         "paper": {
             "training.steps": 20000, "network.widths": (16, 32, 64, 128, 128, 128), "options.pseudo_weight": 0.0,
-            "options.first_share": 0.25, "options.restart": True, "options.shapes": False,
+            "options.first_share": 0.25, "options.restart": True, "options.shapes": False, "options.drawn_share": 0.0,
         },
     },
 }
@@ -215,6 +215,18 @@ _OF_METHOD: dict[tuple[Command, str, Preset], dict[str, Any]] = {
         "options.out": 256, "options.momentum": 0.996, "augment.contrast": 0.0, "augment.low_resolution": 0.0,
     },
 }
+
+# What runs of earlier versions go on with: options that came later, as they were before.
+_CAME_LATER: dict[str, dict[str, Any]] = {
+    "selftrain": {"shapes": False, "drawn_share": 0.0},
+    "gcl": {"pixel_level": -1},
+}
+
+
+def as_begun(config: RunConfig) -> RunConfig:
+    """The settings of a run that has begun, with the options that it could not yet record."""
+    kind = config.method if config.command == "pretrain" else config.command
+    return config.override({"options": _CAME_LATER.get(kind, {}) | config.options})
 
 
 def _preset(command: Command, preset: Preset, method: str) -> dict[str, Any]:

@@ -97,6 +97,16 @@ def positive_pairs(labels: Tensor | None, n: int, views: int, device: torch.devi
     return same & (index.unsqueeze(1) != index)
 
 
+def share_with_positive(labels: Tensor, patients: Tensor | None = None) -> Tensor:
+    """Share of images ``[n]`` that have another image (with `patients`: of another patient) of the same label.
+
+    -1 = missing.
+    """
+    other = torch.arange(len(labels), device=labels.device) if patients is None else patients
+    same = (labels.unsqueeze(1) == labels) & (labels >= 0)
+    return (same & (other.unsqueeze(1) != other)).any(1).float().mean()
+
+
 @full_precision
 def retrieval(z: Tensor, labels: Tensor) -> Tensor:
     """Share of labelled views whose nearest view of another labelled image has the same label, in [0, 1].

@@ -95,7 +95,7 @@ def build_metalabels(
     Args:
         cases: the cases to pre-train on.
         slices: slices of each case; None in 3D, where a sample is a patch and has no position.
-        names: labels to use, in order; empty = every usable one.
+        names: labels to use, in order; empty = as above.
         parts: classes of `position` (not from the paper beyond its 4).
 
     Raises:
@@ -123,7 +123,7 @@ def build_metalabels(
     if names and not classes:
         raise InputError(
             "no meta label is usable: " + "; ".join(f"{n} {why}" for n, why in dropped.items()),
-            remedy="Name other labels, or none to use every usable one.",
+            remedy="Name other labels, or none to leave the choice open.",
         )
     return MetaLabels(classes, of_case, counts, dropped)
 

@@ -22,7 +22,7 @@ from MedSSLLib.manifest import Case
 from MedSSLLib.predict import Model, on_source
 from MedSSLLib.preprocess import preprocess_image, preprocess_label
 from MedSSLLib.project import Project
-from MedSSLLib.shape_prior import with_shapes
+from MedSSLLib.shape_prior import with_known_shapes
 from MedSSLLib.soft_labels import write_probabilities
 
 Filter = Literal["none", "consistency", "confidence"]
@@ -49,7 +49,7 @@ class PseudoOptions:
         fixed: folder of earlier pseudo-labels that a person has looked at; those of accepted cases stay as they are.
         start: name of the run that the first model is taken from; empty when it is trained in the same run.
         soft: also keep the probabilities (see ``soft_labels.py``); what a person has drawn or accepted stays certain.
-        shapes: the shapes between the drawn slices of a case count as well (see ``shape_prior.py``).
+        shapes: the shapes between the drawn slices of a case count as well (see ``shape_prior.with_known_shapes``).
     """
 
     clean: Clean = "components"
@@ -106,7 +106,7 @@ def _write_case(
     person, predicted = decided(project, case, source, options), on_source(found, grid, source)
     own = smooth(predicted, volumes[0]) if options.clean == "crf" else predicted
     drawn = case.annotated if options.shapes and case.annotated and case.annotated.count else None
-    likely = with_shapes(own, person, drawn, source.spacing) if drawn else own
+    likely = with_known_shapes(own, person, drawn, source.spacing) if drawn else own
     if options.soft and likely is not predicted:
         found = torch.from_numpy(on_source(torch.from_numpy(likely), source, grid))
     plain, cleaned = _classes(model, likely, options)

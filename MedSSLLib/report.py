@@ -213,13 +213,14 @@ def add_configuration(page: Page, settings: Mapping[str, Any], title: str = "Con
     usual = RunConfig.build(command, preset=preset, method=method)  # type: ignore[arg-type]
     own = own_options(usual.command, usual.method, usual.options)
     default = dict(_flat(usual.model_dump(mode="json") | ({"options": own.model_dump(mode="json")} if own else {})))
-    rows = [(key, value, "" if str(default.get(key)) == str(value) else "changed") for key, value in _flat(settings)]
-    changed = {key: _setting(value) for key, value, mark in rows if mark and key not in ("name", "labelled")}
+    rows = [(key, "null" if value is None and key.startswith("options.") else _setting(value),
+             str(default.get(key)) != str(value)) for key, value in _flat(settings)]
+    changed = {key: words for key, words, differs in rows if differs and key not in ("name", "labelled")}
     order = " Settings that differ from it come first." if any(changed.values()) else ""
     page.section(title, f"Preset {preset}.{order}")
     page.facts(changed)
     page.fold("All settings")
-    page.facts({key: _setting(value) for key, value, _ in rows})
+    page.facts({key: words for key, words, _ in rows})
     page.unfold()
 
 

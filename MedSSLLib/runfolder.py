@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from MedSSLLib import __version__
-from MedSSLLib.config import RunConfig
+from MedSSLLib.config import RunConfig, as_begun
 from MedSSLLib.errors import InputError
 from MedSSLLib.files import FileLock, read_json, write_json
 from MedSSLLib.planning import Plan
@@ -53,7 +53,7 @@ def open_run(project: Project, config: RunConfig) -> tuple[Path, RunConfig]:
     """
     if config.resume:
         folder = resumable(project, config)
-        return folder, read_config(folder).override({"resume": True, "device": config.device})
+        return folder, as_begun(read_config(folder)).override({"resume": True, "device": config.device})
     name = config.name or _free_name(project, config)
     folder = project.run_folder(name)
     if (folder / "config.json").exists() and not _abandoned(folder):

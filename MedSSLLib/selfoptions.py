@@ -31,8 +31,8 @@ class SelfTrainConfig(Frozen):
     first_share: float = Field(0.4, gt=0, lt=1, description="Share of the budget for stage 1. Not from the paper.")
     temperature: float = Field(0.1, gt=0, description="Temperature (released code: 0.1).")
     pseudo_weight: float = Field(0.5, ge=0, description="Segmentation loss on pseudo-labels. Not from the paper.")
-    drawn_share: float = Field(0.5, ge=0, lt=1, description="Least share of partly drawn cases, whose labels are "
-                               "the best, in batches with pseudo-labels. Not from the paper.")
+    drawn_share: float = Field(0.5, ge=0, lt=1, description="About the least share of partly drawn cases, whose "
+                               "pseudo-labels are the best, in batches with pseudo-labels. Not from the paper.")
     soft: bool = Field(False, description="Pseudo-labels are probabilities weighted by confidence. Not from the paper.")
     shapes: bool = Field(True, description="Pseudo-labels of partly drawn cases also follow the shapes between their "
                                            "drawn slices. Not from the paper.")

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-from MedSSLLib.labels import IGNORE, Annotated
+from MedSSLLib.labels import IGNORE, Annotated, counted_mask
 
 TAPER = 0.5  # mm that an outline shrinks per mm beyond the last drawn slice; not from the papers
 FAR = 1e3  # mm: the signed distance of a class that fills a slice; not from the papers
@@ -61,6 +61,21 @@ def with_shapes(
     """
     distances, gap = shape_distances(label, annotated, spacing, len(network))
     return product_of_experts(network, log_prior(distances, gap, softness or Softness()), weight)
+
+
+def with_known_shapes(
+    network: np.ndarray, label: np.ndarray, annotated: Annotated, spacing: Sequence[float]
+) -> np.ndarray:
+    """As `with_shapes`, but outside the shapes the network decides between background and classes that no slice shows.
+
+    It may know them from other cases, and slices that miss a class do not tell whether it lies elsewhere.
+    """
+    distances, gap = shape_distances(label, annotated, spacing, len(network))
+    shown = set(np.unique(label[counted_mask(label.shape, annotated)]).tolist())
+    seen, unseen = ([value for value in range(1, len(network)) if (value in shown) == known] for known in (True, False))
+    distances[0] = -distances[seen].max(0) if seen else 0
+    distances[unseen] = distances[0]
+    return product_of_experts(network, log_prior(distances, gap, Softness()))
 
 
 def product_of_experts(network: np.ndarray, log_shapes: np.ndarray, weight: float = 1.0) -> np.ndarray:

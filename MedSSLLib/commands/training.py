@@ -105,8 +105,7 @@ def _selftrain_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--clean", choices=("none", "components", "crf"),
-        help="no small holes, and of classes that are one piece in the labels the largest (default); crf smooths along "
-             "edges first"
+        help="no small holes, and the pieces that predictions keep (components, default); crf smooths along edges first"
     )
     parser.add_argument("--accept", metavar="SEL", help="always use these; with --from, as they are in that run")
     parser.add_argument("--reject", metavar="SEL", help="never use the pseudo-labels of these cases")

@@ -1,8 +1,8 @@
 """GCL: contrastive learning guided by several meta labels (Wu et al. 2023, arXiv 2309.08888).
 
 For every meta label an image-level loss (Eq. 1) and a pixel-level loss (Eqs. 5-8), summed (Eq. 9); the
-labels' gradients meet in GradMitigator (Eqs. 2-4). Both heads stand on the encoder's deepest feature map,
-as in the paper.
+labels' gradients meet in GradMitigator (Eqs. 2-4). The image head stands on the encoder's deepest feature map, as
+in the paper; the pixel head on the deepest one with enough pixels.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from MedSSLLib.contrastive import (
     positive_pairs,
     positive_pool,
     retrieval,
+    share_with_positive,
     supervised_contrast,
 )
 from MedSSLLib.errors import InputError
@@ -61,7 +62,7 @@ class GCLConfig(MethodConfig):
     )
     flip: float = Field(0.0, ge=0, le=1, description="Probability of a flip per axis. Not from the paper.")
     meta: tuple[str, ...] = Field(
-        (), description="Meta labels in use; empty = every usable one."
+        (), description="Meta labels in use; empty = patient, position and the columns that add to them."
     )
     instance: bool = Field(
         False,
@@ -261,16 +262,6 @@ def enough_pixels(patch: Sequence[int], encoder: Encoder) -> int:
     """The deepest level with at least LEAST_PIXELS pixels of a view; 0 where none has."""
     levels = range(len(encoder.widths))
     return max((level for level in levels if math.prod(map_shape(patch, encoder, level)) >= LEAST_PIXELS), default=0)
-
-
-def share_with_positive(labels: Tensor, patients: Tensor | None = None) -> Tensor:
-    """Share of images ``[n]`` that have another image (with `patients`: of another patient) of the same label.
-
-    -1 = missing.
-    """
-    other = torch.arange(len(labels), device=labels.device) if patients is None else patients
-    same = (labels.unsqueeze(1) == labels) & (labels >= 0)
-    return (same & (other.unsqueeze(1) != other)).any(1).float().mean()
 
 
 def nearest_index(index: Tensor, shape: Sequence[int], other: Sequence[int]) -> Tensor:

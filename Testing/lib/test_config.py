@@ -18,7 +18,8 @@ def test_presets_grow_and_stay_valid(command):
     assert steps == sorted(steps) and steps[0] < steps[1] < steps[2]
 
 
-def test_the_paper_preset_of_gcl_has_the_optimiser_of_the_paper():
+def test_the_paper_preset_of_gcl_has_the_optimiser_and_the_pixel_level_of_the_paper():
+    assert RunConfig.build("pretrain", preset="paper", method="gcl").options == {"pixel_level": -1}
     gcl = RunConfig.build("pretrain", preset="paper", method="gcl").optimiser
     assert (gcl.name, gcl.lr, gcl.momentum, gcl.weight_decay) == ("sgd", 0.1, 0.9, 1e-5)
     usual = RunConfig.build("pretrain").optimiser

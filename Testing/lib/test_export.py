@@ -11,7 +11,7 @@ import torch
 from monai.data import MetaTensor
 
 from MedSSLLib import export, io
-from MedSSLLib.bundle import _after, as_dynunet, schema, scripts_text, write_bundle
+from MedSSLLib.bundle import _after, as_dynunet, plan_facts, schema, scripts_text, write_bundle
 from MedSSLLib.bundle_scripts import ClassMapd
 from MedSSLLib.checkpoint import save_tensors
 from MedSSLLib.cli import main
@@ -163,6 +163,9 @@ def test_monai_runs_the_bundle_to_the_labels_of_predict(cohort, dim, norm, piece
     pytest.importorskip("nibabel")
     name = f"bundle-{dim}-{norm}"
     model = make_run(cohort, name, dim, norm, *pieces)
+    assert (model.one_piece, model.undivided) == (pieces or ((), ()))
+    facts = plan_facts(model)
+    assert (facts["one_piece"], facts["undivided"]) == tuple(map(list, pieces or ((), ())))
     events, _ = loud()
     export.run_export(cohort, name, "bundle", tmp_path / "bundle", events)
     run_predict(cohort, name, tmp_path / "mine", events)

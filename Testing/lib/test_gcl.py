@@ -18,6 +18,7 @@ from MedSSLLib.contrastive import (
     pixel_contrast,
     positive_gradients,
     positive_pool,
+    share_with_positive,
     supervised_contrast,
 )
 from MedSSLLib.device import average_gradient, gather_embeddings
@@ -31,7 +32,6 @@ from MedSSLLib.methods.gcl import (
     _Pixels,
     map_shape,
     nearest_index,
-    share_with_positive,
 )
 from MedSSLLib.networks import Encoder
 from MedSSLLib.sampling import Batch

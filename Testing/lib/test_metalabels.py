@@ -79,6 +79,8 @@ def test_a_column_that_all_scans_of_a_patient_share_serves_when_it_is_named():
     labels = build_metalabels(several, [8] * 6)
     assert labels.names == ("patient", "position") and "all scans of a patient" in labels.dropped["scanner"]
     assert build_metalabels(several, [8] * 6, ("scanner",)).names == ("scanner",)
+    unknown = cases(["a", "a", "b", "", "a", "a"], "ppqqrr")
+    assert "all scans of a patient" in build_metalabels(unknown, [8] * 6).dropped["scanner"], "no value is no other one"
     assert "scanner" in build_metalabels(cases("aabbab", "ppqqrr"), [8] * 6).names
     assert "scanner" in build_metalabels(cases("aabbaa", "pqrstu"), [8] * 6).names
     assert "scanner" in build_metalabels(cases(["a", "", "b", "", "a", "b"], "ppqqrs"), [8] * 6).names

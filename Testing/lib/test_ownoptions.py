@@ -7,7 +7,7 @@ import pytest
 from MedSSLLib import pretrain
 from MedSSLLib.benchmark import _finished
 from MedSSLLib.commands import tables
-from MedSSLLib.config import RunConfig
+from MedSSLLib.config import RunConfig, as_begun
 from MedSSLLib.errors import CancelledError, InputError
 from MedSSLLib.events import Events
 from MedSSLLib.htmlpage import Page
@@ -15,7 +15,7 @@ from MedSSLLib.methods import METHODS, load_method
 from MedSSLLib.ownoptions import own_options
 from MedSSLLib.pretrain import run_pretrain
 from MedSSLLib.report import add_configuration
-from MedSSLLib.runfolder import read_config
+from MedSSLLib.runfolder import open_run, read_config
 from MedSSLLib.selfoptions import SelfTrainConfig
 from MedSSLLib.trainer import STOP_FILE
 from Testing.lib.core_helpers import loud, tiny_config, tiny_project
@@ -84,6 +84,22 @@ def test_a_run_that_recorded_the_given_options_only_goes_on(project):
     assert own_options("pretrain", "gcl", read_config(folder).options).top_k == 2
 
 
+def test_a_run_goes_on_without_the_options_that_came_later(project):
+    """It can record nothing of them, and goes on as it began; a run of now keeps what it recorded."""
+    folder = stopped(project, "before", training__voxels=1024)
+    path, asked = folder / "config.json", config(name="before", resume=True)
+    assert open_run(project, asked)[1].options["pixel_level"] is None
+    content = json.loads(path.read_text())
+    del content["config"]["options"]["pixel_level"]
+    path.write_text(json.dumps(content))
+    assert open_run(project, asked)[1].options["pixel_level"] == -1
+    old, new = (as_begun(RunConfig.build("selftrain", overrides={"options": given}))
+                for given in ({"rounds": 2}, {"rounds": 2, "shapes": True, "drawn_share": 0.5}))
+    assert old.options == {"rounds": 2, "shapes": False, "drawn_share": 0.0}
+    assert new.options == {"rounds": 2, "shapes": True, "drawn_share": 0.5}
+    assert as_begun(RunConfig.build("finetune")).options == {}
+
+
 def test_a_number_named_start_is_no_run(project):
     folder = run_pretrain(project, config(name="begin", training__steps=1, options__start=0.5), Events())
     assert read_config(folder).origin == "none"
@@ -108,3 +124,4 @@ def test_the_report_lists_all_options_and_marks_the_changed_ones(tmp_path):
     changed, everything = text.split("All settings")
     assert "options.beta" in changed and "options.temperature" not in changed and "options.view_scale" not in changed
     assert all(f"options.{name}" in everything for name in load_method("gcl").Config.model_fields)
+    assert "null" in everything and "null" not in changed

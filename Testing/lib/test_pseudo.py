@@ -148,6 +148,7 @@ def test_drawn_slices_do_not_hide_a_model_that_finds_nothing(tmp_path, monkeypat
     made = write_pseudo_labels(PROJECT, MODEL, cases, tmp_path / "b", PseudoOptions())
     assert made["kept"] == ["x"] and absent(made) == ["b"]
     assert made["cases"]["x"]["voxels"] == {"a": 48, "b": 0} and made["cases"]["y"]["confidence"] == 0
+    assert made["cases"]["x"]["confidence"] == pytest.approx(0.75), "the model's own, not that with the shapes"
     assert io.read_label(tmp_path / "b" / "x.nii.gz", geometry).array[3].min() == 700
 
 
@@ -196,14 +197,26 @@ def test_between_drawn_slices_the_pseudo_label_follows_their_shapes_too(tmp_path
     label = 350 * drawn.astype(np.int16)
     cases = [case_on(tmp_path, geometry, "x", label, annotated), case_on(tmp_path, geometry, "y")]
     found = {}
+    cases.append(case_on(tmp_path, geometry, "z", label, Annotated.of([])))
     for shapes in (True, False):
         write_pseudo_labels(PROJECT, MODEL, cases, tmp_path / str(shapes), PseudoOptions(clean="none", shapes=shapes))
-        for name in ("x", "y"):
+        for name in ("x", "y", "z"):
             found[shapes, name] = io.read_image(tmp_path / str(shapes) / f"{name}.nii.gz").array
     for shapes, inside, elsewhere in ((True, 700, 0), (False, 3, 700)):
         between = found[shapes, "x"][3:8, 4:8]
         assert (between[..., 4:8] == inside).all() and (between[..., 12:14] == elsewhere).all()
-    assert np.array_equal(found[True, "y"], found[False, "y"]), "nothing is drawn on it"
+    for name in ("y", "z"):
+        assert np.array_equal(found[True, name], found[False, "y"]), "no slice of it counts"
+
+
+def test_a_class_that_the_drawn_slices_miss_stays_in_the_pseudo_label(tmp_path, monkeypatch):
+    """All drawn slices lie at one end; the model is sure of another class at the other end."""
+    drawn, seen = np.zeros((2, 24, 16, 16), np.uint8)
+    drawn[1:7, 3:9, 3:9], seen[1:7, 3:9, 3:9], seen[16:22, 3:9, 3:9] = 1, 1, 2
+    predicted(monkeypatch, seen, sure=0.8)
+    case = case_on(tmp_path, Geometry((16, 16, 24), (1.0, 1.0, 3.0)), "x", 3 * drawn, Annotated.of([(2, [1, 4, 6])]))
+    write_pseudo_labels(PROJECT, MODEL, [case], tmp_path / "r", PseudoOptions())
+    assert np.array_equal(io.read_image(tmp_path / "r" / "x.nii.gz").array == 700, seen == 2)
 
 
 def test_holes_that_are_large_open_or_filled_by_another_class_stay():

@@ -253,17 +253,19 @@ def test_clean_up_knows_which_classes_are_one_piece(tmp_path, monkeypatch):
     label = read(path)
     label[0, 0, 0:4] = label[7, 13:, 12:] = 2
     sitk.WriteImage(sitk.GetImageFromArray(label), str(path))
-    seen = []
+    seen, shapes = [], []
 
-    def stop(project, model, *rest):
+    def stop(project, model, cases, folder, options, *rest):
         seen.append((model.one_piece, model.undivided))
+        shapes.append(options.shapes)
         raise CollapsedError("seen")
 
     monkeypatch.setattr(selftrain, "write_pseudo_labels", stop)
     for name, slices in (("dense", None), ("slices", 3)):
         with pytest.raises(GuardError, match="seen"):
-            selftrain.run_selftrain(project, settings(name=name, annotated_slices=slices, training__steps=2), Events())
-    assert seen == [((1,), ()), ((), (1, 2))]
+            selftrain.run_selftrain(project, settings(name=name, annotated_slices=slices, training__steps=2,
+                                                      options__shapes=bool(slices)), Events())
+    assert seen == [((1,), ()), ((), (1, 2))] and shapes == [False, True]
     for name, known in zip(("dense", "slices"), seen, strict=True):
         data = read_data(project.run_folder(name))
         assert (data.one_piece, data.undivided) == known, "so that predictions know it as well"
@@ -377,10 +379,11 @@ def test_a_single_foreground_class_is_warned_about_and_runs(tmp_path):
     assert "one foreground class" in record.of("warning")[0]["message"]
 
 
-def test_the_paper_preset_leaves_pseudo_labels_out_of_the_segmentation_loss():
+def test_the_paper_preset_leaves_out_what_the_paper_does_not_have():
     from MedSSLLib.config import RunConfig
 
-    assert self_train_options(RunConfig.build("selftrain", preset="paper")).pseudo_weight == 0
+    paper = self_train_options(RunConfig.build("selftrain", preset="paper"))
+    assert (paper.pseudo_weight, paper.drawn_share, paper.shapes, paper.restart) == (0, 0, False, True)
 
 
 @pytest.mark.parametrize("restart", [False, True])

@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 
 from MedSSLLib.labels import IGNORE, Annotated, sparse_label
-from MedSSLLib.shape_prior import TAPER, Softness, log_prior, shape_distances, signed_distance
+from MedSSLLib.shape_prior import (
+    TAPER,
+    Softness,
+    log_prior,
+    shape_distances,
+    signed_distance,
+    with_known_shapes,
+    with_shapes,
+)
 
 SOFT = Softness()
 
@@ -183,3 +191,27 @@ def test_beyond_a_slice_without_it_a_structure_is_unlikely_not_impossible():
     distances, gap = shape_distances(sparse_label(label, annotated), annotated, (1.0, 1.0, 3.0), 2)
     prior = log_prior(distances, gap, SOFT)[1]
     assert (prior[6:] < np.log(0.4)).all() and (prior[7:] > np.log(0.01)).all()
+
+
+@pytest.mark.parametrize("drawn", [{4: 1, 12: 1}, {4: 0, 12: 0}, {4: 1, 12: 2}])
+def test_outside_the_shapes_a_class_that_no_slice_shows_is_as_likely_as_the_network_says(drawn):
+    """Where all classes are shown this is the product alone, where none is the network alone."""
+    rng = np.random.default_rng(0)
+    network = np.moveaxis(rng.dirichlet([1, 1, 1], (40, 33, 33)), 3, 0).astype(np.float32)
+    label, annotated = np.full((40, 33, 33), IGNORE, np.uint8), Annotated.of([(2, drawn)])
+    for z, value in drawn.items():
+        label[z] = value * disc(8, (16, 16), 33)
+    label[30] = 2  # not on a drawn slice
+    known, plain = (how(network, label, annotated, (1.0, 1.0, 3.0)) for how in (with_known_shapes, with_shapes))
+    unseen = {1, 2} - set(drawn.values())
+    assert np.allclose(known.sum(0), 1, atol=1e-5)
+    if len(unseen) == 1:
+        assert np.allclose(known[2] * network[0], known[0] * network[2], atol=1e-4)
+        merged = np.stack([network[0] + network[2], network[1]])
+        apart = with_shapes(merged, np.where(label == 2, 0, label), annotated, (1.0, 1.0, 3.0))
+        assert np.allclose(known[1], apart[1], atol=1e-3)
+        far = (slice(None), slice(20, None), 0, 0)
+        odds = [values[far][2] / values[far][0] for values in (plain, network)]
+        assert (odds[0] < 0.2 * odds[1]).all(), "which the product alone would hide"
+    else:
+        assert np.allclose(known, network if unseen else plain, atol=1e-5)

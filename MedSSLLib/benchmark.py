@@ -18,12 +18,12 @@ from MedSSLLib import __version__, io
 from MedSSLLib.benchmark_data import require_one_dimension
 from MedSSLLib.benchmark_records import (
     BASELINE,
-    decisive_of,
     on_base,
     read_results,
     require_one_network,
     require_same_labels,
     same,
+    unlike,
     write_results,
 )
 from MedSSLLib.benchmark_rows import ON_TOP, VARIANTS, parse_row
@@ -249,12 +249,10 @@ def _finished(project: Project, config: RunConfig) -> bool:
     """
     folder = project.run_folder(config.name)
     done = (folder / WEIGHTS).exists()
-    if (done or _has_checkpoint(folder)) and (folder / "config.json").exists():
-        theirs, ours = decisive_of(read_config(folder)), decisive_of(config)
-        differing = [f"{key} {theirs[key]} there, {ours[key]} here" for key in ours if theirs[key] != ours[key]]
-        if differing:
-            raise InputError(f"run {config.name!r} has other settings: {'; '.join(differing)}", file=folder,
-                             remedy="Choose another --out, and another --tag where there is one")
+    there = (done or _has_checkpoint(folder)) and (folder / "config.json").exists()
+    if there and (found := unlike(read_config(folder), config)):
+        raise InputError(f"run {config.name!r} has other settings: {'; '.join(found)}", file=folder,
+                         remedy="Choose another --out, and another --tag where there is one")
     return done
 
 

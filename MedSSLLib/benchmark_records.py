@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 from collections.abc import Mapping, Sequence
@@ -174,8 +175,15 @@ def _network(config: RunConfig) -> dict[str, Any]:
             "training.voxels": config.training.voxels}  # fmt: skip
 
 
-def decisive_of(config: RunConfig) -> dict[str, str]:
-    """What a run must have in common with the one that is asked for."""
+def unlike(theirs: RunConfig, ours: RunConfig) -> list[str]:
+    """In words, what of the run that is asked for is otherwise in the one there; options left open do not count."""
+    there, here = _decisive(theirs), _decisive(ours)
+    for key, value in ours.options.items():
+        here[f"options.{key}"], there[f"options.{key}"] = json.dumps(value), json.dumps(theirs.options.get(key))
+    return [f"{key} {there[key]} there, {here[key]} here" for key in here if there[key] != here[key]]
+
+
+def _decisive(config: RunConfig) -> dict[str, str]:
     training = config.training
     length = f"{training.minutes} minutes" if training.minutes else f"{training.steps} steps"
     labelled = "all" if config.labelled is None else ",".join(sorted(config.labelled))

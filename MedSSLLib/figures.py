@@ -194,15 +194,8 @@ def paired_cases(
     figure = Figure(figsize=(3.6, 3.4))
     axes = figure.add_subplot()
     for before, after in pairs:
-        axes.plot(
-            (0, 1),
-            (before, after),
-            color=PALETTE[0 if after >= before else 1],
-            alpha=0.7,
-            linewidth=1.1,
-            marker="o",
-            markersize=3.2,
-        )
+        colour = PALETTE[0 if after >= before else 1]
+        axes.plot((0, 1), (before, after), color=colour, alpha=0.7, linewidth=1.1, marker="o", markersize=3.2)
     if len(pairs):
         means = pairs.mean(axis=0)
         axes.plot((0, 1), means, color=NEUTRAL, linewidth=2.6, marker="D", markersize=6)

@@ -188,10 +188,11 @@ def _same_groups(first: np.ndarray, second: np.ndarray) -> bool:
 
 
 def _same_for_a_patient(codes: np.ndarray, patients: np.ndarray) -> bool:
-    """Whether no patient has scans of two classes, though some have several scans of a known class."""
+    """Whether no patient has scans of two classes, though most have several scans of a known class."""
     known = patients[codes != MISSING]
     pairs = set(zip(known.tolist(), codes[codes != MISSING].tolist(), strict=True))
-    return len(set(known.tolist())) == len(pairs) < len(known)
+    scans = np.unique(known, return_counts=True)[1]
+    return len(scans) == len(pairs) and 2 * int((scans > 1).sum()) > len(scans)
 
 
 def _is_number(text: str) -> bool:

@@ -125,7 +125,7 @@ FAULTS: dict[tuple[str, str, str], list[tuple[str, str, str]]] = {
     ("GCL", "metalabels", "metalabels"): [
         ("columns of whole patients are chosen", "if PATIENT in earlier and _same_for_a_patient",
          "if False and _same_for_a_patient"),
-        ("columns are left out where patients have one scan", "== len(pairs) < len(known)", "== len(pairs)"),
+        ("columns are left out where patients have one scan", " and 2 * int((scans > 1).sum()) > len(scans)", ""),
     ],
     ("GCL", "picking", "picking"): [
         ("always the first part of the slices", "for part in draw.rng.permutation(draw.parts).tolist():",

@@ -128,6 +128,9 @@ USING: dict[tuple[str, str, str], list[tuple[str, str, str]]] = {
          "options__start=choice.run(base, protocol.tag))"),
         ("a few slices are lost in fine-tuning", "extra = annotated | ON_TOP", "extra = ON_TOP"),
     ],
+    ("benchmark", "benchmark_records", "benchmark_rules"): [
+        ("runs with other options are taken", "for key, value in ours.options.items():", "for key, value in ():"),
+    ],
     ("benchmark", "benchmark_data", "benchmark"): [
         ("the largest count instead of the next larger one", "known[str(min(larger))]", "known[str(max(larger))]"),
     ],

@@ -161,6 +161,10 @@ def test_a_run_with_other_labels_or_another_pre_training_is_refused(runs):
     changed = Protocol(**{**vars(tiny_protocol("pgl")), "pretrain_steps": 7})
     with pytest.raises(InputError, match="run 'pgl-bench' has other settings: length 2 steps there, 7 steps here"):
         runs(changed, file="other.json")
+    given = tiny_protocol("pgl").pretrain_settings | {"options.view_scale": [0.5, 0.9]}
+    scaled = Protocol(**{**vars(tiny_protocol("pgl")), "pretrain_settings": given})
+    with pytest.raises(InputError, match=r"'pgl-bench' has other settings: options.view_scale .*, \[0.5, 0.9\] here"):
+        runs(scaled, file="third.json")
 
 
 # ------------------------------------------------------------------------------------------------- length

@@ -21,7 +21,8 @@ def picker(cases_of, samples, dim=2, slices=12, seed=0, **metadata):
              for p, count in enumerate(cases_of) for c in range(count)]  # fmt: skip
     depths = [slices(n) if callable(slices) else slices for n in range(len(cases))]
     shapes = {case.name: (1, depth, 16, 16) for case, depth in zip(cases, depths, strict=True)}
-    meta = build_metalabels(cases, depths if dim == 2 else None)
+    names = ("patient", "position", "phase", *metadata) if metadata else ()
+    meta = build_metalabels(cases, depths if dim == 2 else None, names)
     return MetaPicker(SimpleNamespace(shape=shapes.__getitem__), cases, samples, meta, dim, seed)
 
 

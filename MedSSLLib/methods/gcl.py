@@ -41,7 +41,7 @@ from MedSSLLib.networks import Encoder
 from MedSSLLib.sampling import Batch
 
 POOL_SHARE = 8  # an image has at least so many pixels for each one in a pool of positives; not from the paper
-LEAST_PIXELS = 64  # of a view for the pixel loss: a full pool of positives; not from the paper
+LEAST_PIXELS = 32  # of a view for the pixel loss: four of them are positives; not from the paper
 INSTANCE = "instance"
 """Name of the objective without a meta label: the only positive is the image's other view (SimCLR)."""
 
@@ -75,7 +75,7 @@ class GCLConfig(MethodConfig):
     )
     pixel_level: int | None = Field(
         None, description="Encoder level of the pixel head: 0 = finest, -1 = deepest, as in the paper; null = the "
-        "deepest one with at least 64 pixels a view, as the paper's larger slices have there."
+        "deepest one with at least 32 pixels a view, as the paper's larger slices have there."
     )
     pixel: bool = Field(True, description="Pixel loss (Eqs. 5-6); off for the ablation.")
     top_k: int = Field(

@@ -189,7 +189,7 @@ def test_pixel_level_and_limits() -> None:
 def test_the_pixel_head_stands_on_the_deepest_map_with_enough_pixels() -> None:
     """16 x 24 pixels make maps of 384, 96 and 24 of them."""
     assert small_gcl(pixel_level=None).pixel_level == 1 and small_gcl(pixel_level=-1).pixel_level == 2
-    for patch, level in (((32, 32), 2), ((31, 32), 2), ((28, 28), 1), ((4, 4), 0)):
+    for patch, level in (((32, 32), 2), ((31, 32), 2), ((24, 24), 2), ((20, 20), 1), ((4, 4), 0)):
         assert small_gcl(context={"patch": patch}, pixel_level=None).pixel_level == level, patch
 
 

@@ -89,8 +89,8 @@ def build_metalabels(
     """The usable meta labels of some cases.
 
     Without `names`: patient, position, and every metadata column that reads as categories (text, not
-    numbers) and groups the cases otherwise than a label before it, but those that all scans of a patient share, where
-    patients have several. Columns of numbers, and such ones, serve when they are named.
+    numbers) and groups the cases otherwise than a label before it, but those that all scans of a patient share,
+    where most patients have several. Columns of numbers, and such ones, serve when they are named.
 
     Args:
         cases: the cases to pre-train on.

@@ -210,6 +210,7 @@ FAULTS: dict[tuple[str, str, str], list[tuple[str, str, str]]] = {
     ("self-training", "pseudo", "pseudo"): [
         ("shapes between drawn slices are left aside",
          "with_known_shapes(own, person, drawn, source.spacing) if drawn else own", "own"),
+        ("confidence without the shapes", "confidence = likely.max(0)", "confidence = own.max(0)"),
         ("shapes hide a model that finds nothing", "_classes(model, own, options)[1] if drawn else cleaned", "cleaned"),
         ("pseudo-labels take no time", '"seconds": round(time.monotonic() - started, 1)', '"seconds": 0.0'),
         ("drawn slices are overwritten", "& (drawn != IGNORE), drawn, result)", "& (drawn != IGNORE), result, result)"),

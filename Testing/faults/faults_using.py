@@ -110,6 +110,8 @@ USING: dict[tuple[str, str, str], list[tuple[str, str, str]]] = {
     ],
     ("quality", "judge", "quality"): [
         ("the plain prediction is its own variant", "for one in kept[1:]]", "for one in kept]"),
+        ("probabilities of dropped pieces count", 'single.append(model.class_map(probabilities.numpy(), "all"))',
+         "single.append(model.class_map(probabilities.numpy(), components))"),
         ("pieces that are not written are judged", "model.class_map(probabilities.numpy(), components)",
          'model.class_map(probabilities.numpy(), "all")'),
         ("probabilities anywhere are judged", "expected_dice(_near(mean, classes), classes)",

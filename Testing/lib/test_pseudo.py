@@ -207,6 +207,8 @@ def test_between_drawn_slices_the_pseudo_label_follows_their_shapes_too(tmp_path
         assert (between[..., 4:8] == inside).all() and (between[..., 12:14] == elsewhere).all()
     for name in ("y", "z"):
         assert np.array_equal(found[True, name], found[False, "y"]), "no slice of it counts"
+    confidence = io.read_image(tmp_path / "True" / "confidence" / "x.nii.gz").array
+    assert confidence[5, 15, 0] > 0.5, "far from what is drawn the shapes are surer than the model"
 
 
 def test_a_class_that_the_drawn_slices_miss_stays_in_the_pseudo_label(tmp_path, monkeypatch):

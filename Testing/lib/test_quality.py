@@ -270,12 +270,12 @@ def test_the_estimate_is_of_the_pieces_that_are_written(dim):
     plan = make_plan([GRIDS["axial"]], modality="MR", dim=dim)
     image = -np.ones((1, 8, 32, 32), np.float32)
     image[:, :, 12:28, :] = 1
-    image[:, :, 2:8, 4:20] = 1
+    image[:, :, 2:10, 4:16] = 1  # so near that its probabilities would count
     block = np.zeros(image.shape[1:], bool)
     block[:, 12:28] = True
     model = Model(Threshold(0.0), plan, (0, 1), ("background", "thing"), torch.device("cpu"), "32", (1,))
     raw, classes = raw_quality(model, image)
-    assert ((classes == 1) == block).all() and raw.expected > 0.95
+    assert ((classes == 1) == block).all() and raw.expected > 0.985
     whole, both = raw_quality(model, image, components="all")
     assert ((both == 1) == (image[0] > 0)).all() and whole.expected > 0.95
     everywhere, same = raw_quality(replace(model, one_piece=()), image, components="largest")

@@ -25,7 +25,7 @@ WITH_docs = docs
 WITH_gui = demo,test,gui
 TORCH = $(shell sed -n '/^torch==/p' constraints.txt)
 
-.PHONY: demo test test-faults test-gui lint docs audit bench clean
+.PHONY: demo test test-gui lint docs audit bench clean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
@@ -35,18 +35,13 @@ demo: $(VENV)/.with-demo
 test: $(VENV)/.with-test
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
-# the quick part of the tests of faults, bad input and security (all of it runs in `make test`)
-FAULTS = errors files stopping checkpoint runfolder bad_input bad_projects fuzz security formats audit interrupt \
-	hostile_disk cache_faults mutants
-test-faults: $(VENV)/.with-test
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(JOBS) --dist loadfile -m "not slow" $(FAULTS:%=Testing/lib/test_%.py) $(ARGS)
-
 test-gui: $(VENV)/.with-gui
 	OMP_NUM_THREADS=1 QT_QPA_PLATFORM=offscreen ITK_GLOBAL_DEFAULT_THREADER=Platform \
 	$(RUN) -m pytest -n $(JOBS) --dist loadfile Testing/gui $(ARGS)
 
 lint: $(VENV)/.with-dev
 	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
 	$(VENV)/bin/lint-imports
 

@@ -1,15 +1,17 @@
-"""``medssl`` and ``python -m MedSSLLib``: the command line; Ctrl-C ends it quietly from the first moment to the last.
+"""``medssl`` and ``python -m MedSSLLib``: the command line; Ctrl-C ends it quietly from the first
+moment to the last.
 
-Once a command runs, `stopping` hears the signals. Here they are heard before, while the command line itself is
-imported and its words are parsed, and after, while Python clears up: the work is then done and its exit code stands.
+Once a command runs, `stopping` hears the signals. Here they are heard before, while the command
+line itself is imported and its words are parsed, and after, while Python clears up: the work is
+then done and its exit code stands.
 """
 
 import os
 import sys
 
 WAIT_POLICY = "OMP_WAIT_POLICY"
-"""Read by OpenMP when PyTorch is loaded. Threads that wait actively slow each other down several times where other
-programs, Slicer for one, use the processor too."""
+"""Read by OpenMP when PyTorch is loaded. Threads that wait actively slow each other down several
+times where other programs, Slicer for one, use the processor too."""
 
 
 def main() -> int:
@@ -19,7 +21,7 @@ def main() -> int:
         import signal
 
         signal.signal(signal.SIGTERM, signal.default_int_handler)
-        from MedSSLLib.cli import main as run
+        from MedSSLLib.cli.main import main as run
 
         code = run()
     except KeyboardInterrupt:

@@ -10,35 +10,61 @@ STEPS = {"quick": 300, "standard": 2000, "paper": 20000}
 def methods():
     """(key, name, explanation) of the pre-training methods."""
     return [
-        ("pgl", "PGL", _("Compares two views of a volume voxel by voxel, knowing where each was cut. For 3D volumes "
-                         "with nearly equal spacing.")),
-        ("gcl", "GCL", _("Compares slices that share a patient, a position or a phase. For thick slices and for data "
-                         "with metadata.")),
+        (
+            "pgl",
+            "PGL",
+            _(
+                "Compares two views of a volume voxel by voxel, knowing where each was cut. For 3D volumes "
+                "with nearly equal spacing."
+            ),
+        ),
+        (
+            "gcl",
+            "GCL",
+            _(
+                "Compares slices that share a patient, a position or a phase. For thick slices and for data "
+                "with metadata."
+            ),
+        ),
         ("byol", "BYOL", _("Compares two views of a volume as a whole. A baseline for PGL.")),
         ("simclr", "SimCLR", _("Tells each image from all others. A baseline for GCL.")),
-        ("restoration", _("Restoration"), _("Repairs damaged images. Simple and robust with few scans.")),
+        (
+            "restoration",
+            _("Restoration"),
+            _("Repairs damaged images. Simple and robust with few scans."),
+        ),
     ]
 
 
 def presets():
     """(key, name) of the presets."""
-    return [("quick", _("Quick: minutes on a laptop")), ("standard", _("Standard: about an hour")),
-            ("paper", _("Paper: the published scale, days without a GPU"))]
+    return [
+        ("quick", _("Quick: minutes on a laptop")),
+        ("standard", _("Standard: about an hour")),
+        ("paper", _("Paper: the published scale, days without a GPU")),
+    ]
 
 
 def recommended(facts, metadataColumns):
     """(method, why) for the data: 3D with nearly equal spacing: PGL; thick slices or metadata: GCL."""
     spacings = [fact["spacing"] for fact in facts if fact.get("spacing")]
     if not spacings:
-        return "pgl", _("Recommended once the volumes are read: PGL for volumes, GCL for thick slices.")
+        return "pgl", _(
+            "Recommended once the volumes are read: PGL for volumes, GCL for thick slices."
+        )
     ratios = sorted(max(s) / sorted(s)[1] for s in spacings)
     ratio = ratios[len(ratios) // 2]
     if ratio >= 3:
-        return "gcl", _("Recommended: GCL, since slices are {ratio:.1f} times thicker than pixels.").format(ratio=ratio)
-    useful = [column for column in metadataColumns if column.lower() not in ("patient", "patient_id")]
+        return "gcl", _(
+            "Recommended: GCL, since slices are {ratio:.1f} times thicker than pixels."
+        ).format(ratio=ratio)
+    useful = [
+        column for column in metadataColumns if column.lower() not in ("patient", "patient_id")
+    ]
     if useful and ratio > 1.5:
-        return "gcl", _("Recommended: GCL, since the metadata ({names}) say which slices are alike.").format(
-            names=", ".join(useful[:3]))
+        return "gcl", _(
+            "Recommended: GCL, since the metadata ({names}) say which slices are alike."
+        ).format(names=", ".join(useful[:3]))
     return "pgl", _("Recommended: PGL, since the volumes have nearly equal spacing.")
 
 
@@ -51,13 +77,21 @@ def estimate(facts, preset, minutes, history):
         time = _("Time: {n:g} min, then it ends by itself").format(n=minutes)
     else:
         past = [seconds for name, seconds in history if name == preset]
-        time = (_("Time: about {time}, as the last run with this preset").format(time=duration(past[-1])) if past
-                else _("Time: known after the first steps (a time limit makes it certain)"))
-    voxels = [fact["size"][0] * fact["size"][1] * fact["size"][2] for fact in facts if fact.get("size")]
+        time = (
+            _("Time: about {time}, as the last run with this preset").format(
+                time=duration(past[-1])
+            )
+            if past
+            else _("Time: known after the first steps (a time limit makes it certain)")
+        )
+    voxels = [
+        fact["size"][0] * fact["size"][1] * fact["size"][2] for fact in facts if fact.get("size")
+    ]
     memory = 1.5 + (max(voxels) * 4 * 3 / 2**30 if voxels else 0)
     disk = sum(voxels) * 4 / 2**30
-    return _("{time}. Memory: about {memory:.1f} GiB, whatever the number of scans. Disk: up to {disk:.1f} GiB.").format(
-        time=time, memory=memory, disk=max(disk, 0.1))
+    return _(
+        "{time}. Memory: about {memory:.1f} GiB, whatever the number of scans. Disk: up to {disk:.1f} GiB."
+    ).format(time=time, memory=memory, disk=max(disk, 0.1))
 
 
 def duration(seconds):
@@ -78,8 +112,12 @@ def annotationText(case, names):
     if case.annotated is None:
         return _("whole volume")
     slices = annotation.fromManifest(case.annotated)
-    parts = [_("{n} {direction} slices").format(n=len(indices), direction=names[axis] if names else "ijk"[axis])
-             for axis, indices in slices.items()]
+    parts = [
+        _("{n} {direction} slices").format(
+            n=len(indices), direction=names[axis] if names else "ijk"[axis]
+        )
+        for axis, indices in slices.items()
+    ]
     return ", ".join(parts) or _("none")
 
 

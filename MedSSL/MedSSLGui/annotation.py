@@ -14,14 +14,20 @@ def axisNames(directions):
     Every name is given once: the assignment that follows the anatomy best as a whole.
     """
     weight = np.abs(np.asarray(directions, float))
-    best = max(itertools.permutations(range(3)), key=lambda order: sum(weight[order[a], a] for a in range(3)))
+    best = max(
+        itertools.permutations(range(3)),
+        key=lambda order: sum(weight[order[a], a] for a in range(3)),
+    )
     return tuple(DIRECTIONS[best[axis]] for axis in range(3))
 
 
 def writeTag(annotated, names):
     """The tag's text for {axis: indices}: "axial:3,9,15" with ";" between axes."""
-    parts = [f"{names[axis]}:{','.join(str(i) for i in sorted(set(indices)))}"
-             for axis, indices in sorted(annotated.items()) if indices]
+    parts = [
+        f"{names[axis]}:{','.join(str(i) for i in sorted(set(indices)))}"
+        for axis, indices in sorted(annotated.items())
+        if indices
+    ]
     return ";".join(parts)
 
 
@@ -39,14 +45,14 @@ def readTag(text, names):
 
 
 def toManifest(annotated):
-    """MedSSLLib.labels.Annotated of {axis: indices}."""
-    from MedSSLLib.labels import Annotated
+    """MedSSLLib.images.labels.Annotated of {axis: indices}."""
+    from MedSSLLib.images.labels import Annotated
 
     return Annotated.of(list(annotated.items()))
 
 
 def fromManifest(annotated):
-    """{axis: indices} of MedSSLLib.labels.Annotated; {} for None."""
+    """{axis: indices} of MedSSLLib.images.labels.Annotated; {} for None."""
     return {axis: list(indices) for axis, indices in annotated.slices} if annotated else {}
 
 
@@ -66,11 +72,13 @@ def evenSlices(size, count, extent=None):
 
 def readSuggestions(folder):
     """The entries of the project's suggestions.json, [] where there is none that can be read."""
-    from MedSSLLib.errors import InputError
-    from MedSSLLib.files import read_json
+    from MedSSLLib.core.errors import InputError
+    from MedSSLLib.core.files import read_json
 
     try:
-        return read_json(folder / "suggestions.json", format_name="medssl-suggestions", newest_version=1)["slices"]
+        return read_json(
+            folder / "suggestions.json", format_name="medssl-suggestions", newest_version=1
+        )["slices"]
     except (InputError, KeyError):
         return []
 
@@ -86,8 +94,14 @@ def suggestedSlices(entries, case):
 
 def reason(entries, case, axis, index):
     """Why a slice is suggested, "" where it is not."""
-    return next((str(entry.get("reason") or "") for entry in entries
-                 if (entry["case"], int(entry["axis"]), int(entry["index"])) == (case, axis, index)), "")
+    return next(
+        (
+            str(entry.get("reason") or "")
+            for entry in entries
+            if (entry["case"], int(entry["axis"]), int(entry["index"])) == (case, axis, index)
+        ),
+        "",
+    )
 
 
 def nextCase(entries, case):

@@ -18,8 +18,12 @@ def saveSteps(session, view):
     yield from scene.nrrdSteps(path, array, view.matrix, True)
     store.setLabel(view.name, path, annotation.toManifest(view.annotated()))
     if shared:
-        session.say(_("{name}: segments overlap in {n} voxels; there the later segment counts.").format(
-            name=view.name, n=shared), "warning")
+        session.say(
+            _("{name}: segments overlap in {n} voxels; there the later segment counts.").format(
+                name=view.name, n=shared
+            ),
+            "warning",
+        )
 
 
 def completionSteps(log, view, path):
@@ -29,11 +33,18 @@ def completionSteps(log, view, path):
     log.flush()
     log.filling = True
     try:
-        yield from scene.fillSteps(view.segmentation, view.image, label, session.store.classes(), view.annotated())
+        yield from scene.fillSteps(
+            view.segmentation, view.image, label, session.store.classes(), view.annotated()
+        )
         log.flush()
     finally:
         log.filling = False
-    session.say(_("{case}: the other slices are filled in. Check them before you mark them.").format(case=view.name), "done")
+    session.say(
+        _("{case}: the other slices are filled in. Check them before you mark them.").format(
+            case=view.name
+        ),
+        "done",
+    )
 
 
 def correctionSteps(panel, wanted):
@@ -45,8 +56,16 @@ def correctionSteps(panel, wanted):
     shown = panel.view.shownSlice(axis)
     index = panel.view.size[axis] // 2 if shown is None else shown
     others = [each for each in range(panel.view.size[axis]) if each != index]
-    yield from scene.fillSteps(panel.view.segmentation, panel.view.image, wanted["label"], panel.store.classes(),
-                               {axis: others})
+    yield from scene.fillSteps(
+        panel.view.segmentation,
+        panel.view.image,
+        wanted["label"],
+        panel.store.classes(),
+        {axis: others},
+    )
     panel.view.segmentation.GetDisplayNode().SetVisibility(True)
     panel.mark(axis, [index])
-    panel.session.say(_("Slice {n} is in the annotation now: correct it, then fine-tune again.").format(n=index), "done")
+    panel.session.say(
+        _("Slice {n} is in the annotation now: correct it, then fine-tune again.").format(n=index),
+        "done",
+    )

@@ -23,7 +23,9 @@ class CaseView:
         self.segmentation = scene.findNode(case.name, "annotation")
         self.isFresh = self.segmentation is None
         if self.isFresh:
-            self.segmentation = scene.makeSegmentation(case.name, "annotation", self.image, classes, _("annotation"))
+            self.segmentation = scene.makeSegmentation(
+                case.name, "annotation", self.image, classes, _("annotation")
+            )
         else:
             scene.syncClasses(self.segmentation, classes)
 
@@ -93,7 +95,8 @@ def labelFileSteps(path, imageNode, classes):
             slicer.mrmlScene.RemoveNode(node)
     array, matrix = (yield from gridfile.readSteps(text)) or _readBySlicer(text)
     if array.shape != slicer.util.arrayFromVolume(imageNode).shape or not np.allclose(
-            matrix, scene.ijkToRas(imageNode), atol=1e-2):
+        matrix, scene.ijkToRas(imageNode), atol=1e-2
+    ):
         raise scene.SceneError(_("{path} lies on another grid than its image.").format(path=text))
     yield
     return array.astype(np.uint8, copy=False)

@@ -17,12 +17,14 @@ KINDS = {"heart": ((12, 72, 72), (8.0, 1.6, 1.6)), "hippocampus": ((36, 48, 36),
 
 def main(arguments):
     """Write COUNT volumes into FOLDER/images and their labels into FOLDER/labels."""
-    from MedSSLLib.geometry import Geometry, Volume
-    from MedSSLLib.io import write_image
+    from MedSSLLib.images.geometry import Geometry, Volume
+    from MedSSLLib.images.io import write_image
 
     folder, kind, count = Path(arguments[0]), arguments[1], int(arguments[2])
     shape, spacing = KINDS[kind]
-    geometry = Geometry(shape[::-1], spacing[::-1], (0.0, 0.0, 0.0), (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0))
+    geometry = Geometry(
+        shape[::-1], spacing[::-1], (0.0, 0.0, 0.0), (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
+    )
     for number in range(count):
         image, label = sample(kind, np.random.default_rng(number))
         write_image(folder / "images" / f"{kind}_{number + 1:02d}.nii.gz", Volume(image, geometry))
@@ -37,9 +39,18 @@ def sample(kind, generator):
     z, y, x = np.meshgrid(*axes, indexing="ij")
     y, x = y - generator.uniform(-5, 5), x - generator.uniform(-5, 5)
     label = _heart(z, y, x, generator) if kind == "heart" else _hippocampus(z, y, x, generator)
-    waves = sum(np.sin(generator.uniform(0.02, 0.12) * (x * a + y * b + z * c)) for a, b, c in generator.normal(size=(4, 3)))
-    levels = np.array([generator.uniform(60, 110), generator.uniform(190, 250), generator.uniform(110, 150),
-                       generator.uniform(190, 250)])
+    waves = sum(
+        np.sin(generator.uniform(0.02, 0.12) * (x * a + y * b + z * c))
+        for a, b, c in generator.normal(size=(4, 3))
+    )
+    levels = np.array(
+        [
+            generator.uniform(60, 110),
+            generator.uniform(190, 250),
+            generator.uniform(110, 150),
+            generator.uniform(190, 250),
+        ]
+    )
     image = levels[label] + 18 * waves + generator.normal(0, 9, shape)
     return np.clip(image * generator.uniform(0.6, 1.6), 0, 3000).astype(np.int16), label
 

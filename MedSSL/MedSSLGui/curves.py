@@ -65,7 +65,9 @@ def paint(curves, width, height, dark):
     ink = qt.QColor("#c8c8c8" if dark else "#404040")
     painter.setPen(ink)
     if not curves.series:
-        painter.drawText(frame[0], frame[1] + frame[3] // 2, _("Curves appear here while a run trains."))
+        painter.drawText(
+            frame[0], frame[1] + frame[3] // 2, _("Curves appear here while a run trains.")
+        )
     else:
         _plot(painter, curves, frame, ink)
     painter.end()
@@ -92,8 +94,13 @@ def _plot(painter, curves, frame, ink):
         pen.setWidth(2)
         painter.setPen(pen)
         bottom, span = (0.0, 1.0) if "dice" in name else (low, high - low)
-        xy = [(left + width * step / last, top + height * (1 - min(max((value - bottom) / span, 0), 1)))
-              for step, value in points]
+        xy = [
+            (
+                left + width * step / last,
+                top + height * (1 - min(max((value - bottom) / span, 0), 1)),
+            )
+            for step, value in points
+        ]
         for (x0, y0), (x1, y1) in zip(xy, xy[1:]):
             painter.drawLine(int(x0), int(y0), int(x1), int(y1))
         if len(xy) == 1 or "dice" in name:

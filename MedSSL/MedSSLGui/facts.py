@@ -15,7 +15,7 @@ THUMBNAIL = 48
 
 def main(arguments):
     """One line {"event": "fact", "case", "size", "spacing", "axes", "thumbnail", "problem"} a case; returns an exit code."""
-    from MedSSLLib.manifest import read_manifest
+    from MedSSLLib.project.manifest import read_manifest
 
     project = Path(arguments[0])
     wanted = set(arguments[1:])
@@ -28,14 +28,17 @@ def main(arguments):
 
 def describe(case, folder):
     """Facts of one case; `problem` says why its image cannot be read."""
-    from MedSSLLib.errors import MedSSLError
-    from MedSSLLib.io import read_header
+    from MedSSLLib.core.errors import MedSSLError
+    from MedSSLLib.images.io import read_header
 
     result = {"size": None, "spacing": None, "thumbnail": "", "problem": ""}
     try:
         geometry = read_header(case.images[0])
         result["axes"] = _axes(geometry)
-        result.update(size=[int(n) for n in geometry.size], spacing=[round(float(s), 3) for s in geometry.spacing])
+        result.update(
+            size=[int(n) for n in geometry.size],
+            spacing=[round(float(s), 3) for s in geometry.spacing],
+        )
         result["thumbnail"] = thumbnail(case, folder)
     except (MedSSLError, OSError) as error:
         result["problem"] = str(error)
@@ -59,9 +62,9 @@ def thumbnail(case, folder):
     import numpy as np
     import SimpleITK as sitk
 
-    from MedSSLLib.files import atomic_path
-    from MedSSLLib.geometry import orient
-    from MedSSLLib.io import read_image
+    from MedSSLLib.core.files import atomic_path
+    from MedSSLLib.images.geometry import orient
+    from MedSSLLib.images.io import read_image
 
     volume = orient(read_image(image, case=case.name), "LPS")
     spacing = np.array(volume.geometry.spacing)[::-1]
@@ -92,7 +95,7 @@ def _square(grey, aspect):
     column = np.minimum(np.arange(columns) * grey.shape[1] // columns, grey.shape[1] - 1)
     result = np.zeros((THUMBNAIL, THUMBNAIL), np.uint8)
     top, left = (THUMBNAIL - rows) // 2, (THUMBNAIL - columns) // 2
-    result[top:top + rows, left:left + columns] = grey[np.ix_(row, column)]
+    result[top : top + rows, left : left + columns] = grey[np.ix_(row, column)]
     return result
 
 

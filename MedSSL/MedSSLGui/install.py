@@ -39,10 +39,14 @@ def requirementsFile():
 def question(folder, wheels=""):
     """The text that asks for consent: what, how large, where, and the space there."""
     free = shutil.disk_usage(folder).free / 2**30
-    source = _("the folder {folder}").format(folder=wheels) if wheels else _("the Python package index")
-    return _("MedSSL needs PyTorch (about {torch:.1f} GiB, more with CUDA) and some Python packages (about {other:.1f} "
-             "GiB).\n\nThey are taken from {source} and installed into this Slicer's own Python. {free:.1f} GiB are free "
-             "there.\n\nInstall now?").format(torch=TORCH_GIB, other=OTHER_GIB, source=source, free=free)
+    source = (
+        _("the folder {folder}").format(folder=wheels) if wheels else _("the Python package index")
+    )
+    return _(
+        "MedSSL needs PyTorch (about {torch:.1f} GiB, more with CUDA) and some Python packages (about {other:.1f} "
+        "GiB).\n\nThey are taken from {source} and installed into this Slicer's own Python. {free:.1f} GiB are free "
+        "there.\n\nInstall now?"
+    ).format(torch=TORCH_GIB, other=OTHER_GIB, source=source, free=free)
 
 
 class Installer(qt.QObject):
@@ -66,7 +70,9 @@ class Installer(qt.QObject):
         """Import everything in a separate process; `checked` tells the outcome. Does not block."""
         if not self._runner.isRunning():
             self._text = []
-            self._runner.start(Job(_("Checking the installation"), ["-m", "MedSSLLib", "doctor", "--json"]))
+            self._runner.start(
+                Job(_("Checking the installation"), ["-m", "MedSSLLib", "doctor", "--json"])
+            )
 
     def install(self, wheels=""):
         """Install PyTorch and the requirements, from `wheels` if given. Blocks; call from the main thread only.
@@ -82,7 +88,11 @@ class Installer(qt.QObject):
         requirements = requirementsFile()
         ensure = getattr(getattr(slicer, "packaging", None), "pip_ensure", None)
         if ensure and not wheels:
-            ensure(slicer.packaging.load_requirements(requirements), requester="MedSSL", prompt_install=False)
+            ensure(
+                slicer.packaging.load_requirements(requirements),
+                requester="MedSSL",
+                prompt_install=False,
+            )
         else:
             slicer.util.pip_install([*extra, "-r", str(requirements)])
         importlib.invalidate_caches()
@@ -94,9 +104,13 @@ class Installer(qt.QObject):
 
         found = importlib.metadata.version("torch")
         if not SpecifierSet(TORCH_MINIMUM).contains(found.split("+")[0], prereleases=True):
-            raise RuntimeError(_("PyTorch {found} is installed, and MedSSL needs {wanted}. Uninstall it in the module "
-                                 "PyTorch Utils, restart Slicer, then press Install again. Other extensions may need "
-                                 "the old version.").format(found=found, wanted=TORCH_MINIMUM))
+            raise RuntimeError(
+                _(
+                    "PyTorch {found} is installed, and MedSSL needs {wanted}. Uninstall it in the module "
+                    "PyTorch Utils, restart Slicer, then press Install again. Other extensions may need "
+                    "the old version."
+                ).format(found=found, wanted=TORCH_MINIMUM)
+            )
 
     @staticmethod
     def _installTorch(extra):
@@ -106,10 +120,18 @@ class Installer(qt.QObject):
         try:
             import PyTorchUtils
         except ImportError:
-            raise RuntimeError(_("The PyTorch extension is missing. Install it in the Extensions Manager, restart "
-                                 "Slicer and try again.")) from None
-        if PyTorchUtils.PyTorchUtilsLogic().installTorch(askConfirmation=False,
-                                                         torchVersionRequirement=TORCH_MINIMUM) is None:
+            raise RuntimeError(
+                _(
+                    "The PyTorch extension is missing. Install it in the Extensions Manager, restart "
+                    "Slicer and try again."
+                )
+            ) from None
+        if (
+            PyTorchUtils.PyTorchUtilsLogic().installTorch(
+                askConfirmation=False, torchVersionRequirement=TORCH_MINIMUM
+            )
+            is None
+        ):
             raise RuntimeError(_("The PyTorch extension could not install PyTorch."))
 
     def _lines(self, text):
@@ -121,7 +143,9 @@ class Installer(qt.QObject):
         if outcome.state == "done":
             problem = ""
         else:
-            problem = "; ".join(_problems(report)) or outcome.message or _("the check did not finish")
+            problem = (
+                "; ".join(_problems(report)) or outcome.message or _("the check did not finish")
+            )
         self.verified = not problem
         self.checked.emit(problem)
 
@@ -129,16 +153,21 @@ class Installer(qt.QObject):
         text = "\n".join(self._text)
         start, end = text.find("{"), text.rfind("}")
         try:
-            return json.loads(text[start:end + 1])
+            return json.loads(text[start : end + 1])
         except ValueError:
             return {}
 
 
 def _problems(report):
     """What a doctor's report calls fatal."""
-    return [str(entry.get("what", "")) for entry in report.get("problems", []) if entry.get("fatal")]
+    return [
+        str(entry.get("what", "")) for entry in report.get("problems", []) if entry.get("fatal")
+    ]
 
 
 def soundsLikeMissing(text):
     """Whether a job's message says that a package is missing or broken."""
-    return any(part in text for part in ("No module named", "ImportError", "DLL load failed", "cannot import name"))
+    return any(
+        part in text
+        for part in ("No module named", "ImportError", "DLL load failed", "cannot import name")
+    )

@@ -15,9 +15,14 @@ class JobBar:
 
     def __init__(self, session, ui):
         self.session, self.ui, self.queue = session, ui, session.queue
-        self._slots = [(self.queue.started, self._onStarted), (self.queue.progress, self._onProgress),
-                       (self.queue.reported, self._onEvent), (self.queue.finished, self._onFinished),
-                       (self.queue.changed, self._show), (self.queue.line, self._onLine)]
+        self._slots = [
+            (self.queue.started, self._onStarted),
+            (self.queue.progress, self._onProgress),
+            (self.queue.reported, self._onEvent),
+            (self.queue.finished, self._onFinished),
+            (self.queue.changed, self._show),
+            (self.queue.line, self._onLine),
+        ]
         for signal, slot in self._slots:
             signal.connect(slot)
         session.said.connect(self._say)
@@ -31,8 +36,12 @@ class JobBar:
         ui.logEdit.setMaximumBlockCount(500)
         missing = seemsMissing()
         ui.installFrame.setVisible(bool(missing))
-        ui.installLabel.setText(_("To compute, MedSSL needs Python packages that Slicer does not have yet: {names}. "
-                                  "Everything else works.").format(names=", ".join(missing)))
+        ui.installLabel.setText(
+            _(
+                "To compute, MedSSL needs Python packages that Slicer does not have yet: {names}. "
+                "Everything else works."
+            ).format(names=", ".join(missing))
+        )
         self._show()
 
     def close(self):
@@ -60,17 +69,29 @@ class JobBar:
         steps, step = int(event.get("steps") or 0), int(event.get("step") or 0)
         self.ui.progressBar.setMaximum(steps)
         self.ui.progressBar.setValue(step)
-        losses = ", ".join(f"{name} {value:.3f}" for name, value in list((event.get("losses") or {}).items())[:3]
-                           if isinstance(value, (int, float)))
+        losses = ", ".join(
+            f"{name} {value:.3f}"
+            for name, value in list((event.get("losses") or {}).items())[:3]
+            if isinstance(value, (int, float))
+        )
         left = advice.duration(event.get("seconds_left"))
-        parts = [_("{title}: {stage} {step} of {steps}").format(
-            title=self.queue.current.title if self.queue.current else "", stage=event.get("stage", ""), step=step,
-            steps=steps), losses, _("{time} left").format(time=left) if left else ""]
+        parts = [
+            _("{title}: {stage} {step} of {steps}").format(
+                title=self.queue.current.title if self.queue.current else "",
+                stage=event.get("stage", ""),
+                step=step,
+                steps=steps,
+            ),
+            losses,
+            _("{time} left").format(time=left) if left else "",
+        ]
         self._say(" · ".join(part for part in parts if part), "busy")
 
     def _onEvent(self, event):
         if event["event"] == "start" and event.get("device"):
-            self.ui.logEdit.appendPlainText(_("Computing on {device}.").format(device=event["device"]))
+            self.ui.logEdit.appendPlainText(
+                _("Computing on {device}.").format(device=event["device"])
+            )
 
     def _onLine(self, text):
         self.ui.logEdit.appendPlainText(text)
@@ -80,18 +101,35 @@ class JobBar:
         self.ui.progressBar.setMaximum(100)
         self.ui.progressBar.setValue(100 if outcome.state == "done" else 0)
         if outcome.state == "done":
-            self._say(_("{title}: done. {next}").format(title=title, next=advice.nextStep(self.session.store)), "done")
+            self._say(
+                _("{title}: done. {next}").format(
+                    title=title, next=advice.nextStep(self.session.store)
+                ),
+                "done",
+            )
         elif outcome.state == "cancelled":
-            self._say(_("{title}: cancelled. What was learnt so far is kept; Resume goes on.").format(title=title), "warning")
+            self._say(
+                _("{title}: cancelled. What was learnt so far is kept; Resume goes on.").format(
+                    title=title
+                ),
+                "warning",
+            )
         else:
-            self._say(_("{title} failed: {message} (more under Log)").format(title=title, message=outcome.message), "error")
+            self._say(
+                _("{title} failed: {message} (more under Log)").format(
+                    title=title, message=outcome.message
+                ),
+                "error",
+            )
             self.ui.logEdit.appendPlainText("\n".join(outcome.log[-20:]))
 
     def _show(self):
         running = self.queue.current is not None
         self.ui.cancelButton.setEnabled(running)
         waiting = self.queue.waiting
-        self.ui.queueLabel.setText(_("Waiting: {title}").format(title=waiting[0].title) if waiting else "")
+        self.ui.queueLabel.setText(
+            _("Waiting: {title}").format(title=waiting[0].title) if waiting else ""
+        )
         if not running:
             self.ui.progressBar.setMaximum(100)
 
@@ -100,7 +138,9 @@ class JobBar:
     def _onInstallNeeded(self, problem):
         self.ui.installFrame.setVisible(bool(problem))
         if problem:
-            self.ui.installLabel.setText(_("Not ready to compute: {problem}").format(problem=problem))
+            self.ui.installLabel.setText(
+                _("Not ready to compute: {problem}").format(problem=problem)
+            )
 
     def verify(self):
         """Check the installation in a separate process."""
@@ -119,7 +159,9 @@ class JobBar:
         slicer.app.processEvents()
         try:
             self.session.installer.install(wheels)
-        except Exception as error:  # pip and the PyTorch extension raise many kinds; all end in a message
+        except (
+            Exception
+        ) as error:  # pip and the PyTorch extension raise many kinds; all end in a message
             self._say(_("The installation failed: {error}").format(error=error), "error")
             return
         self.verify()

@@ -67,11 +67,15 @@ class Runner(qt.QObject):
             self._error = _("PythonSlicer was not found beside the application.")
             self._end("failed", -1)
             return
-        process = qt.QProcess(self)  # owned by Qt: Python would delete it inside its own last signal
+        process = qt.QProcess(
+            self
+        )  # owned by Qt: Python would delete it inside its own last signal
         process.setEnvironment(processes.jobEnvironment())
         process.readyReadStandardOutput.connect(self._readOutput)
         process.readyReadStandardError.connect(self._readErrors)
-        process.finished.connect(lambda: self._onFinished())  # its arguments differ between Qt versions
+        process.finished.connect(
+            lambda: self._onFinished()
+        )  # its arguments differ between Qt versions
         process.errorOccurred.connect(self._onProcessError)
         self._process = process
         process.start(program, list(job.arguments))
@@ -86,7 +90,9 @@ class Runner(qt.QObject):
             self.kill()
             return
         delay = ASK_SECONDS if seconds is None else seconds
-        qt.QTimer.singleShot(int(1000 * delay), lambda: self.kill() if self._process is process else None)
+        qt.QTimer.singleShot(
+            int(1000 * delay), lambda: self.kill() if self._process is process else None
+        )
 
     def kill(self):
         """End the job's whole process tree now."""
@@ -128,13 +134,16 @@ class Runner(qt.QObject):
 
     def _remember(self, text):
         if text.strip():
-            self.log = self.log[1 - _LOG_LINES:] + [text]
+            self.log = self.log[1 - _LOG_LINES :] + [text]
             self.line.emit(text)
 
     def _onFinished(self):
         if not self._process:
             return
-        exitCode, crashed = int(self._process.exitCode()), self._process.exitStatus() == qt.QProcess.CrashExit
+        exitCode, crashed = (
+            int(self._process.exitCode()),
+            self._process.exitStatus() == qt.QProcess.CrashExit,
+        )
         self._readOutput()
         self._readErrors()
         self._take(self._out.finish() + self._errors.finish())
@@ -150,7 +159,9 @@ class Runner(qt.QObject):
 
     def _onProcessError(self, error):
         if error == qt.QProcess.FailedToStart and self._process:
-            self._error = _("The program could not be started: {text}").format(text=self._process.errorString())
+            self._error = _("The program could not be started: {text}").format(
+                text=self._process.errorString()
+            )
             self._end("failed", -1)
 
     def _end(self, state, exitCode):
@@ -160,7 +171,8 @@ class Runner(qt.QObject):
         message = self._error or (self.log[-1] if self.log else "")
         if state == "crashed":
             message = _("The job ended unexpectedly (exit code {code}). {last}").format(
-                code=exitCode, last=self._error or " ".join(self.log[-3:]))
+                code=exitCode, last=self._error or " ".join(self.log[-3:])
+            )
         self.ended.emit(Outcome(self.job, state, exitCode, message, list(self.log)))
 
 
@@ -243,7 +255,11 @@ class JobQueue(qt.QObject):
     def _onEnded(self, outcome):
         self._emitProgress()
         self._flush.stop()
-        following = self.waiting.pop(0) if self.waiting and outcome.state in ("done", "failed", "stopped") else None
+        following = (
+            self.waiting.pop(0)
+            if self.waiting and outcome.state in ("done", "failed", "stopped")
+            else None
+        )
         self.finished.emit(outcome)
         if following:
             self._start(following)

@@ -18,22 +18,35 @@ def main(arguments):
     for path in sorted(folder.glob("*.nii.gz")):
         name = path.name[: -len(".nii.gz")]
         if not wanted or name in wanted:
-            print(json.dumps({"event": "result", "case": name, **figures(path, folder / "uncertainty" / path.name)}),
-                  flush=True)
+            print(
+                json.dumps(
+                    {
+                        "event": "result",
+                        "case": name,
+                        **figures(path, folder / "uncertainty" / path.name),
+                    }
+                ),
+                flush=True,
+            )
     return 0
 
 
 def figures(path, uncertainty):
     """Volume of each label value in millilitres, and the mean uncertainty in and around the structures."""
-    from MedSSLLib.errors import MedSSLError
-    from MedSSLLib.io import read_image
+    from MedSSLLib.core.errors import MedSSLError
+    from MedSSLLib.images.io import read_image
 
     try:
         label = read_image(path)
         millilitres = float(np.prod(label.geometry.spacing)) / 1000
         values, counts = np.unique(label.array[label.array > 0], return_counts=True)
-        result = {"volumes_ml": {str(int(v)): round(int(n) * millilitres, 3) for v, n in zip(values, counts)},
-                  "uncertainty": None, "problem": ""}
+        result = {
+            "volumes_ml": {
+                str(int(v)): round(int(n) * millilitres, 3) for v, n in zip(values, counts)
+            },
+            "uncertainty": None,
+            "problem": "",
+        }
         if uncertainty.is_file():
             doubt = read_image(uncertainty).array
             unsure = (doubt > 0.1) | (label.array > 0)

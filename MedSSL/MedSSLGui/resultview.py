@@ -29,7 +29,9 @@ class ResultView:
             slicer.mrmlScene.RemoveNode(old)
         if path.is_file():
             read = yield from gridfile.readSteps(path)
-            self.uncertainty = self._uncertaintyNode(read[0]) if read else slicer.util.loadVolume(str(path))
+            self.uncertainty = (
+                self._uncertaintyNode(read[0]) if read else slicer.util.loadVolume(str(path))
+            )
             self.uncertainty.SetName(f"{self.case.name} uncertainty")
             scene.mark(self.uncertainty, self.case.name, "uncertainty")
             _heatColours(self.uncertainty)
@@ -47,7 +49,10 @@ class ResultView:
 
     def isAlive(self):
         """Whether the shown nodes are still in the scene."""
-        return all(node is not None and node.GetScene() is not None for node in (self.image, self.segmentation))
+        return all(
+            node is not None and node.GetScene() is not None
+            for node in (self.image, self.segmentation)
+        )
 
     def setStyle(self, opacity, outline):
         """Opacity of the fill and of the outline in slice views."""
@@ -66,13 +71,17 @@ class ResultView:
 
     def differenceSteps(self, other, title):
         """A segmentation of the voxels where another class map differs; returns how many there are."""
-        parts = [(1, _("only {run}").format(run=self.run), (0.93, 0.78, 0.20), ""),
-                 (2, _("only {other}").format(other=title), (0.30, 0.75, 0.93), ""),
-                 (3, _("another class"), (0.85, 0.35, 0.75), "")]
+        parts = [
+            (1, _("only {run}").format(run=self.run), (0.93, 0.78, 0.20), ""),
+            (2, _("only {other}").format(other=title), (0.30, 0.75, 0.93), ""),
+            (3, _("another class"), (0.85, 0.35, 0.75), ""),
+        ]
         difference, count = np.zeros(self.label.shape, np.uint8), 0
         for part in scene.slabs(self.label.shape):
             mine, its = self.label[part], other[part]
-            difference[part] = np.where(mine == its, 0, np.where(its == 0, 1, np.where(mine == 0, 2, 3)))
+            difference[part] = np.where(
+                mine == its, 0, np.where(its == 0, 1, np.where(mine == 0, 2, 3))
+            )
             count += int(np.count_nonzero(difference[part]))
             yield
         node = _fresh(self.case.name, "difference", self.image, parts, _("difference"))
@@ -121,12 +130,22 @@ class ResultView:
         os.makedirs(folder, exist_ok=True)
         matrix, name = scene.ijkToRas(self.image), self.case.name
         if kind == "nifti":
-            return (yield from scene.nrrdSteps(os.path.join(str(folder), f".{name}.nrrd"), array, matrix, False))
+            return (
+                yield from scene.nrrdSteps(
+                    os.path.join(str(folder), f".{name}.nrrd"), array, matrix, False
+                )
+            )
         fields = gridfile.segmentFields(self.classes, array.shape)
-        return (yield from scene.nrrdSteps(os.path.join(str(folder), f"{name}.seg.nrrd"), array, matrix, True, fields))
+        return (
+            yield from scene.nrrdSteps(
+                os.path.join(str(folder), f"{name}.seg.nrrd"), array, matrix, True, fields
+            )
+        )
 
     def _labelmapNode(self, array):
-        node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLabelMapVolumeNode", f"{self.case.name} {self.run}")
+        node = slicer.mrmlScene.AddNewNodeByClass(
+            "vtkMRMLLabelMapVolumeNode", f"{self.case.name} {self.run}"
+        )
         scene.mark(node, self.case.name, "export")
         node.CopyOrientation(self.image)
         slicer.util.updateVolumeFromArray(node, array)
@@ -154,7 +173,11 @@ def _heatColours(volume):
     """From transparent-looking black through red to yellow, 0 to 1."""
     display = volume.GetDisplayNode()
     display.SetAndObserveColorNodeID("vtkMRMLColorTableNodeFileHotToColdRainbow.txt")
-    for identifier in ("vtkMRMLColorTableNodeInferno", "vtkMRMLPETProceduralColorNodePET-Heat", "vtkMRMLColorTableNodeIron"):
+    for identifier in (
+        "vtkMRMLColorTableNodeInferno",
+        "vtkMRMLPETProceduralColorNodePET-Heat",
+        "vtkMRMLColorTableNodeIron",
+    ):
         if slicer.mrmlScene.GetNodeByID(identifier):
             display.SetAndObserveColorNodeID(identifier)
             break

@@ -27,8 +27,13 @@ def register():
         return
     for name, kind in SOURCES:
         SampleDataLogic.registerCustomSampleDataSource(
-            category="MedSSL", sampleName=name, uris=[], fileNames=[], nodeNames=[],
-            customDownloader=lambda source, kind=kind: loadCohort(kind))
+            category="MedSSL",
+            sampleName=name,
+            uris=[],
+            fileNames=[],
+            nodeNames=[],
+            customDownloader=lambda source, kind=kind: loadCohort(kind),
+        )
 
 
 def loadCohort(kind, seconds=60):

@@ -38,15 +38,25 @@ def mark(node, case, role):
 def addableVolumes():
     """Loaded scalar volumes that are no case yet and were not made by MedSSL."""
     nodes = slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode")
-    return [node for node in nodes if node.IsA("vtkMRMLScalarVolumeNode") and not node.GetHideFromEditors()
-            and not node.IsA("vtkMRMLLabelMapVolumeNode") and not node.GetAttribute(ROLE)]
+    return [
+        node
+        for node in nodes
+        if node.IsA("vtkMRMLScalarVolumeNode")
+        and not node.GetHideFromEditors()
+        and not node.IsA("vtkMRMLLabelMapVolumeNode")
+        and not node.GetAttribute(ROLE)
+    ]
 
 
 def segmentationsOf(volumeNode):
     """Segmentations drawn on a volume (their reference geometry), MedSSL's own results left out."""
     role = slicer.vtkMRMLSegmentationNode.GetReferenceImageGeometryReferenceRole()
-    return [node for node in slicer.util.getNodesByClass("vtkMRMLSegmentationNode")
-            if node.GetNodeReference(role) is volumeNode and node.GetAttribute(ROLE) in (None, "annotation")]
+    return [
+        node
+        for node in slicer.util.getNodesByClass("vtkMRMLSegmentationNode")
+        if node.GetNodeReference(role) is volumeNode
+        and node.GetAttribute(ROLE) in (None, "annotation")
+    ]
 
 
 def caseName(text, taken):
@@ -74,14 +84,22 @@ def ijkToRas(volumeNode):
     transform = volumeNode.GetParentTransformNode()
     if transform is not None:
         if not transform.IsTransformToWorldLinear():
-            raise SceneError(_("{name} is under a transform that bends it. Harden the transform first "
-                               "(Transforms module).").format(name=volumeNode.GetName()))
+            raise SceneError(
+                _(
+                    "{name} is under a transform that bends it. Harden the transform first "
+                    "(Transforms module)."
+                ).format(name=volumeNode.GetName())
+            )
         transform.GetMatrixTransformToWorld(matrix)
         result = slicer.util.arrayFromVTKMatrix(matrix) @ result
     axes = result[:3, :3] / np.linalg.norm(result[:3, :3], axis=0)
     if np.abs(axes.T @ axes - np.eye(3)).max() > 1e-3:
-        raise SceneError(_("{name} has axes that are not perpendicular. Resample it first (Resample Scalar/Vector/DWI "
-                           "Volume module).").format(name=volumeNode.GetName()))
+        raise SceneError(
+            _(
+                "{name} has axes that are not perpendicular. Resample it first (Resample Scalar/Vector/DWI "
+                "Volume module)."
+            ).format(name=volumeNode.GetName())
+        )
     return result
 
 
@@ -89,9 +107,17 @@ def storedFile(volumeNode):
     """The file a volume was read from, if the volume is still exactly what is in it; else ""."""
     storage = volumeNode.GetStorageNode()
     path = storage.GetFileName() if storage else None
-    if not path or volumeNode.GetParentTransformNode() is not None or storage.GetNumberOfFileNames() > 1:
+    if (
+        not path
+        or volumeNode.GetParentTransformNode() is not None
+        or storage.GetNumberOfFileNames() > 1
+    ):
         return ""
-    if not path.lower().endswith(_READABLE) or not os.path.isfile(path) or volumeNode.GetModifiedSinceRead():
+    if (
+        not path.lower().endswith(_READABLE)
+        or not os.path.isfile(path)
+        or volumeNode.GetModifiedSinceRead()
+    ):
         return ""
     return os.path.abspath(path)
 
@@ -120,7 +146,14 @@ def classOf(segment, classes):
     values = {value for value, _name, _colour, _term in classes}
     if segment.GetTag(CLASS, text) and str(text).isdigit() and int(str(text)) in values:
         return int(str(text))
-    return next((value for value, name, _c, _t in classes if name.casefold() == segment.GetName().casefold()), None)
+    return next(
+        (
+            value
+            for value, name, _c, _t in classes
+            if name.casefold() == segment.GetName().casefold()
+        ),
+        None,
+    )
 
 
 def classesWith(segmentationNode, classes):
@@ -130,7 +163,9 @@ def classesWith(segmentationNode, classes):
         segment = segmentationNode.GetSegmentation().GetSegment(identifier)
         if classOf(segment, result) is None:
             value = max([entry[0] for entry in result], default=0) + 1
-            result.append((value, segment.GetName(), tuple(segment.GetColor()), terminologyOf(segment)))
+            result.append(
+                (value, segment.GetName(), tuple(segment.GetColor()), terminologyOf(segment))
+            )
     return result
 
 
@@ -146,8 +181,11 @@ def labelSteps(segmentationNode, volumeNode, classes):
     Where segments overlap, the later one counts.
     """
     if segmentationNode.GetParentTransformNode() is not volumeNode.GetParentTransformNode():
-        raise SceneError(_("{name} is not under the same transform as its volume. Harden the transforms first.").format(
-            name=segmentationNode.GetName()))
+        raise SceneError(
+            _(
+                "{name} is not under the same transform as its volume. Harden the transforms first."
+            ).format(name=segmentationNode.GetName())
+        )
     shape = slicer.util.arrayFromVolume(volumeNode).shape
     result, shared = np.zeros(shape, np.uint8), 0
     for identifier in segmentIds(segmentationNode):
@@ -178,10 +216,17 @@ def segmentCrop(segmentationNode, identifier, volumeNode):
         mask = slicer.util.arrayFromSegmentBinaryLabelmap(segmentationNode, identifier, volumeNode)
         usable = mask is not None and mask.shape == shape
         return (mask > 0, (slice(None),) * 3) if usable else (np.zeros((0, 0, 0), bool), nowhere)
-    values = numpy_support.vtk_to_numpy(image.GetPointData().GetScalars()).reshape(image.GetDimensions()[::-1])
+    values = numpy_support.vtk_to_numpy(image.GetPointData().GetScalars()).reshape(
+        image.GetDimensions()[::-1]
+    )
     first = [max(0, begin) for begin in start]
-    last = [max(low, min(count, begin + size)) for low, begin, size, count in zip(first, start, values.shape, shape)]
-    inner = values[tuple(slice(low - begin, high - begin) for low, high, begin in zip(first, last, start))]
+    last = [
+        max(low, min(count, begin + size))
+        for low, begin, size, count in zip(first, start, values.shape, shape)
+    ]
+    inner = values[
+        tuple(slice(low - begin, high - begin) for low, high, begin in zip(first, last, start))
+    ]
     label = segmentationNode.GetSegmentation().GetSegment(identifier).GetLabelValue()
     return inner == label, tuple(slice(low, high) for low, high in zip(first, last))
 
@@ -195,7 +240,10 @@ def _startOnGrid(image, volumeNode):
     between = np.linalg.inv(grid) @ own
     extent = image.GetExtent()
     start = (between @ (extent[0], extent[2], extent[4], 1))[:3]
-    if np.abs(between[:3, :3] - np.eye(3)).max() > 1e-4 or np.abs(start - np.round(start)).max() > 1e-2:
+    if (
+        np.abs(between[:3, :3] - np.eye(3)).max() > 1e-4
+        or np.abs(start - np.round(start)).max() > 1e-2
+    ):
         return None
     return [int(round(float(n))) for n in start[::-1]]
 
@@ -204,7 +252,9 @@ def makeSegmentation(case, role, volumeNode, classes, suffix):
     """A new segmentation on a volume's grid with one empty segment a class."""
     node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", f"{case} {suffix}")
     node.CreateDefaultDisplayNodes()
-    node.SetAndObserveTransformNodeID(volumeNode.GetTransformNodeID())  # first: the geometry is relative to it
+    node.SetAndObserveTransformNodeID(
+        volumeNode.GetTransformNodeID()
+    )  # first: the geometry is relative to it
     node.SetReferenceImageGeometryParameterFromVolumeNode(volumeNode)
     mark(node, case, role)
     syncClasses(node, classes)
@@ -237,7 +287,9 @@ def slabs(shape):
 def fillSteps(segmentationNode, volumeNode, label, classes, keep):
     """Put class values `label` [k, j, i] into a segmentation; slices in `keep` ({axis: indices}) stay as drawn."""
     if label.shape != slicer.util.arrayFromVolume(volumeNode).shape:
-        raise SceneError(_("The result lies on another grid than {name}.").format(name=volumeNode.GetName()))
+        raise SceneError(
+            _("The result lies on another grid than {name}.").format(name=volumeNode.GetName())
+        )
     syncClasses(segmentationNode, classes)
     for identifier in segmentIds(segmentationNode):
         value = classOf(segmentationNode.GetSegmentation().GetSegment(identifier), classes)
@@ -253,7 +305,9 @@ def fillSteps(segmentationNode, volumeNode, label, classes, keep):
             old[where] = drawn
             yield
             for axis, indices in keep.items():
-                np.moveaxis(mask, 2 - axis, 0)[list(indices)] = np.moveaxis(old, 2 - axis, 0)[list(indices)]
+                np.moveaxis(mask, 2 - axis, 0)[list(indices)] = np.moveaxis(old, 2 - axis, 0)[
+                    list(indices)
+                ]
             yield
         yield from _replaceSteps(segmentationNode, identifier, volumeNode, mask)
 
@@ -268,14 +322,25 @@ def _replaceSteps(segmentationNode, identifier, volumeNode, mask):
         yield
         if not len(rows):
             continue
-        box = mask[part, rows[0]:rows[-1] + 1, columns[0]:columns[-1] + 1]
+        box = mask[part, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
         image = slicer.vtkOrientedImageData()
-        image.SetExtent(int(columns[0]), int(columns[-1]), int(rows[0]), int(rows[-1]), part.start, part.stop - 1)
+        image.SetExtent(
+            int(columns[0]),
+            int(columns[-1]),
+            int(rows[0]),
+            int(rows[-1]),
+            part.start,
+            part.stop - 1,
+        )
         image.AllocateScalars(vtk.VTK_UNSIGNED_CHAR, 1)
         numpy_support.vtk_to_numpy(image.GetPointData().GetScalars())[:] = box.ravel()
         image.SetGeometryFromImageToWorldMatrix(geometry)
         slicer.vtkSlicerSegmentationsModuleLogic.SetBinaryLabelmapToSegment(
-            image, segmentationNode, identifier, slicer.vtkSlicerSegmentationsModuleLogic.MODE_MERGE_MASK)
+            image,
+            segmentationNode,
+            identifier,
+            slicer.vtkSlicerSegmentationsModuleLogic.MODE_MERGE_MASK,
+        )
         yield
 
 

@@ -60,7 +60,7 @@ class Session(qt.QObject):
 
     def guarded(self, call):
         """`call()` with the library's and the scene's errors shown instead of raised; True when it went well."""
-        from MedSSLLib.errors import MedSSLError
+        from MedSSLLib.core.errors import MedSSLError
 
         try:
             call()
@@ -82,8 +82,12 @@ class Session(qt.QObject):
         if not self.guarded(lambda: made.append(self.store.openOrCreate(path))):
             return False
         self.parameters.projectPath = str(self.store.folder)
-        self.say(_("New project. ") + advice.nextStep(self.store) if made[0] else advice.nextStep(self.store),
-                 "done" if made[0] else "info")
+        self.say(
+            _("New project. ") + advice.nextStep(self.store)
+            if made[0]
+            else advice.nextStep(self.store),
+            "done" if made[0] else "info",
+        )
         self.readFacts()
         return True
 
@@ -125,7 +129,9 @@ class Session(qt.QObject):
     def _onHelperEnded(self, outcome):
         done = outcome.job.facts.get("done")
         if outcome.state != "done":
-            self.say(outcome.message or _("{title} failed.").format(title=outcome.job.title), "error")
+            self.say(
+                outcome.message or _("{title} failed.").format(title=outcome.job.title), "error"
+            )
         self.guarded(self.store.refresh) if self.store.isOpen() else None
         if done:
             done(outcome)
@@ -158,14 +164,19 @@ class Session(qt.QObject):
             self.say(_("One job runs and one waits already. Cancel one of them first."), "warning")
             return False
         if self.queue.current is not job and job in self.queue.waiting:
-            self.say(_("{title} will start when the running job ends.").format(title=job.title), "info")
+            self.say(
+                _("{title} will start when the running job ends.").format(title=job.title), "info"
+            )
         return True
 
     def _onChecked(self, problem):
         job, self._pending = self._pending, None
         if problem:
             self.installNeeded.emit(problem)
-            self.say(_("Not ready to compute: {problem}. Press Install.").format(problem=problem), "error")
+            self.say(
+                _("Not ready to compute: {problem}. Press Install.").format(problem=problem),
+                "error",
+            )
         elif job:
             self._queueJob(job)
         else:
@@ -183,5 +194,6 @@ class Session(qt.QObject):
 
     def showVolume(self, volumeNode, foreground=None, opacity=0.0):
         """Show a volume in all slice views, fitted, with an optional map over it."""
-        slicer.util.setSliceViewerLayers(background=volumeNode, foreground=foreground, foregroundOpacity=opacity,
-                                         fit=True)
+        slicer.util.setSliceViewerLayers(
+            background=volumeNode, foreground=foreground, foregroundOpacity=opacity, fit=True
+        )

@@ -14,8 +14,13 @@ from .panels.review import ReviewPanel
 from .panels.train import TrainPanel
 from .session import Session
 
-_PANELS = (("data", DataPanel), ("pretrain", PretrainPanel), ("annotate", AnnotatePanel), ("train", TrainPanel),
-           ("review", ReviewPanel))
+_PANELS = (
+    ("data", DataPanel),
+    ("pretrain", PretrainPanel),
+    ("annotate", AnnotatePanel),
+    ("train", TrainPanel),
+    ("review", ReviewPanel),
+)
 
 
 class Shell(VTKObservationMixin):
@@ -44,7 +49,9 @@ class Shell(VTKObservationMixin):
         self.session.projectLeaving.connect(self._onProjectLeaving)
         self.session.correctionWanted.connect(self._onCorrection)
         self._shortcuts, self._tag, self.sceneWasClosed = [], None, False
-        self.addObserver(slicer.mrmlScene, slicer.vtkMRMLScene.StartCloseEvent, self._onSceneClosing)
+        self.addObserver(
+            slicer.mrmlScene, slicer.vtkMRMLScene.StartCloseEvent, self._onSceneClosing
+        )
         widget.setMRMLScene(slicer.mrmlScene)
         self.setParameters(parameters)
 
@@ -82,8 +89,11 @@ class Shell(VTKObservationMixin):
         for panel in self.panels.values():
             panel.enter()
         annotate = self.panels["annotate"]
-        for keys, call in (("Shift+M", annotate.markShown), ("Shift+N", lambda: annotate.step(1)),
-                           ("Shift+P", lambda: annotate.step(-1))):
+        for keys, call in (
+            ("Shift+M", annotate.markShown),
+            ("Shift+N", lambda: annotate.step(1)),
+            ("Shift+P", lambda: annotate.step(-1)),
+        ):
             shortcut = qt.QShortcut(qt.QKeySequence(keys), slicer.util.mainWindow() or self.widget)
             shortcut.activated.connect(call)
             self._shortcuts.append(shortcut)

@@ -1,6 +1,6 @@
 """The project as the panels see it: a copy of the manifest, changed only under its lock, and the facts of cases.
 
-Reading and changing go through MedSSLLib.manifest, which needs nothing but the standard library and numpy.
+Reading and changing go through MedSSLLib.project.manifest, which needs nothing but the standard library and numpy.
 """
 
 import os
@@ -12,8 +12,16 @@ from slicer.i18n import tr as _
 
 from . import processes
 
-COLOURS = ((0.90, 0.36, 0.30), (0.35, 0.72, 0.42), (0.27, 0.53, 0.86), (0.95, 0.76, 0.25), (0.62, 0.42, 0.80),
-            (0.25, 0.75, 0.75), (0.92, 0.55, 0.25), (0.85, 0.45, 0.65))
+COLOURS = (
+    (0.90, 0.36, 0.30),
+    (0.35, 0.72, 0.42),
+    (0.27, 0.53, 0.86),
+    (0.95, 0.76, 0.25),
+    (0.62, 0.42, 0.80),
+    (0.25, 0.75, 0.75),
+    (0.92, 0.55, 0.25),
+    (0.85, 0.45, 0.65),
+)
 
 
 class ProjectStore(qt.QObject):
@@ -34,7 +42,7 @@ class ProjectStore(qt.QObject):
     def open(self, folder):
         """Open the project in `folder`. Raises MedSSLError with what is wrong."""
         processes.makeLibraryImportable()
-        from MedSSLLib.manifest import read_manifest
+        from MedSSLLib.project.manifest import read_manifest
 
         path = Path(os.path.abspath(str(folder)))
         self._take(path, read_manifest(path))
@@ -42,11 +50,14 @@ class ProjectStore(qt.QObject):
     def openOrCreate(self, folder):
         """Open the project in `folder`, or make an empty one there. Returns True when it was made."""
         processes.makeLibraryImportable()
-        from MedSSLLib.errors import InputError
-        from MedSSLLib.manifest import FILE_NAME, Manifest, write_manifest
+        from MedSSLLib.core.errors import InputError
+        from MedSSLLib.project.manifest import FILE_NAME, Manifest, write_manifest
 
         if not str(folder).strip():
-            raise InputError(_("no project folder is chosen"), remedy=_("Choose one at the top of the Data panel."))
+            raise InputError(
+                _("no project folder is chosen"),
+                remedy=_("Choose one at the top of the Data panel."),
+            )
         path = Path(os.path.abspath(str(folder)))
         if (path / FILE_NAME).exists():
             self.open(path)
@@ -55,8 +66,11 @@ class ProjectStore(qt.QObject):
             path.mkdir(parents=True, exist_ok=True)
             write_manifest(path, Manifest(name=path.name))
         except OSError as error:
-            raise InputError(_("cannot be made here ({why})").format(why=error.strerror), file=path,
-                             remedy=_("Choose a folder you may write to.")) from error
+            raise InputError(
+                _("cannot be made here ({why})").format(why=error.strerror),
+                file=path,
+                remedy=_("Choose a folder you may write to."),
+            ) from error
         self.open(path)
         return True
 
@@ -94,7 +108,11 @@ class ProjectStore(qt.QObject):
     @property
     def cases(self):
         """Cases by name, sorted."""
-        return [self._manifest.cases[name] for name in sorted(self._manifest.cases)] if self.isOpen() else []
+        return (
+            [self._manifest.cases[name] for name in sorted(self._manifest.cases)]
+            if self.isOpen()
+            else []
+        )
 
     def case(self, name):
         """The case of that name, or None."""
@@ -102,8 +120,13 @@ class ProjectStore(qt.QObject):
 
     def labelledCases(self):
         """Cases training may learn from: labelled, with at least one counted slice."""
-        return [case for case in self.cases if case.role == "labelled" and case.label
-                and (case.annotated is None or case.annotated.count)]
+        return [
+            case
+            for case in self.cases
+            if case.role == "labelled"
+            and case.label
+            and (case.annotated is None or case.annotated.count)
+        ]
 
     def metadataColumns(self):
         """Names of all metadata columns, in order of first use."""
@@ -127,10 +150,10 @@ class ProjectStore(qt.QObject):
         return result
 
     def runs(self):
-        """Summaries of the runs, oldest first (MedSSLLib.runs.summary)."""
+        """Summaries of the runs, oldest first (MedSSLLib.project.runs.summary)."""
         if not self.isOpen():
             return []
-        from MedSSLLib.runs import summaries
+        from MedSSLLib.project.runs import summaries
 
         return summaries(self.folder / "runs")
 
@@ -142,17 +165,20 @@ class ProjectStore(qt.QObject):
 
     def change(self, edit):
         """Apply `edit(manifest) -> manifest` to what is on disk now, under the project's lock."""
-        from MedSSLLib.errors import InputError
-        from MedSSLLib.files import FileLock
-        from MedSSLLib.manifest import FILE_NAME, read_manifest, write_manifest
+        from MedSSLLib.core.errors import InputError
+        from MedSSLLib.core.files import FileLock
+        from MedSSLLib.project.manifest import FILE_NAME, read_manifest, write_manifest
 
         try:
             with FileLock(self.folder / f".{FILE_NAME}.lock"):
                 manifest = edit(read_manifest(self.folder))
                 write_manifest(self.folder, manifest)
         except OSError as error:
-            raise InputError(_("cannot be written ({why})").format(why=error.strerror), file=self.folder,
-                             remedy=_("Check that the project folder may be written to.")) from error
+            raise InputError(
+                _("cannot be written ({why})").format(why=error.strerror),
+                file=self.folder,
+                remedy=_("Check that the project folder may be written to."),
+            ) from error
         self._take(self.folder, manifest)
 
     def updateCase(self, name, **fields):
@@ -161,23 +187,33 @@ class ProjectStore(qt.QObject):
 
     def setMetadata(self, name, key, value):
         """Set or, with an empty value, drop one metadata cell."""
+
         def edit(manifest):
             case = manifest.cases[name]
             metadata = {**case.metadata, key: value}
-            return manifest.with_cases(replace(case, metadata={k: v for k, v in metadata.items() if v}))
+            return manifest.with_cases(
+                replace(case, metadata={k: v for k, v in metadata.items() if v})
+            )
+
         self.change(edit)
 
     def mergeMetadata(self, table):
         """Add a table {case: {column: value}}; returns the names in it that are no cases."""
+
         def edit(manifest):
             known = [case for name, case in manifest.cases.items() if name in table]
-            return manifest.with_cases(*(replace(c, metadata={**c.metadata, **table[c.name]}) for c in known))
+            return manifest.with_cases(
+                *(replace(c, metadata={**c.metadata, **table[c.name]}) for c in known)
+            )
+
         self.change(edit)
         return sorted(set(table) - {case.name for case in self.cases})
 
     def removeCases(self, names):
         """Take cases out of the manifest; no file is deleted."""
-        self.change(lambda m: replace(m, cases={k: c for k, c in m.cases.items() if k not in set(names)}))
+        self.change(
+            lambda m: replace(m, cases={k: c for k, c in m.cases.items() if k not in set(names)})
+        )
 
     def setLabel(self, name, path, annotated):
         """Record a case's label and which slices of it count (None: all)."""
@@ -187,14 +223,22 @@ class ProjectStore(qt.QObject):
 
     def setClasses(self, classes):
         """Replace the project's foreground classes; entries as `classes` gives them."""
+
         def edit(manifest):
             labels = {0: manifest.labels.get(0, "background")}
             labels.update({v: n for v, n in manifest.labels.items() if n.lower() == "ignore"})
             labels.update({value: name for value, name, _colour, _term in classes})
-            shown = {str(value): {"color": [round(c, 4) for c in colour], "terminology": term}
-                     for value, _name, colour, term in classes}
-            return replace(manifest, labels=dict(sorted(labels.items())), labels_from=None,
-                           extra={**manifest.extra, "slicer_classes": shown})
+            shown = {
+                str(value): {"color": [round(c, 4) for c in colour], "terminology": term}
+                for value, _name, colour, term in classes
+            }
+            return replace(
+                manifest,
+                labels=dict(sorted(labels.items())),
+                labels_from=None,
+                extra={**manifest.extra, "slicer_classes": shown},
+            )
+
         self.change(edit)
 
     def setFact(self, fact):

@@ -39,14 +39,18 @@ def install(arguments):
     wheels = arguments[arguments.index("--wheels") + 1] if "--wheels" in arguments else ""
     Installer().install(wheels)
     environment = dict(entry.split("=", 1) for entry in processes.jobEnvironment())
-    return subprocess.call([processes.pythonExecutable(slicer.app.slicerHome), "-m", "MedSSLLib", "doctor"],
-                           env=environment)
+    return subprocess.call(
+        [processes.pythonExecutable(slicer.app.slicerHome), "-m", "MedSSLLib", "doctor"],
+        env=environment,
+    )
 
 
 def _moduleFolder():
     """The folder of MedSSL.py: above this script, or where the script was installed to."""
     here = Path(__file__).resolve().parent
-    return next((folder for folder in (here.parent, here) if (folder / "MedSSLGui").is_dir()), here.parent)
+    return next(
+        (folder for folder in (here.parent, here) if (folder / "MedSSLGui").is_dir()), here.parent
+    )
 
 
 if __name__ == "__main__":

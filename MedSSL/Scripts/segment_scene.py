@@ -1,6 +1,6 @@
 """Segment every volume of a scene with a trained run, and save the scene with the segmentations:
 
-    Slicer --no-splash --no-main-window --python-script MedSSL/Scripts/segment_scene.py SCENE.mrb PROJECT RUN OUT.mrb
+Slicer --no-splash --no-main-window --python-script MedSSL/Scripts/segment_scene.py SCENE.mrb PROJECT RUN OUT.mrb
 """
 
 import sys
@@ -30,7 +30,9 @@ def main(arguments):
             for _step in scene.nrrdSteps(Path(folder) / f"{name}.nrrd", array, matrix, False):
                 continue
         images = [str(Path(folder) / f"{name}.nrrd") for name in written]
-        code = medssl_batch.main(["predict", project, "--run", run, "--images", *images, "--out", f"{folder}/out"])
+        code = medssl_batch.main(
+            ["predict", project, "--run", run, "--images", *images, "--out", f"{folder}/out"]
+        )
         if code:
             return code
         for name, node in written.items():

@@ -5,10 +5,11 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from MedSSLLib.errors import InputError
+from MedSSLLib.core.errors import InputError
 
 if TYPE_CHECKING:
     from MedSSLLib.methods.base import Method
+
 
 METHODS = {
     "pgl": "MedSSLLib.methods.pgl:PGL",
@@ -26,6 +27,8 @@ def load_method(name: str) -> type[Method]:
         InputError: no such method.
     """
     if name not in METHODS:
-        raise InputError(f"method {name!r} does not exist", remedy=f"Use one of {', '.join(METHODS)}")
+        raise InputError(
+            f"method {name!r} does not exist", remedy=f"Use one of {', '.join(METHODS)}"
+        )
     module, _, attribute = METHODS[name].partition(":")
     return getattr(import_module(module), attribute)

@@ -10,9 +10,9 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from MedSSLLib.config import Range
-from MedSSLLib.networks import Encoder
-from MedSSLLib.sampling import Batch
+from MedSSLLib.config.run import Range
+from MedSSLLib.data.batch import Batch
+from MedSSLLib.networks.unet import Encoder
 
 
 def identity(x: Tensor) -> Tensor:
@@ -26,15 +26,23 @@ class MethodConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     view_scale: Range = Field(
-        (1.1, 1.4), description="Side of a view's crop box, relative to the patch (PGL re-implementation: 1.1-1.4)."
+        (1.1, 1.4),
+        description="Side of a view's crop box, relative to the patch (PGL re-implementation: "
+        "1.1-1.4).",
     )
     view_of: Literal["patch", "image"] = Field(
-        "patch", description="What view_scale is relative to: the patch, or as much of the image as has the patch's "
-        "proportions. Not from the paper."
-    )  # fmt: skip
-    min_overlap: float = Field(0.1, ge=0, le=1, description="Least overlap of two boxes, share of the smaller one.")
+        "patch",
+        description="What view_scale is relative to: the patch, or as much of the image as has "
+        "the patch's "
+        "proportions. Not from the paper.",
+    )
+    min_overlap: float = Field(
+        0.1, ge=0, le=1, description="Least overlap of two boxes, share of the smaller one."
+    )
     flip: float = Field(0.5, ge=0, le=1, description="Probability of a flip per axis (PGL: 0.5).")
-    rotation: float = Field(0.0, ge=0, description="Largest rotation of a view in degrees. Not from the paper.")
+    rotation: float = Field(
+        0.0, ge=0, description="Largest rotation of a view in degrees. Not from the paper."
+    )
 
 
 @dataclass(frozen=True)
@@ -63,7 +71,8 @@ class MethodContext:
 class GradientRule(Protocol):
     """Turns named losses into gradients: sets ``.grad`` of every parameter.
 
-    `shared` are the encoder's parameters, `others` the rest; `reduce` averages a gradient over processes.
+    `shared` are the encoder's parameters, `others` the rest; `reduce` averages a gradient over
+    processes.
     """
 
     def __call__(
@@ -82,10 +91,11 @@ class GradientRule(Protocol):
 class Method(nn.Module):
     """A pre-training method: losses over a batch of views, and what changes after a step.
 
-    Subclasses set `Config` and implement :meth:`losses`, which mutates nothing. `views` is the number of views of a
-    sample; `needs_meta` asks for the meta-balanced sampler; without `intensity` views are only resampled; `auto_dim` is
-    what the dimension "auto" means: "auto" decides by the spacing. `inner` is what of a view can be compared with the
-    others (see ``views.meeting_boxes``), None for all of it.
+    Subclasses set `Config` and implement :meth:`losses`, which mutates nothing. `views` is the
+    number of views of a sample; `needs_meta` asks for the meta-balanced sampler; without
+    `intensity` views are only resampled; `auto_dim` is what the dimension "auto" means: "auto"
+    decides by the spacing. `inner` is what of a view can be compared with the others (see
+    ``views.meeting_boxes``), None for all of it.
     """
 
     Config: ClassVar[type[MethodConfig]] = MethodConfig

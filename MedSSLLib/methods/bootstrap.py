@@ -1,4 +1,6 @@
-"""What PGL and BYOL share: an online branch that predicts its own moving average on the other view."""
+"""What PGL and BYOL share: an online branch that predicts its own moving average on the other
+view.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +12,14 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from MedSSLLib.alignment import Aligned
-from MedSSLLib.losses import cosine_regression
+from MedSSLLib.data.batch import Batch
+from MedSSLLib.data.spatial import ViewGeometry
+from MedSSLLib.losses.dice_ce import cosine_regression
 from MedSSLLib.methods.base import Method, MethodContext
-from MedSSLLib.methods.ema import ema_update, frozen_copy, momentum_at
 from MedSSLLib.methods.heads import HeadConfig, Heads, at_least_float32, spread
-from MedSSLLib.networks import Encoder
-from MedSSLLib.sampling import Batch
-from MedSSLLib.views import ViewGeometry
+from MedSSLLib.networks.alignment import Aligned
+from MedSSLLib.networks.ema import ema_update, frozen_copy, momentum_at
+from MedSSLLib.networks.unet import Encoder
 
 
 class BootstrapConfig(HeadConfig):
@@ -27,14 +29,18 @@ class BootstrapConfig(HeadConfig):
         0.99,
         ge=0,
         le=1,
-        description="Momentum of the target at the start, rising to 1. BYOL has 0.996 for 10^5 steps and more; in n "
-        "steps about exp(-n (1 - momentum) / 2) of the random start is left in the target: 0.95 for a few hundred, "
+        description="Momentum of the target at the start, rising to 1. BYOL has 0.996 for 10^5 "
+        "steps and more; in n "
+        "steps about exp(-n (1 - momentum) / 2) of the random start is left in the target: 0.95 "
+        "for a few hundred, "
         "0.99 for a few thousand. Not from the PGL paper.",
     )
 
 
 class _Compared(NamedTuple):
-    """What the loss compares: predictions and targets ``[b*v, c, *n]``, weight ``[b*v, *n]``, projections."""
+    """What the loss compares: predictions and targets ``[b*v, c, *n]``, weight ``[b*v, *n]``,
+    projections.
+    """
 
     prediction: Tensor
     target: Tensor
@@ -45,15 +51,19 @@ class _Compared(NamedTuple):
 class Bootstrap(Method):
     """Online (encoder, projector, predictor) against a moving-average target (encoder, projector).
 
-    Subclasses say which features are projected (:meth:`features`) and how the projections of a sample's views
-    are brought to the same places (:meth:`places`).
+    Subclasses say which features are projected (:meth:`features`) and how the projections of a
+    sample's views are brought to the same places (:meth:`places`).
     """
 
     Config: ClassVar[type[BootstrapConfig]] = BootstrapConfig
     config: BootstrapConfig
 
     def __init__(
-        self, encoder: Encoder, config: BootstrapConfig, context: MethodContext, levels: Sequence[int]
+        self,
+        encoder: Encoder,
+        config: BootstrapConfig,
+        context: MethodContext,
+        levels: Sequence[int],
     ) -> None:
         super().__init__(encoder, config, context)
         self.levels = tuple(levels)
@@ -70,7 +80,9 @@ class Bootstrap(Method):
         raise NotImplementedError
 
     def places(self, x: Tensor, geometry: ViewGeometry | None, index: int) -> Aligned:
-        """``[b*v, c, *s]`` of the level `index` at places that mean the same in all views of a sample."""
+        """``[b*v, c, *s]`` of the level `index` at places that mean the same in all views of a
+        sample.
+        """
         raise NotImplementedError
 
     def compared(self, batch: Batch) -> list[_Compared]:
@@ -85,23 +97,35 @@ class Bootstrap(Method):
             target = Aligned(
                 *(_other_view(x, self.views) for x in self.places(z_target, batch.geometry, index))
             )
-            results.append(_Compared(prediction, target.features, (mask * target.mask).squeeze(1), z))
+            results.append(
+                _Compared(prediction, target.features, (mask * target.mask).squeeze(1), z)
+            )
         return results
 
     def predict(self, z: Tensor, geometry: ViewGeometry | None, index: int) -> Aligned:
-        """The online projections of the level `index`, brought to their places, then predicted from."""
+        """The online projections of the level `index`, brought to their places, then predicted
+        from.
+        """
         aligned = self.places(z, geometry, index)
         return Aligned(self.predictors[index](aligned.features), aligned.mask)
 
     def losses(self, batch: Batch, progress: float) -> dict[str, Tensor]:
-        """Per level ``mean_places [2 - 2 cos(q(z_1), sg z_2')]`` plus the same with views swapped."""
+        """Per level ``mean_places [2 - 2 cos(q(z_1), sg z_2')]`` plus the same with views
+        swapped.
+        """
         levels = self.compared(batch)
         self._last = [_Compared(*(x.detach() for x in level)) for level in levels]
-        names = ["consistency"] if len(levels) == 1 else [f"consistency_{level}" for level in self.levels]
+        names = (
+            ["consistency"]
+            if len(levels) == 1
+            else [f"consistency_{level}" for level in self.levels]
+        )
         return {name: self._consistency(level) for name, level in zip(names, levels, strict=True)}
 
     def _consistency(self, level: _Compared) -> Tensor:
-        distance = cosine_regression(at_least_float32(level.prediction), at_least_float32(level.target))
+        distance = cosine_regression(
+            at_least_float32(level.prediction), at_least_float32(level.target)
+        )
         weight = level.weight.to(distance.dtype)
         total, count = self.context.reduce(torch.stack([(distance * weight).sum(), weight.sum()]))
         return self.views * total / count.clamp_min(1)
@@ -114,10 +138,12 @@ class Bootstrap(Method):
 
     @torch.no_grad()
     def diagnostics(self) -> dict[str, Tensor]:
-        """Of the last losses (mean over levels): spread of the projections, cosines, momentum of the target.
+        """Of the last losses (mean over levels): spread of the projections, cosines, momentum of
+        the target.
 
-        ``feature_std`` near 0 means collapse. ``cosine`` is that of prediction and target at the same place,
-        ``cosine_mismatched`` that with the target of another place, or sample where there is one place only.
+        ``feature_std`` near 0 means collapse. ``cosine`` is that of prediction and target at the
+        same place, ``cosine_mismatched`` that with the target of another place, or sample where
+        there is one place only.
         """
         if not self._last:
             return {}

@@ -6,12 +6,12 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from MedSSLLib.alignment import Aligned
+from MedSSLLib.data.spatial import ViewGeometry
 from MedSSLLib.methods.base import MethodContext
 from MedSSLLib.methods.bootstrap import Bootstrap, BootstrapConfig
 from MedSSLLib.methods.heads import pooled
-from MedSSLLib.networks import Encoder
-from MedSSLLib.views import ViewGeometry
+from MedSSLLib.networks.alignment import Aligned
+from MedSSLLib.networks.unet import Encoder
 
 
 class BYOLConfig(BootstrapConfig):

@@ -1,4 +1,6 @@
-"""Small networks on top of the encoder that pre-training discards: projectors, predictors, light decoder."""
+"""Small networks on top of the encoder that pre-training discards: projectors, predictors, light
+decoder.
+"""
 
 from __future__ import annotations
 
@@ -12,27 +14,34 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate, normalize
 
 from MedSSLLib.methods.base import MethodConfig
-from MedSSLLib.networks import Encoder, conv_nd, norm_spec
+from MedSSLLib.networks.unet import Encoder, conv_nd, norm_spec
 
 
 class HeadConfig(MethodConfig):
     """Size of projectors and predictors."""
 
     hidden: int = Field(
-        512, ge=1, description="Hidden channels of a head (PGL re-implementation: 4096). Not from the paper."
+        512,
+        ge=1,
+        description="Hidden channels of a head (PGL re-implementation: 4096). Not from the paper.",
     )
     out: int = Field(
-        128, ge=1, description="Output channels of a head (PGL re-implementation: 256). Not from the paper."
+        128,
+        ge=1,
+        description="Output channels of a head (PGL re-implementation: 256). Not from the paper.",
     )
     head_norm: Literal["batch", "group"] = Field(
         "batch",
-        description="Normalisation inside a head; 'group' is independent of the batch and exact across "
+        description="Normalisation inside a head; 'group' is independent of the batch and exact "
+        "across "
         "processes. Not from the paper.",
     )
 
 
 class Heads(nn.ModuleList):
-    """One head a feature map: 1x1 convolution to `hidden`, normalisation, ReLU, 1x1 convolution to `out`."""
+    """One head a feature map: 1x1 convolution to `hidden`, normalisation, ReLU, 1x1 convolution to
+    `out`.
+    """
 
     def __init__(self, dim: int, widths: Sequence[int], config: HeadConfig) -> None:
         super().__init__(_head(dim, width, config) for width in widths)
@@ -53,7 +62,8 @@ def _head(dim: int, inputs: int, config: HeadConfig) -> nn.Sequential:
 
 
 class LightDecoder(nn.Module):
-    """Encoder features to an image at full resolution: few channels a level, summed from coarse to fine.
+    """Encoder features to an image at full resolution: few channels a level, summed from coarse to
+    fine.
 
     Args:
         encoder: the encoder whose feature maps come in.
@@ -67,7 +77,9 @@ class LightDecoder(nn.Module):
         self.mode = {2: "bilinear", 3: "trilinear"}[encoder.dim]
         self.lateral = nn.ModuleList(conv(inputs, width, 1) for inputs in encoder.widths)
         self.last = nn.Sequential(
-            conv(width, width, 3, padding=1), nn.LeakyReLU(0.01, inplace=True), conv(width, channels, 1)
+            conv(width, width, 3, padding=1),
+            nn.LeakyReLU(0.01, inplace=True),
+            conv(width, channels, 1),
         )
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
@@ -91,9 +103,11 @@ def at_least_float32(x: Tensor) -> Tensor:
 
 @torch.no_grad()
 def spread(x: Tensor) -> Tensor:
-    """Standard deviation of L2-normalised ``[n, c, *s]`` over all places, channel mean times ``sqrt(c)``.
+    """Standard deviation of L2-normalised ``[n, c, *s]`` over all places, channel mean times
+    ``sqrt(c)``.
 
-    About 1 for vectors that point everywhere, 0 when all are alike (collapse; SimSiam, arXiv 2011.10566).
+    About 1 for vectors that point everywhere, 0 when all are alike (collapse; SimSiam, arXiv
+    2011.10566).
     """
     unit = normalize(at_least_float32(x), dim=1)
     return unit.movedim(1, -1).flatten(0, -2).std(0, correction=0).mean() * x.shape[1] ** 0.5

@@ -1,7 +1,9 @@
-"""PGL: prior-guided local consistency (Xie, Zhang, Liao, Xia, Shen 2020, arXiv 2011.12640), in 2D and 3D.
+"""PGL: prior-guided local consistency (Xie, Zhang, Liao, Xia, Shen 2020, arXiv 2011.12640), in 2D
+and 3D.
 
-``L = mean over places of [2 - 2 cos(q(A(z_1)), sg A(z_2'))]`` plus the term with the views exchanged, where A
-cuts the part that both views share out of their feature maps and undoes flips (:mod:`MedSSLLib.alignment`).
+``L = mean over places of [2 - 2 cos(q(A(z_1)), sg A(z_2'))]`` plus the term with the views
+exchanged, where A cuts the part that both views share out of their feature maps and undoes flips
+(:mod:`MedSSLLib.networks.alignment`).
 """
 
 from __future__ import annotations
@@ -13,13 +15,13 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from MedSSLLib.alignment import Aligned, Boxes, align, common_box
-from MedSSLLib.errors import InputError
+from MedSSLLib.core.errors import InputError
+from MedSSLLib.data.spatial import ViewGeometry
 from MedSSLLib.methods.base import MethodContext
 from MedSSLLib.methods.bootstrap import Bootstrap, BootstrapConfig
 from MedSSLLib.methods.heads import at_least_float32
-from MedSSLLib.networks import Encoder
-from MedSSLLib.views import ViewGeometry
+from MedSSLLib.networks.alignment import Aligned, Boxes, align, common_box
+from MedSSLLib.networks.unet import Encoder
 
 
 class PGLConfig(BootstrapConfig):
@@ -28,25 +30,33 @@ class PGLConfig(BootstrapConfig):
     levels: tuple[int, ...] = Field(
         (-1,),
         min_length=1,
-        description="Encoder levels that are compared, 0 = finest, -1 = deepest; several terms are added up. "
+        description="Encoder levels that are compared, 0 = finest, -1 = deepest; several terms "
+        "are added up. "
         "Levels below the deepest one chosen stay untrained. Not from the paper.",
     )
     bins: int | None = Field(
         None,
         ge=1,
-        description="Bins per axis of the common region; None = the voxels of the map. Not from the paper.",
+        description="Bins per axis of the common region; None = the voxels of the map. Not from "
+        "the paper.",
     )
-    samples: int = Field(2, ge=1, description="Sampling points per bin and axis. Not from the paper.")
+    samples: int = Field(
+        2, ge=1, description="Sampling points per bin and axis. Not from the paper."
+    )
     align_after: Literal["projector", "predictor"] = Field(
         "projector", description="Which online output is aligned. Not from the paper."
     )
     use_scale_prior: bool = Field(
-        True, description="Crop and scale prior; without it the whole maps are compared position by position."
+        True,
+        description="Crop and scale prior; without it the whole maps are compared position by "
+        "position.",
     )
     use_flip_prior: bool = Field(
         True, description="Flip prior; without it the alignment takes every view for unflipped."
     )
-    rotation: float = Field(0.0, ge=0, le=0, description="Always 0: the alignment knows boxes and flips.")
+    rotation: float = Field(
+        0.0, ge=0, le=0, description="Always 0: the alignment knows boxes and flips."
+    )
 
 
 class PGL(Bootstrap):
@@ -72,11 +82,12 @@ class PGL(Bootstrap):
         return [maps[level] for level in self.levels]
 
     def places(self, x: Tensor, geometry: ViewGeometry | None, index: int) -> Aligned:
-        """The region that a sample's views share, bin by bin; without the scale prior the whole maps.
+        """The region that a sample's views share, bin by bin; without the scale prior the whole
+        maps.
 
-        Of the region only what lies between the outer voxel centres of all views' maps is cut into bins. The
-        rest, at the deepest level most of it, would be extrapolated in one of them, and masked. Samples that
-        have no such region are masked.
+        Of the region only what lies between the outer voxel centres of all views' maps is cut into
+        bins. The rest, at the deepest level most of it, would be extrapolated in one of them, and
+        masked. Samples that have no such region are masked.
         """
         assert geometry is not None, "PGL needs the geometry of its views"
         flip = geometry.flip.flatten(0, 1)
@@ -91,7 +102,9 @@ class PGL(Bootstrap):
         return align(x, own, shared, flip, bins, self.config.samples)
 
     def predict(self, z: Tensor, geometry: ViewGeometry | None, index: int) -> Aligned:
-        """Prediction after or before the alignment; they differ, because a predictor is not linear."""
+        """Prediction after or before the alignment; they differ, because a predictor is not
+        linear.
+        """
         if self.config.align_after == "projector":
             return super().predict(z, geometry, index)
         return self.places(self.predictors[index](z), geometry, index)
@@ -100,19 +113,24 @@ class PGL(Bootstrap):
     def diagnostics(self) -> dict[str, Tensor]:
         """Besides, ``shared``: share of the places that could be compared (mean over levels).
 
-        Of views that overlap little nothing can: between the outer voxel centres of a small map they do not meet.
+        Of views that overlap little nothing can: between the outer voxel centres of a small map
+        they do not meet.
         """
         shown = super().diagnostics()
         if shown:
-            shown["shared"] = torch.stack([at_least_float32(level.weight).mean() for level in self._last]).mean()
+            shown["shared"] = torch.stack(
+                [at_least_float32(level.weight).mean() for level in self._last]
+            ).mean()
         return shown
 
 
 def map_extents(encoder: Encoder, patch: tuple[int, ...], level: int) -> list[list[list[float]]]:
-    """Two boxes as shares of the patch, ``[2, 2, s]``: of a level's feature map, and of its outer voxel centres.
+    """Two boxes as shares of the patch, ``[2, 2, s]``: of a level's feature map, and of its outer
+    voxel centres.
 
-    A strided convolution of width 3 with padding 1 has its first output centred on the *first* input voxel,
-    not on the first pair. At total stride T a map thus lies ``(T - 1) / 2`` voxels to the low side of the
+    A strided convolution of width 3 with padding 1 has its first output centred on the *first*
+    input voxel, not on the first pair. At total stride T a map thus lies ``(T - 1) / 2`` voxels to
+    the low side of the
     patch: nearly half a feature voxel, and in a flipped view to the other side of the anatomy.
 
     Raises:
@@ -137,10 +155,14 @@ def map_extents(encoder: Encoder, patch: tuple[int, ...], level: int) -> list[li
 
 
 def _boxes(geometry: ViewGeometry, flip: Tensor, extent: Tensor) -> Boxes:
-    """Boxes in window voxels, ``[b*v, s]`` each, of what takes up the share `extent` ``[2, s]`` of each view."""
+    """Boxes in window voxels, ``[b*v, s]`` each, of what takes up the share `extent` ``[2, s]`` of
+    each view.
+    """
     lo, hi = geometry.lo.flatten(0, 1), geometry.hi.flatten(0, 1)
     start, stop = (extent.to(lo.dtype) * (hi - lo)[:, None]).unbind(1)
-    return Boxes(torch.where(flip > 0, hi - stop, lo + start), torch.where(flip > 0, hi - start, lo + stop))
+    return Boxes(
+        torch.where(flip > 0, hi - stop, lo + start), torch.where(flip > 0, hi - start, lo + stop)
+    )
 
 
 def _checked_levels(config: PGLConfig, depth: int) -> list[int]:

@@ -14,10 +14,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from MedSSLLib.data.batch import Batch
 from MedSSLLib.methods.base import Method, MethodConfig, MethodContext
 from MedSSLLib.methods.heads import LightDecoder, at_least_float32
-from MedSSLLib.networks import Encoder
-from MedSSLLib.sampling import Batch
+from MedSSLLib.networks.unet import Encoder
 
 CURVE = 256  # entries of an intensity curve
 BOXES = 5  # most boxes painted
@@ -30,12 +30,18 @@ class RestorationConfig(MethodConfig):
     """How often views are corrupted in which way; the defaults are those of Models Genesis."""
 
     shuffle: float = Field(0.5, ge=0, le=1, description="Probability of local shuffling.")
-    intensity: float = Field(0.9, ge=0, le=1, description="Probability of a random map of intensities.")
-    paint: float = Field(0.9, ge=0, le=1, description="Probability of painting over parts with noise.")
+    intensity: float = Field(
+        0.9, ge=0, le=1, description="Probability of a random map of intensities."
+    )
+    paint: float = Field(
+        0.9, ge=0, le=1, description="Probability of painting over parts with noise."
+    )
     outside: float = Field(
         0.8, ge=0, le=1, description="Share of out-painting in it; the rest is in-painting."
     )
-    block: float = Field(0.1, gt=0, le=1, description="Largest side of a shuffled block, share of the view.")
+    block: float = Field(
+        0.1, gt=0, le=1, description="Largest side of a shuffled block, share of the view."
+    )
     width: int = Field(16, ge=1, description="Channels of the decoder. Not from the paper.")
 
 
@@ -89,7 +95,9 @@ class Restoration(Method):
 def sample_corruption(
     images: Tensor, config: RestorationConfig, generator: torch.Generator | None = None
 ) -> Corruption:
-    """Draw the corruption of every view of ``images [b, c, *s]``; `generator` lives on their device."""
+    """Draw the corruption of every view of ``images [b, c, *s]``; `generator` lives on their
+    device.
+    """
     draw = _Draw(images, generator)
     b, size = len(images), images.shape[2:]
     shuffled = draw.uniform(b, 1) < config.shuffle
@@ -117,7 +125,9 @@ def corrupt(images: Tensor, corruption: Corruption) -> Tensor:
 
 
 def look_up(curve: Tensor, x: Tensor) -> Tensor:
-    """A tabulated function at ``x [b, c, n]`` in [0, 1], linear between the entries of ``curve [b, k]``."""
+    """A tabulated function at ``x [b, c, n]`` in [0, 1], linear between the entries of ``curve [b,
+    k]``.
+    """
     last = curve.shape[1] - 1
     position = (x * last).clamp(0, last)
     below = position.long().clamp_max(last - 1)
@@ -132,7 +142,9 @@ class _Draw:
         self.like, self.generator = like, generator
 
     def uniform(self, *shape: int) -> Tensor:
-        return torch.rand(shape, generator=self.generator, device=self.like.device, dtype=self.like.dtype)
+        return torch.rand(
+            shape, generator=self.generator, device=self.like.device, dtype=self.like.dtype
+        )
 
     def line(self, n: int) -> Tensor:
         return torch.linspace(0, 1, n, device=self.like.device, dtype=self.like.dtype)
@@ -154,17 +166,25 @@ def _shuffled_order(draw: _Draw, b: int, size: Sequence[int], block: float) -> T
 
 
 def _curves(draw: _Draw, b: int) -> Tensor:
-    """Cubic Bezier curves from (0, 0) to (1, 1), random control points, half of them reversed, ``[b, k]``."""
+    """Cubic Bezier curves from (0, 0) to (1, 1), random control points, half of them reversed,
+    ``[b, k]``.
+    """
     x1, y1, x2, y2 = draw.uniform(4, b, 1)
     t = draw.line(4 * CURVE)
-    xs, ys = (3 * (1 - t) ** 2 * t * p + 3 * (1 - t) * t**2 * q + t**3 for p, q in ((x1, x2), (y1, y2)))
-    at = torch.searchsorted(xs, draw.line(CURVE).expand(b, -1).contiguous()).clamp_max(4 * CURVE - 1)
+    xs, ys = (
+        3 * (1 - t) ** 2 * t * p + 3 * (1 - t) * t**2 * q + t**3 for p, q in ((x1, x2), (y1, y2))
+    )
+    at = torch.searchsorted(xs, draw.line(CURVE).expand(b, -1).contiguous()).clamp_max(
+        4 * CURVE - 1
+    )
     rising = ys.gather(1, at)
     return torch.where(draw.uniform(b, 1) < 0.5, rising, rising.flip(1))
 
 
 def _boxes(draw: _Draw, b: int, size: Sequence[int], sides: tuple[float, float]) -> Tensor:
-    """Union of one to BOXES random boxes, sides in the range `sides` (shares of the view), ``[b, *s]``."""
+    """Union of one to BOXES random boxes, sides in the range `sides` (shares of the view), ``[b,
+    *s]``.
+    """
     more = draw.uniform(b, BOXES - 1) < MORE_BOXES
     present = torch.cat([more.new_ones(b, 1), more], 1).cumprod(1).bool()
     inside = present.view(b, BOXES, *(1,) * len(size))

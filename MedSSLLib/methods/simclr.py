@@ -1,4 +1,6 @@
-"""SimCLR: two views of an image against the rest of the batch (Chen et al. 2020, arXiv 2002.05709)."""
+"""SimCLR: two views of an image against the rest of the batch (Chen et al. 2020, arXiv
+2002.05709).
+"""
 
 from __future__ import annotations
 
@@ -9,17 +11,19 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from MedSSLLib.contrastive import info_nce
+from MedSSLLib.data.batch import Batch
+from MedSSLLib.losses.contrastive import info_nce
 from MedSSLLib.methods.base import Method, MethodContext
 from MedSSLLib.methods.heads import HeadConfig, Heads, at_least_float32, pooled, spread
-from MedSSLLib.networks import Encoder
-from MedSSLLib.sampling import Batch
+from MedSSLLib.networks.unet import Encoder
 
 
 class SimCLRConfig(HeadConfig):
     """Head and temperature of SimCLR."""
 
-    temperature: float = Field(0.1, gt=0, description="Temperature of the softmax (SimCLR, table 5: 0.1).")
+    temperature: float = Field(
+        0.1, gt=0, description="Temperature of the softmax (SimCLR, table 5: 0.1)."
+    )
 
 
 class SimCLR(Method):
@@ -36,13 +40,17 @@ class SimCLR(Method):
     def losses(self, batch: Batch, progress: float) -> dict[str, Tensor]:
         """NT-Xent over the samples of all processes."""
         (z,) = self.projectors([pooled(self.encoder(batch.images.flatten(0, 1))[-1])])
-        z = self.context.gather(at_least_float32(z.flatten(1)).unflatten(0, (-1, batch.images.shape[1])))
+        z = self.context.gather(
+            at_least_float32(z.flatten(1)).unflatten(0, (-1, batch.images.shape[1]))
+        )
         self._last = z.detach()
         return {"contrast": info_nce(z, self.config.temperature)}
 
     @torch.no_grad()
     def diagnostics(self) -> dict[str, Tensor]:
-        """Of the last batch: spread (0 = collapse), cosines, share of views that find their partner."""
+        """Of the last batch: spread (0 = collapse), cosines, share of views that find their
+        partner.
+        """
         if self._last is None:
             return {}
         z = normalize(self._last, dim=2)
@@ -58,7 +66,9 @@ class SimCLR(Method):
 
 
 def partner_found(z: Tensor) -> Tensor:
-    """Share of views ``[n, v, d]`` (unit length) whose nearest other view is of the same image, in [0, 1]."""
+    """Share of views ``[n, v, d]`` (unit length) whose nearest other view is of the same image, in
+    [0, 1].
+    """
     flat = z.flatten(0, 1)
     index = torch.arange(len(flat), device=z.device)
     similarity = (flat @ flat.T).masked_fill(index[:, None] == index, -2.0)

@@ -1,6 +1,8 @@
-"""Prediction of a preprocessed volume over the bare network on the fewest covering patches; goal 1.2.
+"""Prediction of a preprocessed volume over the bare network on the fewest covering patches; goal
+1.2.
 
-Runs `MedSSLLib.speed`, part `predict` (`medssl benchmark speed --parts predict`), on the CPU. JSON on stdout.
+Runs `MedSSLLib.benchmark.speed`, part `predict` (`medssl benchmark speed --parts predict`), on the
+CPU. JSON on stdout.
 """
 
 from speed_parts import main

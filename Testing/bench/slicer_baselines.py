@@ -1,13 +1,16 @@
-"""What Slicer makes of drawn slices: "Fill between slices" and "Grow from seeds", by the classes that Slicer runs.
+"""What Slicer makes of drawn slices: "Fill between slices" and "Grow from seeds", by the classes
+that Slicer runs.
 
     PYTHON_WITH_SLICER_CORE Testing/bench/slicer_baselines.py FOLDER
 
-FOLDER holds CASE.npz with ``image`` and ``drawn`` ([k, j, i]; drawn slices, 255 elsewhere), ``spacing`` (i, j, k) and
-``classes``; each gets CASE.fill.npy and CASE.grow.npy. Run by bench_complete.py in an environment of its own.
+FOLDER holds CASE.npz with ``image`` and ``drawn`` ([k, j, i]; drawn slices, 255 elsewhere),
+``spacing`` (i, j, k) and ``classes``; each gets CASE.fill.npy and CASE.grow.npy. Run by
+bench_complete.py in an environment of its own.
 
-* Fill between slices: vtkITKMorphologicalContourInterpolator on the drawn structures (Zukic et al. 2016).
-* Grow from seeds: vtkImageGrowCutSegment with every pixel of the drawn slices as a seed, the background's too, over
-  the whole volume.
+* Fill between slices: vtkITKMorphologicalContourInterpolator on the drawn structures (Zukic et al.
+  2016).
+* Grow from seeds: vtkImageGrowCutSegment with every pixel of the drawn slices as a seed, the
+  background's too, over the whole volume.
 """
 
 import os
@@ -61,7 +64,10 @@ def main():
         with np.load(path) as job:
             spacing, drawn = tuple(job["spacing"].tolist()), job["drawn"]
             np.save(path.with_suffix(".fill.npy"), fill_between_slices(drawn, spacing))
-            np.save(path.with_suffix(".grow.npy"), grow_from_seeds(job["image"], drawn, spacing, int(job["classes"])))
+            np.save(
+                path.with_suffix(".grow.npy"),
+                grow_from_seeds(job["image"], drawn, spacing, int(job["classes"])),
+            )
 
 
 if __name__ == "__main__":

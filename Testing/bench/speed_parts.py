@@ -1,11 +1,13 @@
-"""What bench_step.py, bench_predict.py and bench_views.py share: one part of the speed benchmark, as JSON."""
+"""What bench_step.py, bench_predict.py and bench_views.py share: one part of the speed benchmark,
+as JSON.
+"""
 
 import argparse
 import json
 
-from MedSSLLib.events import Events
-from MedSSLLib.sinks import PlainLines
-from MedSSLLib.speed import SpeedOptions, run_speed
+from MedSSLLib.benchmark.speed import SpeedOptions, run_speed
+from MedSSLLib.core.events import Events
+from MedSSLLib.core.sinks import PlainLines
 
 
 def main(part: str) -> None:

@@ -3,11 +3,13 @@
     make audit                            or: python Testing/faults/audit.py
     python Testing/faults/audit.py --seconds 15        the time that each of the two tools may take
 
-1. pip-audit asks the vulnerability service of PyPI about every version in constraints.txt. Where the service cannot be
-   reached, or does not know the packages (a mirror), this says NOT AUDITED: that is no failure, and no all-clear.
-2. Without a network too: no version in constraints.txt, and no lower bound of pyproject.toml, is one that
-   advisories.json lists as vulnerable.
-3. cyclonedx-bom writes build/bom.cdx.json (CycloneDX): every installed distribution with version and licence.
+1. pip-audit asks the vulnerability service of PyPI about every version in constraints.txt. Where
+   the service cannot be reached, or does not know the packages (a mirror), this says NOT AUDITED:
+   that is no failure, and no all-clear.
+2. Without a network too: no version in constraints.txt, and no lower bound of pyproject.toml, is
+   one that advisories.json lists as vulnerable.
+3. cyclonedx-bom writes build/bom.cdx.json (CycloneDX): every installed distribution with version
+and licence.
 
 Exit code 1 when a version is known to be vulnerable, 0 otherwise.
 """
@@ -24,13 +26,17 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-CONSTRAINTS, PROJECT, BOM = (ROOT / name for name in ("constraints.txt", "pyproject.toml", "build/bom.cdx.json"))
+CONSTRAINTS, PROJECT, BOM = (
+    ROOT / name for name in ("constraints.txt", "pyproject.toml", "build/bom.cdx.json")
+)
 ADVISORIES = Path(__file__).with_name("advisories.json")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--seconds", type=float, default=120.0, help="time that each of the two tools may take")
+    parser.add_argument(
+        "--seconds", type=float, default=120.0, help="time that each of the two tools may take"
+    )
     options = parser.parse_args()
     bad = audited(options.seconds) + known_here()
     bill_of_materials(options.seconds)
@@ -41,8 +47,21 @@ def main() -> int:
 
 def audited(seconds: float) -> list[str]:
     """What pip-audit finds, a line each; says how many versions it could judge."""
-    words = [sys.executable, "-m", "pip_audit", "-r", str(CONSTRAINTS), "--no-deps", "--disable-pip", "-f", "json",
-             "--progress-spinner", "off", "--timeout", "10"]  # fmt: skip
+    words = [
+        sys.executable,
+        "-m",
+        "pip_audit",
+        "-r",
+        str(CONSTRAINTS),
+        "--no-deps",
+        "--disable-pip",
+        "-f",
+        "json",
+        "--progress-spinner",
+        "off",
+        "--timeout",
+        "10",
+    ]
     try:
         done = subprocess.run(words, capture_output=True, text=True, timeout=seconds, check=False)
     except subprocess.TimeoutExpired:
@@ -60,31 +79,64 @@ def audited(seconds: float) -> list[str]:
 
 
 def judged(rows: list[dict[str, Any]]) -> tuple[str, list[str]]:
-    """A sentence about pip-audit's answer, and a line for every vulnerability. A version it skipped is not judged."""
+    """A sentence about pip-audit's answer, and a line for every vulnerability. A version it skipped
+    is not judged.
+    """
     answered = [row for row in rows if "skip_reason" not in row]
-    found = [f"{row['name']} {row['version']}: {one['id']}, fixed in {', '.join(one['fix_versions']) or 'no version'}"
-             for row in answered for one in row.get("vulns", ())]
+    found = [
+        f"{row['name']} {row['version']}: {one['id']}, fixed in "
+        f"{', '.join(one['fix_versions']) or 'no version'}"
+        for row in answered
+        for one in row.get("vulns", ())
+    ]
     if not answered:
-        return f"pip-audit: NOT AUDITED, the service knows none of the {len(rows)} packages (a mirror?)", found
-    note = "" if len(answered) == len(rows) else f"; {len(rows) - len(answered)} are not known to the service"
-    return f"pip-audit: {len(answered)} of {len(rows)} versions looked up, {len(found)} vulnerabilities{note}", found
+        return (
+            f"pip-audit: NOT AUDITED, the service knows none of the {len(rows)} packages (a "
+            "mirror?)",
+            found,
+        )
+    note = (
+        ""
+        if len(answered) == len(rows)
+        else f"; {len(rows) - len(answered)} are not known to the service"
+    )
+    return (
+        f"pip-audit: {len(answered)} of {len(rows)} versions looked up, {len(found)} "
+        f"vulnerabilities{note}",
+        found,
+    )
 
 
 def known_here() -> list[str]:
     """Pinned versions and lower bounds that the committed list of advisories names."""
     rows = json.loads(ADVISORIES.read_text(encoding="utf-8"))["advisories"]
-    versions = [*((name, version, True) for name, version in pins().items()), *((*bound, False) for bound in bounds())]
-    bad = [f"{name} {version}: {row['id']}, fixed in {row['fixed']}"
-           for name, version, pinned in versions for row in rows
-           if row["package"] == name and release(version) < release(row["fixed"]) and (pinned or "guard" not in row)]
-    print(f"advisories.json: {len(rows)} advisories, {len(versions)} pins and bounds compared, {len(bad)} affected")
+    versions = [
+        *((name, version, True) for name, version in pins().items()),
+        *((*bound, False) for bound in bounds()),
+    ]
+    bad = [
+        f"{name} {version}: {row['id']}, fixed in {row['fixed']}"
+        for name, version, pinned in versions
+        for row in rows
+        if row["package"] == name
+        and release(version) < release(row["fixed"])
+        and (pinned or "guard" not in row)
+    ]
+    print(
+        f"advisories.json: {len(rows)} advisories, {len(versions)} pins and bounds compared, "
+        f"{len(bad)} affected"
+    )
     return bad
 
 
 def pins() -> dict[str, str]:
     """The versions of constraints.txt by normal name."""
     lines = CONSTRAINTS.read_text(encoding="utf-8").splitlines()
-    return {normal(line.split("==")[0]): line.split("==")[1] for line in lines if "==" in line and line[0] != "#"}
+    return {
+        normal(line.split("==")[0]): line.split("==")[1]
+        for line in lines
+        if "==" in line and line[0] != "#"
+    }
 
 
 def bounds() -> list[tuple[str, str]]:
@@ -109,15 +161,30 @@ def release(version: str) -> tuple[int, ...]:
 def bill_of_materials(seconds: float) -> None:
     """Write the CycloneDX file, or say why not."""
     BOM.parent.mkdir(exist_ok=True)
-    words = [sys.executable, "-m", "cyclonedx_py", "environment", sys.executable, "--pyproject", str(PROJECT),
-             "--output-reproducible", "--of", "JSON", "-o", str(BOM)]  # fmt: skip
+    words = [
+        sys.executable,
+        "-m",
+        "cyclonedx_py",
+        "environment",
+        sys.executable,
+        "--pyproject",
+        str(PROJECT),
+        "--output-reproducible",
+        "--of",
+        "JSON",
+        "-o",
+        str(BOM),
+    ]
     try:
         done = subprocess.run(words, capture_output=True, text=True, timeout=seconds, check=False)
     except subprocess.TimeoutExpired:
         print(f"bill of materials: NOT WRITTEN within {seconds:g} s")
         return
     if done.returncode:
-        print(f"bill of materials: NOT WRITTEN ({(done.stderr.strip().splitlines() or ['no output'])[-1]})")
+        print(
+            "bill of materials: NOT WRITTEN "
+            f"({(done.stderr.strip().splitlines() or ['no output'])[-1]})"
+        )
         return
     parts = json.loads(BOM.read_text(encoding="utf-8"))["components"]
     print(f"bill of materials: {len(parts)} components, {BOM.relative_to(ROOT)}")

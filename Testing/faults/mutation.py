@@ -1,12 +1,12 @@
-"""Plant each fault of faults.py in a copy of the tree, run the tests that should notice, and write a table.
+"""Plant each fault of faults.toml in a copy of the tree and run the tests that should notice.
 
     python Testing/faults/mutation.py                 all faults, about 15 minutes of one core
-    python Testing/faults/mutation.py flip momentum   those whose name or topic contains a word; the rest is kept
-    python Testing/faults/mutation.py --new           those that mutants.json does not hold yet
-    python Testing/faults/mutation.py --table         the table again, from mutants.json
+    python Testing/faults/mutation.py flip momentum   those whose name or topic contains a word
+    python Testing/faults/mutation.py --new           those without a result yet
 
-Heavy packages are imported once and every run is a fork of this process, which makes a fault cost seconds. The
-tests that noticed a fault must pass without it, else the script fails. Exit code 1 when a fault survives.
+Results go to `build/faults/mutants.json`, where those of other faults are kept. Heavy packages are
+imported once and every run is a fork of this process, which makes a fault cost seconds. The tests
+that noticed a fault must pass without it, else the script fails. Exit code 1 when one survives.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from Testing.faults.faults import ROOT, Fault, faults  # noqa: E402
 
-RESULT, TABLE = (Path(__file__).with_name(name) for name in ("mutants.json", "MUTANTS.md"))
+RESULT = ROOT / "build" / "faults" / "mutants.json"
 LIMIT = 900.0  # seconds a fault may take on the clock; a fault that hangs the tests is noticed too
 
 
@@ -47,27 +47,35 @@ class Failures:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("words", nargs="*", help="only faults whose name or topic contains one of these")
+    parser.add_argument("words", nargs="*", help="only faults with one of these in name or topic")
     parser.add_argument("--new", action="store_true", help="only faults without a result")
-    parser.add_argument("--table", action="store_true", help="only write the table again")
     options = parser.parse_args()
-    known = faults()
-    rows = {row["name"]: row for row in json.loads(RESULT.read_text())["faults"]} if RESULT.exists() else {}
-    if not options.table:
-        words = [word.lower() for word in options.words]
-        chosen = [f for f in known if not words or any(w in f"{f.topic} {f.name}".lower() for w in words)]
-        chosen = [f for f in chosen if not (options.new and f.name in rows)]
-        with tempfile.TemporaryDirectory() as folder:
-            tree = copied_tree(Path(folder))
-            warm_up()
-            for fault in chosen:
-                rows[fault.name] = tried(fault, tree)
-                write_result([rows[fault.name] for fault in known if fault.name in rows])
-            confirm([rows[fault.name] for fault in chosen], tree)
-    write_table()
-    survivors = [row["name"] for row in json.loads(RESULT.read_text())["faults"] if not row["caught"]]
-    print(f"{len(survivors)} survive" + (": " + ", ".join(survivors) if survivors else ""))
+    known, rows = faults(), known_rows()
+    words = [word.lower() for word in options.words]
+    chosen = [
+        fault
+        for fault in known
+        if (not words or any(word in f"{fault.topic} {fault.name}".lower() for word in words))
+        and not (options.new and fault.name in rows)
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        tree = copied_tree(Path(folder))
+        warm_up()
+        for fault in chosen:
+            rows[fault.name] = tried(fault, tree)
+            write_result([rows[fault.name] for fault in known if fault.name in rows])
+        confirm([rows[fault.name] for fault in chosen], tree)
+    survivors = [fault.name for fault in chosen if not rows[fault.name]["caught"]]
+    print(f"{len(chosen) - len(survivors)} of {len(chosen)} faults caught")
+    print("\n".join(f"survived: {name}" for name in survivors))
     return 1 if survivors else 0
+
+
+def known_rows() -> dict[str, dict[str, Any]]:
+    """Results of earlier calls, by the fault's name."""
+    if not RESULT.exists():
+        return {}
+    return {row["name"]: row for row in json.loads(RESULT.read_text())["faults"]}
 
 
 def copied_tree(folder: Path) -> Path:
@@ -103,12 +111,22 @@ def tried(fault: Fault, tree: Path) -> dict[str, Any]:
     before = source.read_text(encoding="utf-8")
     source.write_text(fault.planted(before), encoding="utf-8")
     try:
-        failed, seconds = run_tests(tree, ["-x", *fault.tests])
+        failed, seconds = run_tests(tree, ["-x", *fault.test_files])
     finally:
         source.write_text(before, encoding="utf-8")
-    print(f"{'caught  ' if failed else 'SURVIVED'} {seconds:6.1f} s  {fault.topic}: {fault.name}", flush=True)
-    return {"topic": fault.topic, "name": fault.name, "file": fault.path.as_posix(), "tests": list(fault.tests),
-            "caught": bool(failed), "by": failed, "seconds": seconds}
+    print(
+        f"{'caught  ' if failed else 'SURVIVED'} {seconds:6.1f} s  {fault.topic}: {fault.name}",
+        flush=True,
+    )
+    return {
+        "topic": fault.topic,
+        "name": fault.name,
+        "file": fault.path.as_posix(),
+        "tests": list(fault.tests),
+        "caught": bool(failed),
+        "by": failed,
+        "seconds": seconds,
+    }
 
 
 def confirm(rows: list[dict[str, Any]], tree: Path) -> None:
@@ -120,7 +138,9 @@ def confirm(rows: list[dict[str, Any]], tree: Path) -> None:
 
 
 def run_tests(tree: Path, arguments: list[str]) -> tuple[list[str], float]:
-    """Names of the tests that fail, and seconds of one core, from a fork of this process; 'time limit' if it hangs."""
+    """Names of the tests that fail, and seconds of one core, from a fork of this process; 'time
+    limit' if it hangs.
+    """
     answer = tree.parent / "failed.json"
     answer.unlink(missing_ok=True)
     child = os.fork()
@@ -130,7 +150,11 @@ def run_tests(tree: Path, arguments: list[str]) -> tuple[list[str], float]:
     while time.monotonic() < deadline:
         ended, _, used = os.wait4(child, os.WNOHANG)
         if ended:
-            failed = json.loads(answer.read_text()) if answer.exists() else ["the tests ended without an answer"]
+            failed = (
+                json.loads(answer.read_text())
+                if answer.exists()
+                else ["the tests ended without an answer"]
+            )
             return failed, round(used.ru_utime + used.ru_stime, 1)
         time.sleep(0.1)
     os.killpg(child, 9)
@@ -153,7 +177,9 @@ def _run_in_child(tree: Path, arguments: list[str], answer: Path) -> None:
     import pytest
 
     failures = Failures()
-    code = pytest.main(["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--no-header", *arguments], [failures])
+    code = pytest.main(
+        ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--no-header", *arguments], [failures]
+    )
     broken = [] if code in (0, 1) or failures.names else [f"pytest ended with {code}"]
     answer.write_text(json.dumps(failures.names + broken))
     sys.stdout.flush()
@@ -163,39 +189,15 @@ def _run_in_child(tree: Path, arguments: list[str], answer: Path) -> None:
 def write_result(rows: list[dict[str, Any]]) -> None:
     import torch
 
-    facts = {"python": platform.python_version(), "torch": torch.__version__, "machine": platform.machine(),
-             "seconds": round(sum(row["seconds"] for row in rows), 1)}
-    RESULT.write_text(json.dumps({"format_version": 1, **facts, "faults": rows}, indent=1) + "\n", encoding="utf-8")
-
-
-def write_table() -> None:
-    """MUTANTS.md from mutants.json."""
-    result = json.loads(RESULT.read_text(encoding="utf-8"))
-    TABLE.write_text(table(result), encoding="utf-8")
-
-
-def table(result: dict[str, Any]) -> str:
-    """The Markdown table of a result."""
-    rows = result["faults"]
-    caught = sum(row["caught"] for row in rows)
-    lines = [
-        "# Faults planted in the code, and the tests that notice", "",
-        "Made by `python Testing/faults/mutation.py` from `mutants.json`; do not edit. With `-x`, so that the test "
-        "shown is the first of perhaps several that fail.", "",
-        f"{caught} of {len(rows)} faults caught{_missing(rows)}, {result['seconds'] / 60:.0f} minutes of one core "
-        f"(Python {result['python']}, torch {result['torch']}).", "",
-        "| topic | fault | file | first test that fails | s |", "|---|---|---|---|---|",
-    ]  # fmt: skip
-    for row in rows:
-        by = row["by"][0].removeprefix("Testing/lib/") if row["by"] else "**none**"
-        by = by.replace("|", "\\|")
-        lines.append(f"| {row['topic']} | {row['name']} | {row['file']} | `{by}` | {row['seconds']:.0f} |")
-    return "\n".join(lines) + "\n"
-
-
-def _missing(rows: list[dict[str, Any]]) -> str:
-    left = len(faults()) - len(rows)
-    return f" ({left} not yet tried)" if left else ""
+    facts = {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "machine": platform.machine(),
+        "seconds": round(sum(row["seconds"] for row in rows), 1),
+    }
+    content = {"format_version": 1, **facts, "faults": rows}
+    RESULT.parent.mkdir(parents=True, exist_ok=True)
+    RESULT.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

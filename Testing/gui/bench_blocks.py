@@ -18,10 +18,15 @@ from conftest import Driver, in_loop, wait_until
 
 
 def write(path, array):
-    from MedSSLLib.geometry import Geometry, Volume
-    from MedSSLLib.io import write_image
+    from MedSSLLib.images.geometry import Geometry, Volume
+    from MedSSLLib.images.io import write_image
 
-    geometry = Geometry(array.shape[::-1], (0.8, 0.8, 2.5), (0.0, 0.0, 0.0), (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0))
+    geometry = Geometry(
+        array.shape[::-1],
+        (0.8, 0.8, 2.5),
+        (0.0, 0.0, 0.0),
+        (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0),
+    )
     write_image(path, Volume(array, geometry))
 
 
@@ -33,7 +38,10 @@ def make(folder, shape):
     label = (3 - label).astype(np.uint8)
     noise = np.random.default_rng(0).normal(0, 12, shape).astype(np.int16)
     for number in (1, 2):
-        write(folder / "images" / f"case_{number}.nii.gz", (label * 60).astype(np.int16) + noise * number)
+        write(
+            folder / "images" / f"case_{number}.nii.gz",
+            (label * 60).astype(np.int16) + noise * number,
+        )
     for run in ("first", "second"):
         shifted = np.roll(label, 0 if run == "first" else 3, 2)
         write(folder / run / "case_1.nii.gz", shifted)
@@ -44,7 +52,9 @@ def make(folder, shape):
 def add_run(project, name):
     run = project / "runs" / name
     run.mkdir(parents=True)
-    (run / "config.json").write_text(json.dumps({"config": {"command": "finetune", "init": "none", "preset": "standard"}}))
+    (run / "config.json").write_text(
+        json.dumps({"config": {"command": "finetune", "init": "none", "preset": "standard"}})
+    )
     (run / "metrics.json").write_text(json.dumps({"dice": 0.8, "seconds": 60}))
     (run / "weights.safetensors").write_bytes(b"")
 
@@ -76,7 +86,10 @@ def annotate(user, label):
     for index in (label.shape[0] // 2, label.shape[0] // 3):
         mask = np.zeros(label.shape, bool)
         mask[index] = label[index] == 2
-        in_loop(lambda mask=mask: user.find("segmentEditor").paint("class_2", mask), "Draw (the editor's own)")
+        in_loop(
+            lambda mask=mask: user.find("segmentEditor").paint("class_2", mask),
+            "Draw (the editor's own)",
+        )
         for each in conftest.WATCH:
             each.action = "Notice what was drawn"
         wait_until(lambda: False, 1.0)
@@ -137,9 +150,19 @@ def main(arguments):
         watch.stop()
         print(watch.table())
         if options.out:
-            rows = {action: {"processor_ms": round(1000 * block.processor), "wall_ms": round(1000 * block.wall),
-                             "where": block.where} for action, block in watch.longest().items()}
-            record = {"shape_kji": options.shape, "python": platform.python_version(), "actions": rows}
+            rows = {
+                action: {
+                    "processor_ms": round(1000 * block.processor),
+                    "wall_ms": round(1000 * block.wall),
+                    "where": block.where,
+                }
+                for action, block in watch.longest().items()
+            }
+            record = {
+                "shape_kji": options.shape,
+                "python": platform.python_version(),
+                "actions": rows,
+            }
             Path(options.out).write_text(json.dumps(record, indent=1) + "\n")
         sys.stdout.flush()
         conftest.os._exit(0)

@@ -142,12 +142,16 @@ class Driver:
     def settle(self, seconds=60.0):
         """Until helpers and steps have ended."""
         session = self.shell.session
-        assert wait_until(lambda: not session.isHelperBusy(), seconds), "still busy: " + self.status()
+        assert wait_until(lambda: not session.isHelperBusy(), seconds), (
+            "still busy: " + self.status()
+        )
         wait_until(lambda: False, 0.05)
 
     def finish_jobs(self, seconds=400.0):
         """Until the queue is empty."""
-        assert wait_until(lambda: self.queue.current is None and not self.queue.waiting, seconds), self.status()
+        assert wait_until(lambda: self.queue.current is None and not self.queue.waiting, seconds), (
+            self.status()
+        )
         self.settle()
 
 
@@ -162,8 +166,13 @@ def user(application, monkeypatch):
     driver = Driver(loaded)
     driver.shell.session.said.connect(lambda text, kind: driver.messages.append((kind, text)))
     escaped = []
-    monkeypatch.setattr(sys, "excepthook", lambda kind, error, trace: escaped.append(
-        "".join(traceback.format_exception(kind, error, trace))))
+    monkeypatch.setattr(
+        sys,
+        "excepthook",
+        lambda kind, error, trace: escaped.append(
+            "".join(traceback.format_exception(kind, error, trace))
+        ),
+    )
     yield driver
     queue, shell = driver.queue, weakref.ref(driver.shell)
     queue.waiting.clear()
@@ -174,7 +183,9 @@ def user(application, monkeypatch):
     wait_until(lambda: False, 0.05)
     gc.collect()
     assert not escaped, "an exception escaped from a slot:\n" + "\n".join(escaped)
-    assert shell() is None, "the closed panel is still held by a connection; it would leak with every reload"
+    assert shell() is None, (
+        "the closed panel is still held by a connection; it would leak with every reload"
+    )
 
 
 @pytest.fixture()
@@ -185,6 +196,9 @@ def cohort(tmp_path_factory):
     folder = Path(tmp_path_factory.getbasetemp()) / "cohort"
     if not folder.is_dir():
         script = ROOT / "MedSSL" / "MedSSLGui" / "cohort.py"
-        subprocess.run([sys.executable, str(script), str(folder), "heart", "6"], check=True,
-                       env={**os.environ, "PYTHONPATH": str(ROOT)})
+        subprocess.run(
+            [sys.executable, str(script), str(folder), "heart", "6"],
+            check=True,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )
     return folder

@@ -9,7 +9,9 @@ from conftest import wait_until
 def drawn(user, cohort, tmp_path):
     """A project of two cases, the first one shown for annotation."""
     user.open_project(tmp_path / "project")
-    user.shell.panels["data"].addPaths([str(cohort / "images" / f"heart_{n:02d}.nii.gz") for n in (1, 2)])
+    user.shell.panels["data"].addPaths(
+        [str(cohort / "images" / f"heart_{n:02d}.nii.gz") for n in (1, 2)]
+    )
     user.settle()
     user.click("loadCaseButton")
     user.settle()
@@ -63,9 +65,13 @@ def test_undo_reaches_the_drawing(drawn):
 
     view = drawn.shell.panels["annotate"].view
     paint(drawn, 4)
-    assert slicer.util.arrayFromSegmentBinaryLabelmap(view.segmentation, "class_1", view.image).any()
+    assert slicer.util.arrayFromSegmentBinaryLabelmap(
+        view.segmentation, "class_1", view.image
+    ).any()
     drawn.find("segmentEditor").undo()
-    assert not slicer.util.arrayFromSegmentBinaryLabelmap(view.segmentation, "class_1", view.image).any()
+    assert not slicer.util.arrayFromSegmentBinaryLabelmap(
+        view.segmentation, "class_1", view.image
+    ).any()
 
 
 def test_mark_jump_and_unmark(drawn):
@@ -131,10 +137,14 @@ def test_completion_never_overwrites_a_drawn_slice(drawn, cohort):
     paint(drawn, 5)
     panel = drawn.shell.panels["annotate"]
     path = cohort / "labels" / "heart_01.nii.gz"
-    drawn.store.setClasses([(n, name, (1, 0, 0), "") for n, name in ((1, "structure"), (2, "b"), (3, "c"))])
+    drawn.store.setClasses(
+        [(n, name, (1, 0, 0), "") for n, name in ((1, "structure"), (2, "b"), (3, "c"))]
+    )
     panel.takeCompletion(path)
     drawn.settle()
-    array = slicer.util.arrayFromSegmentBinaryLabelmap(panel.view.segmentation, "class_1", panel.view.image)
+    array = slicer.util.arrayFromSegmentBinaryLabelmap(
+        panel.view.segmentation, "class_1", panel.view.image
+    )
     assert array[5].sum() == 100, "the drawn slice is as it was"
     assert array[6].sum() not in (0, 100), "the others are filled in"
 
@@ -154,21 +164,34 @@ def test_classes_are_shared_by_all_cases(drawn):
     assert table.rowCount() == 2
     table.item(1, 1).setText("myocardium")
     wait_until(lambda: False, 0.1)
-    names = [drawn.shell.panels["annotate"].view.segmentation.GetSegmentation().GetNthSegment(n).GetName() for n in (0, 1)]
+    names = [
+        drawn.shell.panels["annotate"]
+        .view.segmentation.GetSegmentation()
+        .GetNthSegment(n)
+        .GetName()
+        for n in (0, 1)
+    ]
     assert names == ["structure", "myocardium"]
     table.item(1, 1).setText("structure")
     wait_until(lambda: False, 0.1)
-    assert "same name" in drawn.status() and [c[1] for c in drawn.store.classes()] == ["structure", "myocardium"]
+    assert "same name" in drawn.status() and [c[1] for c in drawn.store.classes()] == [
+        "structure",
+        "myocardium",
+    ]
 
 
 def test_suggested_slices_lead_from_case_to_case(drawn):
-    from MedSSLLib.files import write_json
+    from MedSSLLib.core.files import write_json
 
     panel = drawn.shell.panels["annotate"]
-    slices = [{"case": name, "axis": 2, "index": index, "reason": f"typical of {index}"} for name, index in
-              (("heart_01", 8), ("heart_02", 3), ("heart_01", 2))]
-    write_json(drawn.store.folder / "suggestions.json", {"format": "medssl-suggestions", "format_version": 1,
-                                                         "slices": slices})
+    slices = [
+        {"case": name, "axis": 2, "index": index, "reason": f"typical of {index}"}
+        for name, index in (("heart_01", 8), ("heart_02", 3), ("heart_01", 2))
+    ]
+    write_json(
+        drawn.store.folder / "suggestions.json",
+        {"format": "medssl-suggestions", "format_version": 1, "slices": slices},
+    )
     panel.takeSuggestion({"event": "done", "slices": slices})
     assert panel.suggested == [2, 8]
     panel.view.jumpTo(2, 0)
@@ -179,7 +202,9 @@ def test_suggested_slices_lead_from_case_to_case(drawn):
     drawn.click("nextSliceButton")
     drawn.settle()
     assert panel.view.name == "heart_02" and panel.suggested == [3]
-    assert panel.view.shownSlice(2) == 3, "the first one is not skipped, though it lies before the middle"
+    assert panel.view.shownSlice(2) == 3, (
+        "the first one is not skipped, though it lies before the middle"
+    )
     drawn.click("nextSliceButton")
     drawn.settle()
     assert panel.view.name == "heart_01" and panel.view.shownSlice(2) == 2
@@ -191,7 +216,9 @@ def test_suggested_slices_lead_from_case_to_case(drawn):
 
 def test_suggestions_in_other_cases_are_told_of(drawn):
     panel = drawn.shell.panels["annotate"]
-    panel.takeSuggestion({"event": "done", "slices": [{"case": "heart_02", "axis": 2, "index": n} for n in (3, 5)]})
+    panel.takeSuggestion(
+        {"event": "done", "slices": [{"case": "heart_02", "axis": 2, "index": n} for n in (3, 5)]}
+    )
     assert drawn.status() == "2 slices are suggested, in other cases. Show heart_02 to begin."
 
 
@@ -216,12 +243,14 @@ def test_showing_a_case_again_keeps_its_marks(drawn):
 
 def test_what_is_completed_is_nobodys_drawing(drawn, cohort, tmp_path):
     """Even where it changes so few slices that a person could have drawn them."""
-    from MedSSLLib import io
-    from MedSSLLib.geometry import Volume
+    from MedSSLLib.images import io
+    from MedSSLLib.images.geometry import Volume
 
     paint(drawn, 5)
     panel = drawn.shell.panels["annotate"]
-    label = io.read_label(cohort / "labels" / "heart_01.nii.gz", io.read_header(cohort / "images" / "heart_01.nii.gz"))
+    label = io.read_label(
+        cohort / "labels" / "heart_01.nii.gz", io.read_header(cohort / "images" / "heart_01.nii.gz")
+    )
     few = np.zeros_like(label.array)
     few[6:8, 20:30, 20:30] = 1
     io.write_image(tmp_path / "few.nii.gz", Volume(few, label.geometry))

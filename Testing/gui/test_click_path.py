@@ -12,7 +12,9 @@ LONGEST_SECONDS = 0.3  # generous: a shared machine; what was measured is in sli
 
 
 def commands():
-    done = subprocess.run([sys.executable, "-m", "MedSSLLib", "--help"], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "MedSSLLib", "--help"], cwd=ROOT, capture_output=True, text=True
+    )
     return done.stdout
 
 
@@ -59,12 +61,16 @@ def test_from_a_folder_to_segmentations(user, cohort, tmp_path, watch):
     table = user.find("caseTable")
     wait_until(lambda: table.item(5, 2) and table.item(5, 2).text() == "72 × 72 × 12", 10)
     assert table.item(0, 2).text() == "72 × 72 × 12" and not table.item(0, 0).icon().isNull()
-    assert user.store.cases[0].images[0] == cohort / "images" / "heart_01.nii.gz", "a volume read from a file is referenced"
+    assert user.store.cases[0].images[0] == cohort / "images" / "heart_01.nii.gz", (
+        "a volume read from a file is referenced"
+    )
 
     # 2 pre-train
     user.find("pretrainPresetComboBox").setCurrentIndex(0)
     user.find("pretrainMinutesSpinBox").setValue(MINUTES)
-    assert wait_until(lambda: user.find("methodComboBox").currentText() == "GCL", 5), "thick slices: GCL is recommended"
+    assert wait_until(lambda: user.find("methodComboBox").currentText() == "GCL", 5), (
+        "thick slices: GCL is recommended"
+    )
     user.click("pretrainButton")
     assert user.find("cancelButton").isEnabled()
     user.finish_jobs()
@@ -72,7 +78,11 @@ def test_from_a_folder_to_segmentations(user, cohort, tmp_path, watch):
 
     # 3 annotate three slices
     truth = sitk.GetArrayFromImage(sitk.ReadImage(str(cohort / "labels" / "heart_01.nii.gz")))
-    classes = [(1, "right ventricle", (1, 0, 0), ""), (2, "wall", (0, 1, 0), ""), (3, "left ventricle", (0, 0, 1), "")]
+    classes = [
+        (1, "right ventricle", (1, 0, 0), ""),
+        (2, "wall", (0, 1, 0), ""),
+        (3, "left ventricle", (0, 0, 1), ""),
+    ]
     in_loop(lambda: user.store.setClasses(classes), "Change classes")
     annotate(user, truth, "heart_01", [3, 6, 9])
     user.click("saveAnnotationButton")
@@ -121,7 +131,9 @@ def test_from_a_folder_to_segmentations(user, cohort, tmp_path, watch):
         assert (project / "exports" / f"{review.result.case.name}{name}").is_file(), user.status()
     again = sitk.ReadImage(str(project / "exports" / f"{review.result.case.name}.nii.gz"))
     source = sitk.ReadImage(str(file))
-    assert np.allclose(again.GetOrigin(), source.GetOrigin()) and np.allclose(again.GetDirection(), source.GetDirection())
+    assert np.allclose(again.GetOrigin(), source.GetOrigin()) and np.allclose(
+        again.GetDirection(), source.GetDirection()
+    )
     assert (sitk.GetArrayFromImage(again) == sitk.GetArrayFromImage(source)).all()
     corrected = review.result.case.name
     user.click("correctButton")
@@ -133,5 +145,7 @@ def test_from_a_folder_to_segmentations(user, cohort, tmp_path, watch):
     assert len(user.store.labelledCases()) == 2
     print(watch.table())
     assert watch.beats, "the watch was running"
-    longest = max((block.processor for block in watch.blocks), default=0.0)  # short ones are not recorded
+    longest = max(
+        (block.processor for block in watch.blocks), default=0.0
+    )  # short ones are not recorded
     assert longest < LONGEST_SECONDS, watch.table()

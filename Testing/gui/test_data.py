@@ -44,7 +44,9 @@ def test_every_panel_says_what_is_missing(user):
     assert "Choose a project folder" in user.status()
     for name in ("dataHint", "pretrainHint", "annotateHint", "trainHint", "reviewHint"):
         assert user.find(name).text()
-    assert not user.find("pretrainButton").isEnabled() and not user.find("predictButton").isEnabled()
+    assert (
+        not user.find("pretrainButton").isEnabled() and not user.find("predictButton").isEnabled()
+    )
 
 
 def test_a_volume_of_the_scene_keeps_voxels_and_geometry(user, tmp_path):
@@ -60,7 +62,9 @@ def test_a_volume_of_the_scene_keeps_voxels_and_geometry(user, tmp_path):
     import SimpleITK as sitk
 
     assert (sitk.GetArrayFromImage(image) == slicer.util.arrayFromVolume(node)).all()
-    assert np.allclose(image.GetSpacing(), (0.7, 0.9, 3.0)) and np.allclose(image.GetOrigin(), (-5.0, 7.0, 11.0))
+    assert np.allclose(image.GetSpacing(), (0.7, 0.9, 3.0)) and np.allclose(
+        image.GetOrigin(), (-5.0, 7.0, 11.0)
+    )
     user.click("addVolumesButton")
     assert "No loaded volume is left" in user.status()
 
@@ -100,7 +104,10 @@ def test_volumes_that_cannot_be_used_are_named_and_the_others_go_on(user, tmp_pa
     user.settle()
     assert [case.name for case in user.store.cases] == ["good"]
     text = " ".join(message for _kind, message in user.messages)
-    assert "warped is under a transform that bends it" in text and "flat is not a scalar 3D volume" in text
+    assert (
+        "warped is under a transform that bends it" in text
+        and "flat is not a scalar 3D volume" in text
+    )
 
 
 def test_a_segmentation_becomes_the_label_with_its_annotated_slices(user, tmp_path):
@@ -115,7 +122,9 @@ def test_a_segmentation_becomes_the_label_with_its_annotated_slices(user, tmp_pa
         mask = np.zeros((6, 20, 20), np.uint8)
         mask[where] = 1
         slicer.util.updateSegmentBinaryLabelmapFromArray(mask, segmentation, identifier, node)
-        segmentation.GetSegmentation().GetSegment(identifier).SetTag("MedSSL.AnnotatedSlices", "axial:2,3")
+        segmentation.GetSegmentation().GetSegment(identifier).SetTag(
+            "MedSSL.AnnotatedSlices", "axial:2,3"
+        )
     user.open_project(tmp_path / "p")
     user.click("addVolumesButton")
     user.settle()
@@ -132,12 +141,12 @@ def test_a_segmentation_becomes_the_label_with_its_annotated_slices(user, tmp_pa
 
 
 def test_a_read_only_folder_is_told(user, tmp_path, monkeypatch):
-    import MedSSLLib.manifest
+    import MedSSLLib.project.manifest
 
     def refuse(*_arguments):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(MedSSLLib.manifest, "write_manifest", refuse)
+    monkeypatch.setattr(MedSSLLib.project.manifest, "write_manifest", refuse)
     user.find("projectPathEdit").setCurrentPath(str(tmp_path / "p"))
     user.click("openProjectButton")
     assert not user.store.isOpen() and "Permission denied" in user.status()
@@ -161,7 +170,10 @@ def test_a_second_slicer_on_the_same_project_loses_nothing(user, cohort, tmp_pat
     user.store.setMetadata("heart_02", "phase", "diastole")
     assert other.refresh()
     for store in (other, user.store):
-        assert [store.case(f"heart_0{n}").metadata for n in (1, 2)] == [{"phase": "systole"}, {"phase": "diastole"}]
+        assert [store.case(f"heart_0{n}").metadata for n in (1, 2)] == [
+            {"phase": "systole"},
+            {"phase": "diastole"},
+        ]
 
 
 def test_files_that_are_no_images_are_told(user, tmp_path):
@@ -206,10 +218,14 @@ def test_metadata_is_edited_in_the_table_and_read_from_csv(user, cohort, tmp_pat
 def test_two_hundred_cases_stay_responsive(user, tmp_path, monkeypatch):
     from PySide6 import QtCore
 
-    from MedSSLLib.manifest import Case, Manifest, write_manifest
+    from MedSSLLib.project.manifest import Case, Manifest, write_manifest
 
-    cases = {f"case_{n:03d}": Case(f"case_{n:03d}", (tmp_path / f"{n}.nii.gz",), metadata={"patient": f"P{n}"})
-             for n in range(200)}
+    cases = {
+        f"case_{n:03d}": Case(
+            f"case_{n:03d}", (tmp_path / f"{n}.nii.gz",), metadata={"patient": f"P{n}"}
+        )
+        for n in range(200)
+    }
     (tmp_path / "p").mkdir()
     write_manifest(tmp_path / "p", Manifest("p", cases=cases))
     monkeypatch.setattr(type(user.shell.session), "readFacts", lambda self, cases=(): None)
@@ -227,7 +243,15 @@ def test_two_hundred_cases_stay_responsive(user, tmp_path, monkeypatch):
     table = user.find("caseTable")
     assert wait_until(lambda: table.item(199, 1) is not None, 30)
     for n in range(200):
-        user.store.setFact({"case": f"case_{n:03d}", "size": [10, 10, 10], "spacing": [1, 1, 3], "thumbnail": "", "problem": ""})
+        user.store.setFact(
+            {
+                "case": f"case_{n:03d}",
+                "size": [10, 10, 10],
+                "spacing": [1, 1, 3],
+                "thumbnail": "",
+                "problem": "",
+            }
+        )
         wait_until(lambda: False, 0.001)
     wait_until(lambda: False, 0.5)
     timer.stop()
@@ -258,7 +282,9 @@ def test_missing_packages_are_told_before_a_job_starts(user, cohort, tmp_path, m
     user.settle()
     monkeypatch.setattr(MedSSLGui.session, "seemsMissing", lambda: ["torch"])
     installer = user.shell.session.installer
-    monkeypatch.setattr(type(installer), "verify", lambda self: self.checked.emit("torch is not installed"))
+    monkeypatch.setattr(
+        type(installer), "verify", lambda self: self.checked.emit("torch is not installed")
+    )
     user.click("pretrainButton")
     assert user.queue.current is None and "torch is not installed" in user.status()
     assert user.find("installFrame").isVisibleTo(user.loaded.panel)
@@ -268,10 +294,16 @@ def test_installing_asks_first_and_can_be_refused(user, monkeypatch):
     import slicer
 
     called = []
-    monkeypatch.setattr(type(user.shell.session.installer), "install", lambda self, wheels: called.append(wheels))
+    monkeypatch.setattr(
+        type(user.shell.session.installer), "install", lambda self, wheels: called.append(wheels)
+    )
     monkeypatch.setattr(slicer, "bench_answer", False)
     user.find("installButton").click()
-    assert not called and "GiB" in slicer.bench_questions[-1] and "Nothing was installed" in user.status()
+    assert (
+        not called
+        and "GiB" in slicer.bench_questions[-1]
+        and "Nothing was installed" in user.status()
+    )
 
 
 def test_the_module_checks_itself(application):

@@ -47,9 +47,14 @@ def to_ras(result):
 
 @pytest.mark.parametrize("extension", [".nii", ".nii.gz", ".nrrd"])
 @pytest.mark.parametrize("kind", [np.uint8, np.int16, np.float32])
-@pytest.mark.parametrize("direction", [(1, 0, 0, 0, 1, 0, 0, 0, 1), OBLIQUE, (-1, 0, 0, 0, 0, 1, 0, 1, 0)],
-                         ids=["straight", "oblique", "flipped"])
-def test_files_of_the_library_are_read_as_simpleitk_wrote_them(application, tmp_path, extension, kind, direction):
+@pytest.mark.parametrize(
+    "direction",
+    [(1, 0, 0, 0, 1, 0, 0, 0, 1), OBLIQUE, (-1, 0, 0, 0, 0, 1, 0, 1, 0)],
+    ids=["straight", "oblique", "flipped"],
+)
+def test_files_of_the_library_are_read_as_simpleitk_wrote_them(
+    application, tmp_path, extension, kind, direction
+):
     import SimpleITK as sitk
     from MedSSLGui.gridfile import readSteps
 
@@ -85,19 +90,23 @@ def test_a_gzip_file_of_several_members(application, tmp_path):
 
 
 def patched(data, offset, value):
-    return data[:offset] + value + data[offset + len(value):]
+    return data[:offset] + value + data[offset + len(value) :]
 
 
-@pytest.mark.parametrize("change", [
-    lambda d: d[:-5],                                     # cut short
-    lambda d: patched(d, 112, np.float32(2).tobytes()),   # scaled values
-    lambda d: patched(d, 116, np.float32(9).tobytes()),   # shifted values
-    lambda d: patched(d, 252, np.int16(0).tobytes()),     # no quaternion form
-    lambda d: patched(d, 254, np.int16(0).tobytes()),     # no matrix form
-    lambda d: patched(d, 280, np.float32(5).tobytes()),   # the two forms disagree
-    lambda d: patched(d, 344, b"ni1\0"),                  # voxels in another file
-    lambda d: patched(d, 70, np.int16(128).tobytes()),    # colours
-], ids=["short", "scaled", "shifted", "no-qform", "no-sform", "disagree", "two-files", "colour"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda d: d[:-5],  # cut short
+        lambda d: patched(d, 112, np.float32(2).tobytes()),  # scaled values
+        lambda d: patched(d, 116, np.float32(9).tobytes()),  # shifted values
+        lambda d: patched(d, 252, np.int16(0).tobytes()),  # no quaternion form
+        lambda d: patched(d, 254, np.int16(0).tobytes()),  # no matrix form
+        lambda d: patched(d, 280, np.float32(5).tobytes()),  # the two forms disagree
+        lambda d: patched(d, 344, b"ni1\0"),  # voxels in another file
+        lambda d: patched(d, 70, np.int16(128).tobytes()),  # colours
+    ],
+    ids=["short", "scaled", "shifted", "no-qform", "no-sform", "disagree", "two-files", "colour"],
+)
 def test_unusual_files_are_left_to_slicer(application, tmp_path, change):
     import SimpleITK as sitk
     from MedSSLGui.gridfile import readSteps
@@ -109,8 +118,15 @@ def test_unusual_files_are_left_to_slicer(application, tmp_path, change):
     assert run(readSteps(tmp_path / "b.nii"))[0] is None
 
 
-@pytest.mark.parametrize("old, new", [("left-posterior-superior", "right-anterior-superior"), ("gzip", "ascii"),
-                                      ("dimension: 3", "dimension: 4"), ("kinds:", "data file: b.raw\nkinds:")])
+@pytest.mark.parametrize(
+    "old, new",
+    [
+        ("left-posterior-superior", "right-anterior-superior"),
+        ("gzip", "ascii"),
+        ("dimension: 3", "dimension: 4"),
+        ("kinds:", "data file: b.raw\nkinds:"),
+    ],
+)
 def test_unusual_nrrd_files_are_left_to_slicer(application, tmp_path, old, new):
     import SimpleITK as sitk
     from MedSSLGui.gridfile import readSteps
@@ -126,7 +142,7 @@ def test_a_written_segmentation_is_one_for_slicer_and_for_the_library(applicatio
     import slicer
     from MedSSLGui.gridfile import nrrdSteps, segmentFields
 
-    from MedSSLLib.io import read_header, read_label, segment_names
+    from MedSSLLib.images.io import read_header, read_label, segment_names
 
     source, _array = image(np.uint8)
     label = np.random.default_rng(2).integers(0, 3, (5, 7, 9)).astype(np.uint8) * 2
@@ -149,7 +165,9 @@ def test_a_written_segmentation_is_one_for_slicer_and_for_the_library(applicatio
 
             text = vtk.mutable("")
             assert segment.GetTag("MedSSL.Class", text) and str(text) == str(value)
-            assert bool(terminology) == (segment.GetTag("TerminologyEntry", text) and str(text) == terminology)
+            assert bool(terminology) == (
+                segment.GetTag("TerminologyEntry", text) and str(text) == terminology
+            )
     finally:
         slicer.mrmlScene.RemoveNode(node)
     assert segment_names(path) == {2: "linke Vorhöfe", 4: "two"}

@@ -39,42 +39,57 @@ def run(queue, code, seconds=30):
 
 
 def test_lines_joined_and_cut(queue):
-    outcome = run(queue, """
+    outcome = run(
+        queue,
+        """
         import os, time
         for part in (b'{"event": "met', b'ric", "n": 1}\\n{"event": "metric", "n": 2}\\nplain \\xff text\\n{"event": "metric"',
                      b', "n": 3}\\n[1]\\n{"event": 5}\\n{broken\\n{"event": "metric", "n": 4}'):
             os.write(1, part); time.sleep(0.05)
-        """)
+        """,
+    )
     assert [event["n"] for event in queue.seen] == [1, 2, 3, 4]
     assert outcome.state == "done" and outcome.log[0].startswith("plain ")
 
 
 def test_a_flood_of_progress_is_thinned(queue):
-    outcome = run(queue, """
+    outcome = run(
+        queue,
+        """
         import json
         for n in range(20000):
             print(json.dumps({"event": "progress", "stage": "s", "step": n, "steps": 20000, "losses": {}}))
-        """)
+        """,
+    )
     assert outcome.state == "done"
     assert queue.seen[-1]["step"] == 19999 and len(queue.seen) < 2000
 
 
-@pytest.mark.parametrize("code, state", [(0, "done"), (1, "failed"), (2, "failed"), (3, "cancelled"), (4, "stopped"),
-                                         (77, "crashed")])
+@pytest.mark.parametrize(
+    "code, state",
+    [(0, "done"), (1, "failed"), (2, "failed"), (3, "cancelled"), (4, "stopped"), (77, "crashed")],
+)
 def test_exit_codes(queue, code, state):
     assert run(queue, f"import sys; sys.exit({code})").state == state
 
 
 def test_a_crash_is_a_message_with_the_log(queue):
     outcome = run(queue, "import os; print('last words', flush=True); os.abort()")
-    assert outcome.state == "crashed" and "last words" in outcome.message and "last words" in outcome.log
+    assert (
+        outcome.state == "crashed"
+        and "last words" in outcome.message
+        and "last words" in outcome.log
+    )
 
 
 def test_the_error_event_is_the_message(queue):
-    outcome = run(queue, """
+    outcome = run(
+        queue,
+        """
         import json, sys
         print("noise"); print(json.dumps({"event": "error", "message": "case a: b.nii: is empty."})); sys.exit(2)
-        """)
+        """,
+    )
     assert outcome.state == "failed" and outcome.message == "case a: b.nii: is empty."
 
 
@@ -85,30 +100,36 @@ def test_a_program_that_is_missing(queue, monkeypatch):
 
 
 def test_cancel_asks_first(queue):
-    queue.add(job("""
+    queue.add(
+        job("""
         import signal, sys, time
         signal.signal(signal.SIGTERM, lambda *a: (print("checkpoint written", flush=True), sys.exit(3)))
         print("ready", flush=True)
         while True: time.sleep(0.05)
-        """))
+        """)
+    )
     lines = []
     queue.line.connect(lines.append)
     assert wait_until(lambda: lines, 20)
     queue.cancel()
     assert wait_until(lambda: queue.outcomes, 10)
-    assert queue.outcomes[0].state == "cancelled" and queue.outcomes[0].log[-1] == "checkpoint written"
+    assert (
+        queue.outcomes[0].state == "cancelled" and queue.outcomes[0].log[-1] == "checkpoint written"
+    )
 
 
 def test_cancel_ends_the_whole_tree_of_a_job_that_does_not_listen(queue):
     import psutil
 
-    queue.add(job("""
+    queue.add(
+        job("""
         import os, signal, subprocess, sys, time
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         child = subprocess.Popen([sys.executable, "-c", "import signal, time; signal.signal(15, signal.SIG_IGN); time.sleep(600)"])
         print(os.getpid(), child.pid, flush=True)
         time.sleep(600)
-        """))
+        """)
+    )
     lines = []
     queue.line.connect(lines.append)
     assert wait_until(lambda: lines, 20)
@@ -116,7 +137,10 @@ def test_cancel_ends_the_whole_tree_of_a_job_that_does_not_listen(queue):
     queue.cancel(0.5)
     assert wait_until(lambda: queue.outcomes, 10)
     assert queue.outcomes[0].state == "cancelled"
-    gone = lambda pid: not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE  # noqa: E731
+
+    def gone(pid):
+        return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
     assert wait_until(lambda: all(gone(pid) for pid in pids), 5)
 
 
@@ -126,7 +150,10 @@ def test_one_runs_one_waits_a_third_is_refused(queue):
     assert not queue.add(job("pass", "third"))
     assert queue.current.title == "first" and [each.title for each in queue.waiting] == ["second"]
     assert wait_until(lambda: len(queue.outcomes) == 2, 30)
-    assert [outcome.job.title for outcome in queue.outcomes] == ["first", "second"] and queue.current is None
+    assert [outcome.job.title for outcome in queue.outcomes] == [
+        "first",
+        "second",
+    ] and queue.current is None
 
 
 def test_cancel_drops_the_waiting_job(queue):
@@ -161,12 +188,14 @@ def test_a_job_that_writes_much_keeps_the_windows_alive(queue):
     timer = QtCore.QTimer()
     timer.timeout.connect(tick)
     timer.start(5)
-    queue.add(job("""
+    queue.add(
+        job("""
         import json, time
         for n in range(400):
             print(json.dumps({"event": "progress", "stage": "s", "step": n, "steps": 400, "losses": {"a": 1.0}}), flush=True)
             print("x" * 10000, flush=True); time.sleep(0.002)
-        """))
+        """)
+    )
     assert wait_until(lambda: queue.outcomes, 60)
     timer.stop()
     assert len(gaps) > 50

@@ -67,16 +67,30 @@ def built(tmp_path_factory):
     (slicer / "SlicerConfig.cmake").write_text(_CONFIG)
     (slicer / "UseSlicer.cmake").write_text(_MACROS)
     (slicer / "Nothing.cmake").write_text("")
-    for command in ([cmake, "-S", str(ROOT), "-B", str(folder / "build"), f"-DSlicer_DIR={slicer}", "-DBUILD_TESTING=ON",
-                     f"-DCMAKE_INSTALL_PREFIX={folder / 'install'}"], [cmake, "--install", str(folder / "build")]):
+    for command in (
+        [
+            cmake,
+            "-S",
+            str(ROOT),
+            "-B",
+            str(folder / "build"),
+            f"-DSlicer_DIR={slicer}",
+            "-DBUILD_TESTING=ON",
+            f"-DCMAKE_INSTALL_PREFIX={folder / 'install'}",
+        ],
+        [cmake, "--install", str(folder / "build")],
+    ):
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
     return folder / "install" / MODULES, (folder / "build" / "tests.txt").read_text().split()
 
 
 def files(folder):
-    return {path.relative_to(folder).as_posix() for path in folder.rglob("*")
-            if path.is_file() and "__pycache__" not in path.parts and path.name != "CMakeLists.txt"}
+    return {
+        path.relative_to(folder).as_posix()
+        for path in folder.rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts and path.name != "CMakeLists.txt"
+    }
 
 
 def test_every_file_arrives(built):
@@ -97,18 +111,30 @@ def test_nothing_generic_is_installed(built):
 
 def test_the_installed_library_imports_in_a_clean_interpreter(built):
     installed, _tests = built
-    code = ("import sys; sys.path[:0] = [sys.argv[1]]; import MedSSLLib, MedSSLLib.manifest, MedSSLGui.processes as p; "
-            "assert MedSSLLib.__file__.startswith(sys.argv[1]); assert str(p.libraryFolder()) == sys.argv[1]; "
-            "assert 'torch' not in sys.modules and 'SimpleITK' not in sys.modules")
-    done = subprocess.run([sys.executable, "-c", code, str(installed)], cwd=installed.parent, capture_output=True,
-                          text=True, env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"})
+    code = (
+        "import sys; sys.path[:0] = [sys.argv[1]]; import MedSSLLib, MedSSLLib.project.manifest, MedSSLGui.processes as p; "
+        "assert MedSSLLib.__file__.startswith(sys.argv[1]); assert str(p.libraryFolder()) == sys.argv[1]; "
+        "assert 'torch' not in sys.modules and 'SimpleITK' not in sys.modules"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(installed)],
+        cwd=installed.parent,
+        capture_output=True,
+        text=True,
+        env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"},
+    )
     assert done.returncode == 0, done.stderr
 
 
 def test_the_installed_command_line_answers(built):
     installed, _tests = built
-    done = subprocess.run([sys.executable, "-m", "MedSSLLib", "--help"], capture_output=True, text=True, cwd="/",
-                          env={**os.environ, "PYTHONPATH": str(installed)})
+    done = subprocess.run(
+        [sys.executable, "-m", "MedSSLLib", "--help"],
+        capture_output=True,
+        text=True,
+        cwd="/",
+        env={**os.environ, "PYTHONPATH": str(installed)},
+    )
     assert done.returncode == 0 and "finetune" in done.stdout
 
 
@@ -117,7 +143,9 @@ def test_registered_tests_are_unittest_classes(built):
     assert len(tests) >= 3
     for path in tests:
         text = Path(path).read_text()
-        assert re.search(r"class \w+\((unittest\.TestCase|ScriptedLoadableModuleTest)\)", text), path
+        assert re.search(r"class \w+\((unittest\.TestCase|ScriptedLoadableModuleTest)\)", text), (
+            path
+        )
         assert re.search(r"def (test|runTest)", text), path
 
 
@@ -134,31 +162,54 @@ def metadata():
 
 def test_metadata_is_literal_and_complete():
     found, text = metadata()
-    assert set(found) == {"EXTENSION_HOMEPAGE", "EXTENSION_CONTRIBUTORS", "EXTENSION_DESCRIPTION", "EXTENSION_ICONURL",
-                          "EXTENSION_SCREENSHOTURLS", "EXTENSION_DEPENDS"}
+    assert set(found) == {
+        "EXTENSION_HOMEPAGE",
+        "EXTENSION_CONTRIBUTORS",
+        "EXTENSION_DESCRIPTION",
+        "EXTENSION_ICONURL",
+        "EXTENSION_SCREENSHOTURLS",
+        "EXTENSION_DEPENDS",
+    }
     assert found["EXTENSION_DEPENDS"] == "PyTorch"
     assert re.search(r"project\(MedSSL\)", text)
     for key in ("EXTENSION_ICONURL", "EXTENSION_SCREENSHOTURLS"):
         path = ROOT / found[key].split("/main/", 1)[1]
-        assert path.is_file() and path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n", f"{path} is no picture"
+        assert path.is_file() and path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n", (
+            f"{path} is no picture"
+        )
 
 
 def test_the_catalog_entry_fits_the_schema():
     entry = json.loads((ROOT / "MedSSL.json").read_text())
-    allowed = {"$schema", "build_dependencies", "build_subdirectory", "category", "scm_revision", "scm_url", "tier"}
+    allowed = {
+        "$schema",
+        "build_dependencies",
+        "build_subdirectory",
+        "category",
+        "scm_revision",
+        "scm_url",
+        "tier",
+    }
     assert set(entry) == allowed
     assert entry["$schema"].endswith("slicer-extension-catalog-entry-schema-v1.0.2.json#")
     assert entry["category"] == "Segmentation" and entry["build_dependencies"] == ["PyTorch"]
     assert entry["build_subdirectory"] == "." and entry["tier"] in (1, 3, 5)
-    assert re.fullmatch(r"https://github\.(com|example)/[\w.-]+/[\w.-]*Slicer[\w.-]*\.git", entry["scm_url"])
+    assert re.fullmatch(
+        r"https://github\.(com|example)/[\w.-]+/[\w.-]*Slicer[\w.-]*\.git", entry["scm_url"]
+    )
     assert not re.match("Slicer", "MedSSL")
 
 
 def addresses(root):
     """Every address of the repository in the files that name it."""
-    base = json.loads((root / "MedSSL.json").read_text())["scm_url"][:-len(".git")]
-    values = dict(re.findall(r'set\((EXTENSION_\w+) "([^"$]*)"\)', (root / "CMakeLists.txt").read_text()))
-    return base, [values[key] for key in ("EXTENSION_HOMEPAGE", "EXTENSION_ICONURL", "EXTENSION_SCREENSHOTURLS")]
+    base = json.loads((root / "MedSSL.json").read_text())["scm_url"][: -len(".git")]
+    values = dict(
+        re.findall(r'set\((EXTENSION_\w+) "([^"$]*)"\)', (root / "CMakeLists.txt").read_text())
+    )
+    return base, [
+        values[key]
+        for key in ("EXTENSION_HOMEPAGE", "EXTENSION_ICONURL", "EXTENSION_SCREENSHOTURLS")
+    ]
 
 
 def test_all_places_name_the_same_repository():
@@ -166,7 +217,9 @@ def test_all_places_name_the_same_repository():
     assert home == base, "run .ci/set-repository ADDRESS: it changes every place"
     assert icon.startswith(base + "/raw/main/") and picture.startswith(base + "/raw/main/")
     if not base.startswith("https://github.com/"):
-        assert base.startswith("https://github.example/"), "a placeholder must be below a reserved name"
+        assert base.startswith("https://github.example/"), (
+            "a placeholder must be below a reserved name"
+        )
 
 
 def test_the_repository_is_set_in_one_step(tmp_path):
@@ -174,20 +227,31 @@ def test_the_repository_is_set_in_one_step(tmp_path):
     for name in (".ci/set-repository", "MedSSL.json", "CMakeLists.txt"):
         shutil.copy(ROOT / name, tmp_path / name)
     script = [sys.executable, str(tmp_path / ".ci" / "set-repository")]
-    assert subprocess.run([*script, "https://github.com/lab/MedSSL"], capture_output=True).returncode == 2
+    assert (
+        subprocess.run([*script, "https://github.com/lab/MedSSL"], capture_output=True).returncode
+        == 2
+    )
     assert subprocess.run([*script, "https://github.com/lab/SlicerMedSSL.git"]).returncode == 0
     base, others = addresses(tmp_path)
-    assert base == "https://github.com/lab/SlicerMedSSL" and all(other.startswith(base) for other in others)
-    assert "example" not in (tmp_path / "CMakeLists.txt").read_text() + (tmp_path / "MedSSL.json").read_text()
+    assert base == "https://github.com/lab/SlicerMedSSL" and all(
+        other.startswith(base) for other in others
+    )
+    assert (
+        "example"
+        not in (tmp_path / "CMakeLists.txt").read_text() + (tmp_path / "MedSSL.json").read_text()
+    )
 
 
 def test_requirements_replace_nothing_of_slicers():
-    lines = [line for line in (ROOT / "Resources" / "requirements.txt").read_text().splitlines()
-             if line and not line.startswith("#")]
+    lines = [
+        line
+        for line in (ROOT / "Resources" / "requirements.txt").read_text().splitlines()
+        if line and not line.startswith("#")
+    ]
     names = {re.split(r"[<>=!~ ]", line)[0].lower() for line in lines}
     assert all(re.fullmatch(r"[\w-]+>=[\d.]+", line) for line in lines)
     assert not names & {"torch", "simpleitk", "numpy", "vtk"}
     sys.path.insert(0, str(ROOT))
-    from MedSSLLib.doctor import REQUIRED
+    from MedSSLLib.cli.doctor import REQUIRED
 
     assert names == {name.lower() for name in REQUIRED} - {"torch", "simpleitk", "numpy"}

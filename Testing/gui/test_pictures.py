@@ -11,8 +11,11 @@ import pytest
 from conftest import wait_until
 
 CAPTION = "Rendered by the test bench, not by 3D Slicer. Runs, predictions and figures are made up."
-CLASSES = [(1, "right ventricle", (0.27, 0.53, 0.86), ""), (2, "myocardium", (0.35, 0.72, 0.42), ""),
-           (3, "left ventricle", (0.90, 0.36, 0.30), "")]
+CLASSES = [
+    (1, "right ventricle", (0.27, 0.53, 0.86), ""),
+    (2, "myocardium", (0.35, 0.72, 0.42), ""),
+    (3, "left ventricle", (0.90, 0.36, 0.30), ""),
+]
 
 
 def folder(tmp_path):
@@ -25,17 +28,37 @@ def add_run(project, name, command, method, dice=None):
     """A finished run as the library leaves it, for pictures only."""
     run = project / "runs" / name
     run.mkdir(parents=True)
-    config = {"command": command, "method": method, "init": "none" if command == "pretrain" else "gcl-1", "preset": "standard"}
+    config = {
+        "command": command,
+        "method": method,
+        "init": "none" if command == "pretrain" else "gcl-1",
+        "preset": "standard",
+    }
     (run / "config.json").write_text(json.dumps({"config": config}))
     (run / "metrics.json").write_text(json.dumps({"dice": dice, "seconds": 1260}))
     (run / "weights.safetensors").write_bytes(b"")
     with open(run / "events.jsonl", "w") as stream:
         for step in range(20, 2001, 20):
             loss = 0.15 + 1.2 * np.exp(-step / 400) + 0.02 * np.sin(step)
-            stream.write(json.dumps({"event": "progress", "stage": "train", "step": step, "steps": 2000,
-                                     "losses": {"loss": loss}}) + "\n")
+            stream.write(
+                json.dumps(
+                    {
+                        "event": "progress",
+                        "stage": "train",
+                        "step": step,
+                        "steps": 2000,
+                        "losses": {"loss": loss},
+                    }
+                )
+                + "\n"
+            )
             if step % 200 == 0:
-                stream.write(json.dumps({"event": "metric", "step": step, "dice": 0.86 * (1 - np.exp(-step / 350))}) + "\n")
+                stream.write(
+                    json.dumps(
+                        {"event": "metric", "step": step, "dice": 0.86 * (1 - np.exp(-step / 350))}
+                    )
+                    + "\n"
+                )
 
 
 @pytest.fixture()
@@ -66,9 +89,9 @@ def scene(user, cohort, tmp_path):
 
 def mark(user, cohort, name, indices):
     """A case with some annotated slices, as the Annotate panel leaves it."""
-    from MedSSLLib.geometry import Volume
-    from MedSSLLib.io import read_image, write_image
-    from MedSSLLib.labels import Annotated
+    from MedSSLLib.images.geometry import Volume
+    from MedSSLLib.images.io import read_image, write_image
+    from MedSSLLib.images.labels import Annotated
 
     truth = read_image(cohort / "labels" / f"{name}.nii.gz")
     drawn = np.zeros_like(truth.array)
@@ -79,8 +102,8 @@ def mark(user, cohort, name, indices):
 
 
 def add_uncertainty(cohort, project):
-    from MedSSLLib.geometry import Volume
-    from MedSSLLib.io import read_image, write_image
+    from MedSSLLib.images.geometry import Volume
+    from MedSSLLib.images.io import read_image, write_image
 
     for number in range(1, 7):
         name = f"heart_{number:02d}.nii.gz"
@@ -90,12 +113,14 @@ def add_uncertainty(cohort, project):
             for shift in (-1, 1):
                 edge += np.roll(label.array, shift, axis) != label.array
         noise = np.random.default_rng(number).uniform(0.5, 1, edge.shape)
-        write_image(project / "predictions" / "finetune-1" / "uncertainty" / name,
-                    Volume(np.clip(edge / 3 * noise, 0, 1).astype(np.float32), label.geometry))
+        write_image(
+            project / "predictions" / "finetune-1" / "uncertainty" / name,
+            Volume(np.clip(edge / 3 * noise, 0, 1).astype(np.float32), label.geometry),
+        )
 
 
 def draw(user, cohort, indices):
-    from MedSSLLib.io import read_image
+    from MedSSLLib.images.io import read_image
 
     truth = read_image(cohort / "labels" / "heart_01.nii.gz").array
     user.click("loadCaseButton")
@@ -146,7 +171,11 @@ def test_pictures_of_every_panel(scene, cohort, tmp_path, dark):
         image.save(str(target / f"{name}{suffix}.png"))
     user.shell.open("annotate")
     draw(user, cohort, [3, 6])
-    image = pictures.beside(pictures.panel(user.loaded), [pictures.slice_view("Red"), pictures.slice_view("Green")], CAPTION)
+    image = pictures.beside(
+        pictures.panel(user.loaded),
+        [pictures.slice_view("Red"), pictures.slice_view("Green")],
+        CAPTION,
+    )
     check(image)
     image.save(str(target / f"annotate{suffix}.png"))
     user.shell.open("train")
@@ -165,7 +194,11 @@ def test_pictures_of_every_panel(scene, cohort, tmp_path, dark):
     user.settle()
     user.find("uncertaintySlider").setProperty("value", 0.6)
     wait_until(lambda: False, 0.1)
-    image = pictures.beside(pictures.panel(user.loaded), [pictures.slice_view("Red"), pictures.slice_view("Green")], CAPTION)
+    image = pictures.beside(
+        pictures.panel(user.loaded),
+        [pictures.slice_view("Red"), pictures.slice_view("Green")],
+        CAPTION,
+    )
     check(image)
     image.save(str(target / f"review{suffix}.png"))
     pictures.set_theme(False)

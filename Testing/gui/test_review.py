@@ -9,28 +9,35 @@ from conftest import wait_until
 
 def add_run(project, name, arrays, template):
     """A finished run and its predictions, as the library leaves them."""
-    from MedSSLLib.geometry import Volume
-    from MedSSLLib.io import read_image, write_image
+    from MedSSLLib.images.geometry import Volume
+    from MedSSLLib.images.io import read_image, write_image
 
     run = project / "runs" / name
     run.mkdir(parents=True)
-    (run / "config.json").write_text(json.dumps({"config": {"command": "finetune", "init": "none", "preset": "quick"}}))
+    (run / "config.json").write_text(
+        json.dumps({"config": {"command": "finetune", "init": "none", "preset": "quick"}})
+    )
     (run / "metrics.json").write_text(json.dumps({"dice": 0.5, "seconds": 10}))
     (run / "weights.safetensors").write_bytes(b"")
     for case, array in arrays.items():
-        write_image(project / "predictions" / name / f"{case}.nii.gz", Volume(array, read_image(template).geometry))
+        write_image(
+            project / "predictions" / name / f"{case}.nii.gz",
+            Volume(array, read_image(template).geometry),
+        )
 
 
 @pytest.fixture()
 def reviewed(user, cohort, tmp_path):
     """Two runs that differ in known voxels, and a reference; the first case's result of `second` is shown."""
-    from MedSSLLib.io import read_image
+    from MedSSLLib.images.io import read_image
 
     user.open_project(tmp_path / "p")
     image = cohort / "images" / "heart_01.nii.gz"
     user.shell.panels["data"].addPaths([str(image)])
     user.settle()
-    user.store.setClasses([(n, name, (1, n / 3, 0), "") for n, name in ((1, "a"), (2, "b"), (3, "c"))])
+    user.store.setClasses(
+        [(n, name, (1, n / 3, 0), "") for n, name in ((1, "a"), (2, "b"), (3, "c"))]
+    )
     label = cohort / "labels" / "heart_01.nii.gz"
     truth = read_image(label).array
     user.store.setLabel("heart_01", label, None)
@@ -91,7 +98,10 @@ def test_side_by_side_shows_each_in_its_own_view(reviewed):
     from MedSSLGui import scene
 
     compare(reviewed, "first", 1)
-    assert f"differ in {np.count_nonzero(reviewed.arrays['second'] != reviewed.arrays['first'])} voxels" in reviewed.status()
+    assert (
+        f"differ in {np.count_nonzero(reviewed.arrays['second'] != reviewed.arrays['first'])} voxels"
+        in reviewed.status()
+    )
     manager = slicer.app.layoutManager()
     red, yellow = (manager.sliceWidget(name).mrmlSliceNode() for name in ("Red", "Yellow"))
     result = reviewed.shell.panels["review"].result
@@ -102,7 +112,9 @@ def test_side_by_side_shows_each_in_its_own_view(reviewed):
     assert not other.GetDisplayNode().IsDisplayableInView(red.GetID())
     assert red.GetOrientation() == yellow.GetOrientation()
     for value in (1, 2, 3):
-        assert (voxels(other, f"class_{value}", result.image) == (reviewed.arrays["first"] == value)).all()
+        assert (
+            voxels(other, f"class_{value}", result.image) == (reviewed.arrays["first"] == value)
+        ).all()
 
 
 def test_a_prediction_on_another_grid_is_told(reviewed, cohort):
@@ -130,10 +142,24 @@ def test_the_labelmap_node_and_the_files_hold_the_same_voxels(reviewed):
         reviewed.settle()
         assert "Exported" in reviewed.status()
     folder = reviewed.store.folder / "exports"
-    assert sorted(path.name for path in folder.iterdir()) == ["heart_01.nii.gz", "heart_01.seg.nrrd"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "heart_01.nii.gz",
+        "heart_01.seg.nrrd",
+    ]
     assert (sitk.GetArrayFromImage(sitk.ReadImage(str(folder / "heart_01.nii.gz"))) == wanted).all()
-    node = slicer.util.getNode("heart_01 second_1") if slicer.mrmlScene.GetFirstNodeByName("heart_01 second_1") else None
-    nodes = node or [n for n in slicer.util.getNodesByClass("vtkMRMLLabelMapVolumeNode") if n.GetAttribute("MedSSL.Role")][0]
+    node = (
+        slicer.util.getNode("heart_01 second_1")
+        if slicer.mrmlScene.GetFirstNodeByName("heart_01 second_1")
+        else None
+    )
+    nodes = (
+        node
+        or [
+            n
+            for n in slicer.util.getNodesByClass("vtkMRMLLabelMapVolumeNode")
+            if n.GetAttribute("MedSSL.Role")
+        ][0]
+    )
     assert (slicer.util.arrayFromVolume(nodes) == wanted).all()
 
 

@@ -24,10 +24,14 @@ def drop(user, paths):
     data = QtCore.QMimeData()
     data.setUrls([QtCore.QUrl.fromLocalFile(str(path)) for path in paths])
     buttons, keys = QtCore.Qt.MouseButton.LeftButton, QtCore.Qt.KeyboardModifier.NoModifier
-    enter = QtGui.QDragEnterEvent(QtCore.QPoint(5, 5), QtCore.Qt.DropAction.CopyAction, data, buttons, keys)
+    enter = QtGui.QDragEnterEvent(
+        QtCore.QPoint(5, 5), QtCore.Qt.DropAction.CopyAction, data, buttons, keys
+    )
     QtWidgets.QApplication.sendEvent(target, enter)
     if enter.isAccepted():
-        event = QtGui.QDropEvent(QtCore.QPointF(5, 5), QtCore.Qt.DropAction.CopyAction, data, buttons, keys)
+        event = QtGui.QDropEvent(
+            QtCore.QPointF(5, 5), QtCore.Qt.DropAction.CopyAction, data, buttons, keys
+        )
         QtWidgets.QApplication.sendEvent(target, event)
     return enter.isAccepted()
 
@@ -36,11 +40,15 @@ def test_files_and_folders_dropped_on_the_table_are_added(user, cohort, tmp_path
     folder = tmp_path / "eigene Aufnahmen ü"
     folder.mkdir()
     for number in (3, 4):
-        (folder / f"heart_{number:02d}.nii.gz").write_bytes((cohort / "images" / f"heart_{number:02d}.nii.gz").read_bytes())
+        (folder / f"heart_{number:02d}.nii.gz").write_bytes(
+            (cohort / "images" / f"heart_{number:02d}.nii.gz").read_bytes()
+        )
     user.open_project(tmp_path / "p")
     assert drop(user, [cohort / "images" / "heart_01.nii.gz", folder])
     user.settle()
-    assert [case.name for case in user.store.cases] == ["heart_01", "heart_03", "heart_04"], user.status()
+    assert [case.name for case in user.store.cases] == ["heart_01", "heart_03", "heart_04"], (
+        user.status()
+    )
 
 
 def test_dropped_text_is_not_taken(user):
@@ -48,8 +56,13 @@ def test_dropped_text_is_not_taken(user):
 
     data = QtCore.QMimeData()
     data.setText("hello")
-    event = QtGui.QDragEnterEvent(QtCore.QPoint(5, 5), QtCore.Qt.DropAction.CopyAction, data,
-                                  QtCore.Qt.MouseButton.LeftButton, QtCore.Qt.KeyboardModifier.NoModifier)
+    event = QtGui.QDragEnterEvent(
+        QtCore.QPoint(5, 5),
+        QtCore.Qt.DropAction.CopyAction,
+        data,
+        QtCore.Qt.MouseButton.LeftButton,
+        QtCore.Qt.KeyboardModifier.NoModifier,
+    )
     event.ignore()
     QtWidgets.QApplication.sendEvent(user.find("caseTable").viewport(), event)
     assert not event.isAccepted()
@@ -62,7 +75,9 @@ def series_of(folder):
     return list(reader.GetGDCMSeriesFileNames(str(folder)))
 
 
-@pytest.mark.skipif(not (DATA / "dicom" / "siemens").is_dir(), reason="no DICOM files (MEDSSL_DATA)")
+@pytest.mark.skipif(
+    not (DATA / "dicom" / "siemens").is_dir(), reason="no DICOM files (MEDSSL_DATA)"
+)
 def test_a_series_of_the_dicom_database_is_added(user, tmp_path):
     """The DICOM module loads a series (here SimpleITK does, with Slicer's attribute); its voxels become a case."""
     import SimpleITK as sitk
@@ -90,7 +105,9 @@ def test_a_series_of_the_dicom_database_is_added(user, tmp_path):
         assert np.allclose(getattr(found, name)(), getattr(image, name)(), atol=1e-4)
 
 
-@pytest.mark.skipif(not (DATA / "dicom" / "siemens").is_dir(), reason="no DICOM files (MEDSSL_DATA)")
+@pytest.mark.skipif(
+    not (DATA / "dicom" / "siemens").is_dir(), reason="no DICOM files (MEDSSL_DATA)"
+)
 def test_a_dicom_folder_is_added_as_it_is(user, tmp_path):
     folder = Path(series_of(DATA / "dicom" / "siemens" / "anatomical" / "001")[0]).parent
     user.open_project(tmp_path / "p")
@@ -106,31 +123,42 @@ def test_a_dicom_folder_is_added_as_it_is(user, tmp_path):
 def test_what_a_second_slicer_changed_is_seen_on_entering(user, cohort, tmp_path):
     """The other Slicer is another process; this panel reads its changes and keeps its own."""
     user.open_project(tmp_path / "p")
-    user.shell.panels["data"].addPaths([str(cohort / "images" / f"heart_{n:02d}.nii.gz") for n in (1, 2)])
+    user.shell.panels["data"].addPaths(
+        [str(cohort / "images" / f"heart_{n:02d}.nii.gz") for n in (1, 2)]
+    )
     user.settle()
     user.store.setMetadata("heart_01", "phase", "systole")
-    code = ("import sys; from dataclasses import replace; from pathlib import Path; "
-            "from MedSSLLib.manifest import read_manifest, write_manifest; from MedSSLLib.files import FileLock; "
-            "p = Path(sys.argv[1]); m = read_manifest(p); c = m.cases['heart_02']; "
-            "write_manifest(p, m.with_cases(replace(c, metadata={**c.metadata, 'phase': 'diastole'})))")
-    subprocess.run([sys.executable, "-c", code, str(user.store.folder)], check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    code = (
+        "import sys; from dataclasses import replace; from pathlib import Path; "
+        "from MedSSLLib.project.manifest import read_manifest, write_manifest; from MedSSLLib.core.files import FileLock; "
+        "p = Path(sys.argv[1]); m = read_manifest(p); c = m.cases['heart_02']; "
+        "write_manifest(p, m.with_cases(replace(c, metadata={**c.metadata, 'phase': 'diastole'})))"
+    )
+    subprocess.run(
+        [sys.executable, "-c", code, str(user.store.folder)],
+        check=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
     user.loaded.widget.exit()
     user.loaded.widget.enter()
     wait_until(lambda: False, 0.1)
-    assert [case.metadata for case in user.store.cases] == [{"phase": "systole"}, {"phase": "diastole"}]
+    assert [case.metadata for case in user.store.cases] == [
+        {"phase": "systole"},
+        {"phase": "diastole"},
+    ]
     table = user.find("caseTable")
     assert wait_until(lambda: table.item(1, 6) and table.item(1, 6).text() == "diastole", 5)
 
 
 def test_an_annotation_that_cannot_be_written_is_not_lost(drawn, monkeypatch):  # noqa: F811
-    import MedSSLLib.files
+    import MedSSLLib.core.files
 
     def refuse(*_arguments):
         raise PermissionError(13, "Permission denied")
 
     paint(drawn, 4)
     with monkeypatch.context() as patch:
-        patch.setattr(MedSSLLib.files, "atomic_path", refuse)
+        patch.setattr(MedSSLLib.core.files, "atomic_path", refuse)
         drawn.click("saveAnnotationButton")
         drawn.settle()
         assert "not saved yet" in drawn.status() and "Permission denied" in drawn.status()
@@ -148,9 +176,13 @@ def completion(user, cohort, delay=1.0):
     from MedSSLGui.jobs import Job
 
     path = cohort / "labels" / "heart_01.nii.gz"
-    code = (f"import json, time; time.sleep({delay}); "
-            f"print(json.dumps({{'event': 'done', 'path': {str(path)!r}, 'case': 'heart_01'}}))")
-    user.queue.add(Job("Completing", ["-c", code], {"kind": "complete", "project": str(user.store.folder)}))
+    code = (
+        f"import json, time; time.sleep({delay}); "
+        f"print(json.dumps({{'event': 'done', 'path': {str(path)!r}, 'case': 'heart_01'}}))"
+    )
+    user.queue.add(
+        Job("Completing", ["-c", code], {"kind": "complete", "project": str(user.store.folder)})
+    )
 
 
 def check_completed(user):
@@ -165,7 +197,9 @@ def check_completed(user):
 @pytest.fixture()
 def saved(drawn):  # noqa: F811
     paint(drawn, 4)
-    drawn.store.setClasses([(n, name, (1, 0, 0), "") for n, name in ((1, "structure"), (2, "b"), (3, "c"))])
+    drawn.store.setClasses(
+        [(n, name, (1, 0, 0), "") for n, name in ((1, "structure"), (2, "b"), (3, "c"))]
+    )
     drawn.click("saveAnnotationButton")
     drawn.settle()
     return drawn
@@ -215,8 +249,12 @@ def test_a_cancelled_pretraining_is_resumed_by_its_button(user, cohort, tmp_path
     user.settle()
     user.find("pretrainPresetComboBox").setCurrentIndex(0)
     steps, kept = [], []
-    user.queue.progress.connect(lambda event: steps.append(event["step"]) if event["stage"] == "pretrain" else None)
-    user.queue.reported.connect(lambda event: kept.append(event["step"]) if event["event"] == "checkpoint" else None)
+    user.queue.progress.connect(
+        lambda event: steps.append(event["step"]) if event["stage"] == "pretrain" else None
+    )
+    user.queue.reported.connect(
+        lambda event: kept.append(event["step"]) if event["event"] == "checkpoint" else None
+    )
     assert not user.find("resumePretrainButton").isEnabled()
     user.click("pretrainButton")
     assert wait_until(lambda: steps and steps[-1] >= 2, 200), user.find("logEdit").toPlainText()

@@ -24,7 +24,7 @@ def tree(path):
 
 
 def dotted(node):
-    """"qt.Qt.ItemIsEnabled" of an attribute chain on a plain name, "" for anything else."""
+    """ "qt.Qt.ItemIsEnabled" of an attribute chain on a plain name, "" for anything else."""
     parts = []
     while isinstance(node, ast.Attribute):
         parts.append(node.attr)
@@ -37,31 +37,62 @@ def problems(code):
     found = []
     for node in ast.walk(ast.parse(code)):
         name = dotted(node.func) if isinstance(node, ast.Call) else ""
-        if name.startswith(("qt.", "ctk.", "slicer.q")) and node.keywords and name.split(".")[-1][0].isupper() or (
-                name.startswith(("qt.", "ctk.")) and getattr(node, "keywords", None)):
+        if (
+            name.startswith(("qt.", "ctk.", "slicer.q"))
+            and node.keywords
+            and name.split(".")[-1][0].isupper()
+            or (name.startswith(("qt.", "ctk.")) and getattr(node, "keywords", None))
+        ):
             found.append((node.lineno, f"keyword arguments for {name}"))
         if isinstance(node, ast.Attribute) and re.match(r"qt\.(\w+\.)+\w+\.\w+$", dotted(node)):
             found.append((node.lineno, f"scoped enum {dotted(node)}"))
-        if name in ("isinstance", "issubclass") and re.search(r"\bqt\.(QWidget|QAbstract\w+|QObject|QFrame)\b",
-                                                            ast.unparse(node)):
+        if name in ("isinstance", "issubclass") and re.search(
+            r"\bqt\.(QWidget|QAbstract\w+|QObject|QFrame)\b", ast.unparse(node)
+        ):
             found.append((node.lineno, "isinstance with a C++ base class"))
-        if isinstance(node, ast.Attribute) and dotted(node) in ("qt.QThread", "qt.QThreadPool", "qt.QRunnable"):
+        if isinstance(node, ast.Attribute) and dotted(node) in (
+            "qt.QThread",
+            "qt.QThreadPool",
+            "qt.QRunnable",
+        ):
             found.append((node.lineno, f"{dotted(node)} does not exist"))
-        if isinstance(node, ast.Assign) and any(isinstance(t, ast.Attribute) and t.attr == "singleShot" for t in node.targets):
+        if isinstance(node, ast.Assign) and any(
+            isinstance(t, ast.Attribute) and t.attr == "singleShot" for t in node.targets
+        ):
             found.append((node.lineno, "singleShot cannot be assigned"))
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "connect" and any(
-                isinstance(a, ast.Lambda) and a.args.vararg for a in node.args):
+        if (
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Attribute)
+            and node.func.attr == "connect"
+            and any(isinstance(a, ast.Lambda) and a.args.vararg for a in node.args)
+        ):
             found.append((node.lineno, "*args in a slot: name the parameters"))
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and isinstance(node.func.value, ast.Call):
-            if dotted(node.func.value.func).startswith(("qt.Q", "ctk.ctk")) and node.func.attr not in ("value",):
+        if (
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Attribute)
+            and isinstance(node.func.value, ast.Call)
+        ):
+            if dotted(node.func.value.func).startswith(
+                ("qt.Q", "ctk.ctk")
+            ) and node.func.attr not in ("value",):
                 found.append((node.lineno, "a call chained on a temporary"))
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "_" and not (
-                node.args and isinstance(node.args[0], ast.Constant)):
+        if (
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Name)
+            and node.func.id == "_"
+            and not (node.args and isinstance(node.args[0], ast.Constant))
+        ):
             found.append((node.lineno, "only constants can be translated"))
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "connect":
+        if (
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Attribute)
+            and node.func.attr == "connect"
+        ):
             found += [(node.lineno, text) for text in slot_problems(node)]
         if name == "qt.QProcess" and not node.args:
-            found.append((node.lineno, "a process without a parent is deleted inside its own last signal"))
+            found.append(
+                (node.lineno, "a process without a parent is deleted inside its own last signal")
+            )
         if isinstance(node, ast.Attribute) and dotted(node) == "sys.executable":
             found.append((node.lineno, "sys.executable is empty in Slicer"))
     return found
@@ -72,9 +103,15 @@ def slot_problems(node):
     for slot in node.args:
         if isinstance(slot, ast.Attribute) and slot.attr in ("emit", "start"):
             yield "connected to a C++ method: write a method of our own"
-        if isinstance(node.func.value, ast.Attribute) and node.func.value.attr == "finished" and (
-                isinstance(node.func.value.value, ast.Name) and node.func.value.value.id == "process") and not (
-                isinstance(slot, ast.Lambda) and not slot.args.args):
+        if (
+            isinstance(node.func.value, ast.Attribute)
+            and node.func.value.attr == "finished"
+            and (
+                isinstance(node.func.value.value, ast.Name)
+                and node.func.value.value.id == "process"
+            )
+            and not (isinstance(slot, ast.Lambda) and not slot.args.args)
+        ):
             yield "QProcess.finished gives (code) in one version and (code, status) in another: take none"
 
 
@@ -84,11 +121,24 @@ def test_nothing_that_pythonqt_refuses(path):
         assert problems(path.read_text(encoding="utf-8")) == []
 
 
-@pytest.mark.parametrize("code", [
-    "qt.QPushButton(text='a')", "x = qt.Qt.ItemFlag.ItemIsEnabled", "isinstance(b, qt.QWidget)", "qt.QThread()",
-    "timer.singleShot = True", "a.connect(lambda *args: f())", "qt.QTableWidget(1, 1).horizontalHeader()",
-    "_(f'{x}')", "sys.executable", "a.changed.connect(self.other.emit)", "qt.QProcess()",
-    "process.finished.connect(self._onFinished)", "process.finished.connect(lambda code: f(code))"])
+@pytest.mark.parametrize(
+    "code",
+    [
+        "qt.QPushButton(text='a')",
+        "x = qt.Qt.ItemFlag.ItemIsEnabled",
+        "isinstance(b, qt.QWidget)",
+        "qt.QThread()",
+        "timer.singleShot = True",
+        "a.connect(lambda *args: f())",
+        "qt.QTableWidget(1, 1).horizontalHeader()",
+        "_(f'{x}')",
+        "sys.executable",
+        "a.changed.connect(self.other.emit)",
+        "qt.QProcess()",
+        "process.finished.connect(self._onFinished)",
+        "process.finished.connect(lambda code: f(code))",
+    ],
+)
 def test_the_check_itself_refuses(code):
     assert problems(code)
 
@@ -97,13 +147,20 @@ def test_the_check_itself_refuses(code):
 def test_file_scope_is_light_and_quiet(path):
     body = tree(path).body
     for node in body:
-        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else (
-            [node.module] if isinstance(node, ast.ImportFrom) and node.level == 0 else [])
+        names = (
+            [alias.name for alias in node.names]
+            if isinstance(node, ast.Import)
+            else ([node.module] if isinstance(node, ast.ImportFrom) and node.level == 0 else [])
+        )
         for name in names:
             top = name.split(".")[0]
-            assert top in ALLOWED_AT_FILE_SCOPE or top in __import__("sys").stdlib_module_names, f"{path.name}: {name}"
+            assert top in ALLOWED_AT_FILE_SCOPE or top in __import__("sys").stdlib_module_names, (
+                f"{path.name}: {name}"
+            )
         if isinstance(node, ast.Expr) and path.name != "__init__.py":
-            assert isinstance(node.value, ast.Constant), f"{path.name}:{node.lineno} runs something at file scope"
+            assert isinstance(node.value, ast.Constant), (
+                f"{path.name}:{node.lineno} runs something at file scope"
+            )
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.name)
@@ -141,8 +198,15 @@ def test_the_bench_has_every_name_in_use(application):
     import slicer_bench
 
     slicer_bench.load_module(MODULE / "MedSSL.py")
-    absent = {"slicer.packaging.load_requirements", "slicer.util.loadScene", "slicer.util.saveScene", "slicer.util.exit",
-              "slicer.util.pip_install", "slicer.modules.medsslJobQueue", "slicer.packaging"}
+    absent = {
+        "slicer.packaging.load_requirements",
+        "slicer.util.loadScene",
+        "slicer.util.saveScene",
+        "slicer.util.exit",
+        "slicer.util.pip_install",
+        "slicer.modules.medsslJobQueue",
+        "slicer.packaging",
+    }
     roots = {"qt": qt, "ctk": ctk, "slicer": slicer}
     missing = []
     for name in sorted(used_names() - absent):
@@ -160,16 +224,27 @@ def widgets(path):
 
 
 def properties(widget):
-    return {node.get("name"): "".join(node.itertext()).strip() for node in widget.findall("property")}
+    return {
+        node.get("name"): "".join(node.itertext()).strip() for node in widget.findall("property")
+    }
 
 
 @pytest.mark.parametrize("path", UI, ids=lambda path: path.stem)
 def test_every_control_explains_itself(path):
     for widget in widgets(path):
         kind = widget.get("class")
-        if kind in ("QWidget", "QFrame", "QLabel", "QGroupBox", "qMRMLWidget", "ctkCollapsibleButton"):
+        if kind in (
+            "QWidget",
+            "QFrame",
+            "QLabel",
+            "QGroupBox",
+            "qMRMLWidget",
+            "ctkCollapsibleButton",
+        ):
             continue
-        assert properties(widget).get("toolTip"), f"{path.name}: {widget.get('name')} has no tooltip"
+        assert properties(widget).get("toolTip"), (
+            f"{path.name}: {widget.get('name')} has no tooltip"
+        )
 
 
 @pytest.mark.parametrize("path", UI, ids=lambda path: path.stem)
@@ -182,9 +257,22 @@ def test_parameters_of_the_ui_exist(path):
 
 def test_the_main_widgets_keep_their_names():
     names = {widget.get("name") for path in UI for widget in widgets(path)}
-    names |= set(re.findall(r'setObjectName\("(\w+)"\)', "".join(path.read_text() for path in SOURCES)))
-    assert {"pretrainButton", "fineTuneButton", "selfTrainButton", "cancelButton", "predictButton", "addVolumesButton",
-            "markSliceButton", "projectPathEdit", "caseTable", "progressBar", "statusLabel"} <= names
+    names |= set(
+        re.findall(r'setObjectName\("(\w+)"\)', "".join(path.read_text() for path in SOURCES))
+    )
+    assert {
+        "pretrainButton",
+        "fineTuneButton",
+        "selfTrainButton",
+        "cancelButton",
+        "predictButton",
+        "addVolumesButton",
+        "markSliceButton",
+        "projectPathEdit",
+        "caseTable",
+        "progressBar",
+        "statusLabel",
+    } <= names
 
 
 def test_every_widget_the_code_names_is_in_a_ui_file():

@@ -4,9 +4,9 @@ import json
 
 import numpy as np
 
-from MedSSLLib import benchmark
-from MedSSLLib.benchmark import Protocol
-from MedSSLLib.runfolder import FORMAT, FORMAT_VERSION
+from MedSSLLib.benchmark import protocol
+from MedSSLLib.benchmark.protocol import Protocol
+from MedSSLLib.project.runs import FORMAT, FORMAT_VERSION
 from Testing.lib.core_helpers import write_case
 
 TINY = {"network.widths": "[4, 8]", "training.voxels": "512", "training.batch": "2"}
@@ -14,14 +14,27 @@ TINY = {"network.widths": "[4, 8]", "training.voxels": "512", "training.batch": 
 
 def record(row, choice, dice, count="2"):
     cases = {f"c{n}": value for n, value in enumerate(dice)}
-    return {"row": row, "count": count, "choice": choice, "labelled": ["x"] * int(count), "dice": cases,
-            "summary": {"dice": float(np.mean(dice)), "hd95_mm": 3.0, "surface_dice": None},
-            "steps": 10, "training_s": 2.0}  # fmt: skip
+    return {
+        "row": row,
+        "count": count,
+        "choice": choice,
+        "labelled": ["x"] * int(count),
+        "dice": cases,
+        "summary": {"dice": float(np.mean(dice)), "hd95_mm": 3.0, "surface_dice": None},
+        "steps": 10,
+        "training_s": 2.0,
+    }
 
 
 def result_file(path, records, **changes):
-    content = {"bench": "protocol", "data": "heart", "settings": {"steps": "10"}, "versions": {"python": "3"},
-               "records": records, **changes}  # fmt: skip
+    content = {
+        "bench": "protocol",
+        "data": "heart",
+        "settings": {"steps": "10"},
+        "versions": {"python": "3"},
+        "records": records,
+        **changes,
+    }
     path.write_text(json.dumps(content))
     return path
 
@@ -41,14 +54,20 @@ def tiny_protocol(*rows, **changes):
 
 
 def without_training(monkeypatch):
-    """Runs that only write what the benchmark reads of them, and perfect predictions; returns the list of runs."""
+    """Runs that only write what the benchmark reads of them, and perfect predictions; returns the
+    list of runs.
+    """
     calls = []
 
     def trained(project, config, events):
         calls.append(config)
         run = project.run_folder(config.name)
         run.mkdir(parents=True)
-        content = {"format": FORMAT, "format_version": FORMAT_VERSION, "config": config.model_dump(mode="json")}
+        content = {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "config": config.model_dump(mode="json"),
+        }
         (run / "config.json").write_text(json.dumps(content))
         (run / "weights.safetensors").touch()
         steps = config.training.steps
@@ -60,6 +79,6 @@ def without_training(monkeypatch):
             (out / f"{case.name}.nii.gz").write_bytes(case.label.read_bytes())
 
     for name in ("run_pretrain", "run_finetune", "run_selftrain"):
-        monkeypatch.setattr(benchmark, name, trained)
-    monkeypatch.setattr(benchmark, "run_predict", predicted)
+        monkeypatch.setattr(protocol, name, trained)
+    monkeypatch.setattr(protocol, "run_predict", predicted)
     return calls

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from MedSSLLib import io
-from MedSSLLib.geometry import Geometry, Volume, oriented
-from MedSSLLib.manifest import Case
-from MedSSLLib.planning import make_plan
+from MedSSLLib.data.plan import make_plan
+from MedSSLLib.images import io
+from MedSSLLib.images.geometry import Geometry, Volume, oriented
+from MedSSLLib.project.manifest import Case
 
 VALUES = (0, 3, 7)
 GRID = oriented(Geometry((30, 26, 22), (1.0, 1.1, 1.3), (5.0, -9.0, 70.0)), "RSP")

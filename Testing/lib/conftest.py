@@ -1,4 +1,6 @@
-"""Shared fixtures: small synthetic volumes on awkward grids, a small data set on disk, and the real data if present."""
+"""Shared fixtures: small synthetic volumes on awkward grids, a small data set on disk, and the real
+data if present.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from MedSSLLib import io
-from MedSSLLib.geometry import Geometry, Volume
-from MedSSLLib.project import Project
+from MedSSLLib.images import io
+from MedSSLLib.images.geometry import Geometry, Volume
+from MedSSLLib.project.project import Project
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -30,17 +32,29 @@ def rotation(x: float, y: float, z: float) -> np.ndarray:
 GEOMETRIES: dict[str, Geometry] = {
     "canonical": Geometry((12, 10, 8)),
     "anisotropic": Geometry((14, 12, 5), (0.8, 0.9, 6.0), (-20.0, 31.5, 4.0)),
-    "flipped": Geometry((9, 11, 7), (1.0, 1.5, 2.0), (5.0, -3.0, 60.0), (-1.0, 0, 0, 0, -1.0, 0, 0, 0, 1.0)),
-    "left-handed": Geometry((9, 11, 7), (1.0, 1.5, 2.0), (5.0, -3.0, 60.0), (1.0, 0, 0, 0, 1.0, 0, 0, 0, -1.0)),
-    "sagittal": Geometry((10, 12, 6), (1.0, 1.0, 3.0), (90.0, -100.0, 80.0), (0, 0, -1.0, 1.0, 0, 0, 0, -1.0, 0)),
-    "oblique": Geometry((11, 9, 8), (1.1, 0.9, 2.5), (-7.0, 12.0, 33.0),
-                        tuple(float(v) for v in rotation(20, -12, 35).ravel())),
+    "flipped": Geometry(
+        (9, 11, 7), (1.0, 1.5, 2.0), (5.0, -3.0, 60.0), (-1.0, 0, 0, 0, -1.0, 0, 0, 0, 1.0)
+    ),
+    "left-handed": Geometry(
+        (9, 11, 7), (1.0, 1.5, 2.0), (5.0, -3.0, 60.0), (1.0, 0, 0, 0, 1.0, 0, 0, 0, -1.0)
+    ),
+    "sagittal": Geometry(
+        (10, 12, 6), (1.0, 1.0, 3.0), (90.0, -100.0, 80.0), (0, 0, -1.0, 1.0, 0, 0, 0, -1.0, 0)
+    ),
+    "oblique": Geometry(
+        (11, 9, 8),
+        (1.1, 0.9, 2.5),
+        (-7.0, 12.0, 33.0),
+        tuple(float(v) for v in rotation(20, -12, 35).ravel()),
+    ),
 }
 
 
 @pytest.fixture(scope="session")
 def data_folder() -> Path:
-    """The folder of real data: MEDSSL_DATA, else ../shared/data beside the repository; skips when it is missing."""
+    """The folder of real data: MEDSSL_DATA, else ../shared/data beside the repository; skips when
+    it is missing.
+    """
     folder = Path(os.environ.get("MEDSSL_DATA") or ROOT.parent / "shared" / "data")
     if not folder.is_dir():
         pytest.skip(f"the real data are not here ({folder}); set MEDSSL_DATA to their folder")
@@ -55,15 +69,21 @@ def geometry(request: pytest.FixtureRequest) -> Geometry:
 
 @pytest.fixture
 def grids() -> dict[str, Geometry]:
-    """The awkward grids by name: canonical, anisotropic, flipped, left-handed, sagittal, oblique."""
+    """The awkward grids by name: canonical, anisotropic, flipped, left-handed, sagittal,
+    oblique.
+    """
     return dict(GEOMETRIES)
 
 
 @pytest.fixture
 def make_volume() -> Callable[..., Volume]:
-    """make_volume(geometry=..., seed=0, dtype=np.int16): a bright ellipsoid on noise, values about 0 .. 1000."""
+    """make_volume(geometry=..., seed=0, dtype=np.int16): a bright ellipsoid on noise, values about
+    0 .. 1000.
+    """
 
-    def make(geometry: Geometry = GEOMETRIES["canonical"], seed: int = 0, dtype: type = np.int16) -> Volume:
+    def make(
+        geometry: Geometry = GEOMETRIES["canonical"], seed: int = 0, dtype: type = np.int16
+    ) -> Volume:
         noise = np.random.default_rng(seed).normal(0, 20, geometry.shape)
         return Volume((200 + 500 * ellipsoid(geometry) + noise).astype(dtype), geometry)
 
@@ -72,13 +92,19 @@ def make_volume() -> Callable[..., Volume]:
 
 @pytest.fixture
 def make_label() -> Callable[..., Volume]:
-    """make_label(geometry=..., values=(1, 2)): the ellipsoid of `make_volume`, cut along i into parts of each value."""
+    """make_label(geometry=..., values=(1, 2)): the ellipsoid of `make_volume`, cut along i into
+    parts of each value.
+    """
 
-    def make(geometry: Geometry = GEOMETRIES["canonical"], values: tuple[int, ...] = (1, 2)) -> Volume:
+    def make(
+        geometry: Geometry = GEOMETRIES["canonical"], values: tuple[int, ...] = (1, 2)
+    ) -> Volume:
         inside = ellipsoid(geometry)
         part = np.arange(geometry.size[0]) * len(values) // geometry.size[0]
         array = np.where(inside, np.array(values)[part][None, None, :], 0)
-        return Volume(array.astype(np.int16 if min(values) < 0 or max(values) > 255 else np.uint8), geometry)
+        return Volume(
+            array.astype(np.int16 if min(values) < 0 or max(values) > 255 else np.uint8), geometry
+        )
 
     return make
 
@@ -100,8 +126,12 @@ class DataSet:
 
 
 @pytest.fixture
-def data_set(tmp_path: Path, make_volume: Callable[..., Volume], make_label: Callable[..., Volume]) -> DataSet:
-    """Six cases, one on each awkward grid, with labels 1 and 2 and metadata (two cases per patient)."""
+def data_set(
+    tmp_path: Path, make_volume: Callable[..., Volume], make_label: Callable[..., Volume]
+) -> DataSet:
+    """Six cases, one on each awkward grid, with labels 1 and 2 and metadata (two cases per
+    patient).
+    """
     images, labels = tmp_path / "data" / "images", tmp_path / "data" / "labels"
     names = []
     for number, (name, grid) in enumerate(sorted(GEOMETRIES.items())):
@@ -109,7 +139,9 @@ def data_set(tmp_path: Path, make_volume: Callable[..., Volume], make_label: Cal
         io.write_image(labels / f"{name}.nii.gz", make_label(grid))
         names.append(name)
     table = tmp_path / "data" / "metadata.csv"
-    rows = [f"{name},P{number // 2},{'ED' if number % 2 else 'ES'}" for number, name in enumerate(names)]
+    rows = [
+        f"{name},P{number // 2},{'ED' if number % 2 else 'ES'}" for number, name in enumerate(names)
+    ]
     table.write_text("\n".join(["case,patient,phase", *rows]) + "\n", encoding="utf-8")
     return DataSet(images, labels, table, tuple(names))
 
@@ -117,5 +149,11 @@ def data_set(tmp_path: Path, make_volume: Callable[..., Volume], make_label: Cal
 @pytest.fixture
 def project(tmp_path: Path, data_set: DataSet) -> Project:
     """A project of the six cases: `oblique` test, `canonical` and `flipped` labelled."""
-    return Project.create(tmp_path / "project", data_set.images, labels=data_set.labels, metadata=data_set.metadata,
-                          labelled="canonical,flipped", test="oblique")
+    return Project.create(
+        tmp_path / "project",
+        data_set.images,
+        labels=data_set.labels,
+        metadata=data_set.metadata,
+        labelled="canonical,flipped",
+        test="oblique",
+    )

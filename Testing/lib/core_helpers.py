@@ -1,4 +1,6 @@
-"""What the tests of the core share: cases in memory, a tiny project on disk, a fabric without devices."""
+"""What the tests of the core share: cases in memory, a tiny project on disk, a fabric without
+devices.
+"""
 
 from contextlib import nullcontext
 from pathlib import Path
@@ -8,19 +10,33 @@ import numpy as np
 import SimpleITK as sitk
 import torch
 
-from MedSSLLib.config import AugmentConfig, RunConfig
-from MedSSLLib.events import Events
-from MedSSLLib.labels import IGNORE
-from MedSSLLib.project import Project
+from MedSSLLib.config.run import AugmentConfig, RunConfig
+from MedSSLLib.core.events import Events
+from MedSSLLib.images.labels import IGNORE
+from MedSSLLib.project.project import Project
 
 torch.set_num_threads(1)
-PLAIN = AugmentConfig(flip=0, affine=0, elastic=0, noise=0, blur=0, brightness=0, contrast=0, gamma=0, low_resolution=0)
+PLAIN = AugmentConfig(
+    flip=0,
+    affine=0,
+    elastic=0,
+    noise=0,
+    blur=0,
+    brightness=0,
+    contrast=0,
+    gamma=0,
+    low_resolution=0,
+)
 
 
 class MemoryReader:
-    """A CropReader over arrays, with the cache's rules: edges continue, labels outside are IGNORE."""
+    """A CropReader over arrays, with the cache's rules: edges continue, labels outside are
+    IGNORE.
+    """
 
-    def __init__(self, images: dict[str, np.ndarray], labels: dict[str, np.ndarray] | None = None) -> None:
+    def __init__(
+        self, images: dict[str, np.ndarray], labels: dict[str, np.ndarray] | None = None
+    ) -> None:
         self.images, self.labels = images, labels or {}
         self.read: list[tuple[str, tuple, tuple]] = []
 
@@ -30,7 +46,9 @@ class MemoryReader:
     def image(self, name, lo, hi):
         self.read.append((name, tuple(lo), tuple(hi)))
         x = self.images[name]
-        index = [np.clip(np.arange(a, b), 0, n - 1) for a, b, n in zip(lo, hi, x.shape[1:], strict=True)]
+        index = [
+            np.clip(np.arange(a, b), 0, n - 1) for a, b, n in zip(lo, hi, x.shape[1:], strict=True)
+        ]
         return np.ascontiguousarray(x[:, index[0]][:, :, index[1]][:, :, :, index[2]])
 
     def label(self, name, lo, hi):
@@ -42,7 +60,10 @@ class MemoryReader:
 
     def foreground(self, name):
         label = self.labels[name]
-        return {int(c): np.argwhere(label == c).astype(np.int32) for c in np.unique(label[label != IGNORE])}
+        return {
+            int(c): np.argwhere(label == c).astype(np.int32)
+            for c in np.unique(label[label != IGNORE])
+        }
 
 
 class Record:
@@ -80,14 +101,19 @@ def loud() -> tuple[Events, Record]:
     return Events([record], min_interval=0.0), record
 
 
-def write_case(folder: Path, name: str, seed: int, shape=(12, 20, 20), spacing=(1.0, 1.0, 1.0)) -> None:
+def write_case(
+    folder: Path, name: str, seed: int, shape=(12, 20, 20), spacing=(1.0, 1.0, 1.0)
+) -> None:
     """A noisy image [k, j, i] with a bright ellipsoid of label 1, as imagesTr and labelsTr."""
     rng = np.random.default_rng(seed)
     grid = np.stack(np.meshgrid(*[np.arange(n) for n in shape], indexing="ij"), -1)
     centre = np.asarray(shape) * rng.uniform(0.4, 0.6, 3)
     label = (((grid - centre) / (np.asarray(shape) * 0.28)) ** 2).sum(-1) < 1
     image = rng.normal(100, 10, shape) + 60 * label
-    for part, array in (("imagesTr", image.astype(np.float32)), ("labelsTr", label.astype(np.uint8))):
+    for part, array in (
+        ("imagesTr", image.astype(np.float32)),
+        ("labelsTr", label.astype(np.uint8)),
+    ):
         (folder / part).mkdir(parents=True, exist_ok=True)
         volume = sitk.GetImageFromArray(array)
         volume.SetSpacing(spacing)
@@ -98,7 +124,9 @@ def tiny_project(folder: Path, cases: int = 4, **options) -> Project:
     """A project of ellipsoids in noise."""
     for index in range(cases):
         write_case(folder / "data", f"case{index}", index, **options)
-    return Project.create(folder / "project", folder / "data" / "imagesTr", labels=folder / "data" / "labelsTr")
+    return Project.create(
+        folder / "project", folder / "data" / "imagesTr", labels=folder / "data" / "labelsTr"
+    )
 
 
 def tiny_config(command="finetune", **overrides) -> RunConfig:

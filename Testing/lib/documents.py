@@ -10,8 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md",
-             *sorted((ROOT / "Resources" / "Documentation").glob("*.md"))]  # fmt: skip
+DOCUMENTS = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "CHANGELOG.md",
+    *sorted((ROOT / "Resources" / "Documentation").glob("*.md")),
+]
 SHELL = {"sh", "bash", "console", "shell"}
 
 
@@ -32,20 +36,29 @@ def blocks(text: str, language: str = "") -> list[Block]:
 
 
 def shell_lines(text: str) -> list[str]:
-    """Command lines of a document's shell blocks and of its indented code, continuations joined, comments gone."""
+    """Command lines of a document's shell blocks and of its indented code, continuations joined,
+    comments gone.
+    """
     code = [block.text for block in blocks(text) if block.language in SHELL]
-    code += re.findall(r"(?:^(?: {4}|\t)\S.*\n?)+", re.sub(r"```.*?```", "", text, flags=re.DOTALL), re.MULTILINE)
+    code += re.findall(
+        r"(?:^(?: {4}|\t)\S.*\n?)+", re.sub(r"```.*?```", "", text, flags=re.DOTALL), re.MULTILINE
+    )
     lines = [line.strip() for part in code for line in part.replace("\\\n", " ").splitlines()]
     return [line.removeprefix("$ ") for line in lines if line and not line.startswith("#")]
 
 
 def calls(line: str) -> list[list[str]]:
-    """The words after each ``medssl`` (or ``python -m MedSSLLib``) of a line, up to a pipe, redirection or comment."""
+    """The words after each ``medssl`` (or ``python -m MedSSLLib``) of a line, up to a pipe,
+    redirection or comment.
+    """
     words = shlex.split(line, comments=True)
     found = []
     for index, word in enumerate(words):
         module = words[index - 2 : index + 1] == ["python", "-m", "MedSSLLib"]
-        if module or (word == "medssl" and (index == 0 or words[index - 1] in ("&&", ";", "|") or "=" in words[0])):
+        if module or (
+            word == "medssl"
+            and (index == 0 or words[index - 1] in ("&&", ";", "|") or "=" in words[0])
+        ):
             rest = words[index + 1 :]
             ends = [n for n, text in enumerate(rest) if text in ("|", ">", ">>", "&&", ";", "2>")]
             found.append(rest[: ends[0]] if ends else rest)
@@ -63,7 +76,9 @@ def docstrings(folder: Path) -> dict[str, str]:
     found = {}
     for path in sorted(folder.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and (text := ast.get_docstring(node)):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and (
+                text := ast.get_docstring(node)
+            ):
                 found[f"{path.relative_to(ROOT)}:{getattr(node, 'lineno', 1)}"] = text
     return found
 

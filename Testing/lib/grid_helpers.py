@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from MedSSLLib.geometry import Geometry, Volume, oriented
-from MedSSLLib.planning import make_plan
+from MedSSLLib.data.plan import make_plan
+from MedSSLLib.images.geometry import Geometry, Volume, oriented
 
 
 def rotation(x=0.0, y=0.0, z=0.0):
@@ -22,7 +22,9 @@ ORIGIN = (-31.0, 17.0, 120.0)
 GRIDS = {
     "axial": Geometry((40, 36, 30), (1.0, 1.0, 1.0), ORIGIN),
     "oblique": Geometry((40, 36, 14), (1.1, 0.9, 2.4), ORIGIN, rotation(12, -17, 25)),
-    "flipped": oriented(Geometry((40, 36, 14), (1.1, 0.9, 2.4), ORIGIN, rotation(5, 8, -10)), "RAI"),
+    "flipped": oriented(
+        Geometry((40, 36, 14), (1.1, 0.9, 2.4), ORIGIN, rotation(5, 8, -10)), "RAI"
+    ),
     "left-handed": Geometry((40, 36, 30), (1.0, 1.2, 1.3), ORIGIN, (1, 0, 0, 0, -1, 0, 0, 0, 1)),
     "thick": Geometry((40, 36, 8), (0.9, 0.9, 5.0), ORIGIN, rotation(3, 4, 5)),
     "sagittal": oriented(Geometry((9, 38, 40), (4.5, 1.0, 0.9), ORIGIN, rotation(-6, 3, 9)), "PIL"),
@@ -36,7 +38,9 @@ def plan_for(geometry, dim, spacing):
     plan = make_plan([geometry], modality="MR", dim=dim)
     if spacing is None:
         return plan
-    return plan.model_copy(update={"spacing": (None if plan.dim == 2 else spacing[0], *spacing[1:])})
+    return plan.model_copy(
+        update={"spacing": (None if plan.dim == 2 else spacing[0], *spacing[1:])}
+    )
 
 
 def voxel_points(geometry):
@@ -50,13 +54,19 @@ def three_blobs(geometry):
     points = voxel_points(geometry)
     centre = geometry.points((np.array(geometry.size) - 1) / 2)
     label = np.zeros(geometry.shape, np.uint8)
-    for value, offset, radius in ((1, (-6.3, -5.1, 2.2), 7.4), (2, (6.7, 2.6, -4.9), 6.3), (3, (-1.2, 8.4, 5.3), 5.2)):
+    for value, offset, radius in (
+        (1, (-6.3, -5.1, 2.2), 7.4),
+        (2, (6.7, 2.6, -4.9), 6.3),
+        (3, (-1.2, 8.4, 5.3), 5.2),
+    ):
         label[np.linalg.norm(points - centre - offset, axis=-1) <= radius] = value
     return Volume(label, geometry)
 
 
 def noise(geometry, seed=0):
-    return Volume(np.random.default_rng(seed).normal(size=geometry.shape).astype(np.float32), geometry)
+    return Volume(
+        np.random.default_rng(seed).normal(size=geometry.shape).astype(np.float32), geometry
+    )
 
 
 every_grid = pytest.mark.parametrize("name", GRIDS)

@@ -1,4 +1,6 @@
-"""Kill a training run at random moments, resume it until it is done, and compare with a run that was left alone."""
+"""Kill a training run at random moments, resume it until it is done, and compare with a run that
+was left alone.
+"""
 
 from __future__ import annotations
 
@@ -11,17 +13,24 @@ import traceback
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from MedSSLLib import finetune, pretrain, selftrain
-from MedSSLLib.checkpoint import load_tensors
-from MedSSLLib.config import RunConfig
-from MedSSLLib.errors import InputError
-from MedSSLLib.events import Events, read_events
-from MedSSLLib.files import read_json
-from MedSSLLib.project import Project
+from MedSSLLib.config.run import RunConfig
+from MedSSLLib.core.errors import InputError
+from MedSSLLib.core.events import Events, read_events
+from MedSSLLib.core.files import read_json
+from MedSSLLib.finetuning import finetune
+from MedSSLLib.pretraining import pretrain
+from MedSSLLib.project.project import Project
+from MedSSLLib.selftraining import selftrain
+from MedSSLLib.training import stages
+from MedSSLLib.training.checkpoint import load_tensors
 from Testing.lib.core_helpers import tiny_config, torch
 
-WORK = {"pretrain": pretrain.run_pretrain, "finetune": finetune.run_finetune, "selftrain": selftrain.run_selftrain}
-PLAIN = finetune.loop_config
+WORK = {
+    "pretrain": pretrain.run_pretrain,
+    "finetune": finetune.run_finetune,
+    "selftrain": selftrain.run_selftrain,
+}
+PLAIN = stages.loop_config
 
 
 def config(method: str, **changes: object) -> RunConfig:
@@ -29,20 +38,25 @@ def config(method: str, **changes: object) -> RunConfig:
     command = {"supervised": "finetune", "local-contrast": "selftrain"}.get(method, "pretrain")
     values = {"training__steps": 14, "dim": "2d", "training__batch": 4, "network__widths": (4, 8)}
     if command == "selftrain":
-        values |= {"options__rounds": 2, "options__clean": "none", "optimiser__lr": 1e-2, "training__steps": 24,
-                   "training__ema": 0.0}
+        values |= {
+            "options__rounds": 2,
+            "options__clean": "none",
+            "optimiser__lr": 1e-2,
+            "training__steps": 24,
+            "training__ema": 0.0,
+        }
     return tiny_config(command, method=method, **(values | changes))
 
 
 def train(folder: Path, run_config: RunConfig) -> Path:
     """A run that writes a checkpoint after every step."""
     torch.set_num_threads(1)
-    for module in (finetune, pretrain):
+    for module in (stages, pretrain):
         module.loop_config = lambda *a: replace(PLAIN(*a), checkpoint_seconds=0.0)
     try:
         return WORK[run_config.command](Project.open(folder), run_config, Events())
     finally:
-        for module in (finetune, pretrain):
+        for module in (stages, pretrain):
             module.loop_config = PLAIN
 
 
@@ -73,7 +87,9 @@ class Victim:
         return (self.folder / "weights.safetensors").exists()
 
     def run_and_kill(self, delay: float, *, from_checkpoint: bool) -> None:
-        """Start or resume in a child and kill it after `delay` seconds, counted from its first checkpoint if asked."""
+        """Start or resume in a child and kill it after `delay` seconds, counted from its first
+        checkpoint if asked.
+        """
         child = multiprocessing.get_context("fork").Process(target=self._start_or_resume)
         child.start()
         while from_checkpoint and child.is_alive() and not self._checkpoints():
@@ -95,7 +111,10 @@ class Victim:
             try:
                 train(self.project.folder, config(self.method, name=self.name, resume=True))
             except InputError as error:
-                if not any(word in str(error) for word in ("there is no run", "before its first checkpoint")):
+                if not any(
+                    word in str(error)
+                    for word in ("there is no run", "before its first checkpoint")
+                ):
                     raise
                 train(self.project.folder, config(self.method, name=self.name))
         except BaseException:
@@ -122,10 +141,15 @@ class Victim:
     def finish(self) -> None:
         """Go on to the end, unless it is reached."""
         if not self.done:
-            train(self.project.folder, config(self.method, name=self.name, resume=bool(self._checkpoints())))
+            train(
+                self.project.folder,
+                config(self.method, name=self.name, resume=bool(self._checkpoints())),
+            )
 
     def differs_from(self, whole: Path) -> list[str]:
-        """Tensors and facts that are not those of the run left alone, and files that a kill left behind."""
+        """Tensors and facts that are not those of the run left alone, and files that a kill left
+        behind.
+        """
         expected, facts = load_tensors(whole / "weights.safetensors")
         found, again = load_tensors(self.folder / "weights.safetensors")
         wrong = [] if again == facts and found.keys() == expected.keys() else ["facts or names"]

@@ -1,4 +1,6 @@
-"""What the tests of PGL share: a network that only samples, volumes of coordinates, small methods."""
+"""What the tests of PGL share: a network that only samples, volumes of coordinates, small
+methods.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from MedSSLLib.data.batch import Batch
+from MedSSLLib.data.spatial import ViewGeometry, resample, sampling_grid
 from MedSSLLib.methods.base import MethodContext
 from MedSSLLib.methods.pgl import PGL, PGLConfig
-from MedSSLLib.networks import Encoder
-from MedSSLLib.sampling import Batch
-from MedSSLLib.views import ViewGeometry, resample, sampling_grid
+from MedSSLLib.networks.unet import Encoder
 
 PATCH = {2: (16, 32), 3: (8, 16, 16)}
 STRIDES = {2: ((1, 1), (2, 2), (2, 2)), 3: ((1, 1, 1), (1, 2, 2), (2, 2, 2))}
@@ -26,7 +28,9 @@ class Pass(nn.Module):
 
 
 def sampling_encoder(dim: int) -> Encoder:
-    """An encoder whose kernels pick their centre voxel: features are the image at every strided voxel, times 2^n."""
+    """An encoder whose kernels pick their centre voxel: features are the image at every strided
+    voxel, times 2^n.
+    """
     channels = dim + 1
     encoder = Encoder(dim, channels, [channels] * 3, STRIDES[dim])
     for part in list(encoder.modules()):
@@ -47,8 +51,12 @@ def coordinate_batch(dim: int, seed: int, flips: list[Any]) -> Batch:
     size = tuple(int(2 * s) for s in patch)
     side = rng.uniform(1.1, 1.4, (n, 2, dim)) * patch
     lo = rng.uniform(0.5, 0.5 + 0.4 * patch, side.shape)
-    geometry = ViewGeometry(torch.tensor(lo), torch.tensor(lo + side), torch.tensor(flips, dtype=torch.float64))
-    axes = torch.meshgrid(*(torch.arange(s, dtype=torch.float64) + 0.5 for s in size), indexing="ij")
+    geometry = ViewGeometry(
+        torch.tensor(lo), torch.tensor(lo + side), torch.tensor(flips, dtype=torch.float64)
+    )
+    axes = torch.meshgrid(
+        *(torch.arange(s, dtype=torch.float64) + 0.5 for s in size), indexing="ij"
+    )
     volume = torch.stack([*axes, torch.full_like(axes[0], 10.0)])[None].expand(n, *[-1] * (dim + 1))
     views = resample(volume.repeat_interleave(2, 0), sampling_grid(geometry, size, PATCH[dim]))
     return Batch(views.unflatten(0, (-1, 2)), geometry)
@@ -63,7 +71,9 @@ def linear_pgl(dim: int, **options: Any) -> PGL:
     return method
 
 
-def random_batch(dim: int, b: int = 3, channels: int = 2, dtype: torch.dtype = torch.float64) -> Batch:
+def random_batch(
+    dim: int, b: int = 3, channels: int = 2, dtype: torch.dtype = torch.float64
+) -> Batch:
     patch = torch.tensor(PATCH[dim], dtype=dtype)
     lo = torch.rand(b, 2, dim, dtype=dtype) * patch * 0.4
     hi = lo + (1.1 + 0.3 * torch.rand(b, 2, dim, dtype=dtype)) * patch
@@ -74,4 +84,6 @@ def random_batch(dim: int, b: int = 3, channels: int = 2, dtype: torch.dtype = t
 def small_pgl(dim: int, norm: str = "batch", **options: Any) -> PGL:
     context = options.pop("context", MethodContext(dim, 2, PATCH[dim]))
     encoder = Encoder(dim, 2, (4, 6, 8), STRIDES[dim], norm)
-    return PGL(encoder, PGLConfig(**{"hidden": 16, "out": 8, "head_norm": norm, **options}), context)
+    return PGL(
+        encoder, PGLConfig(**{"hidden": 16, "out": 8, "head_norm": norm, **options}), context
+    )

@@ -3,16 +3,26 @@
 import numpy as np
 import torch
 
-from MedSSLLib.config import AugmentConfig, NetworkConfig
-from MedSSLLib.labels import IGNORE
-from MedSSLLib.networks import SegmentationNet, build_encoder
-from MedSSLLib.planning import Plan
-from MedSSLLib.sampling import SegmentationSampler
+from MedSSLLib.config.run import AugmentConfig, NetworkConfig
+from MedSSLLib.data.patch_samplers import SegmentationSampler
+from MedSSLLib.data.plan import Plan
+from MedSSLLib.images.labels import IGNORE
+from MedSSLLib.networks.unet import SegmentationNet, build_encoder
 from Testing.lib.core_helpers import MemoryReader
 
 CPU = torch.device("cpu")
 PATCH = {2: (16, 16), 3: (8, 16, 16)}
-ALL = AugmentConfig(flip=0.5, affine=1, elastic=1, noise=1, blur=1, brightness=1, contrast=1, gamma=1, low_resolution=1)
+ALL = AugmentConfig(
+    flip=0.5,
+    affine=1,
+    elastic=1,
+    noise=1,
+    blur=1,
+    brightness=1,
+    contrast=1,
+    gamma=1,
+    low_resolution=1,
+)
 
 
 def strides(dim):
@@ -26,8 +36,15 @@ def network(dim, deep=False):
 
 
 def plan(dim):
-    return Plan(dim=dim, spacing=(1.0, 1.0, 1.0), slice_axis=2, modality=("MR",), channels=1, patch=PATCH[dim],
-                strides=tuple(strides(dim)))  # fmt: skip
+    return Plan(
+        dim=dim,
+        spacing=(1.0, 1.0, 1.0),
+        slice_axis=2,
+        modality=("MR",),
+        channels=1,
+        patch=PATCH[dim],
+        strides=tuple(strides(dim)),
+    )
 
 
 def reader(labelled=("c0", "c1"), sparse=()):
@@ -36,13 +53,17 @@ def reader(labelled=("c0", "c1"), sparse=()):
     label = np.zeros((10, 24, 24), np.uint8)
     label[2:8, 5:15, 5:12], label[2:8, 5:15, 12:19] = 1, 2
     alone = np.where(np.arange(10)[:, None, None] == 5, label, IGNORE).astype(np.uint8)
-    images = {f"c{i}": rng.normal(size=(1, 10, 24, 24)).astype(np.float32) + label for i in range(4)}
+    images = {
+        f"c{i}": rng.normal(size=(1, 10, 24, 24)).astype(np.float32) + label for i in range(4)
+    }
     return MemoryReader(images, {name: alone if name in sparse else label for name in labelled})
 
 
 def sampler(dim, cases=("c0", "c1"), batch=2, **changes):
     source = changes.pop("source", None) or reader()
-    return SegmentationSampler(source, cases, PATCH[dim], (1.0,) * dim, ALL, batch, 0.5, 0, **changes)
+    return SegmentationSampler(
+        source, cases, PATCH[dim], (1.0,) * dim, ALL, batch, 0.5, 0, **changes
+    )
 
 
 def unlabelled_sampler(dim):

@@ -7,8 +7,19 @@ import unittest
 
 import slicer
 
-NAMES = ("pretrainButton", "fineTuneButton", "selfTrainButton", "cancelButton", "predictButton", "addVolumesButton",
-         "markSliceButton", "projectPathEdit", "caseTable", "progressBar", "statusLabel")
+NAMES = (
+    "pretrainButton",
+    "fineTuneButton",
+    "selfTrainButton",
+    "cancelButton",
+    "predictButton",
+    "addVolumesButton",
+    "markSliceButton",
+    "projectPathEdit",
+    "caseTable",
+    "progressBar",
+    "statusLabel",
+)
 
 
 class MedSSLPanelTest(unittest.TestCase):

@@ -33,7 +33,9 @@ class AnnotatePanel(Panel):
 
     def _connect(self):
         ui = self.ui
-        ui.loadCaseButton.clicked.connect(lambda: self.showCase(chosen(ui.annotateCaseComboBox), walk=True))
+        ui.loadCaseButton.clicked.connect(
+            lambda: self.showCase(chosen(ui.annotateCaseComboBox), walk=True)
+        )
         ui.directionComboBox.currentIndexChanged.connect(lambda index: self._onDirection())
         ui.markSliceButton.clicked.connect(lambda: self.markShown())
         ui.previousSliceButton.clicked.connect(lambda: self.step(-1))
@@ -64,7 +66,9 @@ class AnnotatePanel(Panel):
         choose(self.ui.annotateCaseComboBox, name)
         self.session.showVolume(self.view.image)
         steps = self.view.fillSteps(case, self.store.classes())
-        self.session.stepper.start(steps, lambda result: self._onFilled(walk), self.session.sayError)
+        self.session.stepper.start(
+            steps, lambda result: self._onFilled(walk), self.session.sayError
+        )
 
     def _makeView(self, case):
         self.log.stop()
@@ -74,7 +78,11 @@ class AnnotatePanel(Panel):
         if not self.alive():
             return
         view = self.view
-        fillCombo(self.ui.directionComboBox, [(view.names[axis].capitalize(), str(axis)) for axis in range(3)], keep=False)
+        fillCombo(
+            self.ui.directionComboBox,
+            [(view.names[axis].capitalize(), str(axis)) for axis in range(3)],
+            keep=False,
+        )
         marked = view.annotated()
         asked = annotation.suggestedSlices(self.wanted, view.name)
         axis = next(iter(asked or marked), annotation.thickestAxis(view.spacing))
@@ -87,21 +95,30 @@ class AnnotatePanel(Panel):
         self.session.say(_("{case}: draw on a slice, then mark it.").format(case=view.name))
         if walk and self.axis() in asked:
             done = marked.get(self.axis(), [])
-            self._goTo(next((index for index in self.suggested if index not in done), self.suggested[0]))
+            self._goTo(
+                next((index for index in self.suggested if index not in done), self.suggested[0])
+            )
 
     def _goTo(self, index):
         """Show a suggested slice, and say why it was suggested."""
         self.view.jumpTo(self.axis(), index)
         if reason := annotation.reason(self.wanted, self.view.name, self.axis(), index):
-            self.session.say(_("{case}, slice {n}: {reason}").format(case=self.view.name, n=index, reason=reason))
+            self.session.say(
+                _("{case}, slice {n}: {reason}").format(case=self.view.name, n=index, reason=reason)
+            )
 
     def alive(self):
         if self.view is not None and not self.view.isAlive():
             self.log.stop()
             self.editor.edit(None, None)
             self.view = None
-            self.session.say(_("The case's nodes were removed from the scene. Show the case again to go on; what was "
-                               "saved is kept."), "warning")
+            self.session.say(
+                _(
+                    "The case's nodes were removed from the scene. Show the case again to go on; what was "
+                    "saved is kept."
+                ),
+                "warning",
+            )
         return self.view is not None
 
     def _onClasses(self):
@@ -126,8 +143,12 @@ class AnnotatePanel(Panel):
             return self.session.say(_("Show a case first."), "warning")
         index = self.view.shownSlice(self.axis())
         if index is None:
-            return self.session.say(_("No slice of this case is shown in the {view} view.").format(
-                view=self.view.viewOf(self.axis())), "warning")
+            return self.session.say(
+                _("No slice of this case is shown in the {view} view.").format(
+                    view=self.view.viewOf(self.axis())
+                ),
+                "warning",
+            )
         self.mark(self.axis(), [index])
         self.session.sliceMarked.emit(index)
 
@@ -158,7 +179,11 @@ class AnnotatePanel(Panel):
 
     def _selectedSlice(self):
         item = self.ui.slicesList.currentItem() if self.alive() else None
-        return tuple(int(part) for part in item.data(qt.Qt.UserRole).split(":")) if item is not None else (None, None)
+        return (
+            tuple(int(part) for part in item.data(qt.Qt.UserRole).split(":"))
+            if item is not None
+            else (None, None)
+        )
 
     def step(self, direction):
         """Show the next (or previous) suggested slice; after a case's last one, the next case with suggestions."""
@@ -167,23 +192,40 @@ class AnnotatePanel(Panel):
         shown = self.view.shownSlice(self.axis())
         shown = -1 if shown is None else shown
         ahead = [i for i in self.suggested if (i > shown if direction > 0 else i < shown)]
-        other = annotation.nextCase(self.wanted, self.view.name) if direction > 0 and not ahead else None
+        other = (
+            annotation.nextCase(self.wanted, self.view.name)
+            if direction > 0 and not ahead
+            else None
+        )
         if other is not None and self.store.case(other) is not None:
             return self.showCase(other, walk=True)
-        index = (ahead[0] if direction > 0 else ahead[-1]) if ahead else self.suggested[0 if direction > 0 else -1]
+        index = (
+            (ahead[0] if direction > 0 else ahead[-1])
+            if ahead
+            else self.suggested[0 if direction > 0 else -1]
+        )
         self._goTo(index)
 
     def _suggestEvenly(self):
         if self.alive():
             mine = annotation.suggestedSlices(self.wanted, self.view.name).get(self.axis())
-            self.suggested = mine or annotation.evenSlices(self.view.size[self.axis()], self.ui.budgetSpinBox.value)
+            self.suggested = mine or annotation.evenSlices(
+                self.view.size[self.axis()], self.ui.budgetSpinBox.value
+            )
             self._showProgress()
 
     def suggest(self):
         """Have the library choose the slices that are worth most."""
         if self.store.isOpen():
-            self.session.startJob(_("Choosing slices"), commands.suggest(self.store.folder, self.ui.budgetSpinBox.value,
-                                  self._latestModel() or self._latestModel(("pretrain",))), kind="suggest")
+            self.session.startJob(
+                _("Choosing slices"),
+                commands.suggest(
+                    self.store.folder,
+                    self.ui.budgetSpinBox.value,
+                    self._latestModel() or self._latestModel(("pretrain",)),
+                ),
+                kind="suggest",
+            )
 
     def takeSuggestion(self, event):
         """Slices that the library suggests, in any case."""
@@ -194,16 +236,24 @@ class AnnotatePanel(Panel):
             self._suggestEvenly()
         cases = [entry["case"] for entry in self.wanted]
         if cases and not (self.alive() and self.view.name in cases):
-            self.session.say(_("{n} slices are suggested, in other cases. Show {case} to begin.").format(
-                n=len(cases), case=cases[0]))
+            self.session.say(
+                _("{n} slices are suggested, in other cases. Show {case} to begin.").format(
+                    n=len(cases), case=cases[0]
+                )
+            )
 
     def complete(self):
         """Have the slices between the annotated ones filled in."""
         if not self.alive() or not self.view.annotated():
             self.session.say(_("Mark at least one annotated slice first."), "warning")
             return
-        self.session.startJob(_("Completing {case}").format(case=self.view.name), commands.complete(
-            self.store.folder, self.view.name, self._latestModel(("pretrain",)), "auto"), kind="complete")
+        self.session.startJob(
+            _("Completing {case}").format(case=self.view.name),
+            commands.complete(
+                self.store.folder, self.view.name, self._latestModel(("pretrain",)), "auto"
+            ),
+            kind="complete",
+        )
 
     def takeCorrection(self, wanted):
         """Copy the shown slice of a prediction into the case's annotation and mark it."""
@@ -216,10 +266,16 @@ class AnnotatePanel(Panel):
         if case is not None and (self.view is None or self.view.name != case):
             self.showCase(case)
         if self.alive():
-            self.session.stepper.start(completionSteps(self.log, self.view, path), None, self.session.sayError)
+            self.session.stepper.start(
+                completionSteps(self.log, self.view, path), None, self.session.sayError
+            )
 
     def _latestModel(self, kinds=("finetune", "selftrain")):
-        finished = [run["name"] for run in self.store.runs() if run["finished"] and advice.command(run) in kinds]
+        finished = [
+            run["name"]
+            for run in self.store.runs()
+            if run["finished"] and advice.command(run) in kinds
+        ]
         return finished[-1] if finished else None
 
     def _onEdited(self, indices):
@@ -229,15 +285,20 @@ class AnnotatePanel(Panel):
         if self.ui.autoMarkCheckBox.checked and 0 < len(indices) <= 3:
             self.mark(self.axis(), indices)
         elif len(indices) > 3:
-            self.session.say(_("{n} slices changed at once. Mark those that you checked.").format(n=len(indices)))
+            self.session.say(
+                _("{n} slices changed at once. Mark those that you checked.").format(n=len(indices))
+            )
 
     def _showSlices(self):
         widget = self.ui.slicesList
         widget.clear()
         for axis, indices in self.view.annotated().items():
             for index in indices:
-                item = qt.QListWidgetItem(_("{direction} slice {n}").format(
-                    direction=self.view.names[axis].capitalize(), n=index))
+                item = qt.QListWidgetItem(
+                    _("{direction} slice {n}").format(
+                        direction=self.view.names[axis].capitalize(), n=index
+                    )
+                )
                 item.setData(qt.Qt.UserRole, f"{axis}:{index}")
                 widget.addItem(item)
         self._showProgress()
@@ -257,12 +318,16 @@ class AnnotatePanel(Panel):
         self.log.flush()
         if self.log.dirty:
             self.log.dirty, view = False, self.view
-            self.session.stepper.start(saveSteps(self.session, view), None, lambda error: self._onNotSaved(view, error))
+            self.session.stepper.start(
+                saveSteps(self.session, view), None, lambda error: self._onNotSaved(view, error)
+            )
 
     def _onNotSaved(self, view, error):
         """What was drawn is still in the scene; the next save tries again."""
         self.log.keep(view)
-        self.session.say(_("{case} is not saved yet: {error}").format(case=view.name, error=error), "error")
+        self.session.say(
+            _("{case} is not saved yet: {error}").format(case=view.name, error=error), "error"
+        )
 
     # -- module ---------------------------------------------------------------------------------------------------
 
@@ -271,12 +336,27 @@ class AnnotatePanel(Panel):
         fillCombo(self.ui.annotateCaseComboBox, entries)
         self.classes.show()
         ready = self.view is not None
-        hint = "" if ready else (_("Choose a case and press Show.") if entries else _("Add volumes in panel 1 first."))
+        hint = (
+            ""
+            if ready
+            else (
+                _("Choose a case and press Show.")
+                if entries
+                else _("Add volumes in panel 1 first.")
+            )
+        )
         self.setHint(self.ui.annotateHint, hint)
         self.ui.loadCaseButton.setEnabled(bool(entries))
         self.ui.suggestButton.setEnabled(bool(entries))
-        for name in ("markSliceButton", "previousSliceButton", "nextSliceButton", "completeButton",
-                     "saveAnnotationButton", "jumpSliceButton", "removeSliceButton"):
+        for name in (
+            "markSliceButton",
+            "previousSliceButton",
+            "nextSliceButton",
+            "completeButton",
+            "saveAnnotationButton",
+            "jumpSliceButton",
+            "removeSliceButton",
+        ):
             getattr(self.ui, name).setEnabled(ready)
 
     def enter(self):

@@ -28,7 +28,11 @@ class AnnotationLog(qt.QObject):
 
     def watch(self, view, axis):
         """Watch the annotation of a case view along an axis; what is not saved stays unsaved."""
-        unsaved = view is self._view and (self.dirty or self._timer.isActive()) or view.name in self._unsaved
+        unsaved = (
+            view is self._view
+            and (self.dirty or self._timer.isActive())
+            or view.name in self._unsaved
+        )
         self._unsaved.discard(view.name)
         self.stop()
         self._view, self._axis, self.dirty = view, axis, unsaved
@@ -68,7 +72,9 @@ class AnnotationLog(qt.QObject):
         if self._view is None or not self._view.isAlive():
             return
         now = self._signatures()
-        changed = sorted(i for i in set(now) | set(self._before) if now.get(i) != self._before.get(i))
+        changed = sorted(
+            i for i in set(now) | set(self._before) if now.get(i) != self._before.get(i)
+        )
         self._before = now
         if changed:
             self.dirty = True
@@ -85,7 +91,9 @@ class AnnotationLog(qt.QObject):
                 continue
             seen.add(image)
             array = slicer.util.arrayFromSegmentInternalBinaryLabelmap(node, identifier)
-            for index, number in annotation.sliceSignatures(array, self._axis, self._start(image)).items():
+            for index, number in annotation.sliceSignatures(
+                array, self._axis, self._start(image)
+            ).items():
                 result[index] = result.get(index, 0.0) + len(seen) * number
         return result
 
@@ -95,5 +103,9 @@ class AnnotationLog(qt.QObject):
         image.GetImageToWorldMatrix(matrix)
         extent = image.GetExtent()
         corner = np.array([extent[0], extent[2], extent[4], 1.0])
-        ijk = np.linalg.inv(self._view.localMatrix()) @ slicer.util.arrayFromVTKMatrix(matrix) @ corner
+        ijk = (
+            np.linalg.inv(self._view.localMatrix())
+            @ slicer.util.arrayFromVTKMatrix(matrix)
+            @ corner
+        )
         return tuple(int(round(float(n))) for n in ijk[:3])

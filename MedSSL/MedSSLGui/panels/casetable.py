@@ -17,7 +17,11 @@ class CaseTable(qt.QObject):
         self.session, self.store = session, session.store
         self.widget = qt.QTableWidget()
         self.widget.setObjectName("caseTable")
-        self.widget.setToolTip(_("Cases of the project. Double-click a metadata cell to edit it. Drop files here to add them."))
+        self.widget.setToolTip(
+            _(
+                "Cases of the project. Double-click a metadata cell to edit it. Drop files here to add them."
+            )
+        )
         self.widget.setIconSize(qt.QSize(40, 40))
         self.widget.setMinimumHeight(220)
         self.columns = []
@@ -34,7 +38,14 @@ class CaseTable(qt.QObject):
         self._layOut()
 
     def _titles(self):
-        return ["", _("Case"), _("Size"), _("Spacing (mm)"), _("Annotated"), _("Role")] + self.columns
+        return [
+            "",
+            _("Case"),
+            _("Size"),
+            _("Spacing (mm)"),
+            _("Annotated"),
+            _("Role"),
+        ] + self.columns
 
     def _layOut(self):
         setUpTable(self.widget, self._titles(), 1)
@@ -80,7 +91,9 @@ class CaseTable(qt.QObject):
         self._shown[name] = state
         self._filling = True
         for column, text in enumerate(texts):
-            self.widget.setItem(row, column, cell(text, column >= _FIXED, name if column == 0 else None))
+            self.widget.setItem(
+                row, column, cell(text, column >= _FIXED, name if column == 0 else None)
+            )
         if fact.get("thumbnail"):
             self.widget.item(row, 0).setIcon(qt.QIcon(fact["thumbnail"]))
         if fact.get("problem"):
@@ -90,12 +103,22 @@ class CaseTable(qt.QObject):
         self._filling = False
 
     def _texts(self, case, fact):
-        size = " × ".join(str(n) for n in fact["size"]) if fact.get("size") else ("!" if fact.get("problem") else "…")
+        size = (
+            " × ".join(str(n) for n in fact["size"])
+            if fact.get("size")
+            else ("!" if fact.get("problem") else "…")
+        )
         spacing = " × ".join(f"{s:.3g}" for s in fact["spacing"]) if fact.get("spacing") else ""
         roles = {"labelled": _("training"), "unlabelled": _("unlabelled"), "test": _("test")}
         names = fact.get("axes") or self.session.axisNames(case.name)
-        return ["", case.name, size, spacing, advice.annotationText(case, names), roles[case.role]] + [
-            case.metadata.get(column, "") for column in self.columns]
+        return [
+            "",
+            case.name,
+            size,
+            spacing,
+            advice.annotationText(case, names),
+            roles[case.role],
+        ] + [case.metadata.get(column, "") for column in self.columns]
 
     def close(self):
         """The panel goes away: touch no widget any more."""

@@ -18,7 +18,9 @@ class ClassTable(qt.QObject):
         self.table = ui.classTable
         setUpTable(self.table, [_("Colour"), _("Class"), _("Terminology")], 1)
         self.table.itemChanged.connect(lambda item: self._onEdited())
-        self.table.cellDoubleClicked.connect(lambda row, column: self._askColour(row) if column == 0 else None)
+        self.table.cellDoubleClicked.connect(
+            lambda row, column: self._askColour(row) if column == 0 else None
+        )
         ui.addClassButton.clicked.connect(lambda: self.add())
         ui.removeClassButton.clicked.connect(lambda: self.remove())
 
@@ -35,7 +37,9 @@ class ClassTable(qt.QObject):
         """Remove the selected class, as long as no label exists that may use it."""
         rows = selectedRows(self.table)
         if rows and any(case.label for case in self.store.cases):
-            self.session.say(_("Cases are labelled already; classes can be renamed, not removed."), "warning")
+            self.session.say(
+                _("Cases are labelled already; classes can be renamed, not removed."), "warning"
+            )
         elif rows:
             self._set([entry for n, entry in enumerate(self.store.classes()) if n not in rows])
 
@@ -56,7 +60,9 @@ class ClassTable(qt.QObject):
             swatch.setBackground(qt.QBrush(qt.QColor.fromRgbF(*colour)))
             self.table.setItem(row, 0, swatch)
             self.table.setItem(row, 1, cell(name, True))
-            self.table.setItem(row, 2, cell(term.split("~")[1].split("^")[-1] if term.count("~") else ""))
+            self.table.setItem(
+                row, 2, cell(term.split("~")[1].split("^")[-1] if term.count("~") else "")
+            )
         self.table.blockSignals(False)
 
     def _set(self, classes):

@@ -91,10 +91,14 @@ class DataPanel(Panel):
             return
         nodes = [node for node in scene.addableVolumes() if node.GetImageData() is not None]
         if not nodes:
-            self.session.say(_("No loaded volume is left to add. Load one, or use Add files."), "warning")
+            self.session.say(
+                _("No loaded volume is left to add. Load one, or use Add files."), "warning"
+            )
             return
         self.session.say(_("Adding {n} volumes …").format(n=len(nodes)), "busy")
-        self.session.stepper.start(self._addSteps(nodes), lambda added: self._addFiles(added), self.session.sayError)
+        self.session.stepper.start(
+            self._addSteps(nodes), lambda added: self._addFiles(added), self.session.sayError
+        )
 
     def _addSteps(self, nodes):
         """Files and labels of the nodes; a node that cannot be used is told and left out."""
@@ -103,14 +107,20 @@ class DataPanel(Panel):
             if node.GetScene() is None:
                 continue
             try:
-                path = yield from scene.volumeSteps(node, self.store.folder / "images", scene.caseName(node.GetName(), taken))
+                path = yield from scene.volumeSteps(
+                    node, self.store.folder / "images", scene.caseName(node.GetName(), taken)
+                )
                 name = Path(path).name
                 for extension in (".gz", Path(name[:-3] if name.endswith(".gz") else name).suffix):
-                    name = name[:-len(extension)] if extension and name.endswith(extension) else name
+                    name = (
+                        name[: -len(extension)] if extension and name.endswith(extension) else name
+                    )
                 if name.casefold() in taken:
                     name = scene.caseName(name, taken)
                     target = str(self.store.folder / "images" / f"{name}.nrrd")
-                    path = yield from scene.nrrdSteps(target, slicer.util.arrayFromVolume(node), scene.ijkToRas(node), False)
+                    path = yield from scene.nrrdSteps(
+                        target, slicer.util.arrayFromVolume(node), scene.ijkToRas(node), False
+                    )
                 label = yield from self._labelSteps(node, name)
             except scene.SceneError as error:
                 self.session.say(error, "warning")
@@ -128,12 +138,18 @@ class DataPanel(Panel):
         classes = scene.classesWith(found[0], self.store.classes())
         array, shared = yield from scene.labelSteps(found[0], node, classes)
         if shared:
-            self.session.say(_("{name}: segments overlap in {n} voxels; there the later segment counts.").format(
-                name=name, n=shared), "warning")
+            self.session.say(
+                _("{name}: segments overlap in {n} voxels; there the later segment counts.").format(
+                    name=name, n=shared
+                ),
+                "warning",
+            )
         if not array.any():
             return None
         matrix = scene.ijkToRas(node)
-        path = yield from scene.nrrdSteps(self.store.folder / "labels" / f"{name}.nrrd", array, matrix, True)
+        path = yield from scene.nrrdSteps(
+            self.store.folder / "labels" / f"{name}.nrrd", array, matrix, True
+        )
         if classes != self.store.classes():
             self.store.setClasses(classes)
         scene.syncClasses(found[0], classes)
@@ -144,7 +160,9 @@ class DataPanel(Panel):
     def _addFiles(self, added):
         """Have the library take the files into the project, then record the labels."""
         if added:
-            self._runAdd([path for _node, _name, path, _label in added], lambda: self._recordNodes(added))
+            self._runAdd(
+                [path for _node, _name, path, _label in added], lambda: self._recordNodes(added)
+            )
 
     def _recordNodes(self, added):
         for node, name, _path, label in added:
@@ -157,7 +175,9 @@ class DataPanel(Panel):
 
     def openDicom(self):
         """Show the DICOM database; what is loaded there is then a loaded volume like any other."""
-        self.session.say(_("Load series in the DICOM module, come back here and press Add loaded volumes."))
+        self.session.say(
+            _("Load series in the DICOM module, come back here and press Add loaded volumes.")
+        )
         slicer.util.selectModule("DICOM")
 
     def addPaths(self, paths):
@@ -173,12 +193,20 @@ class DataPanel(Panel):
             if outcome.state == "done":
                 added = len(self.store.cases) - before
                 self.session.guarded(then) if then else None
-                refused = "; ".join(outcome.log[:3]) if outcome.exitCode else ""  # 1: some were left out
-                self.session.say(_("{n} volumes added. {rest}").format(n=added, rest=refused or advice.nextStep(self.store)),
-                                 "warning" if refused else "done")
+                refused = (
+                    "; ".join(outcome.log[:3]) if outcome.exitCode else ""
+                )  # 1: some were left out
+                self.session.say(
+                    _("{n} volumes added. {rest}").format(
+                        n=added, rest=refused or advice.nextStep(self.store)
+                    ),
+                    "warning" if refused else "done",
+                )
             self.session.readFacts()
 
-        self.session.runHelper(Job(_("Adding volumes"), commands.add(self.store.folder, paths), {"done": done}))
+        self.session.runHelper(
+            Job(_("Adding volumes"), commands.add(self.store.folder, paths), {"done": done})
+        )
 
     def makeSampleData(self):
         """Make the sample cohort in the project folder and add it."""
@@ -187,8 +215,14 @@ class DataPanel(Panel):
         if self.openProject():
             folder = self.store.folder / "sample"
             self.session.say(_("Making sample volumes …"), "busy")
-            self.session.runHelper(cohortJob(folder, lambda outcome: self.addPaths([str(folder / "images")])
-                                             if outcome.state == "done" else None))
+            self.session.runHelper(
+                cohortJob(
+                    folder,
+                    lambda outcome: (
+                        self.addPaths([str(folder / "images")]) if outcome.state == "done" else None
+                    ),
+                )
+            )
 
     # -- table --------------------------------------------------------------------------------------------------
 
@@ -197,7 +231,9 @@ class DataPanel(Panel):
         for name in self.table.selectedCases():
             case = self.store.case(name)
             role = "test" if case.role != "test" else ("labelled" if case.label else "unlabelled")
-            if not self.session.guarded(lambda name=name, role=role: self.store.updateCase(name, role=role)):
+            if not self.session.guarded(
+                lambda name=name, role=role: self.store.updateCase(name, role=role)
+            ):
                 return
 
     def removeCases(self):
@@ -209,23 +245,35 @@ class DataPanel(Panel):
 
     def importMetadata(self, path):
         """Read a CSV table with a column `case`."""
-        from MedSSLLib.metadata import read_metadata
+        from MedSSLLib.project.metadata import read_metadata
 
         unknown = []
-        if self.session.guarded(lambda: unknown.extend(self.store.mergeMetadata(read_metadata(path)))):
-            text = _("Metadata read. ") + (_("Not in the project: {names}").format(names=", ".join(unknown[:5]))
-                                           if unknown else "")
+        if self.session.guarded(
+            lambda: unknown.extend(self.store.mergeMetadata(read_metadata(path)))
+        ):
+            text = _("Metadata read. ") + (
+                _("Not in the project: {names}").format(names=", ".join(unknown[:5]))
+                if unknown
+                else ""
+            )
             self.session.say(text, "warning" if unknown else "done")
 
     def refresh(self):
         if self.store.isOpen() and self.ui.projectPathEdit.currentPath != str(self.store.folder):
             self.ui.projectPathEdit.setCurrentPath(str(self.store.folder))
         self.table.refresh()
-        empty = _("Choose a folder above and press Open or create.") if not self.store.isOpen() else ""
+        empty = (
+            _("Choose a folder above and press Open or create.") if not self.store.isOpen() else ""
+        )
         if self.store.isOpen() and not self.store.cases:
             empty = _("Add volumes: from the scene, from files, or drop them on the table.")
         self.setHint(self.ui.dataHint, empty)
-        for name in ("importMetadataButton", "addColumnButton", "testRoleButton", "removeCaseButton"):
+        for name in (
+            "importMetadataButton",
+            "addColumnButton",
+            "testRoleButton",
+            "removeCaseButton",
+        ):
             getattr(self.ui, name).setEnabled(bool(self.store.cases))
 
     def cleanup(self):
@@ -234,19 +282,32 @@ class DataPanel(Panel):
     # -- dialogs, only on the user's click -----------------------------------------------------------------------
 
     def _browseFiles(self):
-        self.addPaths(list(qt.QFileDialog.getOpenFileNames(self.widget, _("Add images"), "",
-                                                           _("Images (*.nii *.nii.gz *.nrrd *.mha *.mhd)")) or []))
+        self.addPaths(
+            list(
+                qt.QFileDialog.getOpenFileNames(
+                    self.widget,
+                    _("Add images"),
+                    "",
+                    _("Images (*.nii *.nii.gz *.nrrd *.mha *.mhd)"),
+                )
+                or []
+            )
+        )
 
     def _browseFolder(self):
         path = qt.QFileDialog.getExistingDirectory(self.widget, _("Add a folder of images"))
         self.addPaths([path] if path else [])
 
     def _browseMetadata(self):
-        path = qt.QFileDialog.getOpenFileName(self.widget, _("Import metadata"), "", _("Tables (*.csv *.tsv *.txt)"))
+        path = qt.QFileDialog.getOpenFileName(
+            self.widget, _("Import metadata"), "", _("Tables (*.csv *.tsv *.txt)")
+        )
         if path:
             self.importMetadata(path)
 
     def _askColumn(self):
-        name = qt.QInputDialog.getText(self.widget, _("Add column"), _("Name, such as patient, phase, scanner:"))
+        name = qt.QInputDialog.getText(
+            self.widget, _("Add column"), _("Name, such as patient, phase, scanner:")
+        )
         if name:
             self.table.addColumn(str(name).strip())

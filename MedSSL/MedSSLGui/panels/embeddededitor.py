@@ -14,9 +14,13 @@ class EmbeddedEditor:
         self._shown = False
         widget.setMRMLScene(slicer.mrmlScene)
         widget.setMaximumNumberOfUndoStates(_UNDO_STATES)
-        for name in ("segmentationNodeSelectorVisible", "sourceVolumeNodeSelectorVisible",
-                     "masterVolumeNodeSelectorVisible", "switchToSegmentationsButtonVisible",
-                     "addRemoveSegmentButtonsVisible"):
+        for name in (
+            "segmentationNodeSelectorVisible",
+            "sourceVolumeNodeSelectorVisible",
+            "masterVolumeNodeSelectorVisible",
+            "switchToSegmentationsButtonVisible",
+            "addRemoveSegmentButtonsVisible",
+        ):
             if hasattr(widget, name):  # the volume's selector has another name before Slicer 5.3
                 setattr(widget, name, False)
 
@@ -33,7 +37,9 @@ class EmbeddedEditor:
         """Edit a segmentation over its volume; None lets go of both."""
         self.widget.setMRMLSegmentEditorNode(self._node())
         self.widget.setSegmentationNode(segmentationNode)
-        setVolume = getattr(self.widget, "setSourceVolumeNode", None) or self.widget.setMasterVolumeNode
+        setVolume = (
+            getattr(self.widget, "setSourceVolumeNode", None) or self.widget.setMasterVolumeNode
+        )
         setVolume(volumeNode)
 
     def enter(self):

@@ -19,7 +19,10 @@ class PretrainPanel(Panel):
         fillCombo(ui.methodComboBox, [(name, key) for key, name, _text in advice.methods()])
         fillCombo(ui.pretrainPresetComboBox, [(name, key) for key, name in advice.presets()])
         choose(ui.pretrainPresetComboBox, "standard")
-        fillCombo(ui.deviceComboBox, [(_("Automatic"), "auto"), (_("CPU"), "cpu"), (_("GPU (CUDA)"), "cuda")])
+        fillCombo(
+            ui.deviceComboBox,
+            [(_("Automatic"), "auto"), (_("CPU"), "cpu"), (_("GPU (CUDA)"), "cuda")],
+        )
         ui.methodComboBox.activated.connect(lambda index: self._onMethod())
         ui.methodComboBox.currentIndexChanged.connect(lambda index: self._describe())
         ui.pretrainPresetComboBox.currentIndexChanged.connect(lambda index: self._estimate())
@@ -46,7 +49,9 @@ class PretrainPanel(Panel):
         self.store.factsChanged.disconnect(self._onFact)
 
     def _recommend(self):
-        method, self._why = advice.recommended(self.store.facts.values(), self.store.metadataColumns())
+        method, self._why = advice.recommended(
+            self.store.facts.values(), self.store.metadataColumns()
+        )
         if not self._touched:
             choose(self.ui.methodComboBox, method)
         self._describe()
@@ -54,17 +59,27 @@ class PretrainPanel(Panel):
     def _describe(self):
         key = chosen(self.ui.methodComboBox)
         text = next((text for method, _name, text in advice.methods() if method == key), "")
-        self.ui.methodLabel.setText(f"{text}<br><i>{self._why}</i>" if getattr(self, "_why", "") else text)
+        self.ui.methodLabel.setText(
+            f"{text}<br><i>{self._why}</i>" if getattr(self, "_why", "") else text
+        )
         self.ui.metaEdit.setEnabled(key == "gcl")
         self._estimate()
 
     def _estimate(self):
         minutes = self.ui.pretrainMinutesSpinBox.value
-        history = [(run["config"].get("preset") or run["config"].get("config", {}).get("preset"),
-                    (run["metrics"] or {}).get("seconds"))
-                   for run in self.store.runs() if run["config"] and (run["metrics"] or {}).get("seconds")]
-        self.ui.estimateLabel.setText(advice.estimate(self.store.facts.values(), chosen(self.ui.pretrainPresetComboBox),
-                                                      minutes, history))
+        history = [
+            (
+                run["config"].get("preset") or run["config"].get("config", {}).get("preset"),
+                (run["metrics"] or {}).get("seconds"),
+            )
+            for run in self.store.runs()
+            if run["config"] and (run["metrics"] or {}).get("seconds")
+        ]
+        self.ui.estimateLabel.setText(
+            advice.estimate(
+                self.store.facts.values(), chosen(self.ui.pretrainPresetComboBox), minutes, history
+            )
+        )
 
     def refresh(self):
         self._recommend()
@@ -84,17 +99,28 @@ class PretrainPanel(Panel):
     def settings(self):
         """What the panel holds, for `commands.pretrain`."""
         ui = self.ui
-        return {"method": chosen(ui.methodComboBox), "meta": ui.metaEdit.text.strip(),
-                "preset": chosen(ui.pretrainPresetComboBox), "minutes": ui.pretrainMinutesSpinBox.value,
-                "device": chosen(ui.deviceComboBox), "name": ui.pretrainNameEdit.text.strip()}
+        return {
+            "method": chosen(ui.methodComboBox),
+            "meta": ui.metaEdit.text.strip(),
+            "preset": chosen(ui.pretrainPresetComboBox),
+            "minutes": ui.pretrainMinutesSpinBox.value,
+            "device": chosen(ui.deviceComboBox),
+            "name": ui.pretrainNameEdit.text.strip(),
+        }
 
     def pretrain(self):
         """Queue the pre-training."""
         if self.store.isOpen():
-            self.session.startJob(_("Pre-training"), commands.pretrain(self.store.folder, self.settings()), kind="pretrain")
+            self.session.startJob(
+                _("Pre-training"),
+                commands.pretrain(self.store.folder, self.settings()),
+                kind="pretrain",
+            )
 
     def resume(self):
         """Go on with the latest unfinished pre-training."""
         run = self._unfinished()
         if run:
-            self.session.startJob(_("Pre-training, resumed"), commands.resume(self.store.folder, run), kind="pretrain")
+            self.session.startJob(
+                _("Pre-training, resumed"), commands.resume(self.store.folder, run), kind="pretrain"
+            )

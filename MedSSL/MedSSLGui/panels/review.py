@@ -20,9 +20,17 @@ class ReviewPanel(Panel):
         self.result, self.figures = None, {}
         ui = self.ui
         setUpTable(ui.resultTable, [_("Case"), _("Uncertainty (0 to 1)"), _("Volumes (ml)")], 2)
-        fillCombo(ui.compareModeComboBox, [(_("difference"), "difference"), (_("side by side"), "beside")])
-        fillCombo(ui.exportFormatComboBox, [(_("Segmentation (.seg.nrrd)"), "seg"), (_("NIfTI (.nii.gz)"), "nifti"),
-                                            (_("Labelmap node"), "node")])
+        fillCombo(
+            ui.compareModeComboBox, [(_("difference"), "difference"), (_("side by side"), "beside")]
+        )
+        fillCombo(
+            ui.exportFormatComboBox,
+            [
+                (_("Segmentation (.seg.nrrd)"), "seg"),
+                (_("NIfTI (.nii.gz)"), "nifti"),
+                (_("Labelmap node"), "node"),
+            ],
+        )
         ui.predictButton.clicked.connect(lambda: self.predict())
         ui.modelComboBox.currentIndexChanged.connect(lambda index: self.readFigures())
         ui.resultTable.itemSelectionChanged.connect(lambda: self._onSelected())
@@ -38,8 +46,11 @@ class ReviewPanel(Panel):
     # -- predicting -----------------------------------------------------------------------------------------------
 
     def _models(self):
-        return [run["name"] for run in self.store.runs()
-                if run["finished"] and advice.command(run) in ("finetune", "selftrain")]
+        return [
+            run["name"]
+            for run in self.store.runs()
+            if run["finished"] and advice.command(run) in ("finetune", "selftrain")
+        ]
 
     def _casesToPredict(self):
         key = chosen(self.ui.predictCasesComboBox)
@@ -53,15 +64,33 @@ class ReviewPanel(Panel):
         """Queue the prediction of the chosen cases."""
         model, cases = chosen(self.ui.modelComboBox), self._casesToPredict()
         if not model or not cases:
-            self.session.say(_("Train a model in panel 4 first.") if not model else _("There is no such case."), "warning")
+            self.session.say(
+                _("Train a model in panel 4 first.") if not model else _("There is no such case."),
+                "warning",
+            )
             return
-        arguments = commands.predict(self.store.folder, model, self.store.resultsFolder(model), cases,
-                                     self.ui.uncertaintyCheckBox.checked, "auto")
-        self.session.startJob(_("Predicting {n} cases").format(n=len(cases)), arguments, kind="predict", run=model,
-                              cases=cases)
+        arguments = commands.predict(
+            self.store.folder,
+            model,
+            self.store.resultsFolder(model),
+            cases,
+            self.ui.uncertaintyCheckBox.checked,
+            "auto",
+        )
+        self.session.startJob(
+            _("Predicting {n} cases").format(n=len(cases)),
+            arguments,
+            kind="predict",
+            run=model,
+            cases=cases,
+        )
 
     def _onFinished(self, outcome):
-        if outcome.job.facts.get("kind") == "predict" and outcome.state in ("done", "cancelled", "failed"):
+        if outcome.job.facts.get("kind") == "predict" and outcome.state in (
+            "done",
+            "cancelled",
+            "failed",
+        ):
             self.readFigures()
 
     def readFigures(self):
@@ -71,8 +100,13 @@ class ReviewPanel(Panel):
         if model and self.store.resultsFolder(model).is_dir():
             script = commands.Path(commands.__file__).with_name("results.py")
             arguments = [str(script), str(self.store.resultsFolder(model))]
-            self.session.runHelper(Job(_("Reading results"), arguments, {"event": self._takeFigure,
-                                                                       "done": lambda outcome: self._showFigures()}))
+            self.session.runHelper(
+                Job(
+                    _("Reading results"),
+                    arguments,
+                    {"event": self._takeFigure, "done": lambda outcome: self._showFigures()},
+                )
+            )
         else:
             self._showFigures()
 
@@ -82,13 +116,18 @@ class ReviewPanel(Panel):
     def _showFigures(self):
         table = self.ui.resultTable
         names = {value: name for value, name, _c, _t in self.store.classes()}
-        rows = sorted(self.figures.values(), key=lambda f: -(f["uncertainty"] if f["uncertainty"] is not None else -1))
+        rows = sorted(
+            self.figures.values(),
+            key=lambda f: -(f["uncertainty"] if f["uncertainty"] is not None else -1),
+        )
         table.blockSignals(True)
         table.clearSelection()
         table.setRowCount(len(rows))
         for row, figure in enumerate(rows):
             doubt = "" if figure["uncertainty"] is None else f"{figure['uncertainty']:.3f}"
-            volumes = ", ".join(f"{names.get(int(v), v)} {ml:.1f}" for v, ml in figure["volumes_ml"].items())
+            volumes = ", ".join(
+                f"{names.get(int(v), v)} {ml:.1f}" for v, ml in figure["volumes_ml"].items()
+            )
             for column, text in enumerate((figure["case"], doubt, figure["problem"] or volumes)):
                 table.setItem(row, column, cell(text))
         table.blockSignals(False)
@@ -112,38 +151,64 @@ class ReviewPanel(Panel):
             self.result.endComparison()
 
         def make():
-            self.result = ResultView(case, model, self.store.resultsFolder(model), self.store.classes())
+            self.result = ResultView(
+                case, model, self.store.resultsFolder(model), self.store.classes()
+            )
 
         if self.session.guarded(make):
-            self.session.stepper.start(self.result.fillSteps(), lambda value: self._onShown(), self.session.sayError)
+            self.session.stepper.start(
+                self.result.fillSteps(), lambda value: self._onShown(), self.session.sayError
+            )
 
     def _onShown(self):
         self._hideOtherSegmentations()
-        self.session.showVolume(self.result.image, self.result.uncertainty, self.ui.uncertaintySlider.value)
+        self.session.showVolume(
+            self.result.image, self.result.uncertainty, self.ui.uncertaintySlider.value
+        )
         self._style()
         self._fillClasses()
         self._fillComparisons()
         self._enable()
-        self.session.say(_("{case}: prediction of {run}.").format(case=self.result.case.name, run=self.result.run))
+        self.session.say(
+            _("{case}: prediction of {run}.").format(
+                case=self.result.case.name, run=self.result.run
+            )
+        )
 
     def _hideOtherSegmentations(self):
         for node in slicer.util.getNodesByClass("vtkMRMLSegmentationNode"):
-            if node.GetAttribute(scene.ROLE) and node is not self.result.segmentation and node.GetDisplayNode():
+            if (
+                node.GetAttribute(scene.ROLE)
+                and node is not self.result.segmentation
+                and node.GetDisplayNode()
+            ):
                 node.GetDisplayNode().SetVisibility(False)
 
     def _alive(self):
-        if self.result is not None and self.result.segmentation is not None and not self.result.isAlive():
+        if (
+            self.result is not None
+            and self.result.segmentation is not None
+            and not self.result.isAlive()
+        ):
             self.result = None
-            self.session.say(_("The result's nodes were removed from the scene. Select the case again."), "warning")
+            self.session.say(
+                _("The result's nodes were removed from the scene. Select the case again."),
+                "warning",
+            )
             self._enable()
         return self.result is not None and self.result.segmentation is not None
 
     def _style(self):
         if self._alive():
             self.result.setStyle(self.ui.opacitySlider.value, self.ui.outlineSlider.value)
-            if self.result.uncertainty is not None and self.result.uncertainty.GetScene() is not None:
-                slicer.util.setSliceViewerLayers(foreground=self.result.uncertainty,
-                                                 foregroundOpacity=self.ui.uncertaintySlider.value)
+            if (
+                self.result.uncertainty is not None
+                and self.result.uncertainty.GetScene() is not None
+            ):
+                slicer.util.setSliceViewerLayers(
+                    foreground=self.result.uncertainty,
+                    foregroundOpacity=self.ui.uncertaintySlider.value,
+                )
 
     def _fillClasses(self):
         widget = self.ui.classVisibilityList
@@ -162,7 +227,9 @@ class ReviewPanel(Panel):
 
     def _onVisibility(self, item):
         if self._alive():
-            self.result.setVisible(int(item.data(qt.Qt.UserRole)), item.checkState() == qt.Qt.Checked)
+            self.result.setVisible(
+                int(item.data(qt.Qt.UserRole)), item.checkState() == qt.Qt.Checked
+            )
 
     # -- comparing, correcting, exporting -------------------------------------------------------------------------
 
@@ -171,8 +238,12 @@ class ReviewPanel(Panel):
         entries = [(_("nothing"), "")]
         if self.result.case.label is not None:
             entries.append((_("annotation"), "label"))
-        entries += [(run, run) for run in self._models()
-                    if run != self.result.run and (self.store.resultsFolder(run) / f"{name}.nii.gz").is_file()]
+        entries += [
+            (run, run)
+            for run in self._models()
+            if run != self.result.run
+            and (self.store.resultsFolder(run) / f"{name}.nii.gz").is_file()
+        ]
         fillCombo(self.ui.compareComboBox, entries)
 
     def compare(self):
@@ -184,30 +255,48 @@ class ReviewPanel(Panel):
         if not other:
             self._onShown()
             return
-        path = case.label if other == "label" else self.store.resultsFolder(other) / f"{case.name}.nii.gz"
-        self.session.stepper.start(self._compareSteps(path, self.ui.compareComboBox.currentText),
-                                   lambda count: self.session.say(_("They differ in {n} voxels.").format(n=count), "done"),
-                                   self.session.sayError)
+        path = (
+            case.label
+            if other == "label"
+            else self.store.resultsFolder(other) / f"{case.name}.nii.gz"
+        )
+        self.session.stepper.start(
+            self._compareSteps(path, self.ui.compareComboBox.currentText),
+            lambda count: self.session.say(_("They differ in {n} voxels.").format(n=count), "done"),
+            self.session.sayError,
+        )
 
     def _compareSteps(self, path, title):
         array = yield from caseview.labelFileSteps(path, self.result.image, self.store.classes())
-        steps = self.result.besideSteps if chosen(self.ui.compareModeComboBox) == "beside" else self.result.differenceSteps
+        steps = (
+            self.result.besideSteps
+            if chosen(self.ui.compareModeComboBox) == "beside"
+            else self.result.differenceSteps
+        )
         return (yield from steps(array, title))
 
     def correct(self):
         """Send the shown slice to the annotation."""
         if self._alive():
             matrix = scene.ijkToRas(self.result.image)
-            self.session.correctionWanted.emit({"case": self.result.case.name, "label": self.result.label,
-                                        "names": annotation.axisNames(matrix[:3, :3])})
+            self.session.correctionWanted.emit(
+                {
+                    "case": self.result.case.name,
+                    "label": self.result.label,
+                    "names": annotation.axisNames(matrix[:3, :3]),
+                }
+            )
 
     def export(self):
         """Export the shown segmentation."""
         if not self._alive():
             return
         kind, result = chosen(self.ui.exportFormatComboBox), self.result
-        self.session.stepper.start(result.exportSteps(kind, self.store.folder / "exports"),
-                                   lambda made: self._onExported(kind, made, result.case.name), self.session.sayError)
+        self.session.stepper.start(
+            result.exportSteps(kind, self.store.folder / "exports"),
+            lambda made: self._onExported(kind, made, result.case.name),
+            self.session.sayError,
+        )
 
     def _onExported(self, kind, made, name):
         if kind != "nifti":
@@ -220,7 +309,13 @@ class ReviewPanel(Panel):
             if outcome.state == "done":
                 self.session.say(_("Exported: {what}").format(what=target), "done")
 
-        self.session.runHelper(Job(_("Exporting {case}").format(case=name), commands.convert(made, target), {"done": done}))
+        self.session.runHelper(
+            Job(
+                _("Exporting {case}").format(case=name),
+                commands.convert(made, target),
+                {"done": done},
+            )
+        )
 
     # -- module ---------------------------------------------------------------------------------------------------
 
@@ -229,7 +324,10 @@ class ReviewPanel(Panel):
         had = chosen(self.ui.modelComboBox)
         fillCombo(self.ui.modelComboBox, [(name, name) for name in reversed(models)])
         entries = [(_("All unlabelled cases"), "*unlabelled"), (_("All cases"), "*")]
-        fillCombo(self.ui.predictCasesComboBox, entries + [(case.name, case.name) for case in self.store.cases])
+        fillCombo(
+            self.ui.predictCasesComboBox,
+            entries + [(case.name, case.name) for case in self.store.cases],
+        )
         self.setHint(self.ui.reviewHint, "" if models else _("Train a model in panel 4 first."))
         self.ui.predictButton.setEnabled(bool(models))
         if chosen(self.ui.modelComboBox) != had:
@@ -238,7 +336,13 @@ class ReviewPanel(Panel):
 
     def _enable(self):
         ready = self.result is not None and self.result.segmentation is not None
-        for name in ("compareButton", "correctButton", "exportButton", "compareComboBox", "compareModeComboBox"):
+        for name in (
+            "compareButton",
+            "correctButton",
+            "exportButton",
+            "compareComboBox",
+            "compareModeComboBox",
+        ):
             getattr(self.ui, name).setEnabled(ready)
 
     def onSceneClosing(self):

@@ -21,8 +21,13 @@ class TrainPanel(Panel):
         ui = self.ui
         fillCombo(ui.trainPresetComboBox, [(name, key) for key, name in advice.presets()])
         choose(ui.trainPresetComboBox, "standard")
-        fillCombo(ui.semiComboBox, [(_("not used by fine-tuning"), "none"), (_("Mean Teacher"), "mean-teacher")])
-        fillCombo(ui.matchingComboBox, [(_("across scans"), "inter"), (_("within a scan"), "intra")])
+        fillCombo(
+            ui.semiComboBox,
+            [(_("not used by fine-tuning"), "none"), (_("Mean Teacher"), "mean-teacher")],
+        )
+        fillCombo(
+            ui.matchingComboBox, [(_("across scans"), "inter"), (_("within a scan"), "intra")]
+        )
         setUpTable(ui.runsTable, [_("Run"), _("Kind"), _("Start"), _("State"), _("Dice")], 0)
         ui.fineTuneButton.clicked.connect(lambda: self.fineTune())
         ui.selfTrainButton.clicked.connect(lambda: self.selfTrain())
@@ -45,13 +50,25 @@ class TrainPanel(Panel):
     def settings(self):
         """What the panel holds, for `commands`."""
         ui = self.ui
-        models = [run["name"] for run in self._finished() if advice.command(run) in ("finetune", "selftrain")]
+        models = [
+            run["name"]
+            for run in self._finished()
+            if advice.command(run) in ("finetune", "selftrain")
+        ]
         picked = self._selectedRun()
         source = picked if picked in models else (models[-1] if models else "")
-        return {"init": chosen(ui.initComboBox), "semi": chosen(ui.semiComboBox), "mixup": ui.mixupSpinBox.value,
-                "freeze": ui.freezeCheckBox.checked, "preset": chosen(ui.trainPresetComboBox),
-                "minutes": ui.trainMinutesSpinBox.value, "device": "auto", "rounds": ui.roundsSpinBox.value,
-                "matching": chosen(ui.matchingComboBox), "source": source}
+        return {
+            "init": chosen(ui.initComboBox),
+            "semi": chosen(ui.semiComboBox),
+            "mixup": ui.mixupSpinBox.value,
+            "freeze": ui.freezeCheckBox.checked,
+            "preset": chosen(ui.trainPresetComboBox),
+            "minutes": ui.trainMinutesSpinBox.value,
+            "device": "auto",
+            "rounds": ui.roundsSpinBox.value,
+            "matching": chosen(ui.matchingComboBox),
+            "source": source,
+        }
 
     def fineTune(self):
         """Queue the fine-tuning."""
@@ -75,8 +92,11 @@ class TrainPanel(Panel):
         """Go on with the latest unfinished training."""
         run = self._unfinished()
         if run:
-            self.session.startJob(_("Training, resumed"), commands.resume(self.store.folder, run),
-                                  kind=advice.command(run))
+            self.session.startJob(
+                _("Training, resumed"),
+                commands.resume(self.store.folder, run),
+                kind=advice.command(run),
+            )
 
     def report(self):
         """Write the HTML report of the selected run beside its weights and show it."""
@@ -85,8 +105,13 @@ class TrainPanel(Panel):
             self.session.say(_("Select a run in the table first."), "warning")
             return
         out = self.store.folder / "runs" / run / "report.html"
-        self.session.runHelper(Job(_("Writing the report"), commands.report(self.store.folder, run, out),
-                                   {"done": lambda outcome: self._openReport(outcome, out)}))
+        self.session.runHelper(
+            Job(
+                _("Writing the report"),
+                commands.report(self.store.folder, run, out),
+                {"done": lambda outcome: self._openReport(outcome, out)},
+            )
+        )
 
     def _openReport(self, outcome, out):
         if outcome.state == "done":
@@ -145,7 +170,10 @@ class TrainPanel(Panel):
         if self.session.queue.current is not None:
             return None
         runs = [run for run in self.store.runs() if run["resumable"] and not run["finished"]]
-        return next((run for run in reversed(runs) if advice.command(run) in ("finetune", "selftrain")), None)
+        return next(
+            (run for run in reversed(runs) if advice.command(run) in ("finetune", "selftrain")),
+            None,
+        )
 
     def _selectedRun(self):
         rows = selectedRows(self.ui.runsTable)
@@ -167,19 +195,36 @@ class TrainPanel(Panel):
 
     @staticmethod
     def _texts(run):
-        config = (run["config"] or {})
+        config = run["config"] or {}
         config = config.get("config", config)
         dice = (run["metrics"] or {}).get("dice")
         dice = dice.get("mean") if isinstance(dice, dict) else dice
-        options = config.get("options") if config.get("command") == "selftrain" else None  # GCL has another `start`
+        options = (
+            config.get("options") if config.get("command") == "selftrain" else None
+        )  # GCL has another `start`
         start = (options or {}).get("start") or config.get("init", "none")
-        state = _("done") if run["finished"] else (_("can be resumed") if run["resumable"] else _("unfinished"))
-        return [run["name"], config.get("method", "") if config.get("command") == "pretrain" else config.get("command", ""),
-                _("random") if start == "none" else str(start), run["problem"] or state, f"{dice:.3f}" if isinstance(dice, float) else ""]
+        state = (
+            _("done")
+            if run["finished"]
+            else (_("can be resumed") if run["resumable"] else _("unfinished"))
+        )
+        return [
+            run["name"],
+            config.get("method", "")
+            if config.get("command") == "pretrain"
+            else config.get("command", ""),
+            _("random") if start == "none" else str(start),
+            run["problem"] or state,
+            f"{dice:.3f}" if isinstance(dice, float) else "",
+        ]
 
     def refresh(self):
         starts = [(_("Random weights"), "none")]
-        starts += [(f"{run['name']}", run["name"]) for run in self._finished() if advice.command(run) == "pretrain"]
+        starts += [
+            (f"{run['name']}", run["name"])
+            for run in self._finished()
+            if advice.command(run) == "pretrain"
+        ]
         had = self.ui.initComboBox.count
         fillCombo(self.ui.initComboBox, starts)
         if len(starts) > had and len(starts) > 1:
@@ -188,18 +233,26 @@ class TrainPanel(Panel):
         ready = bool(self.store.labelledCases())
         hint = "" if ready else _("Annotate at least one slice in panel 3, or add a label, first.")
         self.setHint(self.ui.trainHint, hint)
-        models = [run for run in self._finished() if advice.command(run) in ("finetune", "selftrain")]
+        models = [
+            run for run in self._finished() if advice.command(run) in ("finetune", "selftrain")
+        ]
         unlabelled = [case for case in self.store.cases if case.role == "unlabelled"]
         self.ui.fineTuneButton.setEnabled(self.store.isOpen())
         self.ui.selfTrainButton.setEnabled(ready)
         self.ui.selfTrainButton.setToolTip(
-            _("Improve {model} with {n} unlabelled scans.").format(model=models[-1]["name"], n=len(unlabelled)) if models
-            else _("Trains a first model, then improves it with the unlabelled scans."))
+            _("Improve {model} with {n} unlabelled scans.").format(
+                model=models[-1]["name"], n=len(unlabelled)
+            )
+            if models
+            else _("Trains a first model, then improves it with the unlabelled scans.")
+        )
         self.ui.resumeTrainButton.setEnabled(self._unfinished() is not None)
 
     def cleanup(self):
         self._repaint.stop()
-        for signal, slot in ((self.session.queue.started, self._onStarted),
-                             (self.session.queue.progress, self._onProgress),
-                             (self.session.queue.reported, self._onEvent)):
+        for signal, slot in (
+            (self.session.queue.started, self._onStarted),
+            (self.session.queue.progress, self._onProgress),
+            (self.session.queue.reported, self._onEvent),
+        ):
             signal.disconnect(slot)

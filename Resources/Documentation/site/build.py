@@ -1,9 +1,11 @@
-"""Build the documents and the API reference as a static site, warnings as errors, without a network.
+"""Build the documents and the API reference as a static site, warnings as errors, without a
+network.
 
-    python Resources/Documentation/site/build.py [OUT] [--check]        (`make docs`; OUT is build/docs)
+    python Resources/Documentation/site/build.py [OUT] [--check]        (`make docs`; OUT is
+    build/docs)
 
-The README becomes the front page; pages of the API are made from the docstrings of every module. A link, a reference
-or a picture that leads nowhere is an error.
+The README becomes the front page; pages of the API are made from the docstrings of every module. A
+link, a reference or a picture that leads nowhere is an error.
 """
 
 from __future__ import annotations
@@ -19,16 +21,26 @@ FILES = ("CONTRIBUTING.md", "CHANGELOG.md", "LICENSE", "CITATION.cff")
 FOLDERS = ("Resources", "Testing/bench", "Testing/faults", "Testing/gui/slicer_bench")
 PAGES = {
     "Guides": ("Resources/Documentation/Tutorial", "Resources/Documentation/Methods"),
-    "Behind it": ("Testing/bench/NOTES", "Testing/bench/peers/README", "Testing/faults/README",
-                  "Testing/faults/MUTANTS", "Testing/gui/slicer_bench/README", "CONTRIBUTING", "CHANGELOG",
-                  "api/index"),
+    "Behind it": (
+        "Testing/bench/NOTES",
+        "Testing/bench/peers/README",
+        "Testing/faults/README",
+        "Testing/faults/MUTANTS",
+        "Testing/gui/slicer_bench/README",
+        "CONTRIBUTING",
+        "CHANGELOG",
+        "api/index",
+    ),
 }
 
 
 def modules() -> list[str]:
     """Every module of the library, packages before what is in them."""
     paths = sorted((ROOT / "MedSSLLib").rglob("*.py"))
-    names = [".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in paths]
+    names = [
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        for path in paths
+    ]
     return sorted(name for name in names if not name.endswith(("__main__", ".bundle_scripts")))
 
 
@@ -46,22 +58,32 @@ def write_sources(folder: Path) -> None:
     for name in FILES:
         shutil.copy(ROOT / name, folder / name)
     for name in FOLDERS:
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("site", "__pycache__"))
+        shutil.copytree(
+            ROOT / name, folder / name, ignore=shutil.ignore_patterns("site", "__pycache__")
+        )
     trees = "".join(
         f"\n```{{toctree}}\n:hidden:\n:caption: {caption}\n\n" + "\n".join(pages) + "\n```\n"
         for caption, pages in PAGES.items()
     )
-    (folder / "index.md").write_text((ROOT / "README.md").read_text(encoding="utf-8") + trees, encoding="utf-8")
+    (folder / "index.md").write_text(
+        (ROOT / "README.md").read_text(encoding="utf-8") + trees, encoding="utf-8"
+    )
     names = modules()
     rows = "".join(f"   * - :mod:`{name}`\n     - {summary(name)}\n" for name in names)
     listed = "\n   ".join(names)
     (folder / "api" / "index.rst").write_text(
-        "API reference\n=============\n\nFrom the docstrings; CONTRIBUTING shows how the modules stand to each other.\n"
-        f"\n.. list-table::\n   :widths: auto\n\n{rows}\n.. toctree::\n   :hidden:\n\n   {listed}\n", encoding="utf-8",
+        "API reference\n=============\n\nFrom the docstrings; CONTRIBUTING shows how the modules "
+        "stand to each other.\n"
+        f"\n.. list-table::\n   :widths: auto\n\n{rows}\n.. toctree::\n   :hidden:\n\n   "
+        f"{listed}\n",
+        encoding="utf-8",
     )
     for name in names:
-        title = (name.removeprefix("MedSSLLib.") or name).replace("_", "\\_")  # short names fit beside the page
-        text = f"{title}\n{'=' * len(title)}\n\n.. automodule:: {name}\n   :members:\n   :show-inheritance:\n"
+        title = (name.removeprefix("MedSSLLib.") or name).replace(
+            "_", "\\_"
+        )  # short names fit beside the page
+        heading = f"{title}\n{'=' * len(title)}\n\n"
+        text = f"{heading}.. automodule:: {name}\n   :members:\n   :show-inheritance:\n"
         (folder / "api" / f"{name}.rst").write_text(text, encoding="utf-8")
 
 
@@ -69,16 +91,33 @@ def main(words: list[str]) -> int:
     from sphinx.cmd.build import build_main
 
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("out", nargs="?", type=Path, default=ROOT / "build" / "docs", help="folder (%(default)s)")
-    parser.add_argument("--check", action="store_true", help="look for broken links and references; write no page")
+    parser.add_argument(
+        "out", nargs="?", type=Path, default=ROOT / "build" / "docs", help="folder (%(default)s)"
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="look for broken links and references; write no page"
+    )
     arguments = parser.parse_args(words)
     check, out = arguments.check, arguments.out.resolve()
     source = out.parent / "docs-source"
     write_sources(source)
-    options = ["-b", "dummy" if check else "html", "-c", str(Path(__file__).parent), "-W", "--keep-going", "-n", "-E",
-               "-q"]  # fmt: skip
+    options = [
+        "-b",
+        "dummy" if check else "html",
+        "-c",
+        str(Path(__file__).parent),
+        "-W",
+        "--keep-going",
+        "-n",
+        "-E",
+        "-q",
+    ]
     code: int = build_main([*options, "-d", str(out.parent / "docs-cache"), str(source), str(out)])
-    print(("No broken link or reference" if check else f"Built: {out / 'index.html'}") if code == 0 else "See above")
+    print(
+        ("No broken link or reference" if check else f"Built: {out / 'index.html'}")
+        if code == 0
+        else "See above"
+    )
     return code
 
 

@@ -12,11 +12,19 @@ project, author, version, release = "MedSSL", "The MedSSL contributors", __versi
 copyright = "the MedSSL contributors, Apache-2.0"
 extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon", "myst_parser"]
 include_patterns = [
-    "index.md", "CONTRIBUTING.md", "CHANGELOG.md", "Resources/Documentation/*.md", "Testing/bench/**.md",
-    "Testing/faults/*.md", "Testing/gui/slicer_bench/*.md", "api/*.rst",
-]  # fmt: skip
+    "index.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    "Resources/Documentation/*.md",
+    "Testing/bench/**.md",
+    "Testing/faults/*.md",
+    "Testing/gui/slicer_bench/*.md",
+    "api/*.rst",
+]
 myst_heading_anchors = 3
-suppress_warnings = ["myst.header"]  # the README's table of pictures comes before its first sub-heading
+suppress_warnings = [
+    "myst.header"
+]  # the README's table of pictures comes before its first sub-heading
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 autodoc_inherit_docstrings = False
@@ -38,12 +46,16 @@ ELSEWHERE = ("pydantic.", "torch.")  # base classes that have no page here
 
 
 def plain_text_of_types(app, environment, node, content):
-    """Types in signatures and base classes without a page here stay text; what a docstring refers to must exist."""
+    """Types in signatures and base classes without a page here stay text; what a docstring refers
+    to must exist.
+    """
     return content if "refwarn" not in node or node["reftarget"].startswith(ELSEWHERE) else None
 
 
 def whole_sentence(app, what, name, thing, options, lines):
-    """Napoleon takes "Sides: in voxels." of an attribute for a type and its description; put it together again."""
+    """Napoleon takes "Sides: in voxels." of an attribute for a type and its description; put it
+    together again.
+    """
     kinds = [n for n, line in enumerate(lines) if line.startswith(":type: ")]
     if what in ("attribute", "data", "property") and kinds:
         lines[0] = f"{lines[kinds[0]].removeprefix(':type: ')}: {lines[0]}"

@@ -2,8 +2,9 @@
 
     python Testing/bench/peers/environment.py nnunet [--folder DIR] [--pip="--extra-index-url ..."]
 
-PyTorch comes first and by the version of constraints.txt, and is named again beside the peer, so that no dependency
-replaces it by another build of several GB. The interpreter is printed at the end.
+PyTorch comes first and by the version of constraints.txt, and is named again beside the peer, so
+that no dependency replaces it by another build of several GB. The interpreter is printed at the
+end.
 """
 
 from __future__ import annotations
@@ -39,7 +40,9 @@ def commands(peer: str, python: Path, pip: list[str]) -> list[list[str]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("peer", choices=tuple(PEERS))
     parser.add_argument("--folder", type=Path, help="default: .peers/PEER in the repository")
     parser.add_argument("--pip", default="", help="further arguments of pip")

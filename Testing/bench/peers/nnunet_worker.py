@@ -1,4 +1,6 @@
-"""Train nnU-Net for a time and predict; run by nnunet.py with the interpreter of nnU-Net's own environment."""
+"""Train nnU-Net for a time and predict; run by nnunet.py with the interpreter of nnU-Net's own
+environment.
+"""
 
 import argparse
 import json
@@ -14,7 +16,9 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 
 class TrainerMinutes(nnUNetTrainer):
-    """nnU-Net's trainer for some minutes: its schedule over time instead of epochs, no validation in between."""
+    """nnU-Net's trainer for some minutes: its schedule over time instead of epochs, no validation
+    in between.
+    """
 
     minutes = 10.0
     steps = 0
@@ -51,12 +55,21 @@ def main():
     begin = time.monotonic()
     predict(trainer, sorted(args.images.glob("*_0000.nii.gz")), args.out)
     settings = trainer.configuration_manager
-    (args.out / "facts.json").write_text(json.dumps({
-        "steps": trainer.steps, "training_s": round(trainer.seconds, 1),
-        "predict_s": round(time.monotonic() - begin, 1), "configuration": args.configuration,
-        "patch": [int(n) for n in settings.patch_size], "batch": int(settings.batch_size), "threads": args.threads,
-        "nnunetv2": version("nnunetv2"), "peer_torch": torch.__version__,
-    }))
+    (args.out / "facts.json").write_text(
+        json.dumps(
+            {
+                "steps": trainer.steps,
+                "training_s": round(trainer.seconds, 1),
+                "predict_s": round(time.monotonic() - begin, 1),
+                "configuration": args.configuration,
+                "patch": [int(n) for n in settings.patch_size],
+                "batch": int(settings.batch_size),
+                "threads": args.threads,
+                "nnunetv2": version("nnunetv2"),
+                "peer_torch": torch.__version__,
+            }
+        )
+    )
 
 
 def make_trainer(args):
@@ -72,13 +85,23 @@ def make_trainer(args):
 
 
 def predict(trainer, images, out):
-    """Sliding window with test-time mirroring, as nnU-Net predicts by default, in this process alone."""
+    """Sliding window with test-time mirroring, as nnU-Net predicts by default, in this process
+    alone.
+    """
     out.mkdir(parents=True, exist_ok=True)
     trainer.set_deep_supervision_enabled(False)
-    predictor = nnUNetPredictor(perform_everything_on_device=False, device=trainer.device, allow_tqdm=False)
+    predictor = nnUNetPredictor(
+        perform_everything_on_device=False, device=trainer.device, allow_tqdm=False
+    )
     predictor.manual_initialization(
-        trainer.network, trainer.plans_manager, trainer.configuration_manager, [trainer.network.state_dict()],
-        trainer.dataset_json, type(trainer).__name__, trainer.inference_allowed_mirroring_axes)
+        trainer.network,
+        trainer.plans_manager,
+        trainer.configuration_manager,
+        [trainer.network.state_dict()],
+        trainer.dataset_json,
+        type(trainer).__name__,
+        trainer.inference_allowed_mirroring_axes,
+    )
     names = [str(out / path.name.removesuffix("_0000.nii.gz")) for path in images]
     predictor.predict_from_files_sequential([[str(path)] for path in images], names)
 

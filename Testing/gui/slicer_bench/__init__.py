@@ -34,7 +34,9 @@ def start(folder):
     _hold_singletons()
     from PySide6 import QtWidgets
 
-    QtWidgets.QApplication.instance() or QtWidgets.QApplication(["Slicer", "-platform", "offscreen"])
+    QtWidgets.QApplication.instance() or QtWidgets.QApplication(
+        ["Slicer", "-platform", "offscreen"]
+    )
     from . import application, pythonqt
 
     pythonqt.install_faces()
@@ -55,9 +57,16 @@ def _fill_packages():
 
     from . import loadable
 
-    parts = {"ScriptedLoadableModule": ("ScriptedLoadableModule", "ScriptedLoadableModuleWidget",
-                                        "ScriptedLoadableModuleLogic", "ScriptedLoadableModuleTest"),
-             "parameterNodeWrapper": ("WithinRange", "parameterNodeWrapper"), "i18n": ("tr", "translate")}
+    parts = {
+        "ScriptedLoadableModule": (
+            "ScriptedLoadableModule",
+            "ScriptedLoadableModuleWidget",
+            "ScriptedLoadableModuleLogic",
+            "ScriptedLoadableModuleTest",
+        ),
+        "parameterNodeWrapper": ("WithinRange", "parameterNodeWrapper"),
+        "i18n": ("tr", "translate"),
+    }
     for name, members in parts.items():
         module = types.ModuleType(f"slicer.{name}")
         for member in members:
@@ -92,8 +101,16 @@ class LoadedModule:
             sys.path.insert(0, folder)
         setattr(slicer.modules, self.name.lower(), application._Module(path=path))
         self.python = importlib.import_module(self.name)
-        parent = types.SimpleNamespace(path=path, title="", categories=[], dependencies=[], contributors=[],
-                                       helpText="", acknowledgementText="", icon=None)
+        parent = types.SimpleNamespace(
+            path=path,
+            title="",
+            categories=[],
+            dependencies=[],
+            contributors=[],
+            helpText="",
+            acknowledgementText="",
+            icon=None,
+        )
         self.description = parent
         self.module = getattr(self.python, self.name)(parent)
         self.widget = self.panel = None

@@ -13,9 +13,13 @@ import slicer
 from .views import SliceView
 
 _VIEWS = (("Red", "Axial"), ("Yellow", "Sagittal"), ("Green", "Coronal"))
-_LOGICS = {"volumes": "vtkSlicerVolumesLogic", "segmentations": "vtkSlicerSegmentationsModuleLogic",
-           "subjecthierarchy": "vtkSlicerSubjectHierarchyModuleLogic", "plots": "vtkSlicerPlotsLogic",
-           "data": "vtkSlicerDataModuleLogic"}
+_LOGICS = {
+    "volumes": "vtkSlicerVolumesLogic",
+    "segmentations": "vtkSlicerSegmentationsModuleLogic",
+    "subjecthierarchy": "vtkSlicerSubjectHierarchyModuleLogic",
+    "plots": "vtkSlicerPlotsLogic",
+    "data": "vtkSlicerDataModuleLogic",
+}
 
 
 class _SliceWidget:
@@ -69,8 +73,9 @@ class Application(QtCore.QObject):
         self._logic, self._layout, self._modules = logic, _LayoutManager(views), _ModuleManager()
         self.slicerHome = tempfile.gettempdir()
         self.temporaryPath = tempfile.mkdtemp(prefix="bench-")
-        self._settings = QtCore.QSettings(os.path.join(self.temporaryPath, "Slicer.ini"),
-                                          QtCore.QSettings.Format.IniFormat)
+        self._settings = QtCore.QSettings(
+            os.path.join(self.temporaryPath, "Slicer.ini"), QtCore.QSettings.Format.IniFormat
+        )
 
     def applicationLogic(self):
         return self._logic
@@ -119,10 +124,13 @@ def boot():
     logic.SetViewLogics(vtk.vtkCollection())
     slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSelectionNode")
     slicer.mrmlScene.AddNewNodeByClass("vtkMRMLInteractionNode")
-    slicer.modules = types.SimpleNamespace(**{name: _Module(_module_logic(kind, logic, name))
-                                              for name, kind in _LOGICS.items()})
+    slicer.modules = types.SimpleNamespace(
+        **{name: _Module(_module_logic(kind, logic, name)) for name, kind in _LOGICS.items()}
+    )
     slicer.vtkMRMLSliceNode.AddDefaultSliceOrientationPresets(slicer.mrmlScene, True)
-    views = {name: SliceView(slicer.mrmlScene, logic, name, orientation) for name, orientation in _VIEWS}
+    views = {
+        name: SliceView(slicer.mrmlScene, logic, name, orientation) for name, orientation in _VIEWS
+    }
     slicer.app = Application(logic, views)
     slicer.bench_views, slicer.bench_clear_scene = views, clear_scene
     _fill_util()
@@ -159,11 +167,15 @@ def _load(kind, storage_kind, path, properties=None):
 
 
 def loadVolume(filename, properties=None):
-    return _load("vtkMRMLScalarVolumeNode", "vtkMRMLVolumeArchetypeStorageNode", filename, properties)
+    return _load(
+        "vtkMRMLScalarVolumeNode", "vtkMRMLVolumeArchetypeStorageNode", filename, properties
+    )
 
 
 def loadLabelVolume(filename, properties=None):
-    return _load("vtkMRMLLabelMapVolumeNode", "vtkMRMLVolumeArchetypeStorageNode", filename, properties)
+    return _load(
+        "vtkMRMLLabelMapVolumeNode", "vtkMRMLVolumeArchetypeStorageNode", filename, properties
+    )
 
 
 def loadSegmentation(filename, properties=None):
@@ -196,8 +208,15 @@ def selectModule(name):
 
 def _fill_util():
     slicer.bench_questions, slicer.bench_answer = [], True
-    for function in (loadVolume, loadLabelVolume, loadSegmentation, saveNode, modulePath, confirmOkCancelDisplay,
-                     selectModule):
+    for function in (
+        loadVolume,
+        loadLabelVolume,
+        loadSegmentation,
+        saveNode,
+        modulePath,
+        confirmOkCancelDisplay,
+        selectModule,
+    ):
         setattr(slicer.util, function.__name__, function)
     slicer.util.mainWindow = lambda: None
     slicer.util.showStatusMessage = lambda message, duration=0: None

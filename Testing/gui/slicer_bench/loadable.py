@@ -31,7 +31,9 @@ class ScriptedLoadableModuleWidget:
     def resourcePath(self, name):
         import os
 
-        return os.path.join(os.path.dirname(slicer.util.modulePath(self.moduleName)), "Resources", name)
+        return os.path.join(
+            os.path.dirname(slicer.util.modulePath(self.moduleName)), "Resources", name
+        )
 
     def setup(self):
         pass
@@ -88,7 +90,9 @@ class WithinRange:
 
     def check(self, name, value):
         if not self.minimum <= value <= self.maximum:
-            raise ValueError(f"parameter {name}: {value} is not within {self.minimum} and {self.maximum}")
+            raise ValueError(
+                f"parameter {name}: {value} is not within {self.minimum} and {self.maximum}"
+            )
 
 
 _TYPES = {str: str, int: int, float: float, bool: lambda text: text == "True"}
@@ -101,7 +105,11 @@ def _parameter(name, kind, span):
             return node.GetNodeReference(name)
         text = node.GetParameter(name)
         default = getattr(type(self), f"_default_{name}")
-        return default if text == "" and node.GetParameterCount() >= 0 and not node.GetParameter(name) else _TYPES[kind](text)
+        return (
+            default
+            if text == "" and node.GetParameterCount() >= 0 and not node.GetParameter(name)
+            else _TYPES[kind](text)
+        )
 
     def set_(self, value):
         if kind not in _TYPES:
@@ -123,8 +131,13 @@ def parameterNodeWrapper(kind):
         extras = getattr(annotation, "__metadata__", ())
         annotation = annotation.__origin__ if extras else annotation
         spans[name] = next((extra for extra in extras if isinstance(extra, WithinRange)), None)
-        setattr(kind, f"_default_{name}", kind.__dict__.get(name, _TYPES.get(annotation, lambda _: None)("")
-                                                            if annotation is str else None))
+        setattr(
+            kind,
+            f"_default_{name}",
+            kind.__dict__.get(
+                name, _TYPES.get(annotation, lambda _: None)("") if annotation is str else None
+            ),
+        )
         setattr(kind, name, _parameter(name, annotation, spans[name]))
 
     def __init__(self, parameterNode):
@@ -132,7 +145,11 @@ def parameterNodeWrapper(kind):
         self._connections = {}
 
     def connectGui(self, gui):
-        found = {w.property("SlicerParameterName"): w for w in vars(gui).values() if w.property("SlicerParameterName")}
+        found = {
+            w.property("SlicerParameterName"): w
+            for w in vars(gui).values()
+            if w.property("SlicerParameterName")
+        }
         for name, widget in found.items():
             if not hasattr(type(self), name):
                 raise ValueError(f"{name} is no parameter")
@@ -153,7 +170,9 @@ def _limit(name, widget, span):
     if kind not in ("QSpinBox", "QDoubleSpinBox", "ctkSliderWidget"):
         return
     if span is None and kind == "ctkSliderWidget":
-        raise RuntimeError(f"{name}: Slicer cannot connect a ctkSliderWidget to a number without a range")
+        raise RuntimeError(
+            f"{name}: Slicer cannot connect a ctkSliderWidget to a number without a range"
+        )
     low, high = (span.minimum, span.maximum) if span else (-(2**31), 2**31 - 1)
     widget.setProperty("minimum", low)
     widget.setProperty("maximum", high)
@@ -162,9 +181,14 @@ def _limit(name, widget, span):
 def _connect(parameters, name, widget):
     """Two-way, for the pairs of widget and type that Slicer's own connectors know."""
     kind = widget.metaObject().className()
-    pairs = {"QCheckBox": ("checked", "toggled"), "QSpinBox": ("value", "valueChanged"),
-             "QDoubleSpinBox": ("value", "valueChanged"), "QLineEdit": ("text", "textChanged"),
-             "ctkSliderWidget": ("value", "valueChanged"), "QComboBox": ("currentText", "currentTextChanged")}
+    pairs = {
+        "QCheckBox": ("checked", "toggled"),
+        "QSpinBox": ("value", "valueChanged"),
+        "QDoubleSpinBox": ("value", "valueChanged"),
+        "QLineEdit": ("text", "textChanged"),
+        "ctkSliderWidget": ("value", "valueChanged"),
+        "QComboBox": ("currentText", "currentTextChanged"),
+    }
     if kind not in pairs:
         raise RuntimeError(f"no connector from {kind} to a parameter")
     prop, signal = pairs[kind]

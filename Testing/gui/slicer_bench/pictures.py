@@ -15,10 +15,20 @@ def set_theme(dark):
     palette = QtGui.QPalette()
     if dark:
         role = QtGui.QPalette.ColorRole
-        colours = {role.Window: "#353535", role.WindowText: "#ffffff", role.Base: "#2a2a2a", role.AlternateBase: "#323232",
-                   role.Text: "#ffffff", role.Button: "#424242", role.ButtonText: "#ffffff", role.ToolTipBase: "#353535",
-                   role.ToolTipText: "#ffffff", role.Highlight: "#2a82da", role.HighlightedText: "#ffffff",
-                   role.PlaceholderText: "#9a9a9a"}
+        colours = {
+            role.Window: "#353535",
+            role.WindowText: "#ffffff",
+            role.Base: "#2a2a2a",
+            role.AlternateBase: "#323232",
+            role.Text: "#ffffff",
+            role.Button: "#424242",
+            role.ButtonText: "#ffffff",
+            role.ToolTipBase: "#353535",
+            role.ToolTipText: "#ffffff",
+            role.Highlight: "#2a82da",
+            role.HighlightedText: "#ffffff",
+            role.PlaceholderText: "#9a9a9a",
+        }
         for key, value in colours.items():
             palette.setColor(key, QtGui.QColor(value))
         for key in (role.Text, role.WindowText, role.ButtonText):
@@ -60,6 +70,8 @@ def beside(left, rights, caption):
         painter.drawImage(left.width() + 8, top, image)
         top += image.height() + 4
     painter.setPen(QtGui.QColor("#c0c0c0"))
-    painter.drawText(QtCore.QRect(6, height - 20, width - 12, 18), QtCore.Qt.AlignmentFlag.AlignLeft, caption)
+    painter.drawText(
+        QtCore.QRect(6, height - 20, width - 12, 18), QtCore.Qt.AlignmentFlag.AlignLeft, caption
+    )
     painter.end()
     return result

@@ -83,7 +83,9 @@ class _Guard(type(QtCore.QObject)):
     def __getattribute__(cls, name):
         value = super().__getattribute__(name)
         if isinstance(value, enum.EnumMeta) and _is_module_code():
-            raise PythonQtRefusal(f"{cls.__name__}.{name} is a scoped enum; PythonQt has the plain names only")
+            raise PythonQtRefusal(
+                f"{cls.__name__}.{name} is a scoped enum; PythonQt has the plain names only"
+            )
         return value
 
     def __instancecheck__(cls, instance):
@@ -106,7 +108,9 @@ class _Namespace:
     def __getattr__(self, name):
         value = getattr(QtCore.Qt, name)
         if isinstance(value, enum.EnumMeta) and _is_module_code():
-            raise PythonQtRefusal(f"qt.Qt.{name} is a scoped enum; PythonQt has the plain names only")
+            raise PythonQtRefusal(
+                f"qt.Qt.{name} is a scoped enum; PythonQt has the plain names only"
+            )
         return value
 
 

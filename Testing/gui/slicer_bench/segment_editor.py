@@ -75,7 +75,9 @@ class qMRMLSegmentEditorWidget(QtWidgets.QWidget):
             self._observer = None
         if node:
             segmentation = node.GetSegmentation()
-            tag = segmentation.AddObserver(slicer.vtkSegmentation.SegmentAdded, lambda *_: self._fill())
+            tag = segmentation.AddObserver(
+                slicer.vtkSegmentation.SegmentAdded, lambda *_: self._fill()
+            )
             self._observer = (segmentation, tag)
         self._fill()
 
@@ -119,8 +121,11 @@ class qMRMLSegmentEditorWidget(QtWidgets.QWidget):
         self.logic.Redo()
 
     def _flag(name):
-        return QtCore.Property(bool, lambda self: self._flags.get(name, True),
-                               lambda self, value: self._flags.__setitem__(name, value))
+        return QtCore.Property(
+            bool,
+            lambda self: self._flags.get(name, True),
+            lambda self, value: self._flags.__setitem__(name, value),
+        )
 
     segmentationNodeSelectorVisible = _flag("segmentation")
     sourceVolumeNodeSelectorVisible = _flag("source")
@@ -143,7 +148,9 @@ class qMRMLSegmentEditorWidget(QtWidgets.QWidget):
         modifier.Modified()
         self.logic.SaveStateForUndo()
         kind = self.logic.ModificationModeRemove if erase else self.logic.ModificationModeAdd
-        self.logic.ModifySegmentByLabelmap(self.segmentationNode(), segment_id, modifier, kind, False, False)
+        self.logic.ModifySegmentByLabelmap(
+            self.segmentationNode(), segment_id, modifier, kind, False, False
+        )
 
     # -- the list -------------------------------------------------------------------------------------------------
 
@@ -161,11 +168,15 @@ class qMRMLSegmentEditorWidget(QtWidgets.QWidget):
             colour.setBackground(QtGui.QColor.fromRgbF(*segment.GetColor()))
             self._list.setItem(row, 0, colour)
             self._list.setItem(row, 1, QtWidgets.QTableWidgetItem(segment.GetName()))
-            self._list.item(row, 1).setData(QtCore.Qt.ItemDataRole.UserRole, identifiers.GetValue(row))
+            self._list.item(row, 1).setData(
+                QtCore.Qt.ItemDataRole.UserRole, identifiers.GetValue(row)
+            )
         if identifiers.GetNumberOfValues():
             self._list.selectRow(0)
 
     def _select_row(self):
         rows = {index.row() for index in self._list.selectedIndexes()}
         if rows and self._list.item(min(rows), 1):
-            self.setCurrentSegmentID(self._list.item(min(rows), 1).data(QtCore.Qt.ItemDataRole.UserRole))
+            self.setCurrentSegmentID(
+                self._list.item(min(rows), 1).data(QtCore.Qt.ItemDataRole.UserRole)
+            )

@@ -5,8 +5,12 @@ from vtkmodules.util import numpy_support
 
 import slicer
 
-_MANAGERS = ("vtkMRMLVolumeGlyphSliceDisplayableManager", "vtkMRMLSegmentationsDisplayableManager2D",
-             "vtkMRMLRulerDisplayableManager", "vtkMRMLOrientationMarkerDisplayableManager")
+_MANAGERS = (
+    "vtkMRMLVolumeGlyphSliceDisplayableManager",
+    "vtkMRMLSegmentationsDisplayableManager2D",
+    "vtkMRMLRulerDisplayableManager",
+    "vtkMRMLOrientationMarkerDisplayableManager",
+)
 
 
 class SliceView:
@@ -51,7 +55,9 @@ class SliceView:
         self._actor = vtk.vtkActor2D()
         self._actor.SetMapper(self._mapper)
         self._actor.GetProperty().SetDisplayLocationToBackground()
-        renderer.AddViewProp(self._actor)  # first: what is drawn later is blended over the image, not over black
+        renderer.AddViewProp(
+            self._actor
+        )  # first: what is drawn later is blended over the image, not over black
         self._window = vtk.vtkRenderWindow()
         self._window.SetOffScreenRendering(1)
         self._window.SetMultiSamples(0)

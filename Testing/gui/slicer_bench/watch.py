@@ -92,7 +92,9 @@ class Watch:
                 lines = []
                 while frame is not None:
                     if f"/{self._part}" in frame.f_code.co_filename:
-                        lines.append(f"{frame.f_code.co_filename.rsplit('/', 1)[-1]}:{frame.f_code.co_name}")
+                        lines.append(
+                            f"{frame.f_code.co_filename.rsplit('/', 1)[-1]}:{frame.f_code.co_name}"
+                        )
                     frame = frame.f_back
                 if lines:
                     self._samples.append(" < ".join(lines[:4]))
@@ -111,5 +113,7 @@ class Watch:
         rows = [f"{'action':34} {'blocks':>6} {'processor':>10} {'wall':>9}  where"]
         for action, block in self.longest().items():
             count = sum(1 for each in self.blocks if each.action == action)
-            rows.append(f"{action:34} {count:6d} {1000 * block.processor:7.0f} ms {1000 * block.wall:6.0f} ms  {block.where}")
+            rows.append(
+                f"{action:34} {count:6d} {1000 * block.processor:7.0f} ms {1000 * block.wall:6.0f} ms  {block.where}"
+            )
         return "\n".join(rows)

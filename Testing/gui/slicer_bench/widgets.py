@@ -61,7 +61,12 @@ class ctkCollapsibleButton(QtWidgets.QWidget):
     def childEvent(self, event):
         super().childEvent(event)
         child = event.child()
-        if event.added() and self._collapsed and isinstance(child, QtWidgets.QWidget) and child is not self._title:
+        if (
+            event.added()
+            and self._collapsed
+            and isinstance(child, QtWidgets.QWidget)
+            and child is not self._title
+        ):
             child.setVisible(False)
 
     def resizeEvent(self, event):
@@ -100,7 +105,9 @@ class ctkPathLineEdit(QtWidgets.QWidget):
         layout.setContentsMargins(0, 0, 0, 0)
         self._edit = QtWidgets.QComboBox(self)
         self._edit.setEditable(True)
-        self._edit.setSizePolicy(QtWidgets.QSizePolicy.Policy.Expanding, QtWidgets.QSizePolicy.Policy.Fixed)
+        self._edit.setSizePolicy(
+            QtWidgets.QSizePolicy.Policy.Expanding, QtWidgets.QSizePolicy.Policy.Fixed
+        )
         self._browse = QtWidgets.QToolButton(self)
         self._browse.setText("…")
         layout.addWidget(self._edit)
@@ -167,10 +174,18 @@ class ctkSliderWidget(QtWidgets.QWidget):
         self.valueChanged.emit(value)
 
     value = Property(float, lambda self: self._spin.value(), lambda self, v: self._spin.setValue(v))
-    minimum = Property(float, lambda self: self._spin.minimum(), lambda self, v: self._spin.setMinimum(v))
-    maximum = Property(float, lambda self: self._spin.maximum(), lambda self, v: self._spin.setMaximum(v))
-    singleStep = Property(float, lambda self: self._spin.singleStep(), lambda self, v: self._spin.setSingleStep(v))
-    decimals = Property(int, lambda self: self._spin.decimals(), lambda self, v: self._spin.setDecimals(v))
+    minimum = Property(
+        float, lambda self: self._spin.minimum(), lambda self, v: self._spin.setMinimum(v)
+    )
+    maximum = Property(
+        float, lambda self: self._spin.maximum(), lambda self, v: self._spin.setMaximum(v)
+    )
+    singleStep = Property(
+        float, lambda self: self._spin.singleStep(), lambda self, v: self._spin.setSingleStep(v)
+    )
+    decimals = Property(
+        int, lambda self: self._spin.decimals(), lambda self, v: self._spin.setDecimals(v)
+    )
 
 
 class qMRMLWidget(QtWidgets.QWidget):
@@ -204,8 +219,11 @@ class qMRMLNodeComboBox(QtWidgets.QComboBox):
         for tag in self._tags:
             self._scene.RemoveObserver(tag)
         self._scene = scene
-        events = (slicer.vtkMRMLScene.NodeAddedEvent, slicer.vtkMRMLScene.NodeRemovedEvent,
-                  slicer.vtkMRMLScene.EndCloseEvent)
+        events = (
+            slicer.vtkMRMLScene.NodeAddedEvent,
+            slicer.vtkMRMLScene.NodeRemovedEvent,
+            slicer.vtkMRMLScene.EndCloseEvent,
+        )
         self._tags = [scene.AddObserver(event, self._refresh) for event in events]
         self._refresh()
 
@@ -229,7 +247,11 @@ class qMRMLNodeComboBox(QtWidgets.QComboBox):
             self.currentNodeChanged.emit(self.currentNode())
 
     def currentNode(self):
-        return self._scene.GetNodeByID(self.currentData()) if self._scene and self.currentData() else None
+        return (
+            self._scene.GetNodeByID(self.currentData())
+            if self._scene and self.currentData()
+            else None
+        )
 
     def setCurrentNode(self, node):
         self.setCurrentIndex(self.findData(node.GetID() if node else ""))
@@ -245,8 +267,12 @@ class qMRMLNodeComboBox(QtWidgets.QComboBox):
     nodeTypes = Property("QStringList", lambda self: self._types, _set_types)
     noneEnabled = Property(bool, lambda self: self._none, _set_none)
     addEnabled = Property(bool, lambda self: self._add, lambda self, v: setattr(self, "_add", v))
-    removeEnabled = Property(bool, lambda self: self._remove, lambda self, v: setattr(self, "_remove", v))
-    renameEnabled = Property(bool, lambda self: self._rename, lambda self, v: setattr(self, "_rename", v))
+    removeEnabled = Property(
+        bool, lambda self: self._remove, lambda self, v: setattr(self, "_remove", v)
+    )
+    renameEnabled = Property(
+        bool, lambda self: self._rename, lambda self, v: setattr(self, "_rename", v)
+    )
 
 
 CTK = (ctkCollapsibleButton, ctkPathLineEdit, ctkSliderWidget)

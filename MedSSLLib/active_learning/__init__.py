@@ -1,0 +1,1 @@
+"""Which slices to annotate next."""

@@ -1,0 +1,270 @@
+"""Every slice of a project that could be annotated, and what a run sees in it: features,
+uncertainty.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from MedSSLLib.core.errors import InputError
+from MedSSLLib.core.events import Events
+from MedSSLLib.data.cache import Cache
+from MedSSLLib.data.plan import Plan
+from MedSSLLib.data.slices import (
+    annotation_axis,
+    drawn_slices,
+    not_empty,
+    slice_operator,
+    slice_spread,
+)
+from MedSSLLib.images import io
+from MedSSLLib.images.geometry import Geometry, Volume
+from MedSSLLib.inference.model import Model, load_model
+from MedSSLLib.inference.slice_features import combined, slice_profiles
+from MedSSLLib.inference.sliding_window import uncertainty
+from MedSSLLib.networks.unet import Encoder, build_encoder, place
+from MedSSLLib.project.manifest import Case
+from MedSSLLib.project.project import Project
+from MedSSLLib.training.checkpoint import load_tensors, unprefixed
+from MedSSLLib.training.context import resolve_weights
+from MedSSLLib.training.devices import resolve_device
+from MedSSLLib.training.run_folder import read_config, read_plan
+
+
+@dataclass(frozen=True)
+class Scan:
+    """A case with the axis to annotate along and its slices that are drawn, boolean
+    ``[slices]``.
+    """
+
+    case: Case
+    geometry: Geometry
+    axis: int
+    drawn: np.ndarray
+
+    @property
+    def count(self) -> int:
+        """Slices along the axis."""
+        return self.geometry.size[self.axis]
+
+
+@dataclass(frozen=True)
+class Table:
+    """All slices of all scans, one row each, case after case.
+
+    Attributes:
+        scans: the scans.
+        case: index of the scan, ``[rows]``.
+        place: index of the slice on the source's own axis, ``[rows]``.
+        usable: slices that show something, boolean ``[rows]``.
+        drawn: slices that are annotated, boolean ``[rows]``.
+        features: ``[rows, f]``, standardised over the usable rows; no columns without an encoder.
+        doubt: see :func:`class_doubt`, ``[rows, classes]``; no columns without a model.
+    """
+
+    scans: tuple[Scan, ...]
+    case: np.ndarray
+    place: np.ndarray
+    usable: np.ndarray
+    drawn: np.ndarray
+    features: np.ndarray
+    doubt: np.ndarray
+
+    @property
+    def patients(self) -> list[str]:
+        """The patient of every row."""
+        return [self.scans[index].case.patient for index in self.case]
+
+
+@dataclass(frozen=True)
+class Viewer:
+    """What a run brings: its plan, its encoder, and its model when it segments; and the models of
+    other runs.
+    """
+
+    plan: Plan
+    encoder: Encoder
+    device: torch.device
+    model: Model | None = None
+    others: tuple[Model, ...] = ()
+
+
+def load_viewer(
+    project: Project, run: str, device: str, precision: str, also: Sequence[str] = ()
+) -> Viewer:
+    """The encoder of a finished pre-training run, or encoder and model of a finished training run.
+
+    Args:
+        project: the project.
+        run: its name.
+        device: as in RunConfig.
+        precision: as in RunConfig.
+        also: further training runs, whose models shall predict too.
+
+    Raises:
+        InputError: a run does not exist or is not finished, a further one has other classes, or the
+            device does not exist.
+    """
+    folder = project.run_folder(run)
+    weights = resolve_weights(project, run)
+    assert weights is not None
+    config, plan = read_config(folder), read_plan(folder)
+    if config.command != "pretrain":
+        model = load_model(folder, device, precision)
+        others = tuple(
+            _alike(model, load_model(project.run_folder(other), device, precision), other)
+            for other in also
+        )
+        return Viewer(plan, model.network.encoder, model.device, model, others)
+    where = resolve_device(device)
+    encoder = build_encoder(plan.dim, plan.channels, plan.strides, config.network)
+    encoder.load_state_dict(unprefixed("encoder", load_tensors(weights)[0]))
+    encoder.eval()
+    place(encoder, where, plan.dim)
+    return Viewer(plan, encoder, where)
+
+
+def _alike(model: Model, other: Model, name: str) -> Model:
+    """The other model. Raises InputError when it tells other classes apart."""
+    if (other.classes, other.values) != (model.classes, model.values):
+        raise InputError(
+            f"run {name!r} has the classes {', '.join(other.classes[1:])}, not "
+            f"{', '.join(model.classes[1:])} with the same values",
+            remedy="Name runs of the same classes",
+        )
+    return other
+
+
+def survey(cases: Sequence[Case], events: Events) -> list[Scan]:
+    """The scans of all cases whose header can be read; the others are named in warnings."""
+    scans = []
+    for case in cases:
+        try:
+            geometry = io.read_header(case.images[0])
+        except InputError as error:
+            events.emit("warning", message=str(error.for_case(case.name)))
+            continue
+        axis = annotation_axis(case, geometry)
+        scans.append(Scan(case, geometry, axis, drawn_slices(case, axis, geometry.size[axis])))
+    return scans
+
+
+def usable_slices(scan: Scan) -> np.ndarray:
+    """Boolean ``[slices]``: slices of the source image that are not empty. Raises InputError for a
+    bad image.
+    """
+    image = np.stack([io.read_image(path, case=scan.case.name).array for path in scan.case.images])
+    return not_empty(slice_spread(image, 2 - scan.axis))
+
+
+def look(
+    project: Project, scans: Sequence[Scan], viewer: Viewer, events: Events, *, flips: bool = False
+) -> Table:
+    """The table of all slices with features and, from a model, doubt. Cases that cannot be used are
+    left out.
+
+    Raises:
+        InputError: no case can be used.
+    """
+    cache = Cache(project.cache_folder, viewer.plan)
+    refused = cache.prepare(
+        [scan.case for scan in scans],
+        progress=lambda done, total: events.progress("preprocess", done, total),
+    )
+    for _, error in refused:
+        events.emit("warning", message=str(error))
+    bad = {case.name for case, _ in refused}
+    kept = tuple(scan for scan in scans if scan.case.name not in bad)
+    if not kept:
+        raise InputError(
+            f"none of the {len(scans)} cases can be used"
+            + (f": {refused[0][1]}" if refused else ""),
+            file=str(project.folder),
+            remedy="See the warnings, and `medssl status`",
+        )
+    usable, levels, doubts = [], [], []
+    for number, scan in enumerate(kept, 1):
+        name = scan.case.name
+        image = cache.image(name, (0, 0, 0), cache.shape(name)[1:])
+        axis, rows = slice_operator(scan.geometry, cache.geometry(name), scan.axis)
+        usable.append(not_empty(rows @ slice_spread(image, axis)))
+        profiles = slice_profiles(viewer.encoder, image, viewer.plan, viewer.device, axis)
+        levels.append([rows @ profile for profile in profiles])
+        doubts.append(
+            rows
+            @ class_doubt(
+                _predicted(viewer, scan.case, image, cache.geometry(name), flips),
+                cache.geometry(name),
+                axis,
+            )
+            if viewer.model
+            else np.zeros((scan.count, 0))
+        )
+        events.progress("look", number, len(kept))
+    features = combined(
+        [np.concatenate(level) for level in zip(*levels, strict=True)], np.concatenate(usable)
+    )
+    return Table(
+        kept,
+        np.repeat(np.arange(len(kept)), [scan.count for scan in kept]),
+        np.concatenate([np.arange(scan.count) for scan in kept]),
+        np.concatenate(usable),
+        np.concatenate([scan.drawn for scan in kept]),
+        features,
+        np.concatenate(doubts),
+    )
+
+
+def _predicted(
+    viewer: Viewer, case: Case, image: np.ndarray, grid: Geometry, flips: bool
+) -> Tensor:
+    """Probabilities ``[k, d, h, w]`` of a preprocessed case on its grid, the mean over all models
+    of the viewer.
+
+    Every model sees the case on the grid of its own plan.
+    """
+    assert viewer.model is not None
+    total = viewer.model.on_grid(image, flips=flips)
+    volumes = [io.read_image(path, case=case.name) for path in case.images] if viewer.others else []
+    for other in viewer.others:
+        probabilities, own = other.probabilities(volumes, flips=flips)
+        total = total + torch.from_numpy(
+            np.stack(
+                [
+                    io.resample(
+                        Volume(p, own), grid, interpolation="linear", outside=float(index == 0)
+                    ).array
+                    for index, p in enumerate(probabilities.numpy())
+                ]
+            )
+        )
+    return total / (1 + len(viewer.others))
+
+
+def class_doubt(probabilities: Tensor, grid: Geometry, axis: int) -> np.ndarray:
+    """Uncertain area in mm2 of every grid slice along an array axis, by the foreground class in
+    doubt: ``[n, k - 1]``.
+
+    The area is the sum of the normalised predictive entropy over the slice; each voxel's goes to
+    its most probable foreground class. Where the probabilities are a mean, over mirrored images or
+    over models, their entropy is the mean entropy plus the disagreement (the mutual information of
+    Houlsby et al. 2011, arXiv 1112.5745).
+    """
+    within = [other for other in (0, 1, 2) if other != axis]
+    area = float(np.prod([grid.spacing[2 - other] for other in within]))
+    return np.stack([part.sum(within).numpy() * area for part in _by_class(probabilities)], 1)
+
+
+def _by_class(probabilities: Tensor) -> Iterator[Tensor]:
+    """Entropy maps ``[d, h, w]``, one per foreground class: the entropy where that class is the
+    likeliest one.
+    """
+    entropy = uncertainty(probabilities)
+    likeliest = probabilities[1:].argmax(0)
+    for index in range(probabilities.shape[0] - 1):
+        yield entropy * (likeliest == index)

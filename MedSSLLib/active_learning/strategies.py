@@ -1,0 +1,211 @@
+"""Choosing slices: limits that every strategy keeps, representative, uncertain, even and random
+choice. Pure functions.
+
+A slice is a row of a table: which case it belongs to (``case``, an index), its place in it
+(``place``, an integer).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+MOST_CLIENTS, MOST_CANDIDATES = (
+    3000,
+    10_000,
+)  # rows compared; a seeded sample of more; not from the paper
+LEAST_GAIN = (
+    1e-4  # share of all that a further slice must add to what is represented; not from the paper
+)
+ALIKE = 0.5  # similarity from which a slice is said to be like another; not from the paper
+
+
+class Room:
+    """Which slices may still be chosen: at most `per_case` a case, none too near one that is chosen
+    or drawn.
+
+    Too near is closer than half the distance that `per_case` new and all drawn slices of a case
+    would have if they were spread evenly over its slices; not from the paper. Where that leaves
+    none before there are `per_case`, the distance of that case shrinks to that of its farthest
+    slice, so that `per_case` slices always find room.
+
+    Attributes:
+        free: slices that are neither empty nor drawn, boolean ``[rows]``.
+        open: those of them that may be chosen now, boolean ``[rows]``.
+    """
+
+    def __init__(
+        self,
+        case: np.ndarray,
+        place: np.ndarray,
+        usable: np.ndarray,
+        drawn: np.ndarray,
+        per_case: int,
+    ) -> None:
+        cases = int(case.max()) + 1 if case.size else 0
+        wanted = per_case + np.bincount(case[drawn], minlength=cases)
+        self._case, self._place, self._left, self._taken = (
+            case,
+            place,
+            np.full(cases, per_case),
+            drawn.copy(),
+        )
+        self._gap = np.bincount(case[usable | drawn], minlength=cases) / (2 * wanted)
+        self.free = usable & ~drawn
+        self.open = self.free.copy()
+        for number in np.unique(case[drawn]):
+            self._update(int(number))
+
+    def take(self, row: int) -> None:
+        """Choose a row."""
+        self._taken[row] = True
+        self._left[self._case[row]] -= 1
+        self._update(int(self._case[row]))
+
+    def _update(self, case: int) -> None:
+        rows = np.flatnonzero(self._case == case)
+        taken, free = self._taken[rows], self.free[rows] & ~self._taken[rows]
+        if self._left[case] <= 0 or not free.any():
+            self.open[rows] = False
+            return
+        place = self._place[rows]
+        distance = np.abs(place[:, None] - place[taken]).min(1)
+        self._gap[case] = min(self._gap[case], distance[free].max())
+        self.open[rows] = free & (distance >= self._gap[case])
+
+
+@dataclass(frozen=True)
+class Pick:
+    """A chosen row: what it adds, the rows (of those compared) that it is now the nearest choice
+    for, and its own similarity to the nearest slice drawn or chosen before it, 0 without any.
+    """
+
+    row: int
+    gain: float
+    like: np.ndarray
+    likeness: float
+
+
+def representative(
+    features: np.ndarray,
+    weights: np.ndarray,
+    room: Room,
+    drawn: np.ndarray,
+    budget: int,
+    seed: int = 0,
+) -> list[Pick]:
+    """Slices that together represent all slices best: greedy maximisation of the facility location
+    function
+
+    ``F(S) = sum over slices i of w_i max over j in S of max(0, cos(x_i, x_j))``,
+
+    as suggestive annotation does (Yang, Zhang, Chen, Zhang, Chen 2017, arXiv 1706.04737, with w =
+    1); F is monotone and submodular, so the greedy choice reaches 1 - 1/e of the best value where
+    only the budget limits it (Nemhauser, Wolsey, Fisher 1978), and half of it with at most so many
+    slices a case (Fisher, Nemhauser, Wolsey 1978). With the distance that `room` keeps as well
+    there is no such bound. Drawn slices are in S from the start. It ends early when no further
+    slice adds a 10,000th of the total weight: what is left looks like what was chosen.
+
+    Args:
+        features: ``[rows, f]``, centred; compared by their cosine.
+        weights: ``[rows]``, >= 0: how much it counts that a slice is represented.
+        room: which rows may be chosen; changed.
+        drawn: boolean ``[rows]``.
+        budget: most rows chosen.
+        seed: of the samples of very many rows.
+    """
+    rng = np.random.default_rng([seed, 8])
+    clients = _sample(rng, np.flatnonzero(weights > 0), MOST_CLIENTS)
+    candidates = _sample(rng, np.flatnonzero(room.free), MOST_CANDIDATES)
+    if not len(clients) or not len(candidates):
+        return []
+    unit = (features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)).astype(
+        np.float32
+    )
+    weight = weights[clients] / weights[clients].sum()
+    nearest, known = (
+        _likeness(unit, rows, np.flatnonzero(drawn)) for rows in (clients, candidates)
+    )
+    similarity = unit[candidates] @ unit[clients].T
+    picks: list[Pick] = []
+    while len(picks) < budget:
+        gains = np.where(room.open[candidates], np.maximum(similarity - nearest, 0) @ weight, -1.0)
+        best = int(gains.argmax())
+        if gains[best] < LEAST_GAIN:
+            break
+        like = clients[(similarity[best] > nearest) & (similarity[best] >= ALIKE)]
+        picks.append(Pick(int(candidates[best]), float(gains[best]), like, float(known[best])))
+        nearest = np.maximum(nearest, similarity[best])
+        known = np.maximum(known, unit[candidates] @ unit[candidates[best]])
+        room.take(int(candidates[best]))
+    return picks
+
+
+def most(scores: np.ndarray, room: Room, budget: int) -> list[int]:
+    """Rows of the largest positive scores that find room, largest first; of equal ones the
+    first.
+    """
+    chosen: list[int] = []
+    while len(chosen) < budget and room.open.any():
+        row = int(np.where(room.open, scores, -np.inf).argmax())
+        if scores[row] <= 0:
+            break
+        chosen.append(row)
+        room.take(row)
+    return chosen
+
+
+def evenly(rows: Sequence[int], count: int) -> list[int]:
+    """`count` of the rows, in the middle of `count` equal parts; all when there are no more."""
+    count = min(count, len(rows))
+    return [rows[(2 * part + 1) * len(rows) // (2 * count)] for part in range(count)]
+
+
+def even_order(drawn: Sequence[bool], patients: Sequence[str], count: int) -> list[int]:
+    """Positions of cases in the order in which evenly spaced slices are put into them; the first
+    `count` matter most.
+
+    Patients without drawn slices come first, one case of each patient before a second one; of the
+    group in which the `count`-th falls, an evenly spaced part.
+    """
+    busy = {patient for patient, has in zip(patients, drawn, strict=True) if has}
+    seen: dict[str, int] = {}
+    keys = []
+    for patient in patients:
+        keys.append((patient in busy, seen.get(patient, 0)))
+        seen[patient] = seen.get(patient, 0) + 1
+    order: list[int] = []
+    for key in sorted(set(keys)):
+        group = [position for position, own in enumerate(keys) if own == key]
+        first = evenly(group, count - len(order)) if len(order) < count else []
+        order += first + [position for position in group if position not in first]
+    return order
+
+
+def patient_weights(patients: Sequence[str], usable: np.ndarray) -> np.ndarray:
+    """Weights ``[rows]``, 0 where not usable, that make every patient count alike, however many
+    scans and slices it has; they sum to 1.
+    """
+    weights = np.zeros(len(usable))
+    if usable.any():
+        _, which, counts = np.unique(
+            np.asarray(patients)[usable], return_inverse=True, return_counts=True
+        )
+        weights[usable] = 1.0 / (counts[which] * len(counts))
+    return weights
+
+
+def _likeness(unit: np.ndarray, rows: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    """Of every row its similarity to the nearest of the chosen rows, at least 0."""
+    nearest = np.zeros(len(rows), np.float32)
+    for start in range(0, len(chosen), MOST_CLIENTS):
+        nearest = np.maximum(
+            nearest, (unit[rows] @ unit[chosen[start : start + MOST_CLIENTS]].T).max(1)
+        )
+    return nearest
+
+
+def _sample(rng: np.random.Generator, rows: np.ndarray, most_rows: int) -> np.ndarray:
+    return rows if len(rows) <= most_rows else np.sort(rng.choice(rows, most_rows, replace=False))

@@ -1,0 +1,204 @@
+"""What a benchmark runs on: a project, a folder with ``splits.json``, or any folder of images and
+labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from MedSSLLib.core.errors import InputError
+from MedSSLLib.core.files import load_json
+from MedSSLLib.data.plan import make_plan
+from MedSSLLib.methods import load_method
+from MedSSLLib.project.manifest import FILE_NAME, Case
+from MedSSLLib.project.project import Project
+from MedSSLLib.training.context import readable_headers
+
+TEST_SHARE = 0.3  # of the patients with a label, where no test case is named; not from the paper
+MOST_TEST = 40  # test patients at most then; not from the paper
+Choices = dict[str, list[list[str]]]
+
+
+def open_data(
+    data: Path, folder: Path, counts: Sequence[str], choices: int, seed: int
+) -> tuple[Project, Choices]:
+    """The benchmark's own project in ``folder`` (made on the first call), and the labelled volumes
+    of every choice.
+
+    The user's project, if ``data`` is one, is not changed. Without ``splits.json`` and test cases,
+    test cases are drawn from the patients with a label; choices are drawn from the cases with a
+    label that are left. Of a count that ``splits.json`` lacks, choices are the first volumes of its
+    choices of the next larger count (see choices_of).
+
+    Args:
+        data: a project, a folder with images/, labels/ and perhaps splits.json, or a Decathlon
+            folder.
+        folder: where the project is kept.
+        counts: numbers of labelled volumes, or 'all'.
+        choices: how many choices of each.
+        seed: of what is drawn.
+
+    Raises:
+        InputError: nothing usable, splits that do not fit, or fewer labelled cases than a count.
+    """
+    path = data / "splits.json"
+    splits = load_json(path) if path.is_file() and not (data / FILE_NAME).is_file() else None
+    if (folder / FILE_NAME).exists():
+        project = Project.open(folder)
+    else:
+        project = (
+            _copied(data, folder)
+            if (data / FILE_NAME).is_file()
+            else _created(data, folder, splits)
+        )
+        if not project.test:
+            _draw_test(project, seed)
+        project.set_roles(labelled="")
+        project.save()
+    return project, {count: _choices(project, splits, count, choices, seed) for count in counts}
+
+
+def _copied(data: Path, folder: Path) -> Project:
+    theirs = Project.open(data)
+    project = theirs.at(folder)
+    readable = {case.name for case in theirs.labelled}
+    for case in project.pool:
+        if case.label and case.name not in readable:
+            project.set_label(case.name, None)
+    return project
+
+
+def _created(data: Path, folder: Path, splits: Any) -> Project:
+    if not data.is_dir():
+        raise InputError(
+            "is not a folder",
+            file=data,
+            remedy="Give a project, or a folder with images/ and labels/",
+        )
+    images = data / "images" if (data / "images").is_dir() else data
+    described = (data / "dataset.json").is_file()
+    labels, metadata = data / "labels", data / "metadata.csv"
+    return Project.create(
+        folder,
+        data if described else images,
+        labels=labels if labels.is_dir() and not described else None,
+        metadata=metadata if metadata.is_file() else None,
+        test="" if splits is None else ",".join(_named(splits, "test", data, images)),
+    )
+
+
+def _named(splits: Any, key: str, data: Path, images: Path) -> list[str]:
+    """Case names of a list in the splits, which may name patients: the part of a case name before
+    the first '_'.
+    """
+    from MedSSLLib.images.io import case_name, find_images
+
+    try:
+        wanted, by_patient = set(map(str, splits[key])), splits.get("unit") == "patient"
+    except (KeyError, TypeError, AttributeError):
+        raise InputError(
+            f"does not hold {key!r}",
+            file=data / "splits.json",
+            remedy='Write {"test": [...], "labelled": {"2": [[...], ...]}}, or remove the file',
+        ) from None
+    names = [case_name(path) for path in find_images(images)]
+    return [
+        name for name in names if name in wanted or (by_patient and name.split("_")[0] in wanted)
+    ]
+
+
+def _draw_test(project: Project, seed: int) -> None:
+    usable = [case for case in project.cases if case.label]
+    patients = sorted({case.patient for case in usable})
+    if len(patients) < 3:
+        raise InputError(
+            f"{len(patients)} patients have a label, a benchmark needs 3",
+            file=project.folder,
+            remedy="Give more cases with labels",
+        )
+    count = min(MOST_TEST, max(1, round(TEST_SHARE * len(patients))))
+    tested = set(np.random.default_rng([seed, 11]).permutation(patients)[:count])
+    chosen = {case.patient for case in project.cases if case.patient in tested}
+    project.set_roles(
+        labelled="", test=",".join(case.name for case in project.cases if case.patient in chosen)
+    )
+
+
+def _choices(project: Project, splits: Any, count: str, choices: int, seed: int) -> list[list[str]]:
+    pool = [case for case in project.pool if case.label]
+    if count == "all":
+        return [[case.name for case in pool]]
+    if splits is not None:
+        known = splits.get("labelled", {}) if isinstance(splits, dict) else {}
+        found = choices_of(known, count)
+        if not found:
+            raise InputError(
+                f"has no choice of {count} labelled volumes",
+                file="splits.json",
+                remedy=f"Use {', '.join(known) or 'all'}, or a smaller number",
+            )
+        return found[:choices]
+    return _drawn(project, pool, int(count), choices, seed)
+
+
+def choices_of(known: Mapping[str, Any], count: str) -> list[list[str]]:
+    """The choices that splits have for a count, or the first volumes of those of the next larger
+    count.
+
+    Choices that begin with the same volumes are one choice then. None where no count is as large.
+    """
+    if count in known:
+        return [[str(name) for name in names] for names in known[count]]
+    larger = [int(n) for n in known if n.isdigit() and count.isdigit() and int(n) > int(count) > 0]
+    found = (
+        [[str(name) for name in names[: int(count)]] for names in known[str(min(larger))]]
+        if larger
+        else []
+    )
+    return [
+        names for number, names in enumerate(found) if set(names) not in map(set, found[:number])
+    ]
+
+
+def _drawn(
+    project: Project, pool: Sequence[Case], count: int, choices: int, seed: int
+) -> list[list[str]]:
+    """Different sets of cases, drawn at random; fewer where there are no more."""
+    if count > len(pool):
+        raise InputError(
+            f"{count} labelled volumes are asked for, {len(pool)} are left beside the test cases",
+            file=project.folder,
+            remedy="Use smaller --counts",
+        )
+    generator = np.random.default_rng([seed, 12, count])
+    found: list[list[str]] = []
+    names = [case.name for case in pool]
+    for _ in range(20 * choices):
+        chosen = sorted(generator.permutation(names)[:count].tolist())
+        if chosen not in found and len(found) < choices:
+            found.append(chosen)
+    return found
+
+
+def require_one_dimension(project: Project, dim: str, methods: Sequence[str]) -> None:
+    """A method that learns from slices would be compared with a network for volumes, where `dim` is
+    auto.
+
+    Raises:
+        InputError: some of the methods take slices by themselves, though these data call for
+            volumes.
+    """
+    of_slices = [
+        method for method in methods if dim == "auto" and load_method(method).auto_dim == "2d"
+    ]
+    if of_slices:
+        headers = readable_headers(project.pool)
+        if make_plan(headers, modality=project.modalities, channels=project.channels).dim == 3:
+            raise InputError(
+                f"{', '.join(of_slices)} learns from slices, the other rows would train on volumes",
+                remedy="Give --set dim=2d and --pretrain-set dim=2d",
+            )

@@ -1,0 +1,253 @@
+"""A whole training step over the bare networks on a ready batch, for every kind of training.
+
+The whole step is the real trainer's: batch from the cache, views, losses, gradient rule, optimiser,
+prefetching of the next batch included. The references are, all with the same optimiser step:
+
+* fine-tuning: forward and backward;
+* self-training: the same on the labelled and on the contrast batch;
+* PGL: the online network forward and backward, the target network forward, on ready views;
+* GCL: one encoder forward and one backward pass for every meta label.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from MedSSLLib.benchmark.timing import Comparison, in_turn
+from MedSSLLib.config.run import AugmentConfig, RunConfig
+from MedSSLLib.core.events import Events
+from MedSSLLib.core.files import atomic_path
+from MedSSLLib.data.patch_samplers import SegmentationSampler
+from MedSSLLib.finetuning.segmentation_task import SegmentationTask
+from MedSSLLib.images import io
+from MedSSLLib.images.geometry import Geometry, Volume
+from MedSSLLib.losses.dice_ce import segmentation_loss
+from MedSSLLib.networks.unet import SegmentationNet, build_encoder, memory_format, place
+from MedSSLLib.pretraining.pretrain import build_task
+from MedSSLLib.project.project import Project
+from MedSSLLib.selftraining.local_contrast_task import JointTask
+from MedSSLLib.training.budget import Budget
+from MedSSLLib.training.context import Preparation, choose_plan, fill_cache, prepare
+from MedSSLLib.training.stages import loop_config
+from MedSSLLib.training.trainer import Trainer
+
+GRIDS = {"2d": Geometry((180, 200, 10), (1.4, 1.4, 8.0)), "3d": Geometry((64, 64, 64))}
+"""Heart-like slices and a small volume, for each dimension."""
+Command = Literal["pretrain", "finetune", "selftrain"]
+
+
+@dataclass(frozen=True)
+class Step:
+    """A kind of training to time.
+
+    Attributes:
+        command, method: as in the configuration.
+        dim: '2d' or '3d'.
+        batch: samples a step.
+        goal: of whole step over reference.
+    """
+
+    command: Command
+    method: str
+    dim: str
+    batch: int
+    goal: float
+
+
+STEPS = {
+    "finetune-2d": Step("finetune", "supervised", "2d", 12, 1.10),
+    "finetune-3d": Step("finetune", "supervised", "3d", 2, 1.10),
+    "pgl-3d": Step("pretrain", "pgl", "3d", 4, 1.20),
+    "gcl-2d": Step("pretrain", "gcl", "2d", 24, 1.20),
+    "selftrain-2d": Step("selftrain", "local-contrast", "2d", 8, 1.25),
+    "selftrain-3d": Step("selftrain", "local-contrast", "3d", 2, 1.25),
+}
+
+
+def measure_step(
+    name: str,
+    pairs: int,
+    *,
+    device: str = "cpu",
+    batch: int | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> Comparison:
+    """Times of whole and bare steps.
+
+    Args:
+        name: one of STEPS.
+        pairs: steps of each.
+        device: as in the configuration.
+        batch: samples a step; ``None`` = that of STEPS.
+        settings: further settings of the run.
+    """
+    step = STEPS[name]
+    size = batch or step.batch
+    overrides = {
+        "dim": step.dim,
+        "device": device,
+        "name": "speed",
+        "training.batch": size,
+        **(settings or {}),
+    }
+    config = RunConfig.build(step.command, method=step.method, overrides=overrides)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        ThreadPoolExecutor(1) as loader,
+        ExitStack() as stack,
+    ):
+        ready = prepare(_project(Path(folder), GRIDS[step.dim]), config, Events(), stack)
+        trainer = _trainer(ready, step, size)
+        trainer.module.train()
+        whole, bare = _Whole(trainer, loader), _bare(trainer, step)
+        times = in_turn(whole, bare, pairs, warm=2, device=ready.device)
+        whole.finish()
+    return Comparison("step", name, *times, goal=step.goal, facts={"batch": size})
+
+
+class _Whole:
+    """A step as the trainer takes it; what is prefetched is waited for, so that its time counts
+    here alone.
+    """
+
+    def __init__(self, trainer: Trainer, loader: ThreadPoolExecutor) -> None:
+        self.trainer, self.loader, self.step = trainer, loader, 0
+        self.upcoming = trainer._load(loader, 0)
+
+    def __call__(self) -> None:
+        host, self.upcoming = self.upcoming, self.trainer._load(self.loader, self.step + 1)
+        self.trainer.state.step = self.step
+        self.trainer._step(host)
+        self.finish()
+        self.step += 1
+
+    def finish(self) -> None:
+        for future in self.upcoming:
+            future.result()
+
+
+def _project(folder: Path, grid: Geometry) -> Project:
+    """Four noisy volumes of two patients in two phases, with two blocks of foreground."""
+    rng = np.random.default_rng(0)
+    for index in range(4):
+        label = np.zeros(grid.shape, np.uint8)
+        label[tuple(slice(n // 3, n // 2) for n in grid.shape)] = 1
+        label[tuple(slice(n // 2, 2 * n // 3) for n in grid.shape)] = 2
+        image = (rng.normal(100, 9, grid.shape) + 50 * label).astype(np.float32)
+        io.write_image(folder / "images" / f"c{index}.nii.gz", Volume(image, grid))
+        io.write_image(folder / "labels" / f"c{index}.nii.gz", Volume(label, grid))
+    rows = "".join(f"c{i},p{i // 2},{'ab'[i % 2]}\n" for i in range(4))
+    with atomic_path(folder / "metadata.csv") as path:
+        path.write_text("case,patient,phase\n" + rows, encoding="utf-8")
+    return Project.create(
+        folder / "project",
+        folder / "images",
+        labels=folder / "labels",
+        metadata=folder / "metadata.csv",
+    )
+
+
+def _trainer(ready: Preparation, step: Step, batch: int) -> Trainer:
+    """The real trainer and task over a real cache."""
+    plan = choose_plan(ready, ready.project.pool)
+    pretraining = step.command == "pretrain"
+    cache, cases = fill_cache(ready, plan, ready.project.pool, labels=not pretraining)
+    if pretraining:
+        task: Any = build_task(ready, plan, cache, cases, None)[0]
+    else:
+        mm = tuple(float(x) for x in plan.spacing[3 - plan.dim :] if x)
+        names = tuple(case.name for case in cases)
+        net = SegmentationNet(build_encoder(plan.dim, 1, plan.strides, ready.config.network), 3)
+        labelled, contrast = (
+            SegmentationSampler(cache, names, plan.patch, mm, AugmentConfig(), batch, share, seed)
+            for seed, share in enumerate((0.5, 1.0))
+        )
+        task = SegmentationTask(net, labelled, plan, ready.device)
+        if step.command == "selftrain":
+            task = JointTask(task, contrast, 3, "inter", 0.1, 0.5)
+    place(task.module, ready.device, plan.dim)
+    return Trainer(
+        task,
+        loop_config(ready.config, "speed", Budget(steps=10**6)),
+        ready.fabric,
+        ready.folder,
+        ready.events,
+    )
+
+
+def _bare(trainer: Trainer, step: Step) -> Callable[[], None]:
+    """Forward, backward and optimiser step on a ready batch."""
+    task: Any = trainer.task
+    key = step.method if step.command == "pretrain" else step.command
+    work = _BARE[key](task, task.device_batch(task.host_batch(0, 0, 1)))
+
+    def bare() -> None:
+        trainer.optimiser.zero_grad(set_to_none=True)
+        with trainer.fabric.autocast():
+            work().backward()
+        trainer.optimiser.step()
+
+    return bare
+
+
+def _bare_finetune(task: SegmentationTask, batch: Any) -> Callable[[], torch.Tensor]:
+    images = batch.images[:, 0].contiguous(memory_format=memory_format(task.plan.dim))
+    return lambda: segmentation_loss(task.module.all_logits(images), batch.labels[:, 0])
+
+
+def _bare_selftrain(task: JointTask, batch: Any) -> Callable[[], torch.Tensor]:
+    labelled, (view, *_) = batch
+    layout = memory_format(task.labelled.plan.dim)
+    first, second = (
+        part.images[:, 0].contiguous(memory_format=layout) for part in (labelled, view)
+    )
+
+    def work() -> torch.Tensor:
+        loss = segmentation_loss(task.labelled.module.all_logits(first), labelled.labels[:, 0])
+        logits, projections = task.module(second)
+        return loss + segmentation_loss([logits], view.labels[:, 0]) + projections.mean()
+
+    return work
+
+
+def _bare_pgl(task: Any, batch: Any) -> Callable[[], torch.Tensor]:
+    method, images = task.module, batch.images.flatten(0, 1)
+
+    def work() -> torch.Tensor:
+        projections = method.projectors(method.features(method.encoder(images)))
+        predicted = [head(z) for head, z in zip(method.predictors, projections, strict=True)]
+        with torch.no_grad():
+            method.target_projectors(method.features(method.target_encoder(images)))
+        return torch.stack([p.square().mean() for p in predicted]).sum()
+
+    return work
+
+
+def _bare_gcl(task: Any, batch: Any) -> Callable[[], torch.Tensor]:
+    method, images = task.module, batch.images.flatten(0, 1)
+
+    def work() -> torch.Tensor:
+        deepest = method.encoder(images)[-1]
+        for _ in range(len(method.labels) - 1):
+            deepest.square().mean().backward(retain_graph=True)
+        loss: torch.Tensor = deepest.square().mean()
+        return loss
+
+    return work
+
+
+_BARE: dict[str, Callable[[Any, Any], Callable[[], torch.Tensor]]] = {
+    "finetune": _bare_finetune,
+    "selftrain": _bare_selftrain,
+    "pgl": _bare_pgl,
+    "gcl": _bare_gcl,
+}

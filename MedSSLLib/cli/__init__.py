@@ -1,0 +1,1 @@
+"""The command line: parsing, one small function a sub-command, exit codes, streams."""

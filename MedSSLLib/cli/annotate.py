@@ -1,0 +1,174 @@
+"""``suggest``: which slices to annotate next; ``complete``: from a few to a volume."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from MedSSLLib.cli.command import (
+    Command,
+    device_options,
+    output_options,
+    positive,
+    say,
+    seed,
+    training_options,
+)
+from MedSSLLib.cli.train import configuration, warn_of_unused
+from MedSSLLib.core.errors import InputError
+from MedSSLLib.core.events import Events
+
+_STRATEGIES = ("hybrid", "coverage", "uncertainty", "even", "random")
+
+
+def _suggest_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("project", type=Path, metavar="PROJECT")
+    parser.add_argument(
+        "--budget", type=positive(int), required=True, metavar="N", help="number of slices"
+    )
+    parser.add_argument(
+        "--run", metavar="RUN", help="a finished run: pre-trained (coverage), or trained (all)"
+    )
+    parser.add_argument(
+        "--also",
+        action="append",
+        default=[],
+        metavar="RUN",
+        help="a further trained run, repeatable: where the models disagree counts as unsure",
+    )
+    parser.add_argument(
+        "--strategy",
+        choices=_STRATEGIES,
+        default="hybrid",
+        help="represent all slices (coverage), where the model is unsure (uncertainty), both "
+        "(hybrid, default), "
+        "evenly spaced, or random",
+    )
+    parser.add_argument(
+        "--per-case",
+        type=positive(int),
+        default=3,
+        metavar="K",
+        help="most new slices of one case (default: 3)",
+    )
+    parser.add_argument(
+        "--seed", type=seed, default=0, metavar="N", help="seed of everything random (default: 0)"
+    )
+    parser.add_argument(
+        "--flips",
+        action="store_true",
+        help="average predictions over mirrored images: 4 to 8 times slower",
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help="JSON file (default: PROJECT/suggestions.json)"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    device_options(parser.add_argument_group("device"))
+    output_options(parser)
+
+
+def suggest(args: argparse.Namespace, events: Events) -> None:
+    from MedSSLLib.project.project import Project
+
+    project = Project.open(args.project)
+    from MedSSLLib.active_learning.suggest import FILE_NAME, SuggestOptions, run_suggest
+    from MedSSLLib.cli import tables
+    from MedSSLLib.core.files import load_json
+
+    options = SuggestOptions(
+        args.budget,
+        args.strategy,
+        args.per_case,
+        args.seed,
+        args.flips,
+        args.device or "auto",
+        args.precision or "auto",
+        tuple(args.also),
+    )
+    found = run_suggest(project, args.run, options, events, args.out)
+    path = args.out or project.folder / FILE_NAME
+    if args.json:
+        print(json.dumps(load_json(path), indent=1, ensure_ascii=False))
+        return
+    if not args.quiet:
+        rows = [
+            (str(item.rank), item.case, f"{'ijk'[item.axis]} {item.index}", item.reason)
+            for item in found
+        ]
+        tables.print_table(("", "case", "slice", "why"), rows)
+    say(args, f"{len(found)} slices suggested, written to {path}")
+
+
+def _complete_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("project", type=Path, metavar="PROJECT")
+    parser.add_argument("--case", metavar="C", help="the case to complete")
+    parser.add_argument(
+        "--init", metavar="RUN|FILE|none", help="pre-trained weights to start from (default: none)"
+    )
+    parser.add_argument(
+        "--annotated-slices",
+        type=positive(int),
+        metavar="N",
+        help="use only N slices of a full label, evenly spaced, to try it out",
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="folder for CASE.nii.gz (default: the run folder)"
+    )
+    training_options(parser)
+
+
+def complete(args: argparse.Namespace, events: Events) -> None:
+    from MedSSLLib.project.project import Project
+
+    project = Project.open(args.project)
+    if not (args.case or args.resume):
+        raise InputError(
+            "complete needs a case", remedy="Give --case NAME; 'medssl status' lists the cases"
+        )
+    extra = {"options.case": project.case(args.case).name} if args.case else {}
+    if args.out:
+        extra["options.out"] = str(args.out.absolute())
+    config = configuration(args, "supervised", extra)
+    warn_of_unused(args, config, extra, project, events)
+    from MedSSLLib.finetuning.complete import run_complete
+
+    say(args, f"Completed: {run_complete(project, config, events)}")
+
+
+COMMANDS = (
+    Command(
+        "suggest",
+        "Say which slices to annotate next.",
+        _suggest_arguments,
+        suggest,
+        "PROJECT --budget N [--run RUN] [options]",
+        (
+            "medssl suggest heart --budget 6",
+            "medssl suggest heart --budget 6 --run learned",
+            "medssl suggest heart --budget 12 --run first --strategy uncertainty --json",
+            "medssl suggest heart --budget 12 --run from-pgl --also from-gcl",
+        ),
+        "Ranks slices of all cases but the test cases, with a reason each; labels are not read. "
+        "Slices count from 0 "
+        "on the axes i, j, k of the image, as in medssl.json. Annotated slices count as chosen. "
+        "Without a run, "
+        "hybrid is even; with a pre-training run it is coverage.",
+    ),
+    Command(
+        "complete",
+        "Fill in a volume between its annotated slices.",
+        _complete_arguments,
+        complete,
+        "PROJECT --case C [options]",
+        (
+            "medssl complete heart --case case03 --init gcl-1",
+            "medssl complete heart --case case03 --minutes 2 --out completed/",
+            "medssl complete heart --case case17 --annotated-slices 3",
+        ),
+        "Trains on the annotated slices of that case, and combines the network with the shapes "
+        "interpolated between "
+        "them. Annotated slices stay exactly as drawn. Every other slice is a suggestion to be "
+        "checked.",
+    ),
+)

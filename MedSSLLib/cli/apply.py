@@ -1,0 +1,368 @@
+"""``predict``, ``evaluate``, ``export``, ``import``, ``report``: commands that use a trained model
+or its results.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sized
+from pathlib import Path
+from typing import Any
+
+from MedSSLLib.cli.command import (
+    SEL,
+    Command,
+    device_options,
+    output_options,
+    parse_settings,
+    positive,
+    say,
+)
+from MedSSLLib.core.events import Events
+
+
+def _predict_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("project", type=Path, metavar="PROJECT")
+    parser.add_argument(
+        "--run", required=True, metavar="RUN", help="a finished finetune or selftrain run"
+    )
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--cases", metavar="SEL", help="cases of the project (default: all)")
+    which.add_argument(
+        "--images",
+        type=Path,
+        nargs="+",
+        metavar="PATH",
+        help="image files, DICOM folders or folders",
+    )
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="folder for CASE.nii.gz"
+    )
+    parser.add_argument(
+        "--probabilities", action="store_true", help="also write the probability of each class"
+    )
+    parser.add_argument(
+        "--uncertainty", action="store_true", help="also write where the model is unsure, 0 to 1"
+    )
+    parser.add_argument(
+        "--flips",
+        action="store_true",
+        help="average over mirrored images, 4 to 8 times slower; for models trained with flips "
+        "(augment.flip)",
+    )
+    parser.add_argument(
+        "--quality",
+        action="store_true",
+        help="also estimate the Dice of every case, into quality.json (six times slower)",
+    )
+    parser.add_argument(
+        "--components",
+        choices=("auto", "largest", "all"),
+        default="auto",
+        help="pieces to keep: of classes that are one piece in the training labels the largest, "
+        "or where slices alone "
+        "were annotated those that the model is sure of (auto, default); the largest of every "
+        "class; or all",
+    )
+    group = parser.add_argument_group("device")
+    device_options(group)
+    output_options(parser)
+
+
+def predict(args: argparse.Namespace, events: Events) -> int:
+    from MedSSLLib.project.project import Project
+
+    project = Project.open(args.project)
+    from MedSSLLib.inference.model import PredictOptions
+    from MedSSLLib.inference.predict import run_predict
+
+    options = PredictOptions(
+        probabilities=args.probabilities,
+        uncertainty=args.uncertainty,
+        flips=args.flips,
+        quality=args.quality,
+        components=args.components,
+        device=args.device or "auto",
+        precision=args.precision or "auto",
+    )
+    result = run_predict(
+        project,
+        args.run,
+        args.out,
+        events,
+        cases=args.cases,
+        images=args.images or (),
+        options=options,
+    )
+    say(
+        args,
+        f"{len(result.written)} segmentations written to {args.out}{_left_out(result.refused)}",
+    )
+    return 1 if result.refused else 0
+
+
+def _left_out(cases: Sized) -> str:
+    return f"; {len(cases)} left out, see the warnings" if cases else ""
+
+
+def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--predictions",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="folder of CASE.nii.gz or .nrrd",
+    )
+    parser.add_argument(
+        "--references", type=Path, required=True, metavar="DIR", help="labels with the same names"
+    )
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="FILE", help="JSON file to write"
+    )
+    parser.add_argument(
+        "--tolerance",
+        type=positive(float),
+        default=1.0,
+        metavar="MM",
+        help="tolerance of surface Dice (default: 1 mm)",
+    )
+    parser.add_argument(
+        "--project",
+        type=Path,
+        help="name the classes as in this project, and count only slices annotated there",
+    )
+    output_options(parser, events=False)
+
+
+def evaluate(args: argparse.Namespace, events: Events) -> int:
+    from MedSSLLib.cli import tables
+    from MedSSLLib.evaluation.evaluate import evaluate_folder
+
+    known = _known(args.project) if args.project else {}
+    result = evaluate_folder(args.predictions, args.references, args.out, args.tolerance, **known)
+    for case, problem in result["errors"].items():
+        events.emit("warning", message=f"not scored: {problem}", case=case)
+    if result["unknown"]:
+        values = ", ".join(
+            map(str, sorted({value for found in result["unknown"].values() for value in found}))
+        )
+        names = ", ".join(list(result["unknown"])[:5]) + (
+            " ..." if len(result["unknown"]) > 5 else ""
+        )
+        events.emit(
+            "warning",
+            message=f"values that are no class of the project are not scored: {values} ({names})",
+        )
+    unpaired = {
+        "missing": "references without a prediction",
+        "extra": "predictions without a reference",
+    }
+    for key, what in unpaired.items():
+        if result[key]:
+            names = ", ".join(result[key][:5]) + (" ..." if len(result[key]) > 5 else "")
+            events.emit("warning", message=f"{len(result[key])} {what}: {names}")
+    if not args.quiet:
+        tables.print_metrics(result)
+        tables.print_quality(result.get("quality"))
+        tables.print_calibration(result.get("calibration"))
+    say(
+        args,
+        f"{len(result['cases'])} cases scored, written to {args.out}{_left_out(result['errors'])}",
+    )
+    return 1 if result["errors"] else 0
+
+
+def _report_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("project", type=Path, metavar="PROJECT")
+    parser.add_argument("--run", required=True, metavar="RUN")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE.html")
+    parser.add_argument(
+        "--predictions",
+        type=Path,
+        metavar="DIR",
+        help="segmentations by this run, to score and show",
+    )
+    parser.add_argument(
+        "--references",
+        type=Path,
+        metavar="DIR",
+        help="labels that no training has read: scores the "
+        "pseudo-labels of every round of self-training",
+    )
+    parser.add_argument(
+        "--tolerance",
+        type=positive(float),
+        default=1.0,
+        metavar="MM",
+        help="tolerance of surface Dice (default: 1 mm)",
+    )
+    output_options(parser, events=False)
+
+
+def report(args: argparse.Namespace, events: Events) -> None:
+    from MedSSLLib.project.project import Project
+
+    project = Project.open(args.project)
+    from MedSSLLib.reporting.run_report import write_run_report
+
+    written = write_run_report(
+        project,
+        args.run,
+        args.out,
+        predictions=args.predictions,
+        tolerance_mm=args.tolerance,
+        references=args.references,
+    )
+    say(args, f"Report: {written}")
+
+
+def _known(folder: Path) -> dict[str, Any]:
+    from MedSSLLib.project.project import Project
+
+    project = Project.open(folder)
+    return {
+        "classes": project.scored,
+        "annotated": {case.name: case.annotated for case in project.cases if case.annotated},
+    }
+
+
+def _export_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("project", type=Path, metavar="PROJECT")
+    parser.add_argument(
+        "--run", required=True, metavar="RUN", help="a finished finetune or selftrain run"
+    )
+    parser.add_argument(
+        "--to", required=True, choices=("bundle", "torchscript", "onnx"), help="format"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="PATH",
+        help="a new folder for bundle, else a file",
+    )
+    output_options(parser)
+
+
+def export(args: argparse.Namespace, events: Events) -> None:
+    from MedSSLLib.interop.export import run_export
+    from MedSSLLib.project.project import Project
+
+    say(
+        args,
+        f"Written to {run_export(Project.open(args.project), args.run, args.to, args.out, events)}",
+    )
+
+
+def _import_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("project", type=Path, metavar="PROJECT")
+    parser.add_argument(
+        "--from",
+        dest="file",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="weights: .safetensors, or a file of torch.save",
+    )
+    parser.add_argument("--name", required=True, metavar="RUN", help="name of the run to make")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        dest="settings",
+        help="change a setting, for instance network.widths=[32,64,128]",
+    )
+    output_options(parser)
+
+
+def import_weights(args: argparse.Namespace, events: Events) -> None:
+    from MedSSLLib.interop.import_weights import run_import
+    from MedSSLLib.project.project import Project
+
+    settings = parse_settings(args.settings)
+    folder, report = run_import(Project.open(args.project), args.file, args.name, events, settings)
+    say(args, report.text())
+    say(args, f"Run folder: {folder}")
+
+
+COMMANDS = (
+    Command(
+        "predict",
+        "Segment scans with a trained model.",
+        _predict_arguments,
+        predict,
+        "PROJECT --run RUN --out DIR [options]",
+        (
+            "medssl predict heart --run finetune-1 --out segmentations/",
+            "medssl predict heart --run finetune-1 --images new/case42.nii.gz --out new/seg "
+            "--uncertainty",
+        ),
+        "Results lie on the grid of the source image. A case that cannot be segmented is named "
+        "and the others go on; "
+        f"the exit code is then 1. {SEL}",
+    ),
+    Command(
+        "evaluate",
+        "Compare segmentations with reference labels.",
+        _evaluate_arguments,
+        evaluate,
+        "--predictions DIR --references DIR --out FILE [options]",
+        (
+            "medssl evaluate --predictions segmentations/ --references masks/ --out metrics.json",
+            "medssl evaluate --predictions a/ --references b/ --out m.json --tolerance 2",
+        ),
+        "Dice, 95 % Hausdorff distance, mean surface distance and surface Dice in mm, volumes in "
+        "ml, per "
+        "case and class, with summaries; with --project also the calibration of probabilities "
+        "that were written. "
+        "A class absent from prediction and reference is not counted. "
+        "A case that cannot be scored is named and the others go on; the exit code is then 1.",
+    ),
+    Command(
+        "export",
+        "Write a trained model for other programs.",
+        _export_arguments,
+        export,
+        "PROJECT --run RUN --to bundle|torchscript|onnx --out PATH",
+        (
+            "medssl export heart --run finetune-1 --to bundle --out heart-bundle",
+            "medssl export heart --run finetune-1 --to onnx --out heart.onnx",
+        ),
+        "A MONAI bundle runs with MONAI alone, preprocessing included. TorchScript (deprecated "
+        "by PyTorch) and ONNX "
+        "hold the network: preprocessed images, padded to whole strides, to probabilities; how "
+        "to preprocess is in "
+        "their metadata.",
+    ),
+    Command(
+        "import",
+        "Take over an encoder from another program's weights.",
+        _import_arguments,
+        import_weights,
+        "PROJECT --from FILE --name RUN",
+        (
+            "medssl import heart --from dynunet.safetensors --name dynunet",
+            "medssl import heart --from checkpoint_final.pth --name nnssl --set "
+            "network.widths=[32,64,128]",
+        ),
+        "Makes a run that 'medssl finetune --init RUN' starts from, and says of every tensor "
+        "whether it was taken. "
+        "MONAI's DynUNet with residual blocks fits by name; of others the convolutions are taken "
+        "by shape, in order.",
+    ),
+    Command(
+        "report",
+        "Write a run's report as one HTML file.",
+        _report_arguments,
+        report,
+        "PROJECT --run RUN --out FILE.html [options]",
+        (
+            "medssl report heart --run finetune-1 --out report.html",
+            "medssl report heart --run finetune-1 --predictions segmentations/ --out report.html",
+        ),
+        "Curves, settings and environment; with --predictions also scores and overlays of the "
+        "best, the median "
+        "and the worst case. The file is self-contained.",
+    ),
+)

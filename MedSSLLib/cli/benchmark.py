@@ -1,0 +1,229 @@
+"""``benchmark``: which way of training suits one's own data, and what MedSSL costs over the bare
+work.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from MedSSLLib.cli.command import Command, output_options, parse_settings, positive, say, seed
+from MedSSLLib.cli.tables import print_table
+from MedSSLLib.core.errors import InputError
+from MedSSLLib.core.events import Events
+
+if TYPE_CHECKING:
+    from MedSSLLib.project.project import Project
+
+
+def _arguments(parser: argparse.ArgumentParser) -> None:
+    kinds = parser.add_subparsers(
+        dest="kind",
+        metavar="labels|tables|speed",
+        required=True,
+        help="run it, tables only, or times",
+        prog="medssl benchmark",
+    )
+    labels = kinds.add_parser("labels", help="run the protocol", allow_abbrev=False)
+    labels.add_argument(
+        "--data",
+        type=Path,
+        required=True,
+        metavar="DIR|PROJECT",
+        help="a project, a folder with "
+        "images/, labels/ and perhaps splits.json, or a Decathlon folder",
+    )
+    labels.add_argument(
+        "--counts", default="1,2,8", metavar="N,N,all", help="labelled volumes (default: 1,2,8)"
+    )
+    labels.add_argument(
+        "--choices", type=positive(int), default=3, metavar="N", help="choices of each (default: 3)"
+    )
+    labels.add_argument(
+        "--methods",
+        default="random,pgl",
+        metavar="A,B",
+        help="random, a pre-training method, each "
+        "but random with -frozen; then -3-slices (or another number); then +mean-teacher, +mixup, "
+        "+selftrain or +longer (default: random,pgl)",
+    )
+    length = labels.add_mutually_exclusive_group()
+    length.add_argument("--steps", type=positive(int), metavar="N", help="steps of every run")
+    length.add_argument(
+        "--minutes-per-run", type=positive(float), metavar="M", help="or minutes of every run"
+    )
+    before = labels.add_mutually_exclusive_group()
+    before.add_argument(
+        "--pretrain-steps", type=positive(int), metavar="N", help="steps of every pre-training"
+    )
+    before.add_argument(
+        "--pretrain-minutes", type=positive(float), metavar="M", help="or minutes of it"
+    )
+    labels.add_argument("--preset", choices=("quick", "standard", "paper"), default="standard")
+    labels.add_argument(
+        "--device", default="auto", metavar="NAME", help="auto (default), cpu, cuda or cuda:N"
+    )
+    labels.add_argument(
+        "--seed", type=seed, default=0, metavar="N", help="seed of everything random (default: 0)"
+    )
+    labels.add_argument(
+        "--tolerance", type=positive(float), default=1.0, metavar="MM", help="of surface Dice"
+    )
+    for option, what in (
+        ("set", "fine-tuning"),
+        ("pretrain-set", "pre-training"),
+        ("selftrain-set", "self-training"),
+    ):
+        labels.add_argument(
+            f"--{option}",
+            action="append",
+            default=[],
+            metavar="KEY=VALUE",
+            help=f"setting of every {what}",
+            dest=option.replace("-", "_"),
+        )
+    tables = kinds.add_parser(
+        "tables", help="tables and figures of result files", allow_abbrev=False
+    )
+    tables.add_argument(
+        "--results", type=Path, nargs="+", required=True, metavar="FILE", help="results.json files"
+    )
+    speed = _speed_arguments(kinds)
+    for sub in (labels, tables, speed):
+        sub.add_argument(
+            "--out", type=Path, required=sub is not speed, metavar="DIR", help="folder of results"
+        )
+        output_options(sub)
+
+
+def _speed_arguments(
+    kinds: argparse._SubParsersAction[argparse.ArgumentParser],
+) -> argparse.ArgumentParser:
+    speed = kinds.add_parser(
+        "speed", help="steps, predictions and views against the bare work", allow_abbrev=False
+    )
+    speed.add_argument(
+        "--parts",
+        default="step,predict,views",
+        metavar="A,B",
+        help="step, predict, views (default: all)",
+    )
+    speed.add_argument(
+        "--pairs",
+        type=positive(int),
+        metavar="N",
+        help="timed pairs of each (default: 9, quick: 3)",
+    )
+    speed.add_argument(
+        "--threads", type=positive(int), metavar="N", help="threads of PyTorch (default: its own)"
+    )
+    speed.add_argument(
+        "--device", default="auto", metavar="NAME", help="auto (default), cpu, cuda or cuda:N"
+    )
+    speed.add_argument(
+        "--quick",
+        action="store_true",
+        help="small sizes: shows that it works, says nothing of goals",
+    )
+    return speed
+
+
+def benchmark(args: argparse.Namespace, events: Events) -> None:
+    if args.kind == "speed":
+        return _run_speed(args, events)
+    files = args.results if args.kind == "tables" else [args.out / "results.json"]
+    project = _run_labels(args, events) if args.kind == "labels" else None
+    from MedSSLLib.benchmark.report import write_tables
+    from MedSSLLib.benchmark.tables import load_studies, recommendations
+
+    studies = load_studies(files)
+    events.images(write_tables(studies, args.out, project))
+    for study in studies:
+        for text in recommendations(study):
+            say(args, f"{study.data}: {text}")
+    say(args, f"Report: {args.out / 'report.html'}")
+
+
+def _run_speed(args: argparse.Namespace, events: Events) -> None:
+    from MedSSLLib.benchmark.speed import SpeedOptions, run_speed
+    from MedSSLLib.benchmark.speed_report import HEAD, notes, table_rows, write_report
+
+    parts = tuple(text.strip() for text in args.parts.split(",") if text.strip())
+    options = SpeedOptions(parts, args.pairs, args.threads, args.device, args.quick)
+    content = run_speed(options, events, args.out / "speed.json" if args.out else None)
+    if not args.quiet:
+        print_table(HEAD, table_rows(content))
+    for text in notes(content):
+        say(args, text)
+    if args.out:
+        files = write_report(content, args.out)
+        events.images(files)
+        for path in files:
+            say(args, f"Written: {path}")
+
+
+def _run_labels(args: argparse.Namespace, events: Events) -> Project:
+    counts = tuple(text.strip() for text in args.counts.split(",") if text.strip())
+    if not counts or not all(
+        text == "all" or (text.isdigit() and int(text) > 0) for text in counts
+    ):
+        raise InputError(
+            f"--counts {args.counts!r} is not a list of numbers", remedy="Example: --counts 1,2,8"
+        )
+    from MedSSLLib.benchmark.data import open_data
+    from MedSSLLib.benchmark.protocol import Protocol, run_labels
+
+    protocol = Protocol(
+        tuple(text.strip() for text in args.methods.split(",")),
+        steps=args.steps,
+        minutes=args.minutes_per_run,
+        pretrain_steps=args.pretrain_steps,
+        pretrain_minutes=args.pretrain_minutes,
+        preset=args.preset,
+        seed=args.seed,
+        device=args.device,
+        settings=parse_settings(args.set),
+        pretrain_settings=parse_settings(args.pretrain_set),
+        selftrain_settings=parse_settings(args.selftrain_set),
+        tolerance=args.tolerance,
+    )
+    name = args.data.resolve().name
+    project, choices = open_data(
+        args.data, args.out / "project" / name, counts, args.choices, args.seed
+    )
+    run_labels(project, choices, protocol, args.out / "results.json", events)
+    return project
+
+
+COMMANDS = (
+    Command(
+        "benchmark",
+        "Compare ways of training on your own labelled data; measure speed.",
+        _arguments,
+        benchmark,
+        "labels --data DIR|PROJECT --out DIR [options] | tables --results FILE... --out DIR | "
+        "speed [--out DIR]",
+        (
+            "medssl benchmark labels --data heart --counts 1,2,8 --choices 3 --methods "
+            "random,pgl,pgl+selftrain "
+            "--minutes-per-run 10 --pretrain-minutes 30 --out heart-benchmark",
+            "medssl benchmark tables --results a/results.json b/results.json --out both",
+            "medssl benchmark speed --out speed",
+        ),
+        "Trains every method on the same labelled volumes, scores test cases, and says which one "
+        "to take, with its "
+        "evidence, from 3 choices of labelled volumes up. Every run has the same length: "
+        "+selftrain goes on from the "
+        "row before it for as long again, pre-training comes before; -3-slices trains on three "
+        "slices of every "
+        "labelled volume. A count that splits.json lacks takes the first volumes of the next "
+        "larger one. Takes hours; "
+        "run it again to go on where it was stopped, or to add methods and counts; other "
+        "settings need another --out. "
+        "No data are changed. "
+        "speed measures this computer, without data: what training, prediction and augmentation "
+        "cost over the bare "
+        "network and against MONAI, in some ten minutes.",
+    ),
+)

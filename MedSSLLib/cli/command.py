@@ -1,0 +1,161 @@
+"""What a sub-command is, and the options that several of them share."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from MedSSLLib.core.errors import InputError, printable
+from MedSSLLib.core.events import Events
+
+Run = Callable[[argparse.Namespace, Events], int | None]
+SEL = "SEL is a comma-separated list of case names, @FILE with one name a line, or '' for none."
+
+
+@dataclass(frozen=True)
+class Command:
+    """One sub-command.
+
+    Attributes:
+        name: as typed.
+        help: one line for the list of commands, also the head of its own help.
+        arguments: adds its options to a parser.
+        run: does the work; returns an exit code, or None for 0. Errors are raised, never printed.
+        usage: what follows the name, in short.
+        examples: complete command lines.
+        detail: more text for its own help.
+    """
+
+    name: str
+    help: str
+    arguments: Callable[[argparse.ArgumentParser], None]
+    run: Run
+    usage: str
+    examples: tuple[str, ...]
+    detail: str = ""
+
+
+def output_options(parser: argparse.ArgumentParser, *, events: bool = True) -> None:
+    """``--events --quiet --debug``."""
+    group = parser.add_argument_group("output")
+    if events:
+        group.add_argument(
+            "--events",
+            metavar="-|FILE",
+            help="write progress as JSON lines to stdout (-) or a file",
+        )
+    group.add_argument("-q", "--quiet", action="store_true", help="print warnings and errors only")
+    group.add_argument("--debug", action="store_true", help="show the traceback of an error")
+
+
+def device_options(group: argparse._ArgumentGroup) -> None:
+    """``--device --precision``."""
+    group.add_argument("--device", metavar="NAME", help="auto (default), cpu, cuda or cuda:N")
+    group.add_argument(
+        "--precision",
+        choices=("auto", "32", "bf16", "16"),
+        help="number format (default: auto: half precision on cards and, to train, CPUs that "
+        "have it)",
+    )
+
+
+def training_options(parser: argparse.ArgumentParser) -> None:
+    """The *common* options of pretrain, finetune and selftrain."""
+    group = parser.add_argument_group("training")
+    group.add_argument(
+        "--name", metavar="RUN", help="name of the run folder (default: made from the method)"
+    )
+    group.add_argument(
+        "--preset",
+        choices=("quick", "standard", "paper"),
+        default="standard",
+        help="minutes on a laptop, an hour or so, or the published scale, for gcl with SGD, for "
+        "pgl with LARS "
+        "(default: standard)",
+    )
+    group.add_argument(
+        "--dim", choices=("auto", "2d", "3d"), help="slices or volumes (default: auto)"
+    )
+    length = group.add_mutually_exclusive_group()
+    length.add_argument("--steps", type=positive(int), metavar="N", help="optimiser steps")
+    length.add_argument(
+        "--minutes",
+        type=positive(float),
+        metavar="M",
+        help="training time; the schedule is fitted to it",
+    )
+    group.add_argument(
+        "--batch", type=positive(int), metavar="N", help="samples a step, over all devices"
+    )
+    group.add_argument(
+        "--seed", type=seed, metavar="N", help="seed of everything random (default: 0)"
+    )
+    device_options(group)
+    group.add_argument(
+        "--devices", type=positive(int), metavar="N", help="number of devices (default: 1)"
+    )
+    group.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        dest="settings",
+        help="change any setting; may be repeated ('medssl settings' lists them)",
+    )
+    group.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with an unfinished run (--name RUN, or the latest)",
+    )
+    group.add_argument(
+        "--tensorboard", action="store_true", help="also write scalars for TensorBoard"
+    )
+    output_options(parser)
+
+
+def positive(kind: type[int] | type[float]) -> Callable[[str], float]:
+    """An argparse type: a number greater than 0."""
+
+    def convert(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = kind(0)
+        if not 0 < value < float("inf"):
+            whole = "whole " if kind is int else ""
+            raise argparse.ArgumentTypeError(f"{text!r} is not a {whole}number greater than 0")
+        return value
+
+    return convert
+
+
+def seed(text: str) -> int:
+    """An argparse type: a whole number from 0, as every generator of random numbers takes it."""
+    value = int(text) if text.isdecimal() else -1
+    if not 0 <= value < 2**63:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 (and below 2**63)")
+    return value
+
+
+def parse_settings(items: list[str]) -> dict[str, str]:
+    """``["a.b=1"]`` -> ``{"a.b": "1"}``. Raises InputError for an item without ``=`` or a key given
+    twice.
+    """
+    settings: dict[str, str] = {}
+    for item in items:
+        key, equals, value = item.partition("=")
+        if not equals or not key.strip():
+            raise InputError(
+                f"--set {item!r} is not KEY=VALUE", remedy="Example: --set optimiser.lr=1e-3"
+            )
+        if key.strip() in settings:
+            raise InputError(f"--set gives {key.strip()!r} twice", remedy="Keep one of them")
+        settings[key.strip()] = value.strip()
+    return settings
+
+
+def say(args: argparse.Namespace, text: str) -> None:
+    """A result line for people, on stdout, unless ``--quiet``. Control characters are escaped."""
+    if not args.quiet:
+        print("\n".join(printable(line) for line in text.split("\n")), flush=True)

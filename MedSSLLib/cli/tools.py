@@ -1,0 +1,146 @@
+"""``demo``, ``settings``, ``doctor``: finding one's way, and checking this computer."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from MedSSLLib.cli.command import Command, output_options, say, seed
+from MedSSLLib.cli.train import TYPED
+from MedSSLLib.core.events import Events
+from MedSSLLib.methods import METHODS
+
+
+def _settings_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "for_command",
+        choices=("pretrain", "finetune", "selftrain", "complete"),
+        metavar="COMMAND",
+        help="pretrain, finetune, selftrain or complete",
+    )
+    parser.add_argument("--preset", choices=("quick", "standard", "paper"), default="standard")
+    parser.add_argument(
+        "--method", choices=tuple(METHODS), default="pgl", help="whose own settings pretrain shows"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    output_options(parser, events=False)
+
+
+def settings(args: argparse.Namespace, events: Events) -> None:
+    from MedSSLLib.cli import tables
+    from MedSSLLib.config.run import RunConfig
+    from MedSSLLib.methods.options import own_options
+
+    fixed = {"selftrain": "local-contrast", "finetune": "supervised", "complete": "supervised"}
+    method = fixed.get(args.for_command, args.method)
+    config = RunConfig.build(args.for_command, preset=args.preset, method=method)
+    rows = [row for row in tables.setting_rows(config) if row[0] not in ("options", *TYPED)]
+    rows += tables.setting_rows(own_options(args.for_command, method, config.options), "options.")
+    if args.json:
+        print(
+            json.dumps(
+                [dict(zip(("key", "value", "help"), row, strict=True)) for row in rows], indent=1
+            )
+        )
+    else:
+        if args.for_command == "pretrain":
+            others = ", ".join(name for name in METHODS if name != method)
+            print(f"options.* are those of --method {method}; see also --method {others}.")
+        tables.print_table(("--set KEY", "value", "what it is"), rows)
+
+
+def _doctor_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    output_options(parser, events=False)
+
+
+def doctor(args: argparse.Namespace, events: Events) -> int:
+    from MedSSLLib.cli.doctor import as_text, examine
+
+    facts = examine(Path.cwd())
+    if args.json:
+        print(json.dumps(facts, indent=1))
+    elif not (args.quiet and facts["ok"]):
+        print(as_text(facts))
+    return 0 if facts["ok"] else 1
+
+
+def _demo_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--data",
+        default="simulated",
+        metavar="WHICH",
+        help="simulated (default, needs no network), hippocampus (downloaded) or a folder with "
+        "images and labels",
+    )
+    parser.add_argument(
+        "--budget",
+        choices=("quick", "standard"),
+        default="quick",
+        help="a few minutes (default) or about half an hour",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="new folder (default: medssl-demo, medssl-demo-2 ...)",
+    )
+    parser.add_argument(
+        "--seed", type=seed, default=0, metavar="N", help="seed of everything random (default: 0)"
+    )
+    parser.add_argument(
+        "--device", default="auto", metavar="NAME", help="auto (default), cpu, cuda or cuda:N"
+    )
+    output_options(parser)
+
+
+def demo(args: argparse.Namespace, events: Events) -> None:
+    from MedSSLLib.cli import tables
+    from MedSSLLib.demo.demo import run_demo
+
+    out = args.out or _free_folder()
+    result = run_demo(args.data, args.budget, out, events, device=args.device, seed=args.seed)
+    if not args.quiet:
+        tables.print_table(*result.table())
+    say(args, f"Report: {result.report}")
+
+
+def _free_folder() -> Path:
+    number = 1
+    while (folder := Path("medssl-demo" if number == 1 else f"medssl-demo-{number}")).exists():
+        number += 1
+    return folder
+
+
+COMMANDS = (
+    Command(
+        "demo",
+        "See it work: a simulated cohort, a few annotated slices, a report.",
+        _demo_arguments,
+        demo,
+        "[--data simulated|hippocampus|DIR] [--budget quick|standard] [--out DIR]",
+        ("medssl demo", "medssl demo --data scans/ --budget standard --out heart-demo"),
+        "Annotates 3 slices in each of 2 subjects, trains with and without pre-training for the "
+        "same time, segments "
+        "the other subjects, and writes tables, figures and an HTML report.",
+    ),
+    Command(
+        "settings",
+        "List every setting that --set can change.",
+        _settings_arguments,
+        settings,
+        "COMMAND [options]",
+        ("medssl settings finetune", "medssl settings pretrain --method gcl --preset quick"),
+    ),
+    Command(
+        "doctor",
+        "Check packages, devices, memory and disk.",
+        _doctor_arguments,
+        doctor,
+        "[--json]",
+        ("medssl doctor", "medssl doctor --json"),
+        "Says what is missing and the command that fixes it. Exit code 1 when training cannot "
+        "work.",
+    ),
+)

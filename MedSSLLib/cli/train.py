@@ -1,0 +1,318 @@
+"""``pretrain``, ``finetune``, ``selftrain``: the commands that train."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from MedSSLLib.cli.command import SEL, Command, parse_settings, positive, say, training_options
+from MedSSLLib.core.errors import InputError
+from MedSSLLib.core.events import Events
+from MedSSLLib.methods import METHODS
+
+if TYPE_CHECKING:
+    from MedSSLLib.config.run import RunConfig
+    from MedSSLLib.project.project import Project
+
+
+_KEYS = {
+    "name": "name",
+    "dim": "dim",
+    "device": "device",
+    "devices": "devices",
+    "precision": "precision",
+    "seed": "seed",
+    "steps": "training.steps",
+    "minutes": "training.minutes",
+    "batch": "training.batch",
+    "init": "init",
+    "annotated_slices": "annotated_slices",
+    "semi": "semi",
+    "mixup": "mixup",
+    "start": "options.start",
+    "rounds": "options.rounds",
+    "matching": "options.matching",
+    "filter": "options.filter",
+    "clean": "options.clean",
+    "weight": "options.weight",
+}
+
+TYPED = {
+    "command": "Type another command",
+    "method": "Use pretrain --method",
+    "preset": "Use --preset",
+    "resume": "Use --resume",
+}
+"""Settings that ``--set`` does not change, and what does."""
+
+
+def _pretrain_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("project", type=Path, metavar="PROJECT")
+    parser.add_argument(
+        "--method",
+        choices=tuple(METHODS),
+        required=True,
+        help="what to learn from unlabelled scans",
+    )
+    parser.add_argument(
+        "--meta", metavar="A,B", help="what makes slices alike (gcl): position, patient, phase ..."
+    )
+    training_options(parser)
+
+
+def pretrain(args: argparse.Namespace, events: Events) -> None:
+    from MedSSLLib.project.project import Project
+
+    project = Project.open(args.project)
+    extra: dict[str, Any] = {}
+    if args.meta is not None:
+        if args.method != "gcl":
+            raise InputError(
+                f"--meta is for --method gcl; {args.method} learns without meta labels",
+                remedy="Leave --meta out",
+            )
+        extra["options.meta"] = [name.strip() for name in args.meta.split(",") if name.strip()]
+    config = configuration(args, args.method, extra)
+    warn_of_unused(args, config, extra, project, events)
+    from MedSSLLib.pretraining.pretrain import run_pretrain
+
+    say(args, f"Run folder: {run_pretrain(project, config, events)}")
+
+
+def _finetune_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("project", type=Path, metavar="PROJECT")
+    parser.add_argument(
+        "--init", metavar="RUN|FILE|none", help="pre-trained weights to start from (default: none)"
+    )
+    _label_arguments(parser)
+    parser.add_argument("--freeze-encoder", action="store_true", help="train the decoder only")
+    training_options(parser)
+
+
+def _label_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--labelled", metavar="SEL", help="the only cases whose labels may be read")
+    parser.add_argument(
+        "--annotated-slices",
+        type=positive(int),
+        metavar="N",
+        help="use only N slices of each label, evenly spaced",
+    )
+    parser.add_argument(
+        "--semi",
+        choices=("none", "mean-teacher"),
+        help="also learn from unlabelled scans (default: none)",
+    )
+    parser.add_argument(
+        "--mixup", type=float, metavar="A", help="mix pairs of samples, weights Beta(A, A); 0 = off"
+    )
+
+
+def finetune(args: argparse.Namespace, events: Events) -> None:
+    from MedSSLLib.project.project import Project
+
+    project = Project.open(args.project)
+    extra: dict[str, Any] = {"freeze_encoder": True} if args.freeze_encoder else {}
+    extra |= _labelled(args, project)
+    config = configuration(args, "supervised", extra)
+    warn_of_unused(args, config, extra, project, events)
+    from MedSSLLib.finetuning.finetune import run_finetune
+
+    say(args, f"Run folder: {run_finetune(project, config, events)}")
+
+
+def _selftrain_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("project", type=Path, metavar="PROJECT")
+    start = parser.add_mutually_exclusive_group()
+    start.add_argument(
+        "--from", dest="start", metavar="RUN", help="a finished finetune run to improve"
+    )
+    start.add_argument(
+        "--init", metavar="RUN|none", help="or train the first model here, from pre-trained weights"
+    )
+    _label_arguments(parser)
+    parser.add_argument(
+        "--rounds", type=positive(int), metavar="N", help="rounds of pseudo-labels (default: 3)"
+    )
+    parser.add_argument(
+        "--matching",
+        choices=("inter", "intra"),
+        help="contrast between images (default) or views of one image",
+    )
+    parser.add_argument(
+        "--lambda", dest="weight", type=float, metavar="W", help="weight of the contrast"
+    )
+    parser.add_argument(
+        "--filter",
+        choices=("none", "consistency", "confidence"),
+        help="which pseudo-labels are used (default: all)",
+    )
+    parser.add_argument(
+        "--clean",
+        choices=("none", "components", "crf"),
+        help="no small holes, and the pieces that predictions keep (components, default); crf "
+        "smooths along edges first",
+    )
+    parser.add_argument(
+        "--accept", metavar="SEL", help="always use these; with --from, as they are in that run"
+    )
+    parser.add_argument(
+        "--reject", metavar="SEL", help="never use the pseudo-labels of these cases"
+    )
+    training_options(parser)
+
+
+def selftrain(args: argparse.Namespace, events: Events) -> None:
+    from MedSSLLib.project.project import Project
+
+    project = Project.open(args.project)
+    if not (args.start or args.init or args.resume):
+        raise InputError(
+            "selftrain needs a start", remedy="Give --from RUN, or --init RUN, or --init none"
+        )
+    chosen = {
+        name: getattr(args, name)
+        for name in ("accept", "reject")
+        if getattr(args, name) is not None
+    }
+    extra = {
+        f"options.{name}": tuple(case.name for case in project.select(text))
+        for name, text in chosen.items()
+    }
+    extra |= _labelled(args, project)
+    config = configuration(args, "local-contrast", extra)
+    warn_of_unused(args, config, extra, project, events)
+    from MedSSLLib.selftraining.selftrain import run_selftrain
+
+    say(args, f"Run folder: {run_selftrain(project, config, events)}")
+
+
+def configuration(args: argparse.Namespace, method: str, extra: dict[str, Any]) -> RunConfig:
+    """The run configuration of parsed options: preset, then options, then ``--set``.
+
+    Raises:
+        InputError: a setting that does not exist, does not fit, or is given as an option and by
+            --set.
+    """
+    from MedSSLLib.config.run import RunConfig
+
+    return RunConfig.build(
+        args.command,
+        preset=args.preset,
+        method=method,
+        overrides=_given(args, extra) | {"resume": args.resume},
+    )
+
+
+def _given(args: argparse.Namespace, extra: dict[str, Any]) -> dict[str, Any]:
+    """What was typed, as options or by ``--set``, by dotted key."""
+    options = {key: getattr(args, option, None) for option, key in _KEYS.items()}
+    given = {key: value for key, value in options.items() if value is not None} | extra
+    settings = parse_settings(args.settings)
+    if fixed := settings.keys() & set(TYPED):
+        key = sorted(fixed)[0]
+        raise InputError(
+            f"{key!r} cannot be set, it decides which settings there are", remedy=TYPED[key]
+        )
+    if twice := settings.keys() & given.keys():
+        raise InputError(
+            f"{sorted(twice)[0]!r} is given as an option and by --set", remedy="Keep one of them"
+        )
+    return given | settings
+
+
+def warn_of_unused(
+    args: argparse.Namespace,
+    config: RunConfig,
+    extra: dict[str, Any],
+    project: Project,
+    events: Events,
+) -> None:
+    """Say which of the options typed with ``--resume`` are not those that the run goes on with.
+
+    Raises:
+        InputError: there is nothing to resume.
+    """
+    if not args.resume:
+        return
+    from MedSSLLib.cli.tables import setting_rows
+    from MedSSLLib.methods.options import own_options
+    from MedSSLLib.training.run_folder import read_config, read_run, resumable
+
+    folder = resumable(project, config)
+    stored, given = read_config(folder), _given(args, extra)
+    given = {key: value for key, value in given.items() if key not in ("name", "device")}
+    if given.get("precision") == read_run(folder).get("precision"):
+        given.pop("precision", None)
+
+    def values(settings: RunConfig) -> dict[str, str]:
+        own = own_options(settings.command, settings.method, settings.options)
+        rows = [*setting_rows(settings), *setting_rows(own, "options.")]
+        return {row[0]: row[1] for row in rows}
+
+    have, asked = values(stored), values(stored.override(given))
+    unused = [
+        f"{key} {asked[key]} (it has {have[key]})"
+        for key in given
+        if asked.get(key) != have.get(key)
+    ]
+    if unused:
+        what = ", ".join(unused)
+        events.emit(
+            "warning", message=f"Run {folder.name} goes on with its own settings. Not used: {what}."
+        )
+
+
+def _labelled(args: argparse.Namespace, project: Project) -> dict[str, tuple[str, ...]]:
+    if args.labelled is None:
+        return {}
+    return {"labelled": tuple(case.name for case in project.select(args.labelled))}
+
+
+COMMANDS = (
+    Command(
+        "pretrain",
+        "Learn from unlabelled scans.",
+        _pretrain_arguments,
+        pretrain,
+        "PROJECT --method METHOD [options]",
+        (
+            "medssl pretrain heart --method gcl --minutes 30",
+            "medssl pretrain heart --method pgl --dim 3d --name pgl-a --set optimiser.lr=1e-3",
+            "medssl pretrain heart --method pgl --name pgl-a --resume",
+        ),
+        "Reads the images of all cases but the test cases, and no label. The result is an "
+        "encoder that "
+        "'medssl finetune --init RUN' starts from.",
+    ),
+    Command(
+        "finetune",
+        "Train a segmentation model on labelled scans or slices.",
+        _finetune_arguments,
+        finetune,
+        "PROJECT [options]",
+        (
+            "medssl finetune heart --init pgl-a --minutes 10",
+            "medssl finetune heart --labelled case03,case17 --annotated-slices 3",
+            "medssl finetune heart --preset quick --device cpu --events - > events.jsonl",
+        ),
+        SEL,
+    ),
+    Command(
+        "selftrain",
+        "Improve a model with its own predictions on unlabelled scans.",
+        _selftrain_arguments,
+        selftrain,
+        "PROJECT (--from RUN | --init RUN|none) [options]",
+        (
+            "medssl selftrain heart --from finetune-1 --minutes 20",
+            "medssl selftrain heart --init pgl-a --labelled case03 --rounds 2 --matching intra",
+            "medssl selftrain heart --from selftrain-1 --accept case05,case09 --reject case11",
+        ),
+        "Rounds of pseudo-labels and joint training with the local contrastive loss. Every round "
+        "writes the "
+        "pseudo-labels it learns from, with their confidence, to pseudo/ in the run folder. Look "
+        "at them, correct "
+        f"them if you like, and go on with --from RUN --accept SEL --reject SEL. {SEL}",
+    ),
+)

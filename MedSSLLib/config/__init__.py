@@ -1,0 +1,1 @@
+"""Settings: every default, and the messages for those that do not fit."""

@@ -1,0 +1,399 @@
+"""Validated run configurations: the one home of every default.
+
+A :class:`RunConfig` serves the command line, the Slicer panels, the checkpoint and the report.
+Fields whose help says "not from the paper" were chosen here; presets override defaults, ``--set``
+overrides presets.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import PydanticCustomError
+
+from MedSSLLib.config.messages import refusal, unknown
+from MedSSLLib.core.errors import InputError
+
+Preset = Literal["quick", "standard", "paper"]
+Command = Literal["pretrain", "finetune", "selftrain", "complete"]
+Positive = Annotated[float, Field(gt=0)]
+
+
+def _rising(pair: tuple[float, float]) -> tuple[float, float]:
+    if pair[0] > pair[1]:
+        raise PydanticCustomError("falling", "must begin with the smaller number")
+    return pair
+
+
+def _several(folds: int) -> int:
+    if folds == 1:
+        raise PydanticCustomError("one_fold", "must be 2 or more, or 0 for none")
+    return folds
+
+
+Range = Annotated[tuple[Positive, Positive], AfterValidator(_rising)]
+Width = Annotated[int, Field(ge=1, le=4096)]
+
+
+class Frozen(BaseModel):
+    """An immutable configuration that refuses unknown fields."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class NetworkConfig(Frozen):
+    """U-Net size; the encoder is what pre-training hands to segmentation."""
+
+    widths: tuple[Width, ...] = Field(
+        (16, 32, 64, 128, 128),
+        min_length=2,
+        max_length=8,
+        description="Channels per level, finest first.",
+    )
+    norm: Literal["batch", "group", "instance"] = Field(
+        "batch",
+        description="Normalisation layer; 'group' is exact across processes. Not from the paper.",
+    )
+    deep_supervision: bool = Field(
+        False, description="Segmentation loss on coarser decoder levels too."
+    )
+
+
+class OptimiserConfig(Frozen):
+    """Optimiser and its schedule: linear warm-up, then cosine to zero."""
+
+    name: Literal["adamw", "sgd", "lars"] = Field(
+        "adamw", description="Optimiser. Not from the paper."
+    )
+    lr: float = Field(2e-3, gt=0, description="Peak learning rate. Not from the paper.")
+    weight_decay: float = Field(1e-2, ge=0, description="Decoupled for adamw. Not from the paper.")
+    momentum: float = Field(0.9, ge=0, lt=1, description="Momentum of sgd and lars.")
+    warmup: float = Field(
+        0.05, ge=0, lt=1, description="Share of the run spent warming up. Not from the paper."
+    )
+    encoder_lr: float = Field(
+        1.0, ge=0, description="Factor on the rate of a transferred encoder; 0 freezes it."
+    )
+    clip: float = Field(5.0, ge=0, description="Gradient norm limit, 0 = none. Not from the paper.")
+
+
+class AugmentConfig(Frozen):
+    """Random views, made on the device in one resampling.
+
+    Ranges are not from the papers unless said. Probabilities are not from the papers, but those of
+    noise, brightness and gamma in pre-training, which are the PGL code's.
+    """
+
+    flip: float = Field(0.0, ge=0, le=1, description="Probability of a flip per axis.")
+    rotation: float = Field(
+        15.0, ge=0, description="Largest rotation in degrees (local contrast paper: 15)."
+    )
+    scale: Range = Field((0.8, 1.25), description="Range of the zoom, p as `affine`.")
+    affine: float = Field(0.8, ge=0, le=1, description="Probability of rotation and scaling.")
+    elastic: float = Field(0.3, ge=0, le=1, description="Probability of a smooth deformation.")
+    elastic_size: float = Field(
+        0.04, ge=0, description="Standard deviation of its displacement, share of the patch."
+    )
+    noise: float = Field(
+        0.3, ge=0, le=1, description="Probability of noise, variance U(0, 0.1) (range: PGL code)."
+    )
+    blur: float = Field(
+        0.2, ge=0, le=1, description="Probability of a blur, sigma 0.5-1 voxels (PGL code)."
+    )
+    brightness: float = Field(
+        0.8, ge=0, le=1, description="Probability of a factor 0.75-1.25 (range: PGL code)."
+    )
+    contrast: float = Field(
+        0.8, ge=0, le=1, description="Probability of contrast 0.7-1.3 (local contrast code)."
+    )
+    gamma: float = Field(
+        0.8, ge=0, le=1, description="Probability of gamma 0.7-1.5 (range: PGL code)."
+    )
+    low_resolution: float = Field(
+        0.15, ge=0, le=1, description="Probability of simulated low resolution, 1-2 x."
+    )
+
+
+class TrainingConfig(Frozen):
+    """Length, batch and selection of one training stage."""
+
+    steps: int = Field(
+        2000, ge=1, description="Optimiser steps; replaced by the time limit when `minutes` is set."
+    )
+    minutes: float | None = Field(
+        None, gt=0, description="Time limit; the schedule is fitted to it."
+    )
+    batch: int | None = Field(
+        None, ge=1, description="Samples per step over all processes; None = by dimension."
+    )
+    accumulate: int = Field(
+        1,
+        ge=1,
+        description="Micro-batches per step: parts of the batch; batch norm and contrasts see "
+        "one at a time.",
+    )
+    ema: float = Field(
+        0.99, ge=0, lt=1, description="Decay of the averaged weights that are kept; 0 = off."
+    )
+    foreground: float = Field(
+        0.5, ge=0, le=1, description="Share of samples centred on a labelled structure."
+    )
+    voxels: int | None = Field(
+        None, ge=512, description="Voxels of a patch; chosen from dimension when not set."
+    )
+    folds: Annotated[int, AfterValidator(_several)] = Field(
+        0, ge=0, description="Cross-validation folds before the final fit; 0 = none."
+    )
+    holdout: float = Field(
+        0.1, ge=0, lt=1, description="Share of cases held out where 10 have 5 slices or more."
+    )
+    validate_every: float = Field(
+        0.1, gt=0, le=1, description="Share of the run between validations."
+    )
+    patience: int = Field(
+        0,
+        ge=0,
+        description="Validations without improvement before stopping; 0 = never stop early.",
+    )
+
+
+class RunConfig(Frozen):
+    """Everything that decides a run. Written to ``config.json`` with versions and data facts."""
+
+    command: Command = Field(description="What is run: pretrain, finetune or selftrain.")
+    method: str = Field(
+        "supervised", description="Pre-training method, or 'supervised' and 'local-contrast'."
+    )
+    preset: Preset = Field(
+        "standard", description="Minutes on a laptop, an hour or so, or the published scale."
+    )
+    name: str = Field("", description="Run name; made from the method and a number when empty.")
+    dim: Literal["auto", "2d", "3d"] = Field(
+        "auto", description="Slices or volumes; auto decides by the spacing."
+    )
+    device: str = Field("auto", description="auto (CUDA where there is one), cpu, cuda or cuda:N.")
+    devices: int = Field(1, ge=1, description="Devices, one process each, that share a batch.")
+    precision: Literal["auto", "32", "bf16", "16"] = Field(
+        "auto",
+        description="Number format; auto is bf16 or 16 on CUDA cards, bf16 on CPUs that have it, "
+        "else 32.",
+    )
+    seed: int = Field(0, ge=0, lt=2**63, description="Seed of everything random.")
+    init: str = Field("none", description="Run name, weight file or 'none'.")
+    labelled: tuple[str, ...] | None = Field(
+        None, description="Cases whose labels may be read; None = the project's."
+    )
+    annotated_slices: int | None = Field(
+        None, ge=1, description="Simulate this many annotated slices a labelled case."
+    )
+    freeze_encoder: bool = Field(False, description="Train the decoder only.")
+    semi: Literal["none", "mean-teacher"] = Field(
+        "none", description="Whether unlabelled scans teach too."
+    )
+    consistency: float = Field(
+        0.1, ge=0, description="Weight of Mean Teacher's consistency. Not from the paper."
+    )
+    mixup: float = Field(0.0, ge=0, description="Beta parameter of Mixup; 0 = off.")
+    network: NetworkConfig = Field(NetworkConfig(), description="Size of the network.")
+    optimiser: OptimiserConfig = Field(OptimiserConfig(), description="How weights are updated.")
+    augment: AugmentConfig = Field(AugmentConfig(), description="How views are changed at random.")
+    training: TrainingConfig = Field(TrainingConfig(), description="Length, batch and selection.")
+    options: dict[str, Any] = Field(
+        default_factory=dict, description="Fields of the method's own configuration."
+    )
+    resume: bool = Field(False, description="Whether an unfinished run goes on.")
+
+    @property
+    def origin(self) -> str:
+        """The run or weight file that training starts from, or 'none'."""
+        start = (
+            self.options.get("start") if self.command == "selftrain" else ""
+        )  # of GCL it is a number
+        return str(start or self.init or "none")
+
+    @classmethod
+    def build(
+        cls,
+        command: Command,
+        *,
+        preset: Preset = "standard",
+        method: str = "supervised",
+        **settings: Any,
+    ) -> RunConfig:
+        """Preset, then ``settings``: RunConfig fields, or dotted keys (``{"optimiser.lr":
+        "1e-3"}``) as ``overrides``.
+
+        Raises:
+            InputError: a key does not exist or a value does not fit, naming the nearest key.
+        """
+        overrides: dict[str, Any] = settings.pop("overrides", {}) or {}
+        values: dict[str, Any] = {"command": command, "preset": preset, "method": method}
+        for key, value in {
+            **_preset(command, preset, method),
+            **_dotted(settings),
+            **overrides,
+        }.items():
+            _assign(values, key, value)
+        return cls._validated(values)
+
+    def override(self, changes: dict[str, Any]) -> RunConfig:
+        """A copy with dotted keys replaced (``{"training.steps": 10}``)."""
+        values = self.model_dump()
+        for key, value in changes.items():
+            _assign(values, key, value)
+        return self._validated(values)
+
+    @classmethod
+    def _validated(cls, values: dict[str, Any]) -> RunConfig:
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise refusal(error, cls) from None
+
+
+_PRESETS: dict[Command, dict[Preset, dict[str, Any]]] = {
+    "pretrain": {
+        "quick": {"training.steps": 400, "network.widths": (16, 32, 64, 128, 128)},
+        "standard": {"training.steps": 3000, "network.widths": (16, 32, 64, 128, 128)},
+        "paper": {"training.steps": 30000, "network.widths": (32, 64, 128, 256, 320)},
+    },
+    "finetune": {
+        "quick": {"training.steps": 400, "network.widths": (16, 32, 64, 128, 128)},
+        "standard": {"training.steps": 3000, "network.widths": (16, 32, 64, 128, 128)},
+        "paper": {"training.steps": 25000, "network.widths": (32, 64, 128, 256, 320)},
+    },
+    "complete": {
+        "quick": {"training.steps": 100, "network.widths": (16, 32, 64, 128, 128)},
+        "standard": {"training.steps": 400, "network.widths": (16, 32, 64, 128, 128)},
+        "paper": {"training.steps": 4000, "network.widths": (32, 64, 128, 256, 320)},
+    },
+    "selftrain": {
+        "quick": {"training.steps": 300, "network.widths": (16, 32, 64, 128, 128)},
+        "standard": {"training.steps": 1500, "network.widths": (16, 32, 64, 128, 128)},
+        "paper": {
+            "training.steps": 20000,
+            "network.widths": (16, 32, 64, 128, 128, 128),
+            "options.pseudo_weight": 0.0,
+            "options.first_share": 0.25,
+            "options.restart": True,
+            "options.shapes": False,
+            "options.drawn_share": 0.0,
+        },
+    },
+}
+
+_FEWER = {
+    "augment.noise": 0.1,
+    "augment.brightness": 0.5,
+    "augment.contrast": 0.3,
+    "augment.gamma": 0.5,
+}
+_VIEWS: dict[Command, dict[str, Any]] = {
+    "pretrain": _FEWER,  # probabilities of the PGL code, which has no contrast
+    "complete": _FEWER,  # the network sees one scan only, whose intensities do not change
+}
+
+
+# GCL pre-trains with SGD and a cosine schedule; rate and decay are those of the PosiCL code, not
+# from the paper. PGL: its re-implementation; momentum and decay are BYOL's. 16 parts of 8 samples:
+# batch norm sees those 8.
+_OF_METHOD: dict[tuple[Command, str, Preset], dict[str, Any]] = {
+    ("pretrain", "gcl", "paper"): {
+        "optimiser.name": "sgd",
+        "optimiser.lr": 0.1,
+        "optimiser.weight_decay": 1e-5,
+        "options.pixel_level": -1,
+    },
+    ("pretrain", "pgl", "paper"): {
+        "optimiser.name": "lars",
+        "optimiser.lr": 0.2,
+        "optimiser.warmup": 2 / 500,
+        "optimiser.weight_decay": 1.5e-6,
+        "training.batch": 128,
+        "training.accumulate": 16,
+        "training.voxels": 16 * 96 * 96,
+        "options.hidden": 4096,
+        "options.out": 256,
+        "options.momentum": 0.996,
+        "augment.contrast": 0.0,
+        "augment.low_resolution": 0.0,
+    },
+}
+
+# What runs of earlier versions go on with: options that came later, as they were before.
+_CAME_LATER: dict[str, dict[str, Any]] = {
+    "selftrain": {"shapes": False, "drawn_share": 0.0},
+    "gcl": {"pixel_level": -1},
+}
+
+
+def as_begun(config: RunConfig) -> RunConfig:
+    """The settings of a run that has begun, with the options that it could not yet record."""
+    kind = config.method if config.command == "pretrain" else config.command
+    return config.override({"options": _CAME_LATER.get(kind, {}) | config.options})
+
+
+def _preset(command: Command, preset: Preset, method: str) -> dict[str, Any]:
+    if preset not in _PRESETS[command]:
+        raise InputError(f"preset {preset!r} does not exist", remedy="Use quick, standard or paper")
+    return {
+        **_VIEWS.get(command, {}),
+        **_PRESETS[command][preset],
+        **_OF_METHOD.get((command, method, preset), {}),
+    }
+
+
+def _dotted(settings: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in settings.items() if value is not None}
+
+
+def _assign(values: dict[str, Any], key: str, value: Any) -> None:
+    """Set a dotted ``key``; text values are read as JSON where they are JSON."""
+    model: type[BaseModel] | None = RunConfig
+    *groups, leaf = key.split(".")
+    target = values
+    for group in groups:
+        model = _group_model(model, group, key)
+        target = target.setdefault(group, {})
+    if model is not None and leaf not in model.model_fields:
+        raise _unknown(key)
+    target[leaf] = _parsed(value) if isinstance(value, str) else value
+
+
+def _group_model(model: type[BaseModel] | None, group: str, key: str) -> type[BaseModel] | None:
+    if model is None or group not in model.model_fields:
+        raise _unknown(key)
+    annotation = model.model_fields[group].annotation
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    if group != "options":
+        raise _unknown(key)
+    return None
+
+
+def _parsed(text: str) -> Any:
+    """JSON for lists, objects and null; pydantic converts the rest by the field's type."""
+    if not text.strip().startswith(("[", "{", "null")):
+        return text
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _unknown(key: str) -> InputError:
+    return unknown(key, setting_names())
+
+
+def setting_names() -> list[str]:
+    """All dotted keys that ``--set`` takes (method options as ``options.NAME``)."""
+    names = []
+    for name, field in RunConfig.model_fields.items():
+        annotation = field.annotation
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            names += [f"{name}.{leaf}" for leaf in annotation.model_fields]
+        else:
+            names.append(name)
+    return names

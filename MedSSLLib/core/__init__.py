@@ -1,0 +1,1 @@
+"""What everything stands on: errors, events, files, locks, hashes, interrupts."""

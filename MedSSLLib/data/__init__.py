@@ -1,0 +1,1 @@
+"""From scans to batches: plan, preprocessing, cache, samplers, views."""

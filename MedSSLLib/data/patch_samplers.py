@@ -1,0 +1,254 @@
+"""Which cases, slices and patches make a batch, and the batch itself.
+
+Every sampler is a pure function of (seed, step): resuming, prefetching and splitting a batch over
+processes need no state. The global batch of a step is drawn whole and each part of it reads its own
+samples only.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from MedSSLLib.config.run import AugmentConfig
+from MedSSLLib.data.batch import CropReader, HostBatch, TargetReader
+from MedSSLLib.data.intensity import sample_intensity
+from MedSSLLib.data.random import noise_generator as noise_generator
+from MedSSLLib.data.random import own_samples, shuffled_order
+from MedSSLLib.data.spatial import (
+    ViewGeometry,
+    meeting_boxes,
+    sample_boxes,
+    sample_flips,
+    sample_rotations,
+    sample_segmentation_views,
+    scale_of_image,
+)
+from MedSSLLib.images.labels import IGNORE
+
+
+@dataclass(frozen=True)
+class SegmentationSampler:
+    """Patches (3D) or slice patches (2D) of labelled cases, a share of them centred on a structure.
+
+    Attributes:
+        reader: the cache.
+        cases: names of labelled cases.
+        patch: patch size, length 2 or 3.
+        spacing: voxel size in mm of the patch axes.
+        batch: samples of the global batch.
+        foreground: share of samples centred on a labelled foreground voxel.
+        margin: side of the window that is read, relative to the patch.
+        labelled: whether labels are read; without, patches lie anywhere and nothing counts.
+        soft: reads soft targets beside the labels; None leaves them out.
+    """
+
+    reader: CropReader
+    cases: tuple[str, ...]
+    patch: tuple[int, ...]
+    spacing: tuple[float, ...]
+    augment: AugmentConfig
+    batch: int
+    foreground: float
+    seed: int
+    margin: float = 1.4
+    labelled: bool = True
+    soft: TargetReader | None = None
+
+    @property
+    def window(self) -> tuple[int, ...]:
+        """Side lengths of a source window in voxels: an even number more than the patch, so that
+        voxels coincide.
+        """
+        return tuple(side + 2 * math.ceil(side * (self.margin - 1) / 2) for side in self.patch)
+
+    def sample(self, step: int, part: int = 0, parts: int = 1) -> HostBatch:
+        """The samples of `part` (of `parts`) of the global batch of a step."""
+        rng = np.random.default_rng([self.seed, step, 1])
+        window = self.window
+        draws = [self._draw(rng, step, i) for i in range(self.batch)]
+        geometry = sample_segmentation_views(
+            rng, self.batch, window, self.patch, self.spacing, self.augment
+        )
+        changes = sample_intensity(rng, self.batch, self.augment)
+        mine = own_samples(self.batch, part, parts)
+        images, labels, soft = zip(*(self._read(*draws[i]) for i in mine), strict=True)
+        return HostBatch(
+            windows=torch.from_numpy(np.stack(images)[:, None]),
+            labels=torch.from_numpy(np.stack(labels)[:, None]),
+            targets=torch.from_numpy(np.stack(soft)[:, None]) if self.soft else None,
+            corner=torch.zeros(len(mine), 1, len(self.patch)),
+            geometry=geometry.only(mine),
+            changes={kind: change.only(mine) for kind, change in changes.items()},
+            cases=tuple(draws[i][0] for i in mine),
+        )
+
+    def _draw(self, rng: np.random.Generator, step: int, i: int) -> tuple[str, np.ndarray]:
+        """Case and lower window corner ``[3]`` of sample i."""
+        name = self.cases[shuffled_order(self.seed, step * self.batch + i, len(self.cases))]
+        centre = self._centre(rng, name, i < round(self.foreground * self.batch))
+        extent = np.asarray(self.reader.shape(name)[1:])
+        patch = np.asarray(self.patch if len(self.patch) == 3 else (1, *self.patch))
+        jitter = rng.uniform(-0.1, 0.1, 3) * patch * (patch > 1)
+        room = np.maximum(extent - patch, 0) / 2
+        middle = np.clip(centre + 0.5, extent / 2 - room, extent / 2 + room) + jitter
+        window = np.asarray(self.window if len(self.patch) == 3 else (1, *self.window))
+        low = np.rint(middle - window / 2).astype(int)
+        if len(self.patch) == 2:
+            low[0] = centre[0]
+        return name, low
+
+    def _centre(self, rng: np.random.Generator, name: str, foreground: bool) -> np.ndarray:
+        if not self.labelled:
+            return rng.integers(np.asarray(self.reader.shape(name)[1:]))
+        places = {c: xyz for c, xyz in self.reader.foreground(name).items() if len(xyz)}
+        structures = sorted(c for c in places if c > 0)
+        if foreground and structures:
+            chosen = places[structures[rng.integers(len(structures))]]
+            return chosen[rng.integers(len(chosen))]
+        counted = list(places.values())
+        if not counted:
+            return rng.integers(np.asarray(self.reader.shape(name)[1:]))
+        sizes = np.asarray([len(xyz) for xyz in counted], float)
+        chosen = counted[rng.choice(len(counted), p=sizes / sizes.sum())]
+        return chosen[rng.integers(len(chosen))]
+
+    def _read(self, name: str, low: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        window = self.window if len(self.patch) == 3 else (1, *self.window)
+        corners = low.tolist(), (low + np.asarray(window)).tolist()
+        image = self.reader.image(name, *corners)
+        label = (
+            self.reader.label(name, *corners)
+            if self.labelled
+            else np.full(window, IGNORE, np.uint8)
+        )
+        soft = self.soft.targets(name, corners[0], label) if self.soft else None
+        if len(self.patch) == 2:
+            image, label, soft = image[:, 0], label[0], None if soft is None else soft[:, 0]
+        return image, label, soft
+
+
+@dataclass(frozen=True)
+class Pick:
+    """One pre-training sample: a case, the slice (2D) and its meta labels."""
+
+    name: str
+    slice: int = 0
+    meta: dict[str, int] = field(default_factory=dict)
+
+
+Picker = Callable[[np.random.Generator, int], list[Pick]]
+
+
+@dataclass(frozen=True)
+class ViewSampler:
+    """Several views a sample for pre-training: boxes with a window each, flips, rotation,
+    intensity.
+
+    Attributes:
+        pick: draws the samples of a step's global batch, ``pick(rng, step)``.
+        augment: changes of intensity; None leaves it alone.
+        views: views a sample.
+        scale: side of a box relative to the patch, or with `whole` to the image's largest box of
+            its proportions.
+        min_overlap: least overlap of the boxes of a sample, share of the smaller box.
+        flip, rotation, inner: as in the method; `inner` is what of a view can be compared, None for
+            all of it.
+    """
+
+    reader: CropReader
+    pick: Picker
+    patch: tuple[int, ...]
+    spacing: tuple[float, ...]
+    augment: AugmentConfig | None
+    views: int
+    scale: tuple[float, float]
+    min_overlap: float
+    flip: float
+    rotation: float
+    seed: int
+    whole: bool = False
+    inner: np.ndarray | None = None
+
+    def sample(self, step: int, part: int = 0, parts: int = 1) -> HostBatch:
+        """The samples of `part` (of `parts`) of the global batch of a step."""
+        rng = np.random.default_rng([self.seed, step, 3])
+        picks = self.pick(rng, step)
+        dim = len(self.patch)
+        draws = [partial(self._boxes, rng, self.reader.shape(pick.name)[-dim:]) for pick in picks]
+        boxes = [draw() for draw in draws]
+        flips = sample_flips(rng, (len(picks), self.views, dim), self.flip)
+        turns = (
+            sample_rotations(rng, len(picks) * self.views, self.spacing, self.rotation)
+            if self.rotation
+            else None
+        )
+        changes = (
+            sample_intensity(rng, len(picks) * self.views, self.augment) if self.augment else {}
+        )
+        if self.inner is not None:
+            boxes = [
+                meeting_boxes(pair, flip, self.inner, draw)
+                for pair, flip, draw in zip(boxes, flips, draws, strict=True)
+            ]
+        mine = own_samples(len(picks), part, parts, equal=True)  # gathering needs parts of one size
+        kept = (mine[:, None] * self.views + np.arange(self.views)).ravel()
+        lo, hi = np.moveaxis(np.asarray(boxes), 1, 0)[:, mine]
+        turns = None if turns is None else turns.reshape(len(picks), self.views, dim, dim)[mine]
+        windows, corner = self._windows([picks[i] for i in mine], lo, hi, turns)
+        origin = corner.min(1, keepdims=True)
+        lower, upper, flipped = _float(lo - origin), _float(hi - origin), _float(flips[mine])
+        return HostBatch(
+            windows=windows,
+            corner=_float(corner - origin),
+            geometry=ViewGeometry(lower, upper, flipped, None if turns is None else _float(turns)),
+            changes={kind: change.only(kept) for kind, change in changes.items()},
+            meta={key: torch.tensor([picks[i].meta[key] for i in mine]) for key in picks[0].meta},
+            cases=tuple(picks[i].name for i in mine),
+        )
+
+    def _boxes(
+        self, rng: np.random.Generator, extent: Sequence[int]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        scale = scale_of_image(self.scale, extent, self.patch) if self.whole else self.scale
+        return sample_boxes(rng, extent, self.patch, scale, self.min_overlap, self.views)
+
+    def _windows(
+        self, picks: list[Pick], lo: np.ndarray, hi: np.ndarray, turns: np.ndarray | None
+    ) -> tuple[Tensor, np.ndarray]:
+        """Windows of one size that hold what each view looks at, ``[b, v, c, *w]``, and their
+        corners ``[b, v, s]``.
+        """
+        reach = (
+            (hi - lo) / 2 * (1 - 1 / np.asarray(self.patch))
+        )  # from a view's centre to that of its last voxel
+        if turns is not None:
+            reach = np.einsum("bvij,bvj->bvi", np.abs(turns), reach)
+        centre = (lo + hi) / 2
+        corner = np.floor(centre - reach - 0.5).astype(int)
+        size = (np.ceil(centre + reach + 0.5).astype(int) - corner).max((0, 1))
+        shapes = np.asarray([self.reader.shape(p.name) for p in picks])
+        corner = corner.clip(
+            0, np.maximum(shapes[:, None, -len(size) :] - size, 0)
+        )  # resampling continues the edge
+        crops = [
+            torch.from_numpy(self._read(pick, low, low + size))
+            for pick, lows in zip(picks, corner, strict=True)
+            for low in lows
+        ]
+        return torch.stack(crops).unflatten(0, corner.shape[:2]), corner
+
+    def _read(self, pick: Pick, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+        if len(self.patch) == 3:
+            return self.reader.image(pick.name, low.tolist(), high.tolist())
+        return self.reader.image(pick.name, (pick.slice, *low), (pick.slice + 1, *high))[:, 0]
+
+
+def _float(array: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array, np.float32))

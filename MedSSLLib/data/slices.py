@@ -1,0 +1,88 @@
+"""The slices of a source image as the training grid sees them: which axis, which weights, which are
+empty.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from MedSSLLib.data.preprocess import axis_operators, linear
+from MedSSLLib.images.geometry import Geometry, oriented
+from MedSSLLib.images.labels import slice_axis
+from MedSSLLib.project.manifest import Case
+
+# a slice that varies less than this share of its case's median slice is empty; not from the paper
+EMPTY = 0.1
+
+
+def annotation_axis(case: Case, geometry: Geometry) -> int:
+    """The axis (0 i, 1 j, 2 k) to annotate along: the one with most annotated slices, else the
+    slice axis.
+    """
+    drawn = case.annotated.slices if case.annotated and case.role == "labelled" else ()
+    if drawn:
+        return max(drawn, key=lambda part: len(part[1]))[0]
+    return slice_axis(geometry)
+
+
+def drawn_slices(case: Case, axis: int, count: int) -> np.ndarray:
+    """Boolean ``[count]``: slices along `axis` whose annotation may be read. Without a record of
+    slices: all or none.
+
+    A label of a case that is not labelled is not read, so its slices are not drawn.
+    """
+    drawn = np.zeros(count, bool)
+    if case.role != "labelled" or case.label is None:
+        return drawn
+    if case.annotated is None:
+        return ~drawn
+    indices = [
+        index
+        for along, part in case.annotated.slices
+        for index in part
+        if along == axis and index < count
+    ]
+    drawn[indices] = True
+    return drawn
+
+
+def slice_operator(source: Geometry, grid: Geometry, axis: int) -> tuple[int, np.ndarray]:
+    """How slices of the source lie on its training grid.
+
+    Args:
+        source: the source image's own grid.
+        grid: its training grid (see :func:`MedSSLLib.data.preprocess.preprocess_image`), parallel
+            to the source.
+        axis: axis of the source, 0 i, 1 j, 2 k.
+
+    Returns:
+        The array axis of ``[d, h, w]`` that runs along it, and weights float32 ``[source slices,
+        grid slices]``: row s weighs the grid slices that source slice s covers, and sums to 1.
+    """
+    turned = oriented(source, grid.code)
+    corner, *ends = source.indices(turned.points(np.vstack([np.zeros(3), np.eye(3)])))
+    steps = np.array(ends)[:, axis] - corner[axis]
+    along = int(np.argmax(np.abs(steps)))
+    matrix = axis_operators(grid, turned, linear)[2 - along]
+    if matrix is None:
+        matrix = np.eye(turned.size[along], dtype=np.float32)
+    return 2 - along, matrix[::-1].copy() if steps[along] < 0 else matrix
+
+
+def slice_spread(image: np.ndarray, axis: int) -> np.ndarray:
+    """Standard deviation within every slice of ``[c, d, h, w]`` along array axis 0, 1 or 2 of d, h,
+    w; ``[n]``.
+    """
+    within = tuple(other for other in (1, 2, 3) if other != axis + 1)
+    return image.std(axis=within, dtype=np.float64).max(0)
+
+
+def not_empty(spread: np.ndarray) -> np.ndarray:
+    """Boolean ``[n]``: slices that show something, from :func:`slice_spread` of all slices of a
+    case.
+    """
+    return (
+        spread > EMPTY * float(np.median(spread[spread > 0]))
+        if (spread > 0).any()
+        else np.zeros(len(spread), bool)
+    )

@@ -1,0 +1,1 @@
+"""The demonstration: simulated patients from an atlas, and the whole loop on them."""

@@ -1,0 +1,293 @@
+"""Score a folder of predictions against a folder of references, summarise, and compare with
+intervals.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from MedSSLLib.core.errors import InputError, MedSSLError
+from MedSSLLib.core.files import read_json, refuse_overwriting, require_file, write_json
+from MedSSLLib.evaluation import quality
+from MedSSLLib.evaluation.calibration import folder_calibration
+from MedSSLLib.evaluation.metrics import METRICS, CaseMetrics, Record, evaluate_case
+from MedSSLLib.images import io
+from MedSSLLib.images.labels import Annotated, counted_mask, label_values
+
+IGNORED = "ignore"
+"""Name of the label value that says that nothing is known of a voxel, as in nnU-Net."""
+
+
+def evaluate_folder(
+    predictions: Path | str,
+    references: Path | str,
+    out: Path | str | None,
+    tolerance_mm: float = 1.0,
+    *,
+    classes: Mapping[str, int] | None = None,
+    annotated: Mapping[str, Annotated] | None = None,
+) -> dict[str, Any]:
+    """Score every prediction that has a reference of the same case name, and write
+    ``metrics.json``.
+
+    Args:
+        predictions: folder with ``CASE.nii.gz``, ``.nrrd`` or ``.mha`` on the source grid.
+        references: folder with the reference labels under the same names.
+        out: the JSON file to write; ``None`` = only return.
+        tolerance_mm: tolerance of surface Dice in mm, > 0.
+        classes: name to label value; ``None`` = every value but 0 that occurs anywhere, named by
+            its number. A value named "ignore" is no class: where a reference has it, nothing
+            counts.
+        annotated: annotated slices of sparsely labelled references; cases not named count fully.
+
+    Returns:
+        The content of ``metrics.json``: ``cases``, ``summary``, ``tolerance_mm``, ``missed`` (how
+        many times a prediction lacks a class of its reference; no distance holds those),
+        ``missing`` (references without prediction), ``extra`` (predictions without reference),
+        ``unknown`` (case -> values that `classes` lacks and that are not scored) and ``errors``
+        (case -> why it was not scored); ``quality`` where the predictions have a ``quality.json``
+        (see :func:`~MedSSLLib.evaluation.quality.compared`); ``calibration`` where they have
+        probabilities and `classes` is given (see :mod:`MedSSLLib.evaluation.calibration`).
+
+    Raises:
+        InputError: a folder is missing, the tolerance is not positive, or not a single case could
+            be scored.
+    """
+    twice: dict[str, str] = {}
+    predicted, expected = _by_case(Path(predictions), twice), _by_case(Path(references), twice)
+    if out is not None:
+        require_file(Path(out))
+        refuse_overwriting([Path(out)], [*predicted.values(), *expected.values()])
+    missing, extra = (
+        sorted(expected.keys() - predicted.keys()),
+        sorted(predicted.keys() - expected.keys()),
+    )
+    paired = sorted((predicted.keys() & expected.keys()) - twice.keys())
+    if not paired and not twice:
+        raise InputError(
+            f"the predictions ({_some(extra)}) and the references ({_some(missing)}) have no "
+            "name in common",
+            file=predictions,
+            remedy="Give both files of a case the same name",
+        )
+    pairs = {name: (predicted[name], expected[name]) for name in paired}
+    result = evaluate_pairs(pairs, tolerance_mm, classes=classes, annotated=annotated, errors=twice)
+    result |= {"missing": missing, "extra": extra}
+    if (judged := Path(predictions) / quality.FILE_NAME).exists():
+        content = read_json(
+            judged, format_name=quality.FORMAT, newest_version=quality.FORMAT_VERSION
+        )
+        result["quality"] = quality.compared(content, result["summary"]["dice"]["per_case"])
+    scored = {name: expected[name] for name in result["cases"]}
+    try:
+        kinds = {kind: value for kind, value in (classes or {}).items() if kind.lower() != IGNORED}
+        measured = (
+            folder_calibration(Path(predictions), scored, kinds, annotated) if kinds else None
+        )
+    except MedSSLError as error:  # what is wrong with probabilities does not cost the scores
+        measured, result["errors"]["probabilities"] = None, str(error)
+    if measured:
+        result["calibration"] = measured
+    if out is not None:
+        write_json(Path(out), result)
+    return result
+
+
+def evaluate_pairs(
+    pairs: Mapping[str, tuple[Path, Path]],
+    tolerance_mm: float = 1.0,
+    *,
+    classes: Mapping[str, int] | None = None,
+    annotated: Mapping[str, Annotated] | None = None,
+    errors: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """As :func:`evaluate_folder`, for ``{case: (prediction, reference)}`` files; nothing is
+    written.
+
+    ``errors`` are cases that were given up before, listed with those found here.
+    """
+    if not tolerance_mm > 0:
+        raise InputError(f"tolerance is {tolerance_mm} mm", remedy="Give a positive tolerance")
+    failed, cases = dict(errors or {}), {}
+    unknown: dict[str, list[int]] = {}
+    for name, files in pairs.items():
+        try:
+            cases[name], others = _evaluate_files(
+                name, files, tolerance_mm, classes, (annotated or {}).get(name)
+            )
+            unknown |= {name: others} if others else {}
+        except MedSSLError as error:
+            failed[name] = str(error)
+    if not cases:
+        first = next(iter(failed.values()), "there is none")
+        raise InputError(
+            f"no case could be scored: {first}", remedy="Correct the files that are named"
+        )
+    completed = _completed(cases)
+    return {
+        "format": "medssl-metrics",
+        "format_version": 1,
+        "tolerance_mm": tolerance_mm,
+        "cases": completed,
+        "summary": summarise(completed),
+        "missed": sum(
+            _missed(record) for records in completed.values() for record in records.values()
+        ),
+        "missing": [],
+        "extra": [],
+        "unknown": unknown,
+        "errors": failed,
+    }
+
+
+def _by_case(folder: Path, errors: dict[str, str]) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for path in io.find_images(folder):
+        name = io.case_name(path)
+        if name in found:
+            errors[name] = str(
+                InputError(
+                    f"named twice: {found[name].name} and {path.name}",
+                    case=name,
+                    remedy="Keep one of them",
+                )
+            )
+        found[name] = path
+    return found
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "") if names else "none"
+
+
+def _evaluate_files(
+    name: str,
+    files: tuple[Path, Path],
+    tolerance: float,
+    classes: Mapping[str, int] | None,
+    annotated: Annotated | None,
+) -> tuple[CaseMetrics, list[int]]:
+    """The metrics of a case, and the values that are neither 0, a class nor to be ignored."""
+    predicted, expected = files
+    geometry = io.read_header(expected)
+    reference = io.read_label(expected, geometry, case=name).array
+    prediction = io.read_label(predicted, geometry, case=name).array
+    values = {*label_values(reference), *label_values(prediction)} - {0}
+    named = {str(value): value for value in sorted(values)} if classes is None else classes
+    scored = {kind: value for kind, value in named.items() if kind.lower() != IGNORED}
+    counted = None if annotated is None else counted_mask(reference.shape, annotated)
+    for value in set(named.values()) - set(scored.values()):
+        counted = (reference != value) & (True if counted is None else counted)
+    metrics = evaluate_case(
+        prediction, reference, geometry.spacing[::-1], scored, tolerance, counted
+    )
+    return metrics, sorted(values - set(named.values()))
+
+
+def _completed(cases: Mapping[str, CaseMetrics]) -> dict[str, CaseMetrics]:
+    """Every case with every class; a class that a case lacks on both sides has volume 0 and is
+    undefined.
+    """
+    names = list(dict.fromkeys(name for case in cases.values() for name in case))
+    if all(name.isdigit() for name in names):
+        names.sort(key=int)
+    absent: Record = dict.fromkeys(METRICS) | {"volume_ml": 0.0, "reference_ml": 0.0}
+    return {
+        case: {name: records.get(name, dict(absent)) for name in names}
+        for case, records in cases.items()
+    }
+
+
+def _missed(record: Record) -> bool:
+    return bool(record["reference_ml"]) and not record["volume_ml"]
+
+
+def summarise(cases: Mapping[str, CaseMetrics]) -> dict[str, dict[str, Any]]:
+    """Summary per metric over ``{case: {class: {metric: value}}}``.
+
+    ``mean`` is the mean over cases of the mean over foreground classes, undefined values left out;
+    ``n`` is the number of cases in it, ``undefined`` the number of case x class values left out. A
+    mean over nothing is ``None``.
+    """
+    return {metric: _summary(cases, metric) for metric in METRICS}
+
+
+def _summary(cases: Mapping[str, CaseMetrics], metric: str) -> dict[str, Any]:
+    per_case = {
+        case: _mean(record[metric] for record in records.values())
+        for case, records in cases.items()
+    }
+    classes = list(next(iter(cases.values()), {}))
+    return {
+        "mean": _mean(per_case.values()),
+        "per_class": {
+            name: _mean(records[name][metric] for records in cases.values()) for name in classes
+        },
+        "per_case": per_case,
+        "n": sum(value is not None for value in per_case.values()),
+        "undefined": sum(
+            record[metric] is None for records in cases.values() for record in records.values()
+        ),
+    }
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    defined = [value for value in values if value is not None]
+    return sum(defined) / len(defined) if defined else None
+
+
+def averaged_within(values: np.ndarray, groups: Sequence[str]) -> np.ndarray:
+    """Values ``[choices, cases]`` averaged over the cases of a group (a patient): ``[choices,
+    groups]``.
+
+    ``groups`` has one name a case. Undefined values (NaN) are left out; a group without any stays
+    undefined.
+    """
+    values = np.atleast_2d(np.asarray(values, dtype=np.float64))
+    names = list(dict.fromkeys(groups))
+    member = np.array([[group == name for name in names] for group in groups], dtype=np.float64)
+    defined = ~np.isnan(values)
+    weight = defined @ member
+    total = np.where(defined, values, 0.0) @ member
+    return np.divide(total, weight, out=np.full_like(total, np.nan), where=weight > 0)
+
+
+def bootstrap_interval(
+    differences: np.ndarray, *, level: float = 0.95, samples: int = 10_000, seed: int = 0
+) -> tuple[float, float, float]:
+    """Mean and bootstrap percentile interval of paired differences over cases x label choices.
+
+    Cases and choices are both drawn with replacement (the crossed, or pigeonhole, bootstrap of Owen
+    2007), so the interval speaks about new cases *and* new choices of labelled volumes. It is too
+    narrow where choices are few (the variance of r of them shrinks by (r - 1) / r); that of a
+    single one is not in it at all.
+
+    Args:
+        differences: ``[choices, cases]`` or ``[cases]``; NaN = undefined, left out.
+        level: coverage in (0, 1).
+        samples: bootstrap samples.
+        seed: seed of the resampling.
+
+    Returns:
+        ``(mean, low, high)``.
+
+    Raises:
+        ValueError: no defined difference.
+    """
+    values = np.atleast_2d(np.asarray(differences, dtype=np.float64))
+    defined = ~np.isnan(values)
+    if not defined.any():
+        raise ValueError("bootstrap_interval needs at least one defined difference")
+    generator = np.random.default_rng(seed)
+    choices, cases = (
+        generator.multinomial(n, np.full(n, 1 / n), size=samples) for n in values.shape
+    )
+    total = np.einsum("sr,rc,sc->s", choices, np.where(defined, values, 0.0), cases, optimize=True)
+    weight = np.einsum("sr,rc,sc->s", choices, defined.astype(np.float64), cases, optimize=True)
+    means = total[weight > 0] / weight[weight > 0]
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(values[defined].mean()), float(low), float(high)

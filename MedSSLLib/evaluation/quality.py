@@ -1,0 +1,214 @@
+"""Predicted quality: how good a segmentation probably is, without a reference. And the file of the
+estimates.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from MedSSLLib.core.files import read_json, write_json
+
+FORMAT, FORMAT_VERSION, FILE_NAME = "medssl-quality", 1, "quality.json"
+LEVEL = 0.8  # coverage that the interval aims at; not from the paper
+REVIEW_BELOW = 0.7  # Dice below which a case is to be looked at; not from the paper
+
+
+@dataclass(frozen=True)
+class Raw:
+    """What one case's predictions say about themselves.
+
+    Attributes:
+        agreement: mean Dice of the predictions of variants of the image with the plain one, over
+            classes.
+        expected: mean over classes of :func:`expected_dice`.
+        per_class: expected Dice by class from 1; None where a class is not predicted.
+    """
+
+    agreement: float
+    expected: float
+    per_class: tuple[float | None, ...]
+
+    @property
+    def dice(self) -> float:
+        """The uncalibrated estimate: the mean of both (not from the paper)."""
+        return (self.agreement + self.expected) / 2
+
+
+def expected_dice(probabilities: np.ndarray, classes: np.ndarray) -> list[float | None]:
+    """Dice that a prediction would have on average if each voxel were of class c with its
+    probability p_c.
+
+    Ratio of expectations, ``2 sum of p_c where c is predicted / (voxels predicted c + sum of
+    p_c)``.
+
+    Args:
+        probabilities: ``[k, ...]``.
+        classes: predicted class of every voxel ``[...]``.
+
+    Returns:
+        One value per class from 1, None where it is not predicted.
+    """
+    found: list[float | None] = []
+    for index in range(1, len(probabilities)):
+        mask, p = classes == index, probabilities[index]
+        count = int(mask.sum())
+        found.append(
+            2 * float(p[mask].sum(dtype=np.float64)) / (count + float(p.sum(dtype=np.float64)))
+            if count
+            else None
+        )
+    return found
+
+
+def calibrated(
+    raw: float, known: Sequence[Sequence[tuple[float, float]]], level: float = LEVEL
+) -> tuple[float, float | None, float | None]:
+    """Estimate, lower and upper end of the interval, from patients that were not trained on.
+
+    `known` has for each of these patients the raw and the true Dice of their cases. The raw value
+    is shifted by the mean error of the known patients. The interval is the jackknife+ one (Barber,
+    Candes, Ramdas, Tibshirani 2021, arXiv 1905.02928, Eq. 1.5), with patients left out whole, as
+    cases of one patient are not independent; n counts patients. A patient's cases share one vote
+    (not from the paper). With too few patients for the level there is no interval.
+
+    With one case of each patient it covers at least ``2 level - 1`` of new patients like the known
+    ones, and mostly about `level`. That does not allow for the choice of the training step, which
+    the held-out cases have made too: they flatter the model a little.
+    """
+    patients = [np.array([true - own for own, true in cases], float) for cases in known]
+    n = len(patients)
+    if not n:
+        return raw, None, None
+    means = np.array([errors.mean() for errors in patients])
+    estimate = float(np.clip(raw + means.mean(), 0, 1))
+    rank = math.floor((1 - level) * (n + 1) + 1e-9)
+    if rank < 1 or n < 2:
+        return estimate, None, None
+    sizes = [len(errors) for errors in patients]
+    others = np.repeat((means.sum() - means) / (n - 1), sizes)
+    residuals, votes = (
+        np.abs(np.concatenate(patients) - others),
+        np.repeat(1 / np.array(sizes), sizes),
+    )
+    low = _ranked(raw + others - residuals, votes, rank)
+    high = -_ranked(-raw - others - residuals, votes, rank)
+    return estimate, float(np.clip(low, 0, 1)), float(np.clip(high, 0, 1))
+
+
+def _ranked(values: np.ndarray, votes: np.ndarray, rank: int) -> float:
+    """The value at which the votes, from the least value up, reach `rank`."""
+    order = np.argsort(values)
+    return float(values[order][np.searchsorted(votes[order].cumsum(), rank - 1e-9)])
+
+
+def judged(
+    raw: Raw | None, known: Sequence[Sequence[tuple[float, float]]], missing: Sequence[str] = ()
+) -> dict[str, Any]:
+    """The entry of one case in ``quality.json``; `raw` is None where no structure was found.
+
+    `missing` names classes that are not found here, though labelled cases all have them: the
+    estimate, which knows only what was found, does not show it.
+    """
+    if raw is None:
+        return {
+            "dice": 0.0,
+            "low": None,
+            "high": None,
+            "agreement": None,
+            "expected": None,
+            "per_class": None,
+            "review": True,
+            "why": "no structure was found",
+        }
+    dice, low, high = calibrated(raw.dice, known)
+    lower = dice if low is None else low
+    words = "the estimated Dice is" if low is None else "Dice may be as low as"
+    why = [f"{words} {lower:.2f}"] if lower < REVIEW_BELOW else []
+    why += [f"{name} was not found, though all labels have it" for name in missing]
+    return {
+        "dice": dice,
+        "low": low,
+        "high": high,
+        "agreement": raw.agreement,
+        "expected": raw.expected,
+        "per_class": raw.per_class,
+        "review": bool(why),
+        "why": "; ".join(why),
+    }
+
+
+def drop_estimate(folder: Path, run: str, case: str) -> None:
+    """Take a case that is predicted anew out of ``quality.json``; the file goes if it is another
+    run's, or empty.
+    """
+    path = folder / FILE_NAME
+    if path.exists():
+        content = read_json(path, format_name=FORMAT, newest_version=FORMAT_VERSION)
+        left = {name: entry for name, entry in content["cases"].items() if name != case}
+        if content["run"] != run or not left:
+            path.unlink()
+        elif len(left) < len(content["cases"]):
+            write_json(path, content | {"cases": left})
+
+
+def compared(quality: Mapping[str, Any], per_case: Mapping[str, float | None]) -> dict[str, Any]:
+    """Predicted against true Dice: Spearman's rank correlation with its interval, mean absolute
+    error, share inside.
+
+    Cases whose labels the run was trained, chosen or calibrated on say nothing about new ones; they
+    are ``left_out``. None where it is not defined: fewer than 3 cases or no variation (Spearman),
+    no interval (inside).
+    """
+    seen = set(quality.get("seen", ()))
+    both = {
+        name: (e, dice)
+        for name, e in quality["cases"].items()
+        if (dice := per_case.get(name)) is not None
+    }
+    rows = [row for name, row in both.items() if name not in seen]
+    predicted, true = (
+        np.array([entry["dice"] for entry, _ in rows]),
+        np.array([dice for _, dice in rows]),
+    )
+    inside = [e["low"] <= t <= e["high"] for e, t in rows if e["low"] is not None]
+    rho = spearman(predicted, true)
+    return {
+        "n": len(rows),
+        "left_out": sorted(seen & both.keys()),
+        "spearman": rho,
+        "spearman_interval": spearman_interval(rho, len(rows)),
+        "mean_absolute_error": float(np.abs(predicted - true).mean()) if rows else None,
+        "inside_interval": float(np.mean(inside)) if inside else None,
+        "review": sorted(name for name, entry in quality["cases"].items() if entry["review"]),
+    }
+
+
+def spearman(first: np.ndarray, second: np.ndarray) -> float | None:
+    """Spearman's rank correlation with mean ranks for ties; None for fewer than 3 values or no
+    variation.
+    """
+    from scipy.stats import rankdata
+
+    if len(first) < 3 or np.ptp(first) == 0 or np.ptp(second) == 0:
+        return None
+    return float(np.corrcoef(rankdata(first), rankdata(second))[0, 1])
+
+
+def spearman_interval(rho: float | None, n: int) -> tuple[float, float] | None:
+    """95 % interval of a rank correlation of `n` cases, by Fisher's transformation with the
+    variance ``(1 + rho^2 / 2) / (n - 3)`` of Bonett and Wright 2000 (Psychometrika 65, Eq. 5); None
+    for fewer than 4.
+
+    The cases count as independent: with several of one patient it is too narrow.
+    """
+    if rho is None or n < 4:
+        return None
+    half = 1.959964 * math.sqrt((1 + rho**2 / 2) / (n - 3))
+    centre = math.atanh(min(max(rho, -1 + 1e-12), 1 - 1e-12))
+    return math.tanh(centre - half), math.tanh(centre + half)

@@ -1,0 +1,118 @@
+"""Scores of predictions, their intervals and extremes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from MedSSLLib.core.errors import InputError
+from MedSSLLib.evaluation.evaluate import averaged_within, bootstrap_interval, evaluate_pairs
+from MedSSLLib.evaluation.metrics import foreground_dice
+from MedSSLLib.images import io
+from MedSSLLib.images.labels import IGNORE, class_indices
+from MedSSLLib.project.project import Project
+
+
+def dice_against(project: Project, folder: Path, references: Path) -> dict[str, float]:
+    """Dice of the pseudo-labels of a round against labels that no training has read, case to mean
+    over structures.
+
+    Cases with drawn slices, and those without a reference, are left out; so are cases that show no
+    structure in both.
+
+    Args:
+        project: knows the scans' grids and the label values.
+        folder: ``RUN/pseudo/round-N``.
+        references: folder with labels under the cases' names.
+
+    Raises:
+        InputError: a file cannot be read, or lies on another grid.
+    """
+    found = {io.case_name(path): path for path in io.find_images(references)}
+    scores = {}
+    for case in project.pool:
+        path = folder / f"{case.name}.nii.gz"
+        if case.name not in found or case.annotated or not path.exists():
+            continue
+        grid = io.read_header(case.images[0], case=case.name)
+        ours, theirs = (
+            class_indices(
+                io.read_label(file, grid, case=case.name).array,
+                project.values,
+                ignore=project.ignore_value,
+            )
+            for file in (path, found[case.name])
+        )
+        counted = theirs != IGNORE
+        if (ours[counted] > 0).any() or (theirs[counted] > 0).any():
+            scores[case.name] = foreground_dice(ours[counted], theirs[counted])
+    return scores
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Predictions of one method with their metrics (the content of ``metrics.json``)."""
+
+    name: str
+    predictions: dict[str, Path]
+    metrics: dict[str, Any]
+
+    @property
+    def per_case(self) -> dict[str, float | None]:
+        """Mean Dice over classes of every case."""
+        values: dict[str, float | None] = self.metrics["summary"]["dice"]["per_case"]
+        return values
+
+
+def score_predictions(
+    project: Project, predictions: Path, name: str, tolerance_mm: float = 1.0
+) -> Scored:
+    """Score the predictions in a folder against the labels of the project's cases of the same
+    names.
+
+    Test cases only, where any was predicted; else every predicted case with a label.
+
+    Raises:
+        InputError: no prediction belongs to a case with a label.
+    """
+    found = {io.case_name(path): path for path in io.find_images(predictions)}
+    cases = [case for case in project.cases if case.name in found and case.label is not None]
+    cases = [case for case in cases if case.role == "test"] or cases
+    if not cases:
+        raise InputError(
+            "holds no prediction of a case that has a label",
+            file=predictions,
+            remedy="Predict cases with a label",
+        )
+    metrics = evaluate_pairs(
+        {case.name: (found[case.name], case.label) for case in cases if case.label is not None},
+        tolerance_mm,
+        classes=project.scored,
+        annotated={case.name: case.annotated for case in cases if case.annotated is not None},
+    )
+    return Scored(name, {case: found[case] for case in metrics["cases"]}, metrics)
+
+
+def interval(
+    per_case: Mapping[str, float | None], patients: Mapping[str, str] | None = None
+) -> tuple[float, float, float]:
+    """Mean and 95 % bootstrap interval over patients, their cases averaged first; undefined cases
+    are left out.
+    """
+    values = np.array([np.nan if value is None else value for value in per_case.values()])
+    return bootstrap_interval(
+        averaged_within(values, [(patients or {}).get(case, case) for case in per_case])
+    )
+
+
+def extremes(per_case: Mapping[str, float | None]) -> list[tuple[str, str]]:
+    """(rank, case) of the best, median and worst defined case; fewer when there are fewer cases."""
+    order = sorted((value, case) for case, value in per_case.items() if value is not None)
+    if not order:
+        return []
+    picks = {"best": order[-1][1], "median": order[(len(order) - 1) // 2][1], "worst": order[0][1]}
+    return list({case: (rank, case) for rank, case in picks.items()}.values())

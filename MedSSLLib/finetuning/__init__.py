@@ -1,0 +1,3 @@
+"""Fine-tuning on labelled cases or slices, with Mean Teacher, Mixup, and completion of one
+volume.
+"""

@@ -1,0 +1,210 @@
+"""Sparse annotation: which slices were annotated, and which voxels therefore count.
+
+Axes are 0, 1, 2 = i, j, k of the source image's own grid; arrays are indexed [k, j, i].
+On an annotated slice background is background; a voxel on no annotated slice does not count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from MedSSLLib.core.errors import InputError
+
+if TYPE_CHECKING:
+    from MedSSLLib.images.geometry import Geometry
+
+
+IGNORE = 255
+"""Value of voxels that do not count, in every class map."""
+_MAX_CLASSES, _TABLE = 255, 2**16
+
+
+@dataclass(frozen=True)
+class Annotated:
+    """Annotated slices: ``slices`` holds (axis, indices) pairs, axes unique and sorted, indices
+    sorted.
+    """
+
+    slices: tuple[tuple[int, tuple[int, ...]], ...]
+
+    @classmethod
+    def of(cls, pairs: Iterable[tuple[int, Iterable[int]]]) -> Annotated:
+        """Merge (axis, indices) pairs. Raises InputError for an axis not in 0..2 or a negative
+        index.
+        """
+        merged: dict[int, set[int]] = {}
+        for axis, indices in pairs:
+            chosen = {int(index) for index in indices}
+            if axis not in (0, 1, 2) or any(index < 0 for index in chosen):
+                raise InputError(
+                    f"annotated slices on axis {axis!r} at {sorted(chosen)} do not exist",
+                    remedy="Use axis 0, 1 or 2 and indices from 0.",
+                )
+            merged.setdefault(int(axis), set()).update(chosen)
+        return cls(
+            tuple((axis, tuple(sorted(merged[axis]))) for axis in sorted(merged) if merged[axis])
+        )
+
+    @property
+    def count(self) -> int:
+        """Number of annotated slices over all axes."""
+        return sum(len(indices) for _, indices in self.slices)
+
+    def thinned(self, n: int) -> Annotated:
+        """At most `n` of these slices: cut into `n` equal parts, in order, and the middle one of
+        each part is taken.
+        """
+        every = [(axis, [index]) for axis, indices in self.slices for index in indices]
+        count = min(n, len(every))
+        return Annotated.of(
+            every[(2 * part + 1) * len(every) // (2 * count)] for part in range(count)
+        )
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """The manifest form: ``[{"axis": 2, "indices": [3, 9, 15]}]``."""
+        return [{"axis": axis, "indices": list(indices)} for axis, indices in self.slices]
+
+    @classmethod
+    def from_json(cls, entries: Any) -> Annotated:
+        """Read the manifest form. Raises InputError when it is malformed."""
+        try:
+            pairs = [
+                (entry["axis"], [_index(index) for index in entry["indices"]]) for entry in entries
+            ]
+        except (TypeError, KeyError, ValueError):
+            raise InputError(
+                f"annotated slices {entries!r} are malformed",
+                remedy='Write them as [{"axis": 2, "indices": [3, 9, 15]}].',
+            ) from None
+        return cls.of(pairs)
+
+
+def counted_mask(shape_kji: Sequence[int], annotated: Annotated | None) -> np.ndarray:
+    """Boolean [k, j, i]: True where a voxel lies on an annotated slice; everywhere when `annotated`
+    is None.
+
+    Raises InputError when a slice lies outside the volume.
+    """
+    if annotated is None:
+        return np.ones(tuple(shape_kji), dtype=bool)
+    mask = np.zeros(tuple(shape_kji), dtype=bool)
+    for axis, indices in annotated.slices:
+        size = shape_kji[2 - axis]
+        outside = [index for index in indices if index >= size]
+        if outside:
+            raise InputError(
+                f"annotated slices {outside} lie outside the volume (axis {'ijk'[axis]} has "
+                f"{size})",
+                remedy="Correct the annotated slices of this case.",
+            )
+        np.moveaxis(mask, 2 - axis, 0)[list(indices)] = True
+    return mask
+
+
+def sparse_label(label: np.ndarray, annotated: Annotated | None) -> np.ndarray:
+    """Class map uint8 [k, j, i] of `label` (class indices) with IGNORE wherever a voxel does not
+    count.
+    """
+    result = label.astype(np.uint8, copy=True)
+    if annotated is not None:
+        result[~counted_mask(label.shape, annotated)] = IGNORE
+    return result
+
+
+def simulate_annotation(label: np.ndarray, n: int, axis: int) -> Annotated:
+    """`n` slices along `axis` (0 i, 1 j, 2 k), evenly spaced over the labelled extent of `label`
+    [k, j, i].
+
+    The extent from the first to the last slice with foreground (IGNORE is not foreground) is cut
+    into `n` equal parts and the middle slice of each part is taken; all its slices when there are
+    no more than `n`. Raises InputError when `n` < 1 or the label has no foreground.
+    """
+    if n < 1:
+        raise InputError(f"{n} annotated slices were asked for", remedy="Ask for at least 1.")
+    foreground = (label != 0) & (label != IGNORE)
+    others = tuple(other for other in range(3) if other != 2 - axis)
+    present = np.flatnonzero(foreground.any(axis=others))
+    if present.size == 0:
+        raise InputError(
+            "the label is empty, so no slice can be chosen", remedy="Choose another labelled case."
+        )
+    first, extent = int(present[0]), int(present[-1] - present[0]) + 1
+    count = min(n, extent)
+    return Annotated.of(
+        [(axis, [first + (2 * part + 1) * extent // (2 * count) for part in range(count)])]
+    )
+
+
+def slice_axis(geometry: Geometry) -> int:
+    """The axis (0 i, 1 j, 2 k) with the largest spacing; the last one when no single axis has it
+    (within 0.1 %).
+    """
+    spacing = geometry.spacing
+    largest = [axis for axis in range(3) if spacing[axis] >= max(spacing) * 0.999]
+    return largest[0] if len(largest) == 1 else 2
+
+
+def class_indices(
+    label: np.ndarray, values: Sequence[int], *, ignore: int | None = None
+) -> np.ndarray:
+    """Class map uint8, same shape: the position of each voxel's value in sorted `values`; `ignore`
+    becomes IGNORE.
+
+    Raises InputError naming values that are not in `values`, or that are not whole numbers.
+    """
+    known = np.unique(np.asarray(values, dtype=np.int64))
+    if known.size > _MAX_CLASSES:
+        raise InputError(
+            f"{known.size} classes are declared, at most {_MAX_CLASSES} are possible",
+            remedy="Merge classes.",
+        )
+    numbers = whole_numbers(label)
+    present = np.array(label_values(numbers), dtype=np.int64)
+    table = np.searchsorted(known, present).clip(0, known.size - 1)
+    unknown = known[table] != present
+    if ignore is not None:
+        table[present == ignore] = IGNORE
+        unknown &= present != ignore
+    if unknown.any():
+        raise InputError(
+            f"the label has unknown values {present[unknown][:10].tolist()}, known are "
+            f"{known.tolist()}",
+            remedy='Correct the label, or add the values to "labels" in medssl.json.',
+        )
+    if present.size and present[0] >= 0 and present[-1] < _TABLE:
+        lookup = np.zeros(present[-1] + 1, np.uint8)
+        lookup[present] = table
+        return lookup[numbers.astype(np.uint8) if numbers.dtype == bool else numbers]
+    return table.astype(np.uint8)[np.searchsorted(present, numbers)]
+
+
+def label_values(label: np.ndarray) -> tuple[int, ...]:
+    """The values that occur, sorted. Raises InputError when they are not whole numbers."""
+    numbers = whole_numbers(label)
+    if numbers.dtype == np.uint8:  # counting is much faster than sorting
+        return tuple(
+            int(value) for value in np.flatnonzero(np.bincount(numbers.ravel(), minlength=1))
+        )
+    return tuple(int(value) for value in np.unique(numbers))
+
+
+def whole_numbers(label: np.ndarray) -> np.ndarray:
+    """`label` with an integer type. Raises InputError when a value is not a whole number."""
+    if label.dtype.kind in "iub":
+        return label
+    if not np.isfinite(label).all() or (label != np.rint(label)).any():
+        raise InputError(
+            "the label has values that are not whole numbers",
+            remedy="Give a label map, not a probability map or an interpolated one.",
+        )
+    return label.astype(np.int64)
+
+
+def _index(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(value)
+    return value

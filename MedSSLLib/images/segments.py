@@ -1,0 +1,151 @@
+"""Segmentations as 3D Slicer stores them (.seg.nrrd): named segments, layers, cropped extents. Part
+of `io`.
+
+Overlapping segments are stored in several layers. Layers are flattened into one label map when no
+voxel lies in two segments, and refused otherwise: a voxel has one class here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from MedSSLLib.core.errors import InputError
+from MedSSLLib.images.geometry import Geometry
+from MedSSLLib.images.labels import Annotated
+
+_LIMIT = 10_000
+_TAG = "MedSSL.AnnotatedSlices"
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A segment: its name, where it is stored (value `stored` in layer `layer`) and its value in
+    the label map.
+    """
+
+    name: str
+    layer: int
+    stored: int
+    value: int
+
+
+def segments(header: Mapping[str, str]) -> list[Segment]:
+    """Segments of a NRRD header's key-value pairs, in order; empty when it is no segmentation.
+
+    A segment keeps its stored value, unless two segments (of different layers) share one: then they
+    are numbered from 1 in order. Raises InputError for values that are no positive whole numbers.
+    """
+    found = []
+    for number in range(_LIMIT):
+        prefix = f"Segment{number}_"
+        if f"{prefix}LabelValue" not in header:
+            break
+        try:
+            stored = int(header[f"{prefix}LabelValue"])
+            layer = int(header.get(f"{prefix}Layer", "0"))
+        except ValueError:
+            stored = layer = -1
+        if stored < 1 or layer < 0:
+            raise InputError(
+                f"segment {number} has an impossible value or layer",
+                remedy="Save it from 3D Slicer again.",
+            )
+        found.append(Segment(header.get(f"{prefix}Name", f"class_{stored}"), layer, stored, stored))
+    if len({segment.stored for segment in found}) < len(found):
+        return [
+            Segment(segment.name, segment.layer, segment.stored, n + 1)
+            for n, segment in enumerate(found)
+        ]
+    return found
+
+
+def planes(geometry: Geometry) -> list[str]:
+    """What slices along the axes i, j and k are called: of all letters of its code, "LR" is
+    sagittal and so on.
+    """
+    return [
+        "sagittal" if letter in "LR" else "coronal" if letter in "PA" else "axial"
+        for letter in geometry.code
+    ]
+
+
+def annotated_slices(header: Mapping[str, str], geometry: Geometry) -> Annotated | None:
+    """The annotated slices that segments' tags record ("axial:3,9;sagittal:7"), of all segments;
+    None without a record.
+
+    The names mean the image's own axes: the one that follows the patient's head-foot direction most
+    is axial.
+    """
+    names = planes(geometry)
+    pairs: list[tuple[int, list[int]]] = []
+    for number in range(_LIMIT):
+        if f"Segment{number}_LabelValue" not in header:
+            break
+        tags = dict(
+            part.partition(":")[::2] for part in header.get(f"Segment{number}_Tags", "").split("|")
+        )
+        for part in tags.get(_TAG, "").split(";"):
+            name, _, indices = part.strip().partition(":")
+            if name in names:
+                numbers = [int(text) for text in indices.split(",") if text.strip().isdecimal()]
+                pairs.append((names.index(name), numbers))
+    found = Annotated.of(pairs)
+    return found if found.count else None
+
+
+def flattened(array: np.ndarray, found: list[Segment]) -> np.ndarray:
+    """One label map [k, j, i] from layers [k, j, i, layer] (or a single layer [k, j, i]).
+
+    Raises InputError naming two segments that share voxels.
+    """
+    layers = array[..., None] if array.ndim == 3 else array
+    if len(found) == 0 or (
+        layers.shape[-1] == 1 and all(segment.value == segment.stored for segment in found)
+    ):
+        return layers[..., 0]
+    result = np.zeros(layers.shape[:3], np.int32)
+    for segment in found:
+        if segment.layer >= layers.shape[-1]:
+            raise InputError(
+                f"segment {segment.name!r} lies in layer {segment.layer}, which is not stored",
+                remedy="Save it from 3D Slicer again.",
+            )
+        mask = layers[..., segment.layer] == segment.stored
+        shared = mask & (result > 0)
+        if shared.any():
+            other = next(s.name for s in found if s.value == result[shared][0])
+            raise InputError(
+                f"segments {other!r} and {segment.name!r} overlap in {int(shared.sum())} voxels",
+                remedy="Remove the overlap (Segment Editor, Logical operators: subtract) and "
+                "save again.",
+            )
+        result[mask] = segment.value
+    return result
+
+
+def check_inside(array: np.ndarray, geometry: Geometry, reference: Geometry) -> None:
+    """Check that every labelled voxel of `array` [k, j, i] lies within `reference`.
+
+    Raises InputError when some of the segmentation would be lost, as when it belongs to another
+    image.
+    """
+    where = [
+        np.flatnonzero(array.any(axis=tuple(a for a in range(3) if a != 2 - axis)))
+        for axis in range(3)
+    ]
+    if any(found.size == 0 for found in where):
+        return
+    ends = np.array([[found[0], found[-1]] for found in where], dtype=float)
+    corners = np.stack(np.meshgrid(*ends, indexing="ij"), axis=-1).reshape(-1, 3)
+    places = reference.indices(geometry.points(corners))
+    low, high = places.min(axis=0), places.max(axis=0)
+    if (low < -0.6).any() or (high > np.array(reference.size) - 0.4).any():
+        raise InputError(
+            f"reaches outside its image: voxels {low.round(1).tolist()} to "
+            f"{high.round(1).tolist()} of "
+            f"{list(reference.size)}",
+            remedy="Export the segmentation with its own image as reference.",
+        )

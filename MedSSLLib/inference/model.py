@@ -1,0 +1,222 @@
+"""A trained model: its network, plan and classes, and the prediction of one case."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from MedSSLLib.config.run import RunConfig
+from MedSSLLib.core.errors import InputError
+from MedSSLLib.core.files import read_json
+from MedSSLLib.data.plan import Plan
+from MedSSLLib.data.preprocess import preprocess_image
+from MedSSLLib.evaluation.calibration import helpful_temperature, softened
+from MedSSLLib.images import io
+from MedSSLLib.images.components import class_map
+from MedSSLLib.images.geometry import Geometry, Volume
+from MedSSLLib.inference.sliding_window import (
+    VARIANTS,
+    predict_probabilities,
+    predict_varied,
+)
+from MedSSLLib.networks.unet import SegmentationNet, build_encoder, place
+from MedSSLLib.project.runs import WEIGHTS
+from MedSSLLib.training.checkpoint import load_tensors
+from MedSSLLib.training.devices import resolve_device, resolve_precision
+from MedSSLLib.training.run_folder import read_config, read_data, read_plan
+
+
+@dataclass(frozen=True)
+class PredictOptions:
+    """What to write and how.
+
+    Attributes:
+        probabilities: also write each class's probability, into ``probabilities/``, at the run's
+            temperature.
+        uncertainty: also write their normalised entropy, into ``uncertainty/``, 0 certain to 1.
+        flips: average over axis flips (slower; 4 x in 2D, 8 x in 3D).
+        quality: also write ``quality.json``, the estimated Dice of every case (six times slower).
+        components: which pieces are kept: 'auto' the largest one of the classes that are one piece
+            in every dense training label, and, where slices alone were annotated, the surest ones
+            of the classes that these show in one piece; 'largest' the largest of every class, 'all'
+            every piece.
+        device: as in RunConfig.
+        precision: auto is float32 on the CPU; the others as in RunConfig.
+    """
+
+    probabilities: bool = False
+    uncertainty: bool = False
+    flips: bool = False
+    quality: bool = False
+    components: Literal["auto", "largest", "all"] = "auto"
+    device: str = "auto"
+    precision: str = "auto"
+
+
+@dataclass(frozen=True)
+class Model:
+    """A trained segmentation network with what it needs to be applied.
+
+    ``one_piece`` and ``undivided`` are as in :class:`~MedSSLLib.training.run_folder.RunData`.
+    ``temperature`` is that of the written probabilities (see
+    :mod:`MedSSLLib.evaluation.calibration`); it moves no label.
+    """
+
+    network: SegmentationNet
+    plan: Plan
+    values: tuple[int, ...]
+    classes: tuple[str, ...]
+    device: torch.device
+    precision: str
+    one_piece: tuple[int, ...] = ()
+    undivided: tuple[int, ...] = ()
+    temperature: float = 1.0
+
+    @torch.inference_mode()
+    def probabilities(
+        self, volumes: Sequence[Volume], *, flips: bool = False
+    ) -> tuple[Tensor, Geometry]:
+        """Probabilities ``[k, d, h, w]`` on the training grid of a source case, and that grid."""
+        image, grid = preprocess_image(volumes, self.plan)
+        return self.on_grid(image, flips=flips), grid
+
+    def on_grid(self, image: np.ndarray, *, flips: bool = False) -> Tensor:
+        """Probabilities ``[k, d, h, w]`` of a preprocessed case ``[c, d, h, w]``."""
+        with self._autocast():
+            return predict_probabilities(self.network, image, self.plan, self.device, flips=flips)
+
+    def each_variant(self, image: np.ndarray, *, flips: bool = False) -> Iterator[Tensor]:
+        """Probabilities of a preprocessed case from every one of VARIANTS; the plain one first."""
+        for variant in VARIANTS:
+            with self._autocast():
+                probabilities = predict_varied(
+                    self.network, image, self.plan, self.device, variant, flips=flips
+                )
+            yield probabilities
+
+    def class_map(self, probabilities: np.ndarray, components: str = "auto") -> np.ndarray:
+        """Most probable classes uint8 ``[d, h, w]`` of ``[k, d, h, w]`` in the pieces that are
+        kept.
+
+        Args:
+            probabilities: of any grid.
+            components: as in :class:`PredictOptions`.
+        """
+        if components == "auto":
+            return class_map(probabilities, self.one_piece, self.undivided)
+        return class_map(
+            probabilities, range(1, len(probabilities)) if components == "largest" else ()
+        )
+
+    @contextmanager
+    def _autocast(self) -> Iterator[None]:
+        kind = {"bf16": torch.bfloat16, "16": torch.float16}.get(self.precision)
+        with torch.autocast(self.device.type, dtype=kind, enabled=kind is not None):
+            yield
+
+
+def load_model(run_folder: Path, device: str = "auto", precision: str = "auto") -> Model:
+    """The network of a finished fine-tuning or self-training run, ready to predict.
+
+    Raises:
+        InputError: the run is not finished, is a pre-training run, or the device does not exist.
+    """
+    if not (run_folder / WEIGHTS).exists():
+        found = "is not finished: it has no weights" if run_folder.exists() else "does not exist"
+        raise InputError(
+            f"run {run_folder.name!r} {found}",
+            file=str(run_folder),
+            remedy="See `medssl runs PROJECT` for finished runs",
+        )
+    config, plan = read_config(run_folder), read_plan(run_folder)
+    if config.command == "pretrain":
+        raise InputError(
+            f"run {run_folder.name!r} is a pre-trained encoder, it segments nothing yet",
+            remedy=f"Run `medssl finetune PROJECT --init {run_folder.name}` and predict with "
+            "that run",
+        )
+    data, where = read_data(run_folder), resolve_device(device)
+    tensors, _ = load_tensors(run_folder / WEIGHTS)
+    try:
+        network = network_of(config, plan, len(data.classes))
+        network.load_state_dict(tensors)
+    except (RuntimeError, ValueError, TypeError, ArithmeticError, LookupError) as error:
+        raise InputError(
+            f"its settings and weights do not fit together ({type(error).__name__})",
+            file=str(run_folder),
+            remedy="Restore the folder from a backup, or train again",
+        ) from error
+    network.eval()
+    place(network, where, plan.dim)
+    return Model(
+        network,
+        plan,
+        data.values,
+        data.classes,
+        where,
+        resolve_precision(precision, where),
+        data.one_piece,
+        data.undivided,
+        run_temperature(run_folder),
+    )
+
+
+def run_temperature(run_folder: Path) -> float:
+    """The temperature of a run's probabilities; 1 where none was measured, or where it did not
+    help.
+    """
+    metrics = run_folder / "metrics.json"
+    return (
+        helpful_temperature(read_json(metrics).get("calibration") or {})
+        if metrics.exists()
+        else 1.0
+    )
+
+
+def network_of(config: RunConfig, plan: Plan, classes: int) -> SegmentationNet:
+    """The network a configuration and plan describe, newly initialised."""
+    encoder = build_encoder(plan.dim, plan.channels, plan.strides, config.network)
+    return SegmentationNet(encoder, classes, config.network.deep_supervision)
+
+
+def predict_case(
+    model: Model, volumes: Sequence[Volume], options: PredictOptions
+) -> tuple[Volume, np.ndarray]:
+    """Label volume (values of the label files) and class probabilities ``[k, *shape]``, both on the
+    source grid.
+    """
+    source = volumes[0].geometry
+    probabilities, grid = model.probabilities(volumes, flips=options.flips)
+    found = on_source(probabilities, grid, source)
+    label = label_volume(model, model.class_map(found, options.components), source)
+    return label, softened(found, model.temperature, axis=0)
+
+
+def on_source(probabilities: Tensor, grid: Geometry, source: Geometry) -> np.ndarray:
+    """Probabilities ``[k, d, h, w]`` of the training grid as ``[k, *shape]`` of the source grid."""
+    return np.stack(
+        [
+            io.resample(
+                Volume(p, grid), source, interpolation="linear", outside=float(index == 0)
+            ).array
+            for index, p in enumerate(probabilities.numpy())
+        ]
+    )
+
+
+def label_volume(model: Model, classes: np.ndarray, geometry: Geometry) -> Volume:
+    """A class map in the values of the label files."""
+    return Volume(
+        np.asarray(model.values, np.int32)[classes].astype(_label_type(model.values)), geometry
+    )
+
+
+def _label_type(values: Sequence[int]) -> type[np.uint8] | type[np.int16]:
+    return np.uint8 if max(values) < 256 else np.int16

@@ -1,0 +1,242 @@
+"""Judging predictions without a reference: predictions of its variants, calibrated on held-out
+labelled cases.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from MedSSLLib.core.events import Events
+from MedSSLLib.core.files import read_json, write_json
+from MedSSLLib.data.cache import Cache
+from MedSSLLib.data.preprocess import preprocess_image
+from MedSSLLib.evaluation.metrics import dice_per_class
+from MedSSLLib.evaluation.quality import (
+    FILE_NAME,
+    FORMAT,
+    FORMAT_VERSION,
+    LEVEL,
+    REVIEW_BELOW,
+    Raw,
+    expected_dice,
+    judged,
+)
+from MedSSLLib.images.geometry import Volume
+from MedSSLLib.images.labels import Annotated
+from MedSSLLib.project.manifest import Case
+from MedSSLLib.project.project import Project
+from MedSSLLib.project.runs import WEIGHTS
+from MedSSLLib.training.run_folder import labels_seen, read_run
+
+if TYPE_CHECKING:
+    from MedSSLLib.inference.model import Model, PredictOptions
+
+
+REACH = 3  # voxels; not from the paper
+UNCALIBRATED = (
+    "not calibrated: no labelled case was held out when the run was trained, "
+    "so there is no interval"
+)
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Estimates the Dice of what a model's predictions write, as far as the training grid shows it.
+
+    Attributes:
+        model: the model.
+        run: its name.
+        known: the held-out patients, each with the (raw, true) Dice of their labelled cases.
+        usual: class indices that all held-out labels show, or all training labels where none is
+            held out.
+        seen: cases whose labels the run was trained, chosen or calibrated on.
+        components: which pieces are kept, as in PredictOptions.
+        flips: whether predictions are averaged over flips.
+    """
+
+    model: Model
+    run: str
+    known: Sequence[Sequence[tuple[float, float]]] = ()
+    usual: frozenset[int] = frozenset()
+    seen: frozenset[str] = frozenset()
+    components: str = "auto"
+    flips: bool = False
+
+    @classmethod
+    def of(
+        cls, project: Project, run: str, model: Model, options: PredictOptions, events: Events
+    ) -> Judge:
+        """A judge that knows the held-out labelled cases of the run, where there are any."""
+        cache = Cache(project.cache_folder, model.plan)
+        cases = readable(
+            cache, project, recorded_cases(project, run, "validation", events), model, events
+        )
+        judge = cls(
+            model, run, seen=_seen(project, run), components=options.components, flips=options.flips
+        )
+        known: dict[str, list[tuple[float, float]]] = {}
+        for number, case in enumerate(cases, 1):
+            pair = judge.pair(cache, case)
+            if pair is not None:
+                known.setdefault(case.patient, []).append(pair)
+            events.progress("calibrate", number, len(cases))
+        if not known:
+            events.emit("warning", message=f"Predicted quality is {UNCALIBRATED}.")
+        shown = cases or readable(
+            cache, project, recorded_cases(project, run, "labelled", events), model, events
+        )
+        usual = frozenset.intersection(
+            *[frozenset(cache.counts(case.name)) for case in shown] or [frozenset()]
+        )
+        return replace(judge, known=tuple(map(tuple, known.values())), usual=usual - {0})
+
+    def pair(self, cache: Cache, case: Case) -> tuple[float, float] | None:
+        """Raw and true Dice of a labelled case; None where no structure is found, or none
+        counts.
+        """
+        size = cache.shape(case.name)[1:]
+        raw, classes = self.raw(cache.image(case.name, (0, 0, 0), size))
+        dice = dice_per_class(
+            classes, cache.label(case.name, (0, 0, 0), size), len(self.model.classes)
+        )
+        return None if raw is None or np.isnan(dice).all() else (raw.dice, float(np.nanmean(dice)))
+
+    def raw(self, image: np.ndarray) -> tuple[Raw | None, np.ndarray]:
+        """See :func:`raw_quality`."""
+        return raw_quality(self.model, image, components=self.components, flips=self.flips)
+
+    def entry(self, volumes: Sequence[Volume]) -> dict[str, Any]:
+        """The entry of a case in ``quality.json``."""
+        raw, classes = self.raw(preprocess_image(volumes, self.model.plan)[0])
+        missing = self.usual - {int(value) for value in np.unique(classes)}
+        return judged(raw, self.known, [self.model.classes[index] for index in sorted(missing)])
+
+    def write(self, folder: Path, entries: dict[str, dict[str, Any]]) -> Path:
+        """Write ``quality.json``; entries of other cases by the same run are kept."""
+        path = folder / FILE_NAME
+        earlier: dict[str, Any] = {}
+        if path.exists():
+            content = read_json(path, format_name=FORMAT, newest_version=FORMAT_VERSION)
+            earlier = content["cases"] if content["run"] == self.run else {}
+        cases = sum(map(len, self.known))
+        note = (
+            f"calibrated on {cases} held-out labelled cases of {len(self.known)} patients"
+            if cases
+            else UNCALIBRATED
+        )
+        write_json(
+            path,
+            {
+                "format": FORMAT,
+                "format_version": FORMAT_VERSION,
+                "run": self.run,
+                "level": LEVEL,
+                "review_below": REVIEW_BELOW,
+                "calibration": note,
+                "known": self.known,
+                "classes": self.model.classes[1:],
+                "seen": sorted(self.seen),
+                "cases": earlier | entries,
+            },
+        )
+        return path
+
+
+def _seen(project: Project, run: str) -> frozenset[str]:
+    """Cases whose labels have trained a run or those that it started from, or chosen or calibrated
+    it.
+    """
+    folder = project.run_folder(run)
+    return frozenset(
+        labels_seen(folder / WEIGHTS) | set(read_run(folder)["data"].get("validation", ()))
+    )
+
+
+def recorded_cases(project: Project, run: str, part: str, events: Events) -> tuple[Case, ...]:
+    """The "validation" (held-out) or "labelled" (training) cases of a run, with the slices that
+    were annotated then.
+
+    Those that the project no longer has, or has without a label, are named in a warning.
+    """
+    data = read_run(project.run_folder(run))["data"]
+    known = {case.name: case for case in project.cases if case.label is not None}
+    annotated, names = data.get("annotated", {}), data.get(part, ())
+    gone = [name for name in names if name not in known]
+    if gone:
+        events.emit(
+            "warning",
+            message=f"Predicted quality does without {', '.join(gone)}, no longer labelled cases "
+            "of "
+            f"the project as they were when run {run} was trained.",
+        )
+    return tuple(
+        replace(
+            known[name],
+            annotated=Annotated.from_json(annotated[name]) if name in annotated else None,
+        )
+        for name in names
+        if name in known
+    )
+
+
+def readable(
+    cache: Cache, project: Project, cases: Sequence[Case], model: Model, events: Events
+) -> tuple[Case, ...]:
+    """The cases that could be read into the cache, labels in the model's classes; warnings name the
+    others.
+    """
+    refused = cache.prepare(cases, labels=True, values=model.values, ignore=project.ignore_value)
+    for _, error in refused:
+        events.emit("warning", message=f"Predicted quality does without a labelled case: {error}")
+    bad = {case.name for case, _ in refused}
+    return tuple(case for case in cases if case.name not in bad)
+
+
+def raw_quality(
+    model: Model, image: np.ndarray, *, components: str = "auto", flips: bool = False
+) -> tuple[Raw | None, np.ndarray]:
+    """What predictions of a preprocessed case ``[c, d, h, w]`` and its variants say, and the plain
+    one's classes.
+
+    None where the plain prediction holds no structure. Every prediction is what would be written:
+    averaged over flips if asked, and without the pieces that are not kept, whose voxels count as
+    certain background. Mirrored images would be no fair variants: models are trained without flips
+    unless asked, since many structures have a side.
+    """
+    single: list[np.ndarray] = []
+    kept: list[np.ndarray] = []
+    total: torch.Tensor | None = None
+    for probabilities in model.each_variant(image, flips=flips):
+        single.append(model.class_map(probabilities.numpy(), "all"))
+        kept.append(model.class_map(probabilities.numpy(), components))
+        total = probabilities if total is None else total + probabilities
+    assert total is not None
+    classes, mean = kept[0], (total / len(single)).numpy()
+    mean[:, classes != single[0]] = 0
+    per_class = expected_dice(_near(mean, classes), classes)
+    expected = [value for value in per_class if value is not None]
+    if not expected:
+        return None, classes
+    agreement = [np.nanmean(dice_per_class(one, classes, len(mean))) for one in kept[1:]]
+    return Raw(float(np.mean(agreement)), float(np.mean(expected)), tuple(per_class)), classes
+
+
+def _near(probabilities: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    """Probabilities ``[k, d, h, w]`` of structures, 0 further than REACH voxels from where they are
+    predicted.
+
+    A model of few labels spreads small probabilities over the whole image, which say little about
+    what is written.
+    """
+    from scipy.ndimage import binary_dilation
+
+    near = probabilities.copy()
+    for index in range(1, len(near)):
+        near[index][~binary_dilation(classes == index, iterations=REACH)] = 0
+    return near

@@ -1,0 +1,1 @@
+"""Models to and from elsewhere: TorchScript, ONNX, MONAI bundles, foreign weights."""

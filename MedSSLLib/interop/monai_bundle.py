@@ -1,0 +1,397 @@
+"""A run as a MONAI bundle: weights, network definition, transforms and metadata that MONAI runs
+without MedSSL.
+"""
+
+from __future__ import annotations
+
+import inspect
+import shutil
+from collections.abc import Mapping
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.networks.nets import DynUNet
+from torch import Tensor, nn
+
+from MedSSLLib import __version__
+from MedSSLLib.core.errors import InputError
+from MedSSLLib.core.files import atomic_folder, write_json
+from MedSSLLib.data import preprocess
+from MedSSLLib.images import components
+from MedSSLLib.inference import sliding_window
+from MedSSLLib.inference.model import Model
+from MedSSLLib.interop import monai_bundle_scripts
+from MedSSLLib.networks.unet import SegmentationNet
+
+SCHEMA = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
+_WRITTEN_OUT = (
+    sliding_window.tile_size,
+    preprocess.cubic,
+    preprocess.normalise,
+    preprocess._sample,
+    preprocess._matrix,
+    preprocess.resample_separably,
+    components.largest_components,
+    components.surest_components,
+    components.class_map,
+    components._components,
+)
+_CONSTANTS = {
+    preprocess: ("HU_RANGE", "PERCENTILES", "_MOST_SAMPLES"),
+    components: ("NEARLY_AS_SURE",),
+}
+_TEXTS = (
+    "version",
+    "monai_version",
+    "pytorch_version",
+    "numpy_version",
+    "task",
+    "description",
+    "authors",
+    "copyright",
+)
+_README = """# {name}
+
+{description}
+
+    python -m monai.bundle run --bundle_root . --config_file configs/inference.json \\
+        --dataset_dir IMAGES --output_dir OUT
+    python -m monai.bundle verify_metadata --meta_file configs/metadata.json --filepath configs/schema.json
+
+Run both in this folder. They need MONAI with its command line (`pip install monai nibabel scipy fire jsonschema`) and
+no network; configs/schema.json asks for the fields of the bundle specification. Several channels: name the files
+CASE_0000.nii.gz, CASE_0001.nii.gz and so on. Intensities and grid are computed as in the training (scripts/), results
+lie on the grid of the source image.
+
+The scripts and the configuration are part of MedSSL (Apache-2.0). Whether the weights may be passed on depends on the
+data that they were trained on.
+
+{card}"""
+
+
+def as_dynunet(network: SegmentationNet) -> tuple[dict[str, Any], DynUNet] | None:
+    """The same network as MONAI's DynUNet: its arguments and the module; None where DynUNet cannot
+    be it.
+
+    DynUNet has at least three levels and one normalisation for all of them, which group
+    normalisation, whose groups follow the channels, is not.
+    """
+    encoder = network.encoder
+    levels = len(encoder.strides)
+    if encoder.norm == "group" or levels < 3:
+        return None
+    arguments = {
+        "spatial_dims": encoder.dim,
+        "in_channels": encoder.in_channels,
+        "out_channels": network.head.out_channels,
+        "kernel_size": [3] * levels,
+        "strides": [list(s) for s in encoder.strides],
+        "upsample_kernel_size": [list(s) for s in encoder.strides[1:]],
+        "filters": list(encoder.widths),
+        "norm_name": [encoder.norm, {"affine": True}],
+        "res_block": True,
+    }
+    theirs = DynUNet(**arguments)
+    parts = (theirs.input_block, *theirs.downsamples, theirs.bottleneck)
+    for mine, part in zip(encoder.stages, parts, strict=True):
+        part.load_state_dict(mine.state_dict())
+    for mine, part in zip(network.decoder.stages, theirs.upsamples, strict=True):
+        part.load_state_dict(mine.state_dict())
+    theirs.output_block.conv.conv.load_state_dict(network.head.state_dict())
+    return arguments, theirs.eval()
+
+
+def write_bundle(model: Model, out: Path, name: str, card: str, traced: Path | None) -> Path:
+    """Write the bundle as a new folder, whole or not at all; returns it.
+
+    Args:
+        model: the trained model.
+        out: the folder to make.
+        name: of the run.
+        card: its model card.
+        traced: the network's logits as TorchScript, where DynUNet cannot be the network.
+
+    Raises:
+        InputError: the folder exists and is not empty.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError("exists already", file=out, remedy="Give the name of a new folder")
+    with atomic_folder(out) as work:
+        for part in ("configs", "models", "scripts", "docs"):
+            (work / part).mkdir()
+        _fill(work, model, name, card, traced)
+    return out
+
+
+def _fill(folder: Path, model: Model, name: str, card: str, traced: Path | None) -> None:
+    found = as_dynunet(model.network)
+    if found is not None:
+        # the state dictionary that the bundle specification asks for: tensors only, read with
+        # weights_only=True
+        buffer = BytesIO()  # a full disk is no system error to torch's own writer
+        torch.save(found[1].state_dict(), buffer)
+        (folder / "models" / "model.pt").write_bytes(buffer.getvalue())
+    elif traced is not None:
+        shutil.copyfile(traced, folder / "models" / "model.ts")
+    facts = metadata(model, name)
+    write_json(folder / "configs" / "metadata.json", facts)
+    write_json(folder / "configs" / "schema.json", schema())
+    write_json(
+        folder / "configs" / "inference.json", inference_config(model, found[0] if found else None)
+    )
+    (folder / "scripts" / "__init__.py").write_text("", encoding="utf-8")
+    (folder / "scripts" / "medssl.py").write_text(scripts_text(), encoding="utf-8")
+    text = _README.format(name=name, description=facts["description"], card=_without_title(card))
+    (folder / "docs" / "README.md").write_text(text, encoding="utf-8")
+
+
+def _without_title(card: str) -> str:
+    """A model card as part of a page that has the run's name as its title already."""
+    title, _, rest = card.partition("\n")
+    return rest.lstrip("\n") if title.startswith("# ") else card
+
+
+def scripts_text() -> str:
+    """The bundle's script: ``monai_bundle_scripts.py`` with what it imports from MedSSLLib written
+    out.
+    """
+    lines = inspect.getsource(monai_bundle_scripts).splitlines()
+    ours = [number for number, line in enumerate(lines) if line.startswith("from MedSSLLib")]
+    constants = [
+        f"{name} = {getattr(module, name)!r}"
+        for module, names in _CONSTANTS.items()
+        for name in names
+    ]
+    error = [
+        "from collections.abc import Collection",
+        "from scipy import ndimage",
+        "Kernel = Callable[[np.ndarray], np.ndarray]",
+        "",
+        "",
+        "class InputError(ValueError):",
+        "    def __init__(self, finding: str, remedy: str = '') -> None:",
+        "        super().__init__(f'image {finding}. {remedy}')",
+    ]
+    functions = [
+        line
+        for function in _WRITTEN_OUT
+        for line in ("", "", *inspect.getsource(function).splitlines())
+    ]
+    lines[ours[0] : ours[-1] + 1] = [*constants, *error, *functions, "", ""]
+    return "\n".join(lines) + "\n"
+
+
+def metadata(model: Model, name: str) -> dict[str, Any]:
+    """``metadata.json`` of the bundle specification, with the plan under ``medssl``."""
+    import monai
+
+    plan, classes = model.plan, len(model.classes)
+    shape = [f"{step}*n" for step in np.prod(plan.strides, axis=0).tolist()]
+    channels = {str(index): modality for index, modality in enumerate(plan.modality)}
+    image = _tensor("image", plan.channels, shape, channels) | {
+        "modality": ", ".join(plan.modality)
+    }
+    answer = _tensor(
+        "segmentation", classes, shape, {str(i): text for i, text in enumerate(model.classes)}
+    )
+    return {
+        "schema": SCHEMA,
+        "version": "1.0.0",
+        "changelog": {"1.0.0": "exported"},
+        "name": name,
+        "monai_version": monai.__version__,
+        "pytorch_version": torch.__version__.split("+")[0],
+        "numpy_version": np.__version__,
+        "required_packages_version": {"nibabel": "5.0", "scipy": "1.11"},
+        "task": f"Segmentation of {', '.join(model.classes[1:])}",
+        "description": f"{plan.dim}D U-Net trained with MedSSL {__version__}, run {name}.",
+        "authors": "whoever trained it (see docs/README.md)",
+        "copyright": "as for the training data",
+        "intended_use": "Research. Not a medical device; every result needs review by a person.",
+        "image_classes": ", ".join(plan.modality),
+        "pred_classes": ", ".join(model.classes),
+        "network_data_format": {"inputs": {"image": image}, "outputs": {"pred": answer}},
+        "medssl": plan_facts(model),
+    }
+
+
+def _tensor(kind: str, channels: int, shape: list[str], names: Mapping[str, str]) -> dict[str, Any]:
+    return {
+        "type": "image",
+        "format": kind,
+        "num_channels": channels,
+        "spatial_shape": shape,
+        "dtype": "float32",
+        "value_range": [],
+        "is_patch_data": False,
+        "channel_def": dict(names),
+    }
+
+
+def plan_facts(model: Model) -> dict[str, Any]:
+    """What a user of the bare network must know: plan, classes, and what to do before and after."""
+    return {
+        "format": "medssl-model",
+        "format_version": 1,
+        "plan": model.plan.model_dump(mode="json"),
+        "classes": list(model.classes),
+        "values": list(model.values),
+        "one_piece": list(model.one_piece),
+        "undivided": list(model.undivided),
+        "size_multiple": np.prod(model.plan.strides, axis=0).tolist(),
+        "hounsfield_range": preprocess.HU_RANGE,
+        "percentiles": preprocess.PERCENTILES,
+        "preprocessing": "orient to d, h, w; clip CT with negative values to hounsfield_range, "
+        "others to percentiles "
+        "of the voxels above the minimum; zero mean and unit deviation over those voxels; "
+        "resample to the plan's "
+        "spacing; pad each axis at its end, with the edge value, to a multiple of size_multiple",
+    }
+
+
+def schema() -> dict[str, Any]:
+    """A JSON schema with the fields that the bundle specification asks for, so that metadata is
+    checked offline.
+    """
+    tensor = {
+        "type": "object",
+        "required": ["type", "format", "num_channels", "spatial_shape", "dtype", "value_range"],
+        "properties": {
+            "num_channels": {"type": "integer", "minimum": 1},
+            "spatial_shape": {
+                "type": "array",
+                "minItems": 2,
+                "items": {"type": ["integer", "string"]},
+            },
+            "value_range": {"type": "array", "items": {"type": "number"}},
+        },
+    }
+    tensors = {"type": "object", "minProperties": 1, "additionalProperties": tensor}
+    return {
+        "$schema": "https://json-schema.org/draft/2019-09/schema",
+        "type": "object",
+        "required": ["schema", "required_packages_version", "network_data_format", *_TEXTS],
+        "properties": {
+            **{name: {"type": "string", "minLength": 1} for name in _TEXTS},
+            "required_packages_version": {"type": "object"},
+            "network_data_format": {
+                "type": "object",
+                "required": ["inputs", "outputs"],
+                "properties": {"inputs": tensors, "outputs": tensors},
+            },
+        },
+    }
+
+
+def inference_config(model: Model, dynunet: dict[str, Any] | None) -> dict[str, Any]:
+    """``sliding_window.json``: MONAI's transforms and inferers with the plan's numbers."""
+    plan = model.plan
+    weights = "model.ts" if dynunet is None else "model.pt"
+    load = (
+        "$@network_def.load_state_dict("
+        "torch.load(@checkpoint, map_location=@device, weights_only=True))"
+    )
+    traced = {"_target_": "torch.jit.load", "f": "@checkpoint", "map_location": "@device"}
+    return {
+        "imports": ["$import torch", "$import scripts.medssl as medssl"],
+        "bundle_root": ".",
+        "dataset_dir": "images",
+        "output_dir": "$@bundle_root + '/eval'",
+        "checkpoint": f"$@bundle_root + '/models/{weights}'",
+        "device": "$torch.device('cuda:0' if torch.cuda.is_available() else 'cpu')",
+        "network_def": traced if dynunet is None else {"_target_": "DynUNet", **dynunet},
+        "network": "$@network_def.to(@device)",
+        "datalist": f"$medssl.find_cases(@dataset_dir, {plan.channels})",
+        "preprocessing": {"_target_": "Compose", "transforms": _before(model)},
+        "dataset": {"_target_": "Dataset", "data": "@datalist", "transform": "@preprocessing"},
+        "inferer": _inferer(model),
+        "postprocessing": {"_target_": "Compose", "transforms": _after(model)},
+        "run": [
+            *([] if dynunet is None else [load]),
+            "$medssl.segment(@dataset, @network, @inferer, @postprocessing, @device)",
+        ],
+    }
+
+
+def _before(model: Model) -> list[dict[str, Any]]:
+    plan = model.plan
+    steps = [1] * (3 - plan.dim) + np.prod(plan.strides, axis=0).tolist()
+    return [
+        {"_target_": "LoadImaged", "keys": "image", "ensure_channel_first": True},
+        {"_target_": "CopyItemsd", "keys": "image", "names": "source"},
+        {
+            "_target_": "scripts.medssl.PlanGridd",
+            "keys": "image",
+            "spacing": list(plan.spacing),
+            "slice_axis": plan.slice_axis,
+            "modality": list(plan.modality),
+        },
+        {"_target_": "DivisiblePadd", "keys": "image", "k": steps, "method": "end", "mode": "edge"},
+    ]
+
+
+def _inferer(model: Model) -> dict[str, Any]:
+    plan = model.plan
+    if plan.dim == 2:
+        return {
+            "_target_": "SliceInferer",
+            "roi_size": [-1, -1],
+            "spatial_dim": 0,
+            "sw_batch_size": 4,
+        }
+    return {
+        "_target_": "scripts.medssl.TiledInferer",
+        "patch": list(plan.patch),
+        "voxels": sliding_window.TILE_VOXELS[3],
+        "overlap": sliding_window.OVERLAP,
+    }
+
+
+def _after(model: Model) -> list[dict[str, Any]]:
+    wide = max(model.values) > 255
+    return [
+        {"_target_": "Activationsd", "keys": "pred", "softmax": True},
+        {
+            "_target_": "ResampleToMatchd",
+            "keys": "pred",
+            "key_dst": "source",
+            "mode": "bilinear",
+            "padding_mode": "border",
+        },
+        {
+            "_target_": "scripts.medssl.ClassMapd",
+            "keys": "pred",
+            "one_piece": list(model.one_piece),
+            "undivided": list(model.undivided),
+        },
+        {
+            "_target_": "MapLabelValued",
+            "keys": "pred",
+            "orig_labels": list(range(len(model.values))),
+            "target_labels": list(model.values),
+        },
+        {
+            "_target_": "SaveImaged",
+            "keys": "pred",
+            "output_dir": "@output_dir",
+            "output_postfix": "",
+            "output_dtype": "int16" if wide else "uint8",
+            "separate_folder": False,
+            "resample": False,
+        },
+    ]
+
+
+class Probabilities(nn.Module):
+    """Class probabilities of preprocessed, padded images: what leaves as TorchScript and ONNX."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, image: Tensor) -> Tensor:
+        """``[b, c, *s]`` to ``[b, k, *s]``."""
+        return self.network(image).softmax(1)

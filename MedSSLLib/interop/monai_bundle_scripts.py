@@ -1,0 +1,187 @@
+"""What an exported MONAI bundle runs beside MONAI's own transforms: the grid and the intensities of
+the training.
+
+A copy of this file lies in every bundle, with the functions imported from MedSSLLib below written
+out, so that a bundle needs MONAI, nibabel and scipy only and yet computes what ``medssl predict``
+computes.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import permutations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from monai.inferers import Inferer, SlidingWindowInferer
+from monai.transforms import MapTransform, Orientation
+
+from MedSSLLib.data.preprocess import _matrix, cubic, normalise, resample_separably
+from MedSSLLib.images.components import class_map
+from MedSSLLib.inference.sliding_window import tile_size
+
+AXES = ("LSP", "PSL", "SPL")  # directions of d, h, w for a slice axis along L, P, S
+
+
+class PlanGridd(MapTransform):
+    """Image ``[c, i, j, k]`` to ``[c, d, h, w]`` on the training grid, intensities normalised,
+    affine kept true.
+
+    Args:
+        keys: images to change.
+        spacing: grid spacing d, h, w in mm; None keeps the image's own.
+        slice_axis: what d is: 0 = L, 1 = P, 2 = S, or 'own' for the axis with the largest spacing.
+        modality: one name per channel; 'CT' has a fixed window.
+    """
+
+    def __init__(
+        self,
+        keys: Sequence[str] | str,
+        spacing: Sequence[float | None],
+        slice_axis: int | str,
+        modality: Sequence[str],
+    ) -> None:
+        super().__init__(keys)
+        self.spacing, self.slice_axis, self.modality = spacing, slice_axis, modality
+
+    def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
+        changed = dict(data)
+        for key in self.key_iterator(changed):
+            changed[key] = self._on_grid(changed[key])
+        return changed
+
+    def _on_grid(self, image: MetaTensor) -> MetaTensor:
+        axis = (
+            _own_axis(np.asarray(image.affine))
+            if self.slice_axis == "own"
+            else int(self.slice_axis)
+        )
+        image = Orientation(AXES[axis], labels=(("L", "R"), ("P", "A"), ("I", "S")))(image)
+        affine, operators = np.asarray(image.affine, float).copy(), []
+        for number, (n, step) in enumerate(zip(image.shape[1:], self.spacing, strict=True)):
+            own = float(np.linalg.norm(affine[:3, number]))
+            ratio = 1.0 if step is None or abs(own / step - 1) < 1e-3 else step / own
+            size = n if ratio == 1.0 else max(1, math.ceil(n / ratio - 1e-3))
+            start = (n - 1) / 2 - (size - 1) / 2 * ratio
+            operators.append(
+                None if ratio == 1.0 else _matrix(start + ratio * np.arange(size), n, ratio, cubic)
+            )
+            affine[:3, 3] += start * affine[:3, number]
+            affine[:3, number] *= ratio
+        arrays = [
+            resample_separably(normalise(np.asarray(channel), modality), operators)
+            for channel, modality in zip(image, self.modality, strict=True)
+        ]
+        return _with_affine(
+            torch.from_numpy(np.ascontiguousarray(np.stack(arrays))), affine, image.meta
+        )
+
+
+def _with_affine(tensor: torch.Tensor, affine: np.ndarray, meta: Mapping[str, Any]) -> MetaTensor:
+    facts = {key: value for key, value in meta.items() if key != "affine"}
+    return MetaTensor(tensor, affine=torch.from_numpy(affine), meta=facts)
+
+
+def _own_axis(affine: np.ndarray) -> int:
+    """The anatomical axis (0 L, 1 P, 2 S) of the voxel axis with the largest spacing; the last one
+    in a tie.
+    """
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    largest = np.flatnonzero(spacing >= spacing.max() * 0.999)
+    own = largest[0] if len(largest) == 1 else 2
+    direction = np.abs(affine[:3, :3] / spacing)
+    best = max(
+        permutations(range(3)),
+        key=lambda rows: sum(direction[row, axis] for axis, row in enumerate(rows)),
+    )
+    return best[own]
+
+
+class ClassMapd(MapTransform):
+    """Probabilities ``[c, i, j, k]`` to the most probable classes ``[1, i, j, k]``, in the pieces
+    that are kept.
+
+    Args:
+        keys: probabilities to change.
+        one_piece: classes that keep their largest piece, diagonals included.
+        undivided: classes that keep their surest piece and those nearly as sure.
+    """
+
+    def __init__(
+        self, keys: Sequence[str] | str, one_piece: Sequence[int], undivided: Sequence[int]
+    ) -> None:
+        super().__init__(keys)
+        self.one_piece, self.undivided = tuple(one_piece), tuple(undivided)
+
+    def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
+        changed = dict(data)
+        for key in self.key_iterator(changed):
+            likely = changed[key]
+            classes = class_map(np.asarray(likely), self.one_piece, self.undivided)
+            changed[key] = _with_affine(
+                torch.from_numpy(classes)[None], np.asarray(likely.affine), likely.meta
+            )
+        return changed
+
+
+class TiledInferer(Inferer):
+    """The whole volume where it fits, else overlapping tiles that are the patch times whole
+    numbers.
+
+    Args:
+        patch: patch of the training.
+        voxels: largest volume of one forward pass.
+        overlap: share of a tile shared with its neighbour.
+    """
+
+    def __init__(self, patch: Sequence[int], voxels: int, overlap: float) -> None:
+        super().__init__()
+        self.patch, self.voxels, self.overlap = patch, voxels, overlap
+
+    def __call__(self, inputs: Any, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        size = tuple(inputs.shape[2:])
+        if np.prod(size) <= self.voxels:
+            return network(inputs, *args, **kwargs)
+        tile = tile_size(size, self.patch, self.voxels)
+        return SlidingWindowInferer(tile, 1, self.overlap, mode="gaussian")(
+            inputs, network, *args, **kwargs
+        )
+
+
+def find_cases(folder: str, channels: int) -> list[dict[str, Any]]:
+    """Images of a folder for MONAI's datasets; several channels are files named CASE_0000,
+    CASE_0001 and so on.
+    """
+    files = sorted(
+        p for p in Path(folder).iterdir() if re.search(r"\.(nii|nii\.gz|nrrd|mha)$", p.name)
+    )
+    if channels == 1:
+        return [{"image": str(path)} for path in files]
+    cases: dict[str, list[str]] = {}
+    for path in files:
+        cases.setdefault(re.sub(r"_\d{4}(?=\.)", "", path.name), []).append(str(path))
+    return [{"image": paths} for paths in cases.values() if len(paths) == channels]
+
+
+@torch.inference_mode()
+def segment(
+    dataset: Iterable[dict[str, Any]],
+    network: torch.nn.Module,
+    inferer: Inferer,
+    postprocessing: Callable[[dict[str, Any]], Any],
+    device: torch.device,
+) -> list[Any]:
+    """Segment every case of a dataset; returns what the post-processing returns."""
+    network.eval()
+    done = []
+    for case in dataset:
+        image = case["image"]
+        logits = inferer(image[None].to(device), network)[0].float().cpu()
+        prediction = _with_affine(logits, np.asarray(image.affine), case["source"].meta)
+        done.append(postprocessing({**case, "pred": prediction}))
+    return done

@@ -1,0 +1,1 @@
+"""Loss functions and rules for gradients, without state."""

@@ -1,0 +1,1 @@
+"""Networks, moving averages and the alignment of feature maps."""

@@ -1,0 +1,1 @@
+"""Projects and their runs: manifest, folder layouts, roles, metadata."""

@@ -1,0 +1,390 @@
+"""Taking cases into a project: headers are checked, roles given, classes found; bad cases are left
+out and listed.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from MedSSLLib.core.errors import InputError
+from MedSSLLib.core.files import atomic_folder, atomic_path, detached_files
+from MedSSLLib.images.io import (
+    case_name,
+    check_label,
+    drawn_slices,
+    modality_of,
+    read_header,
+    read_label,
+    recorded_slices,
+    segment_names,
+)
+from MedSSLLib.images.labels import label_values
+from MedSSLLib.project.layouts import Found, Source, label_files
+from MedSSLLib.project.manifest import Case, Manifest
+from MedSSLLib.project.roles import names_in, with_roles
+
+
+@dataclass
+class Admission:
+    """What `admit` decided: the new cases, classes and modality, the refusals and the warnings."""
+
+    cases: dict[str, Case] = field(default_factory=dict)
+    labels: dict[int, str] = field(default_factory=dict)
+    labels_from: tuple[str, ...] | None = ()
+    modality: tuple[str, ...] = ("MR",)
+    refused: list[InputError] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    def merged_into(self, manifest: Manifest) -> Manifest:
+        """`manifest` with the new cases, classes and modality."""
+        return replace(
+            manifest,
+            cases=manifest.cases | self.cases,
+            labels=manifest.labels | self.labels,
+            labels_from=self.labels_from,
+            modality=self.modality,
+        )
+
+
+def admit(
+    manifest: Manifest,
+    source: Source,
+    metadata: dict[str, dict[str, str]] | None,
+    labelled: str | None,
+    test: str,
+) -> Admission:
+    """Check the cases of `source` and give them roles.
+
+    Only headers are read, and labels (headers and, where classes were not declared, values) only of
+    cases that become labelled. Raises InputError when a selection names an unknown case or no case
+    is left.
+    """
+    result = Admission(
+        labels_from=manifest.labels_from,
+        refused=list(source.refused),
+        warnings=list(source.warnings),
+    )
+    result.modality, mixed = _modality(manifest, source)
+    result.warnings += [mixed] if mixed else []
+    present = {name.casefold() for name in manifest.cases}
+    for found in source.cases:
+        try:
+            if found.name.casefold() in present:
+                raise InputError(
+                    "is in the project already", file=found.images[0], remedy="Rename the new file."
+                )
+            result.cases[found.name] = _checked(found, len(result.modality))
+        except InputError as error:
+            result.refused.append(error.for_case(found.name))
+    if not result.cases:
+        raise _nothing_left(result.refused)
+    _describe(result, metadata, manifest)
+    _give_roles(result, labelled, test)
+    _find_classes(result, manifest, source)
+    if not result.cases:
+        raise _nothing_left(result.refused)
+    _warn_of_shared_patients(result, manifest)
+    return result
+
+
+def attach(manifest: Manifest, folder: Path) -> Admission:
+    """Give cases of the project the label files of a folder that bear their names; training cases
+    become labelled.
+
+    A label replaces the one before, and the annotated slices with it. Unusable labels are listed.
+    Raises InputError when no file bears a case's name or none can be used.
+    """
+    files = label_files(folder)
+    ours = {name: manifest.cases[name] for name in files if name in manifest.cases}
+    if not ours:
+        raise InputError(
+            "has no label named like a case of the project (labels: "
+            f"{', '.join(sorted(files)[:3])})",
+            file=folder,
+            remedy="Give label files the names of their scans, or add the scans as well.",
+        )
+    result = Admission(modality=manifest.modality, labels_from=manifest.labels_from)
+    for name, case in ours.items():
+        role = "test" if case.role == "test" else "labelled"
+        result.cases[name] = replace(
+            case, label=Path(os.path.abspath(files[name])), annotated=None, role=role
+        )
+    if others := sorted(files.keys() - ours.keys()):
+        result.warnings.append(f"{len(others)} labels belong to no case: {', '.join(others[:10])}")
+    _find_classes(result, manifest, Source())
+    if not result.cases:
+        raise _nothing_left(result.refused)
+    return result
+
+
+def with_scanned_labels(manifest: Manifest, cases: Iterable[Case]) -> Manifest:
+    """A manifest whose classes cover the labels of `cases`, with the annotated slices that
+    segmentations record.
+
+    Voxels are not read where classes were declared, nor twice. Raises InputError for a label that
+    cannot be read.
+    """
+    cases = [_with_annotated_slices(case, manifest.drawn_plane) for case in cases]
+    manifest = manifest.with_cases(*cases)
+    if manifest.labels_from is None:
+        return manifest
+    labels, scanned = dict(manifest.labels), list(manifest.labels_from)
+    for case in cases:
+        if case.name not in scanned:
+            _merge(labels, _scan(case), case)
+            scanned.append(case.name)
+    return replace(manifest, labels=labels, labels_from=tuple(scanned))
+
+
+def _modality(manifest: Manifest, source: Source) -> tuple[tuple[str, ...], str]:
+    """Of the project, else as declared, else of the first, middle or last image; and a warning
+    where these differ.
+    """
+    if manifest.cases:
+        return manifest.modality, ""
+    if source.modality:
+        return source.modality, ""
+    counts = Counter(len(found.images) for found in source.cases)
+    channels = counts.most_common(1)[0][0] if counts else 1
+    alike = [found for found in source.cases if len(found.images) == channels]
+    seen: dict[tuple[str, ...], str] = {}
+    for found in {
+        alike[place].name: alike[place] for place in (0, len(alike) // 2, -1) if alike
+    }.values():
+        with suppress(InputError):
+            seen.setdefault(tuple(modality_of(image) for image in found.images), found.name)
+    if not seen:
+        return ("MR",) * channels, ""
+    first = next(iter(seen))
+    words = ", ".join(f"{name} like {'+'.join(kind)}" for kind, name in seen.items())
+    mixed = (
+        f"the scans differ in kind: {words}; all are taken as {'+'.join(first)}. Make a project "
+        "for each, or say "
+        "which it is with --modality"
+    )
+    return first, mixed if len(seen) > 1 else ""
+
+
+def _checked(found: Found, channels: int) -> Case:
+    images = tuple(Path(os.path.abspath(image)) for image in found.images)
+    first = read_header(images[0])
+    if len(images) != channels:
+        raise InputError(
+            f"has {len(images)} channel{'s' * (len(images) > 1)}, expected {channels}",
+            file=images[0],
+            remedy="Give every case the same channels, as case_0000, case_0001 ...",
+        )
+    for image in images[1:]:
+        difference = read_header(image).difference(first)
+        if difference:
+            raise InputError(
+                f"lies on another grid than channel 0: {difference}",
+                file=image,
+                remedy="Resample the channels of a case onto one grid.",
+            )
+    label = Path(os.path.abspath(found.label)) if found.label else None
+    if label is not None and not label.exists():
+        raise InputError(
+            "is listed as the label, but does not exist",
+            file=label,
+            remedy="Restore the file, or take the label out of the list.",
+        )
+    return Case(found.name, images, label, role="test" if found.test else "unlabelled")
+
+
+def _describe(
+    result: Admission, metadata: dict[str, dict[str, str]] | None, manifest: Manifest
+) -> None:
+    if metadata is None:
+        return
+    known = {*result.cases, *manifest.cases, *(error.case for error in result.refused)}
+    table = {name if name in known else case_name(name): entry for name, entry in metadata.items()}
+    result.cases = {
+        name: replace(case, metadata=table.get(name, {})) for name, case in result.cases.items()
+    }
+    for text, names in (
+        ("the metadata name unknown cases", set(table) - known),
+        ("cases without metadata", set(result.cases) - set(table)),
+    ):
+        if names:
+            shown = ", ".join(sorted(names)[:20]) + (" ..." if len(names) > 20 else "")
+            result.warnings.append(f"{text} ({len(names)}): {shown}")
+
+
+def _give_roles(result: Admission, labelled: str | None, test: str) -> None:
+    refused = {error.case for error in result.refused}
+
+    def usable(selection: str) -> str:
+        return ",".join(
+            name
+            for name in names_in(selection)
+            if name not in refused and case_name(name) not in refused
+        )
+
+    tests = [name for name, case in result.cases.items() if case.role == "test"]
+    manifest = with_roles(Manifest("", cases=result.cases), None, ",".join([*tests, usable(test)]))
+    if labelled is None:
+        chosen = ",".join(
+            name for name, case in manifest.cases.items() if case.label and case.role != "test"
+        )
+    else:
+        chosen = usable(labelled)
+        if names_in(labelled) and not chosen:
+            raise _nothing_left([error for error in result.refused if error.case in labelled])
+    result.cases = with_roles(manifest, chosen, None).cases
+
+
+def _find_classes(result: Admission, manifest: Manifest, source: Source) -> None:
+    """Check the labels of labelled cases, and find their values unless the classes are declared."""
+    labels, scanned = dict(manifest.labels), list(manifest.labels_from or ())
+    if source.labels is not None and not manifest.cases:
+        labels, result.labels_from = dict(source.labels), None
+    for name, case in list(result.cases.items()):
+        if case.role != "labelled" or case.label is None:
+            continue
+        try:
+            check_label(case.label, read_header(case.images[0]), case=name)
+            result.cases[name] = _with_annotated_slices(case, manifest.drawn_plane)
+            if result.labels_from is not None:
+                found = _scan(case)
+                _merge(labels, found, case)
+                scanned.append(name)
+                if not found:
+                    result.warnings.append(f"{name}: the label is empty")
+        except InputError as error:
+            result.refused.append(error.for_case(name))
+            del result.cases[name]
+    result.labels = labels
+    result.labels_from = None if result.labels_from is None else tuple(dict.fromkeys(scanned))
+
+
+def _with_annotated_slices(case: Case, drawn_plane: str) -> Case:
+    """The case with the slices that its segmentation records, or those of a plane that its label
+    shows anything on.
+
+    A case with a record of its own keeps it; without a plane, a label without record counts as a
+    whole.
+    """
+    may_record = case.label is not None and case.label.name.lower().endswith(".nrrd")
+    if case.annotated is not None or case.label is None or not (may_record or drawn_plane):
+        return case
+    grid = read_header(case.images[0])
+    found = recorded_slices(case.label, grid) if may_record else None
+    if found is None and drawn_plane:
+        found = drawn_slices(case.label, grid, drawn_plane, case=case.name)
+    return replace(case, annotated=found)
+
+
+def _scan(case: Case) -> dict[int, str]:
+    """Values other than 0 in a case's label, with the names that the file gives them (else "")."""
+    assert case.label is not None
+    names = segment_names(case.label)
+    volume = read_label(case.label, read_header(case.images[0]), case=case.name)
+    return {value: "" for value in label_values(volume.array) if value != 0} | names
+
+
+def _merge(labels: dict[int, str], found: dict[int, str], case: Case) -> None:
+    """Add found values to `labels`. Raises InputError for negative or too many values and
+    contradicting names.
+    """
+    label = case.label or ""
+    if min(found, default=0) < 0 or len(labels.keys() | found.keys()) > 255:
+        raise InputError(
+            f"has impossible label values (from {min(found)}, {len(found)} of them)",
+            case=case.name,
+            file=label,
+            remedy="Use whole numbers from 0, at most 254 classes. Is this an image?",
+        )
+    for value, name in found.items():
+        other = next((v for v, known in labels.items() if name and known == name), value)
+        if other != value or (name and labels.get(value, name) not in (name, f"class_{value}")):
+            known = labels.get(value, f"{other} for {name!r}")
+            raise InputError(
+                f"calls the value {value} {name!r}, other cases use {known!r}",
+                case=case.name,
+                file=label,
+                remedy="Use the same segments, in the same order, in every case.",
+            )
+    labels |= {value: name or labels.get(value, f"class_{value}") for value, name in found.items()}
+
+
+def _warn_of_shared_patients(result: Admission, manifest: Manifest) -> None:
+    cases = [*manifest.cases.values(), *result.cases.values()]
+    tests = {case.patient for case in cases if case.role == "test"}
+    shared = sorted(tests & {case.patient for case in cases if case.role != "test"})
+    if shared:
+        result.warnings.append(
+            f"patients with both test and training cases ({len(shared)}): {', '.join(shared[:20])}"
+        )
+
+
+def _nothing_left(refused: list[InputError]) -> InputError:
+    """One error for several refused cases: the first, and the others' words."""
+    first = refused[0]
+    if len(refused) == 1:
+        return first
+    others = "; ".join(f"{error.case}: {error.finding}" for error in refused[1:4])
+    return InputError(
+        f"{first.finding} (no case can be used; {len(refused) - 1} more: {others})",
+        case=first.case,
+        file=first.file,
+        remedy=first.remedy,
+    )
+
+
+def copied(case: Case, folder: Path) -> Case:
+    """`case` with its images and label copied to `folder`/images and `folder`/labels; what lies
+    there already stays.
+
+    Raises InputError for a file that has vanished, MedSSLError for a full disk or missing
+    permission.
+    """
+    channels = len(case.images)
+    names = [case.name if channels == 1 else f"{case.name}_{n:04d}" for n in range(channels)]
+    images = tuple(
+        _copy(image, folder / "images", name)
+        for image, name in zip(case.images, names, strict=True)
+    )
+    return replace(
+        case,
+        images=images,
+        label=_copy(case.label, folder / "labels", case.name) if case.label else None,
+    )
+
+
+def _copy(source: Path, folder: Path, name: str) -> Path:
+    if not source.exists():
+        raise InputError(
+            "does not exist",
+            file=source,
+            remedy="Was the file moved? Correct its path in medssl.json.",
+        )
+    if source.is_dir():
+        return _copy_folder(source, folder / name)
+    extension = source.name.removeprefix(case_name(source))
+    details = detached_files(source)
+    # a header names its data file: both keep their names, in a folder of their own
+    target = folder / name / source.name if details else folder / f"{name}{extension}"
+    for file, place in [
+        (source, target),
+        *((detail, target.with_name(detail.name)) for detail in details),
+    ]:
+        if not place.exists():
+            with atomic_path(place) as temporary:
+                shutil.copyfile(file, temporary)
+    return target
+
+
+def _copy_folder(source: Path, target: Path) -> Path:
+    if not target.exists():
+        with atomic_folder(target) as temporary:
+            shutil.copytree(
+                source, temporary, dirs_exist_ok=True, copy_function=shutil.copyfile
+            )  # not their modes
+    return target

@@ -1,0 +1,354 @@
+"""What folders of images offer: plain folders, nnU-Net raw folders, Decathlon folders. Pixels are
+not read here.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from MedSSLLib.core.errors import InputError
+from MedSSLLib.core.files import is_inside, load_json
+from MedSSLLib.images.io import case_name, find_images
+from MedSSLLib.project.manifest import check_name, parse_labels, parse_modality
+
+_CHANNEL = re.compile(r"^(.+)_(\d{4})$")
+_TRAINING, _TEST = "imagesTr", "imagesTs"
+
+
+@dataclass(frozen=True)
+class Found:
+    """A case as found: name, one image per channel, label if there is one, whether the source calls
+    it a test case.
+    """
+
+    name: str
+    images: tuple[Path, ...]
+    label: Path | None = None
+    test: bool = False
+
+
+@dataclass(frozen=True)
+class Source:
+    """Cases sorted by name, declared classes and modality (None when not declared), refusals and
+    warnings.
+    """
+
+    cases: tuple[Found, ...] = ()
+    labels: dict[int, str] | None = None
+    modality: tuple[str, ...] | None = None
+    refused: tuple[InputError, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+def discover(
+    paths: Sequence[str | os.PathLike[str]], labels: str | os.PathLike[str] | None = None
+) -> Source:
+    """The cases of image files, folders of images, data set folders or dataset.json files, with a
+    folder of labels.
+
+    Raises InputError when a path is missing or holds no image, no label is named like an image, or
+    a dataset.json is malformed. Cases with the same name, missing channels or paths outside their
+    dataset.json's folder are refused.
+    """
+    if labels is not None and any(
+        os.path.realpath(path) == os.path.realpath(labels) for path in paths
+    ):
+        raise InputError(
+            "is given both as images and as labels",
+            file=labels,
+            remedy="Keep them in separate folders.",
+        )
+    parts = [_one(Path(path), labels) for path in paths]
+    source = Source(
+        cases=tuple(case for part in parts for case in part.cases),
+        labels=next((part.labels for part in parts if part.labels is not None), None),
+        modality=next((part.modality for part in parts if part.modality is not None), None),
+        refused=tuple(error for part in parts for error in part.refused),
+    )
+    if labels is not None:
+        source = _with_labels(source, Path(labels))
+    return _without_duplicates(source)
+
+
+def images_at(paths: Sequence[str | os.PathLike[str]], channels: int) -> Source:
+    """The cases of image files, DICOM folders and folders of images that are to be segmented.
+
+    With several `channels`, the files case_0000, case_0001 ... are one case. Cases with the same
+    name and missing channels are refused. Raises InputError for a folder without images.
+    """
+    cases: list[Found] = []
+    refused: list[InputError] = []
+    folders = [path for path in map(Path, paths) if path.is_dir()]
+    loose = [path for path in map(Path, paths) if not path.is_dir()]
+    for files, root in [*((find_images(folder), folder) for folder in folders), (loose, Path())]:
+        found, bad = _grouped(files, root, channels=channels > 1)
+        cases, refused = cases + found, refused + bad
+    groups: dict[str, list[Found]] = {}
+    for case in cases:
+        groups.setdefault(case.name.casefold(), []).append(case)
+    refused += [_same_name(same) for same in groups.values() if len(same) > 1]
+    return Source(
+        tuple(same[0] for same in groups.values() if len(same) == 1), refused=tuple(refused)
+    )
+
+
+def _one(path: Path, labels: str | os.PathLike[str] | None) -> Source:
+    if path.suffix.lower() == ".json":
+        return _from_dataset(path)
+    if (path / "dataset.json").is_file():
+        return _from_dataset(path / "dataset.json")
+    if path.is_file():
+        return Source((Found(case_name(path), (path,)),))
+    if not path.exists():
+        raise InputError("does not exist", file=path, remedy="Check the path of the images.")
+    return _from_folder(path, labels)
+
+
+def _from_folder(root: Path, labels: str | os.PathLike[str] | None) -> Source:
+    files = find_images(root)
+    raw = root.name in (_TRAINING, _TEST)
+    cases, refused = _grouped(files, root, channels=raw or _labels_name_stems(files, labels))
+    declared = root.parent / "dataset.json"
+    names, modality = (
+        _declared(load_json(declared), declared) if raw and declared.is_file() else (None, None)
+    )
+    return Source(tuple(cases), names, modality, tuple(refused))
+
+
+def _labels_name_stems(files: list[Path], labels: str | os.PathLike[str] | None) -> bool:
+    """Whether label files are named like nnU-Net's: case.nii.gz for the images case_0000.nii.gz,
+    case_0001.nii.gz.
+    """
+    matches = [_CHANNEL.match(case_name(file)) for file in files]
+    if labels is None or not all(matches):
+        return False
+    names = {case_name(file) for file in find_images(labels)}
+    stems = {match.group(1) for match in matches if match}
+    return bool(stems & names) and not any(match.group(0) in names for match in matches if match)
+
+
+def _grouped(
+    files: Iterable[Path], root: Path, *, channels: bool
+) -> tuple[list[Found], list[InputError]]:
+    """Cases of image files: each file its own, or (channels) case_0000, case_0001 ... together."""
+    if not channels:
+        return [Found(_name_below(file, root), (file,)) for file in files], []
+    groups: dict[str, list[tuple[int, Path]]] = {}
+    for file in files:
+        match = _CHANNEL.match(case_name(file))
+        name, channel = (
+            (match.group(1), int(match.group(2))) if match else (_name_below(file, root), 0)
+        )
+        groups.setdefault(name, []).append((channel, file))
+    cases, refused = [], []
+    for name, parts in groups.items():
+        numbers, ordered = (
+            [number for number, _ in sorted(parts)],
+            tuple(file for _, file in sorted(parts)),
+        )
+        if numbers == list(range(len(parts))):
+            cases.append(Found(name, ordered))
+        elif len(set(numbers)) < len(numbers):
+            refused.append(
+                InputError(
+                    f"has a channel twice: {', '.join(file.name for file in ordered)}",
+                    case=name,
+                    file=ordered[0],
+                    remedy="Rename or remove one of them.",
+                )
+            )
+        else:
+            refused.append(
+                InputError(
+                    f"has the channels {numbers}, expected 0 to {numbers[-1]}",
+                    case=name,
+                    file=ordered[0],
+                    remedy="Add the missing channel files.",
+                )
+            )
+    return cases, refused
+
+
+def _name_below(file: Path, root: Path) -> str:
+    """The case's name; a DICOM folder further down is named by its way there
+    (patient_study_series).
+    """
+    if file.is_dir() and file != root:
+        return "_".join(file.relative_to(root).parts)
+    return case_name(os.path.abspath(file))  # of the folder "." too
+
+
+def _from_dataset(path: Path) -> Source:
+    content = load_json(path)
+    labels, modality = _declared(content, path)
+    source = Source(labels=labels, modality=modality)
+    if isinstance(content.get("training"), list):
+        return _listed(source, content, path)
+    for images, label, test in ((_TRAINING, "labelsTr", False), (_TEST, "labelsTs", True)):
+        if not _filled(path.parent / images):
+            continue
+        found, bad = _grouped(
+            find_images(path.parent / images), path.parent / images, channels=True
+        )
+        part = Source(tuple(replace(case, test=test) for case in found))
+        part = _with_labels(part, path.parent / label) if _filled(path.parent / label) else part
+        source = replace(
+            source,
+            cases=source.cases + part.cases,
+            refused=(*source.refused, *bad),
+            warnings=source.warnings + part.warnings,
+        )
+    if not source.cases and not source.refused:
+        raise InputError(
+            f"lists no cases and has no {_TRAINING} beside it",
+            file=path,
+            remedy="Give the data set's folder.",
+        )
+    return source
+
+
+def _filled(folder: Path) -> bool:
+    return folder.is_dir() and any(not p.name.startswith(".") for p in folder.iterdir())
+
+
+def _declared(content: Any, path: Path) -> tuple[dict[int, str] | None, tuple[str, ...] | None]:
+    if not isinstance(content, dict):
+        raise InputError(
+            "is not a JSON object", file=path, remedy="Give a Decathlon or nnU-Net dataset.json."
+        )
+    modality = content.get("channel_names", content.get("modality"))
+    try:
+        return (
+            parse_labels(content["labels"]) if "labels" in content else None,
+            parse_modality(modality) if modality else None,
+        )
+    except InputError as error:
+        raise InputError(error.finding, file=path, remedy=error.remedy) from None
+
+
+def _listed(source: Source, content: dict[str, Any], path: Path) -> Source:
+    """The cases that a Decathlon (or nnU-Net v1) dataset.json lists."""
+    cases: list[Found] = []
+    refused: list[InputError] = []
+    tests = content.get("test", [])
+    entries = [(entry, False) for entry in content["training"]]
+    entries += [(entry, True) for entry in (tests if isinstance(tests, list) else [])]
+    for entry, test in entries:
+        try:
+            cases.append(_entry(entry, path, len(source.modality or ()), test))
+        except InputError as error:
+            refused.append(error)
+    if not entries:
+        raise InputError("lists no cases", file=path, remedy='List them under "training".')
+    return replace(source, cases=tuple(cases), refused=tuple(refused))
+
+
+def _entry(entry: Any, path: Path, channels: int, test: bool) -> Found:
+    fields = entry if isinstance(entry, dict) else {"image": entry}
+    images, label = fields.get("image"), fields.get("label")
+    images = images if isinstance(images, list) and images else [images]
+    for text in (*images, *([label] if label else [])):
+        if not isinstance(text, str) or not text:
+            raise InputError(
+                f"lists the case {entry!r}",
+                file=path,
+                remedy='Write {"image": "...", "label": "..."}.',
+            )
+        if not is_inside(text):
+            raise InputError(
+                f"points outside its own folder: {text!r}",
+                file=path,
+                remedy="Use paths under the folder of dataset.json.",
+            )
+    files = tuple(path.parent / text for text in images)
+    name = fields.get("name") or case_name(files[0])
+    if (
+        len(files) == 1 and not files[0].exists()
+    ):  # nnU-Net v1 lists case.nii.gz for case_0000.nii.gz ...
+        extension = files[0].name.removeprefix(case_name(files[0]))
+        parts = [
+            files[0].with_name(f"{case_name(files[0])}_{n:04d}{extension}")
+            for n in range(max(1, channels))
+        ]
+        files = tuple(parts) if parts[0].exists() else files
+    return Found(name, files, path.parent / label if label else None, test)
+
+
+def label_files(folder: Path) -> dict[str, Path]:
+    """The label files of a folder by the case's name. Raises InputError for two of one name, or for
+    none.
+    """
+    if not folder.is_dir():
+        raise InputError(
+            "is not a folder", file=folder, remedy="Give the folder that holds the label files."
+        )
+    found: dict[str, Path] = {}
+    for file in find_images(folder):
+        name = check_name(case_name(file), "label")
+        if name in found:
+            raise InputError(
+                f"has two labels for {name}: {found[name].name} and {file.name}",
+                file=folder,
+                remedy="Keep one of them.",
+            )
+        found[name] = file
+    return found
+
+
+def _with_labels(source: Source, folder: Path) -> Source:
+    found = label_files(folder)
+    cases = tuple(
+        replace(case, label=found.pop(_nfc(case.name), case.label)) for case in source.cases
+    )
+    if found and all(case.label is None for case in cases):
+        images = ", ".join(case.name for case in cases[:3])
+        raise InputError(
+            f"has no label named like an image (labels: {', '.join(sorted(found)[:3])}; images: "
+            f"{images})",
+            file=folder,
+            remedy="Give label files the names of their images.",
+        )
+    unused = (
+        f"{len(found)} labels belong to no image: {', '.join(sorted(found)[:10])}" if found else ""
+    )
+    return replace(source, cases=cases, warnings=source.warnings + ((unused,) if unused else ()))
+
+
+def _nfc(name: Any) -> str:
+    try:
+        return check_name(name)
+    except InputError:
+        return ""  # refused later, with its file
+
+
+def _without_duplicates(source: Source) -> Source:
+    groups: dict[str, list[Found]] = {}
+    refused = list(source.refused)
+    for case in source.cases:
+        try:
+            named = replace(case, name=check_name(case.name))
+            groups.setdefault(named.name.casefold(), []).append(named)
+        except InputError as error:
+            refused.append(
+                InputError(error.finding, file=case.images[0], remedy=f"Rename it. {error.remedy}")
+            )
+    for same in groups.values():
+        if len(same) > 1:
+            refused.append(_same_name(same))
+    kept = sorted(
+        (same[0] for same in groups.values() if len(same) == 1), key=lambda case: case.name
+    )
+    return replace(source, cases=tuple(kept), refused=tuple(refused))
+
+
+def _same_name(same: Sequence[Found]) -> InputError:
+    return InputError(
+        f"is the name of {len(same)} images: {', '.join(str(case.images[0]) for case in same)}",
+        case=same[0].name,
+        remedy="Rename or remove all but one of them.",
+    )

@@ -1,0 +1,369 @@
+"""The project folder: `medssl.json`, the cache and the runs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from MedSSLLib.core.errors import InputError
+from MedSSLLib.core.files import FileLock
+from MedSSLLib.images.labels import Annotated
+from MedSSLLib.project import ingest
+from MedSSLLib.project.ingest import copied
+from MedSSLLib.project.layouts import Source, discover
+from MedSSLLib.project.manifest import (
+    FILE_NAME,
+    Manifest,
+    check_name,
+    parse_labels,
+    parse_modality,
+    read_manifest,
+    write_manifest,
+)
+from MedSSLLib.project.manifest import Case as Case
+from MedSSLLib.project.metadata import read_metadata
+from MedSSLLib.project.roles import selected, with_roles
+
+LOCK_SECONDS = 30.0
+
+
+class Project:
+    """A project folder opened for reading and changing. Changes take effect on disk with `save`.
+
+    refused: InputErrors of cases that `create` or `add` left out.  warnings: what they noticed
+        besides.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], manifest: Manifest) -> None:
+        self.folder = Path(os.path.abspath(folder))
+        self.refused: list[InputError] = []
+        self.warnings: list[str] = []
+        self._manifest = manifest
+        self._pending: list[Callable[[Manifest], Manifest]] = []
+
+    # -- opening
+    # --------------------------------------------------------------------------------------------
+
+    @classmethod
+    def open(cls, folder: str | os.PathLike[str]) -> Project:
+        """Open an existing project. Raises InputError when there is none or its manifest cannot be
+        used.
+        """
+        return cls(folder, read_manifest(Path(os.path.abspath(folder))))
+
+    @classmethod
+    def create(  # noqa: PLR0913 - the contract of `medssl init`
+        cls,
+        folder: str | os.PathLike[str],
+        images: str | os.PathLike[str],
+        *,
+        labels: str | os.PathLike[str] | None = None,
+        metadata: str | os.PathLike[str] | None = None,
+        labelled: str | None = None,
+        test: str = "",
+        drawn_plane: str = "",
+    ) -> Project:
+        """Make and save a project from a folder of images, a data set folder or a dataset.json.
+
+        labelled: selection of the cases whose labels may be read; None: every case with a label
+            that is not a test
+        case. test: selection of test cases. Only headers are read, except that the labels of
+        labelled cases are scanned for their values where no dataset.json declares them.
+        drawn_plane: see `Manifest`. Bad cases are left out and kept in `refused`.
+        Raises InputError when the project exists, a selection names an unknown case, or no case is
+        usable.
+        """
+        project = cls(
+            folder, Manifest(name=Path(os.path.abspath(folder)).name, drawn_plane=drawn_plane)
+        )
+        if (project.folder / FILE_NAME).exists():
+            raise InputError(
+                "is a project already",
+                file=project.folder,
+                remedy="Use medssl add, or choose another folder.",
+            )
+        project._admit(discover([images], labels), metadata, labelled, test)
+        project.save()
+        return project
+
+    def at(self, folder: str | os.PathLike[str]) -> Project:
+        """A project of the same cases in another folder; nothing is written before `save`."""
+        return Project(folder, self._manifest)
+
+    # -- reading
+    # --------------------------------------------------------------------------------------------
+
+    @property
+    def name(self) -> str:
+        """The project's name."""
+        return self._manifest.name
+
+    @property
+    def cases(self) -> tuple[Case, ...]:
+        """All cases, sorted by name."""
+        return tuple(self._manifest.cases[name] for name in sorted(self._manifest.cases))
+
+    @property
+    def files(self) -> list[Path]:
+        """The images and labels of all cases, whatever their roles."""
+        return [path for case in self.cases for path in (*case.images, case.label) if path]
+
+    @property
+    def labelled(self) -> tuple[Case, ...]:
+        """Cases whose labels may be read for training and selection."""
+        return tuple(case for case in self.cases if case.role == "labelled")
+
+    @property
+    def unlabelled(self) -> tuple[Case, ...]:
+        """Cases that are used as images alone (they may have a label, which is not read)."""
+        return tuple(case for case in self.cases if case.role == "unlabelled")
+
+    @property
+    def test(self) -> tuple[Case, ...]:
+        """Cases that training never reads."""
+        return tuple(case for case in self.cases if case.role == "test")
+
+    @property
+    def pool(self) -> tuple[Case, ...]:
+        """All cases but the test cases."""
+        return tuple(case for case in self.cases if case.role != "test")
+
+    @property
+    def labels(self) -> dict[int, str]:
+        """Names of the values that label files hold, including 0 and a value to be ignored."""
+        return dict(self._manifest.labels)
+
+    @property
+    def ignore_value(self) -> int | None:
+        """The label value that means "does not count" (named "ignore", as nnU-Net does), None
+        without one.
+        """
+        return next(
+            (value for value, name in self._manifest.labels.items() if name.lower() == "ignore"),
+            None,
+        )
+
+    @property
+    def values(self) -> tuple[int, ...]:
+        """Label values, sorted; a value's position is its class index."""
+        return tuple(value for value in sorted(self._manifest.labels) if value != self.ignore_value)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names by class index, background first."""
+        return tuple(self._manifest.labels[value] for value in self.values)
+
+    @property
+    def scored(self) -> dict[str, int]:
+        """Names and label values of everything but the background, a value to be ignored included,
+        by value.
+        """
+        return {name: value for value, name in sorted(self._manifest.labels.items()) if value}
+
+    @property
+    def modality(self) -> str:
+        """Modality of the first channel: "MR", "CT", ..."""
+        return self._manifest.modality[0]
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """One modality per channel."""
+        return self._manifest.modality
+
+    @property
+    def channels(self) -> int:
+        """Number of channels of every case."""
+        return len(self._manifest.modality)
+
+    # -- folders
+    # --------------------------------------------------------------------------------------------
+
+    @property
+    def cache_folder(self) -> Path:
+        """Where preprocessed cases are kept."""
+        return self._inside("cache")
+
+    @property
+    def runs_folder(self) -> Path:
+        """Where runs are kept."""
+        return self._inside("runs")
+
+    def run_folder(self, name: str) -> Path:
+        """The folder of a run. Raises InputError for a name that could leave the project."""
+        return self._inside("runs", check_name(name, "run"))
+
+    def _inside(self, *parts: str) -> Path:
+        path = self.folder.joinpath(*parts)
+        if not path.resolve().is_relative_to(self.folder.resolve()):
+            raise InputError(
+                f"is a link to {path.resolve()}, outside the project",
+                file=path,
+                remedy="Replace the link by a folder.",
+            )
+        return path
+
+    def runs(self) -> list[dict[str, Any]]:
+        """Summaries of the runs, oldest first (see `runs.summary`)."""
+        from MedSSLLib.project.runs import summaries
+
+        return summaries(self.runs_folder)
+
+    # -- selecting
+    # --------------------------------------------------------------------------------------------
+
+    def case(self, name: str) -> Case:
+        """The case of that name. Raises InputError, with similar names, when there is none."""
+        found = (self._manifest.cases[name],) if name in self._manifest.cases else self.select(name)
+        if len(found) != 1:
+            raise InputError(
+                f"{name!r} names {len(found)} cases, expected one", remedy="Give one case name."
+            )
+        return found[0]
+
+    def select(self, selection: str) -> tuple[Case, ...]:
+        """Cases of a selection: names separated by commas, "@FILE" (commas or lines), or "" for
+        none.
+
+        Raises InputError for an unknown case, naming similar ones.
+        """
+        return tuple(
+            self._manifest.cases[name] for name in selected(selection, self._manifest.cases)
+        )
+
+    def with_labelled(self, selection: str) -> Project:
+        """A copy in which only the selected cases are labelled. Nothing is saved.
+
+        Where classes were not declared, the selected labels that were not scanned before are
+        scanned. Raises InputError for a test case or a case without a label.
+        """
+        project = Project(self.folder, with_roles(self._manifest, selection, None))
+        project._manifest = ingest.with_scanned_labels(project._manifest, project.labelled)
+        return project
+
+    # -- changing
+    # --------------------------------------------------------------------------------------------
+
+    def add(
+        self,
+        paths: Iterable[str | os.PathLike[str]],
+        *,
+        labels: str | os.PathLike[str] | None = None,
+        metadata: str | os.PathLike[str] | None = None,
+    ) -> tuple[Case, ...]:
+        """Add images, DICOM folders or folders of images; returns the new cases. Call `save`
+        afterwards.
+        """
+        before = set(self._manifest.cases)
+        self._admit(discover(list(paths), labels), metadata, None, "")
+        return tuple(case for case in self.cases if case.name not in before)
+
+    def add_labels(self, folder: str | os.PathLike[str]) -> tuple[str, ...]:
+        """Take the label files of a folder for the cases they are named after; returns their names.
+        Then call `save`.
+
+        Training cases become labelled. Bad labels are kept in `refused`. Raises InputError when
+        none can be used.
+        """
+        admission = ingest.attach(self._manifest, Path(folder))
+        self._take(admission)
+        return tuple(admission.cases)
+
+    def set_annotated(self, case: str, annotated: Annotated | None) -> None:
+        """Record which slices of a case's label count (None: all)."""
+        self._replace(case, annotated=annotated)
+
+    def set_label(self, case: str, label: str | os.PathLike[str] | None) -> None:
+        """Record a case's label file; with one, a training case becomes labelled."""
+        found = self.case(case)
+        role = found.role if found.role == "test" else ("labelled" if label else "unlabelled")
+        self._replace(
+            case, label=None if label is None else Path(os.path.abspath(label)), role=role
+        )
+
+    def set_metadata(self, case: str, metadata: Mapping[str, str]) -> None:
+        """Replace a case's metadata."""
+        self._replace(case, metadata={str(key): str(value) for key, value in metadata.items()})
+
+    def set_roles(self, *, labelled: str | None = None, test: str | None = None) -> None:
+        """Choose the labelled and the test cases by selections; None leaves them as they are."""
+        self._change(lambda manifest: with_roles(manifest, labelled, test))
+
+    def set_modality(self, *modality: str) -> None:
+        """Record the modality ("MR", "CT", ...), one per channel. Raises InputError for another
+        number of channels.
+        """
+        if len(modality) != self.channels:
+            raise InputError(
+                f"{len(modality)} modalities were given for {self.channels} channels",
+                remedy="Give one per channel.",
+            )
+        self._change(lambda manifest: replace(manifest, modality=parse_modality(list(modality))))
+
+    def set_labels(self, labels: Mapping[int, str]) -> None:
+        """Declare the classes: label values and names. Raises InputError for repeated or impossible
+        ones.
+        """
+        declared = parse_labels({str(value): name for value, name in labels.items()})
+        self._change(lambda manifest: replace(manifest, labels=declared, labels_from=None))
+
+    def copy_images(self) -> None:
+        """Copy every case's images and label into the project folder. Call `save` afterwards."""
+        for case in self.cases:
+            found = copied(case, self.folder)
+            self._replace(case.name, images=found.images, label=found.label)
+
+    def save(self) -> None:
+        """Write the manifest, atomically and under a lock; changes made by others meanwhile are
+        kept.
+        """
+        with FileLock(self.folder / f".{FILE_NAME}.lock", timeout=LOCK_SECONDS):
+            if (self.folder / FILE_NAME).exists():
+                manifest = read_manifest(self.folder)
+                for change in self._pending:
+                    manifest = change(manifest)
+                self._manifest = manifest
+            write_manifest(self.folder, self._manifest)
+        self._pending.clear()
+
+    def _change(self, change: Callable[[Manifest], Manifest]) -> None:
+        self._manifest = change(self._manifest)
+        self._pending.append(change)
+
+    def _replace(self, case: str, **fields: Any) -> None:
+        name = self.case(case).name
+
+        def change(manifest: Manifest) -> Manifest:
+            if name not in manifest.cases:
+                raise InputError(
+                    "was removed from the project meanwhile",
+                    case=name,
+                    remedy="Open the project again.",
+                )
+            return manifest.with_cases(replace(manifest.cases[name], **fields))
+
+        self._change(change)
+
+    def _admit(
+        self,
+        source: Source,
+        metadata: str | os.PathLike[str] | None,
+        labelled: str | None,
+        test: str,
+    ) -> None:
+        self._take(
+            ingest.admit(
+                self._manifest,
+                source,
+                read_metadata(metadata) if metadata else None,
+                labelled,
+                test,
+            )
+        )
+
+    def _take(self, admission: ingest.Admission) -> None:
+        self.refused += admission.refused
+        self.warnings += admission.warnings
+        self._change(lambda manifest: admission.merged_into(manifest))

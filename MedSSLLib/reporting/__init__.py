@@ -1,0 +1,1 @@
+"""Reports of runs: results, diagnostics, plots, overlays, HTML."""

@@ -1,0 +1,166 @@
+"""Scored predictions, and the report sections that show them: tables, spread, volumes, overlays."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from MedSSLLib.core.errors import MedSSLError
+from MedSSLLib.evaluation.scoring import Scored, extremes
+from MedSSLLib.images import io
+from MedSSLLib.images.geometry import Volume
+from MedSSLLib.project.manifest import Case
+from MedSSLLib.project.project import Project
+from MedSSLLib.reporting.html import Cell, Page, number
+from MedSSLLib.reporting.overlays import Panel, make_panel, overlay_figure
+from MedSSLLib.reporting.plots import class_spread, paired_cases, volume_agreement
+
+_METRICS = {
+    "dice": ("Dice", 3),
+    "surface_dice": ("surface Dice", 3),
+    "hd95_mm": ("HD95, mm", 2),
+    "assd_mm": ("ASSD, mm", 2),
+}
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def add_results(page: Page, methods: Sequence[Scored]) -> None:
+    """Methods side by side, then the last one by class and by case."""
+    last = methods[-1]
+    page.section("Results")
+    page.text(
+        "Mean over cases, with the smallest and largest case behind it. Surface Dice counts "
+        "surface within "
+        f"{last.metrics['tolerance_mm']:g} mm. A dash means that no case has the class in both "
+        "prediction and "
+        "reference."
+    )
+    several = len(methods) > 1
+    if several:
+        classes = list(last.metrics["summary"]["dice"]["per_class"])
+        head = (
+            "model",
+            *(name for name, _ in _METRICS.values()),
+            *(f"Dice, {name}" for name in classes),
+        )
+        page.table(head, map(_method_row, methods), caption="All models")
+    head = ("class", *(name for name, _ in _METRICS.values()))
+    page.table(
+        head, _class_rows(last), caption=f"By class: {last.name}" if several else "", total=True
+    )
+    spread = (class_spread(_dice_by_class(last)), f"Dice of every case by class, {last.name}.")
+    if several:
+        first = methods[0]
+        pairs = paired_cases(first.per_case, last.per_case, (first.name, last.name))
+        page.figures((pairs, "Mean Dice of every case, blue where it rose."), spread)
+    else:
+        page.figures(spread)
+    limits = "bias (line) and limits of agreement (dashed, 1.96 SD)"
+    page.figures((volume_agreement(_volumes(last)), f"Volumes, {last.name}: {limits}."))
+    page.fold("Every case")
+    page.table(
+        ("case", *(f"Dice, {scored.name}" for scored in methods), "HD95, mm"), _case_rows(methods)
+    )
+    if last.metrics["errors"]:
+        page.text("Not scored:")
+        page.facts(last.metrics["errors"])
+    page.unfold()
+
+
+def _method_row(scored: Scored) -> list[Cell | str]:
+    summaries = scored.metrics["summary"]
+    means = [number(summaries[metric]["mean"], digits) for metric, (_, digits) in _METRICS.items()]
+    return [
+        scored.name,
+        *means,
+        *(number(value) for value in summaries["dice"]["per_class"].values()),
+    ]
+
+
+def _class_rows(scored: Scored) -> list[list[Cell | str]]:
+    cases, summaries = scored.metrics["cases"], scored.metrics["summary"]
+    rows: list[list[Cell | str]] = []
+    for name in summaries["dice"]["per_class"]:
+        row: list[Cell | str] = [name]
+        for metric, (_, digits) in _METRICS.items():
+            values = [
+                case[name][metric] for case in cases.values() if case[name][metric] is not None
+            ]
+            spread = f"{min(values):.{digits}f}–{max(values):.{digits}f}" if values else ""
+            row.append(number(summaries[metric]["per_class"][name], digits, spread))
+        rows.append(row)
+    rows.append(
+        [
+            "mean of classes",
+            *(
+                number(summaries[metric]["mean"], digits)
+                for metric, (_, digits) in _METRICS.items()
+            ),
+        ]
+    )
+    return rows
+
+
+def _case_rows(methods: Sequence[Scored]) -> Iterable[list[Cell | str]]:
+    last = methods[-1].metrics
+    for case in sorted(last["cases"]):
+        dice = [number(scored.per_case.get(case)) for scored in methods]
+        yield [case, *dice, number(last["summary"]["hd95_mm"]["per_case"][case], 2)]
+
+
+def _dice_by_class(scored: Scored) -> dict[str, dict[str, float | None]]:
+    return {
+        case: {name: record["dice"] for name, record in records.items()}
+        for case, records in scored.metrics["cases"].items()
+    }
+
+
+def _volumes(scored: Scored) -> dict[str, list[tuple[float, float]]]:
+    cases = scored.metrics["cases"].values()
+    return {
+        name: [(case[name]["volume_ml"], case[name]["reference_ml"]) for case in cases]
+        for name in scored.metrics["summary"]["dice"]["per_class"]
+    }
+
+
+def add_overlays(page: Page, project: Project, methods: Sequence[Scored]) -> None:
+    """Best, median and worst case of the last method: scan, reference and each method's
+    prediction.
+    """
+    panels = list(overlay_panels(project, methods))
+    if panels:
+        page.section("Best, median and worst case")
+        caption = (
+            "The slice that shows most of all classes, patient's right on the left. "
+            "Dashed white: the reference."
+        )
+        page.figures((overlay_figure(panels, project.classes[1:]), caption))
+
+
+def overlay_panels(project: Project, methods: Sequence[Scored]) -> Iterable[Panel]:
+    """Panels of the cases that :func:`extremes` names; a case that cannot be read any more is left
+    out.
+    """
+    for rank, name in extremes(methods[-1].per_case):
+        try:
+            yield _panel(project, project.case(name), rank, methods)
+        except MedSSLError:
+            continue
+
+
+def _panel(project: Project, case: Case, rank: str, methods: Sequence[Scored]) -> Panel:
+    image = io.read_image(case.images[0], case=case.name)
+    labels: dict[str, Volume | None] = {"scan": None}
+    if case.label is not None:
+        labels["reference"] = io.read_label(case.label, image.geometry, case=case.name)
+    for scored in methods:
+        name = scored.name if len(methods) > 1 else "prediction"
+        labels[name] = io.read_label(scored.predictions[case.name], image.geometry, case=case.name)
+    dice = methods[-1].per_case[case.name]
+    return make_panel(f"{rank}: {case.name}, Dice {dice:.3f}", image, labels, project.values[1:])

@@ -1,0 +1,331 @@
+"""Pseudo-labels of one self-training round: predicted, cleaned, filtered, written where a person
+can look at them.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from MedSSLLib.config.commands import Clean, Filter
+from MedSSLLib.core.errors import GuardError, InputError
+from MedSSLLib.core.files import read_json, write_json
+from MedSSLLib.data.preprocess import preprocess_image, preprocess_label
+from MedSSLLib.evaluation.metrics import foreground_dice
+from MedSSLLib.images import io
+from MedSSLLib.images.geometry import Geometry, Volume
+from MedSSLLib.images.labels import IGNORE, class_indices, counted_mask
+from MedSSLLib.images.shape_interpolation import with_known_shapes
+from MedSSLLib.inference.model import Model, on_source
+from MedSSLLib.project.manifest import Case
+from MedSSLLib.project.project import Project
+from MedSSLLib.selftraining.crf import mean_field
+from MedSSLLib.selftraining.soft_labels import write_probabilities
+
+SUMMARY, FORMAT_VERSION = "summary.json", 1
+ENTRIES = "preprocessed"  # folder of a round
+# factor of a class's total volume between rounds that raises the drift alarm; not from the paper
+GROWTH = 3.0
+SURE, MARGIN = (
+    0.01,
+    4,
+)  # where a structure may be: its least probability, and voxels around; not from the paper
+HOLE_SHARE = 0.05  # holes up to this share of a component are filled; not from the paper
+
+
+@dataclass(frozen=True)
+class PseudoOptions:
+    """How pseudo-labels are cleaned and chosen.
+
+    Attributes:
+        clean: 'components' keeps the pieces that predictions keep (see ``PredictOptions``), and
+            fills small holes; 'crf' smooths along the edges of the image first (see ``crf.py``).
+        filter: 'consistency' keeps a case whose predictions agree under changes of contrast and
+            size, 'confidence' one whose foreground is predicted with enough confidence.
+        threshold: least agreement (Dice) or confidence (mean probability) of a kept case.
+        accept: cases kept whatever the filter says, and though nothing was found in them.
+        reject: cases left out.
+        fixed: folder of earlier pseudo-labels that a person has looked at; those of accepted cases
+            stay as they are.
+        start: name of the run that the first model is taken from; empty when it is trained in the
+            same run.
+        soft: also keep the probabilities (see ``soft_labels.py``); what a person has drawn or
+            accepted stays certain.
+        shapes: the shapes between the drawn slices of a case count as well (see
+            ``shape_prior.with_known_shapes``).
+    """
+
+    clean: Clean = "components"
+    filter: Filter = "none"
+    threshold: float = 0.8
+    accept: tuple[str, ...] = ()
+    reject: tuple[str, ...] = ()
+    fixed: Path | None = None
+    start: str = ""
+    soft: bool = False
+    shapes: bool = True
+
+
+class CollapsedError(GuardError):
+    """The pseudo-labels show that the model that made them has failed."""
+
+
+def write_pseudo_labels(
+    project: Project,
+    model: Model,
+    cases: Sequence[Case],
+    folder: Path,
+    options: PseudoOptions,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, Any]:
+    """Predict all cases into ``folder/CASE.nii.gz`` with ``confidence/CASE.nii.gz``, then the
+    summary; returns it.
+
+    Slices that a person has drawn are kept as drawn. The summary counts what the model finds, drawn
+    or not. A folder with a summary is complete and is not made again.
+
+    Raises:
+        InputError: a case cannot be read.
+        CollapsedError: no foreground is predicted in any case.
+        GuardError: no case is left after the filter.
+    """
+    if (folder / SUMMARY).exists():
+        return read_json(folder / SUMMARY, newest_version=FORMAT_VERSION)
+    rows, started = {}, time.monotonic()
+    for number, case in enumerate(cases, 1):
+        rows[case.name] = _write_case(project, model, case, folder, options)
+        progress(number, len(cases))
+    if not any(sum(row["voxels"].values()) for row in rows.values()):
+        longer = (
+            f"run {options.start!r} longer"
+            if options.start
+            else "the first stage longer (--minutes)"
+        )
+        raise CollapsedError(
+            "The model predicts no foreground in any unlabelled case, so there is nothing to learn "
+            f"from. Train {longer}, or annotate more slices."
+        )
+    summary = {
+        "format_version": FORMAT_VERSION,
+        "cases": rows,
+        "kept": keep(rows, options),
+        "seconds": round(time.monotonic() - started, 1),
+    }
+    write_json(folder / SUMMARY, summary)
+    return summary
+
+
+def _write_case(
+    project: Project, model: Model, case: Case, folder: Path, options: PseudoOptions
+) -> dict[str, Any]:
+    volumes = [io.read_image(path, case=case.name) for path in case.images]
+    source = volumes[0].geometry
+    found, grid = model.probabilities(volumes)
+    person, predicted = decided(project, case, source, options), on_source(found, grid, source)
+    own = smooth(predicted, volumes[0]) if options.clean == "crf" else predicted
+    drawn = case.annotated if options.shapes and case.annotated and case.annotated.count else None
+    likely = with_known_shapes(own, person, drawn, source.spacing) if drawn else own
+    if options.soft and likely is not predicted:
+        found = torch.from_numpy(on_source(torch.from_numpy(likely), source, grid))
+    plain, cleaned = _classes(model, likely, options)
+    seen = _classes(model, own, options)[1] if drawn else cleaned
+    confidence = likely.max(0).astype(np.float32)
+    classes = np.where(person == IGNORE, cleaned, person)
+    values = np.asarray(project.values)[classes]
+    io.write_image(folder / f"{case.name}.nii.gz", Volume(values.astype(np.int16), source))
+    io.write_image(folder / "confidence" / f"{case.name}.nii.gz", Volume(confidence, source))
+    if options.soft:
+        certain = (person != IGNORE) | (cleaned != plain)
+        unsure = preprocess_label(Volume(classes, source), grid)
+        unsure[
+            preprocess_label(Volume(np.where(certain, classes, IGNORE), source), grid) != IGNORE
+        ] = IGNORE
+        write_probabilities(folder, case.name, found.numpy(), unsure, model.plan.dim)
+    return {
+        "voxels": {
+            name: int((seen == index).sum()) for index, name in enumerate(project.classes) if index
+        },
+        "confidence": float(own.max(0)[seen > 0].mean()) if seen.any() else 0.0,
+        "agreement": _agreement(model, volumes) if options.filter == "consistency" else None,
+    }
+
+
+def _classes(
+    model: Model, likely: np.ndarray, options: PseudoOptions
+) -> tuple[np.ndarray, np.ndarray]:
+    """Class maps of probabilities, as they are and cleaned."""
+    plain = model.class_map(likely, "all")
+    return plain, plain if options.clean == "none" else fill_small_holes(model.class_map(likely))
+
+
+def _agreement(model: Model, volumes: Sequence[Volume]) -> float:
+    """Dice of the prediction with those under changes of contrast and size, the mean."""
+    image, _ = preprocess_image(volumes, model.plan)
+    plain, *others = (part.argmax(0).numpy() for part in model.each_variant(image))
+    return float(np.mean([foreground_dice(plain, other) for other in others]))
+
+
+def smooth(probabilities: np.ndarray, image: Volume) -> np.ndarray:
+    """The conditional random field of an image where a structure may be: ``[k, d, h, w]`` on the
+    image's grid.
+    """
+    found = [
+        np.flatnonzero((probabilities[0] < 1 - SURE).any(tuple({0, 1, 2} - {axis})))
+        for axis in range(3)
+    ]
+    if not len(found[0]):
+        return probabilities
+    box = tuple(slice(max(places[0] - MARGIN, 0), places[-1] + MARGIN + 1) for places in found)
+    result = probabilities.copy()
+    part, seen = (np.ascontiguousarray(x) for x in (probabilities[:, *box], image.array[box]))
+    spacing = image.geometry.spacing[::-1]
+    result[:, *box] = mean_field(
+        torch.from_numpy(part), torch.from_numpy(seen.astype(np.float32)), spacing
+    ).numpy()
+    return result
+
+
+def decided(project: Project, case: Case, grid: Geometry, options: PseudoOptions) -> np.ndarray:
+    """What a person has drawn, or else accepted, of a case: class map on its grid, IGNORE where the
+    model decides.
+    """
+
+    def read(path: Path) -> np.ndarray:
+        label = io.read_label(path, grid, case=case.name).array
+        return class_indices(label, project.values, ignore=project.ignore_value)
+
+    result = np.full(grid.shape, IGNORE, np.uint8)
+    if (
+        case.name in options.accept
+        and options.fixed
+        and (options.fixed / f"{case.name}.nii.gz").exists()
+    ):
+        result = read(options.fixed / f"{case.name}.nii.gz")
+    if case.annotated and case.label:
+        drawn = read(case.label)
+        result = np.where(
+            counted_mask(grid.shape, case.annotated) & (drawn != IGNORE), drawn, result
+        )
+    return result
+
+
+def fill_small_holes(classes: np.ndarray) -> np.ndarray:
+    """Background holes enclosed by a class get its value where they are small against the class."""
+    from scipy import ndimage
+
+    result = classes.copy()
+    for value in np.unique(classes[classes > 0]):
+        mask = classes == value
+        holes = ndimage.binary_fill_holes(mask) & (classes == 0)
+        labelled, count = ndimage.label(holes)
+        sizes = np.bincount(labelled.ravel(), minlength=count + 1)
+        small = np.flatnonzero(sizes <= HOLE_SHARE * mask.sum())
+        result[np.isin(labelled, small[small > 0])] = value
+    return result
+
+
+def keep(rows: dict[str, dict[str, Any]], options: PseudoOptions) -> list[str]:
+    """Names of the cases whose pseudo-labels are used.
+
+    Raises:
+        GuardError: none is left.
+    """
+    measure = {"consistency": "agreement", "confidence": "confidence"}.get(options.filter)
+    passed = [
+        name
+        for name, row in rows.items()
+        if name not in options.reject
+        and (
+            name in options.accept
+            or sum(row["voxels"].values())
+            and (measure is None or row[measure] >= options.threshold)
+        )
+    ]
+    if not passed and measure is None:
+        raise GuardError(
+            "No pseudo-label is left: the model finds no structure in the cases that are not "
+            "rejected. "
+            "Take some out of --reject, train the first model longer, or annotate more slices."
+        )
+    if not passed:
+        raise GuardError(
+            f"No pseudo-label is left after the filter {options.filter!r} "
+            f"({options.threshold:g}) and "
+            "--reject. Lower the threshold (--set options.threshold=N), use --filter none, or "
+            "annotate "
+            "more slices."
+        )
+    return passed
+
+
+def drift(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+    """Warnings about classes that vanish or grow without bound from one round's summary to the
+    next.
+
+    Raises:
+        CollapsedError: a class has vanished from all cases.
+    """
+    first, second = _totals(before), _totals(after)
+    vanished = [name for name, voxels in first.items() if voxels and not second.get(name, 0)]
+    if vanished:
+        raise CollapsedError(
+            f"The class {', '.join(vanished)} has vanished from the pseudo-labels. The last good "
+            "model is kept. Use fewer --rounds, or annotate slices that show it."
+        )
+    return [
+        f"The class {name} grew {second[name] / voxels:.1f} times between two rounds; look at "
+        "the pseudo-labels."
+        for name, voxels in first.items()
+        if voxels and second[name] > GROWTH * voxels
+    ]
+
+
+def absent(summary: dict[str, Any]) -> list[str]:
+    """Foreground classes without a voxel in any pseudo-label."""
+    return [name for name, voxels in _totals(summary).items() if not voxels]
+
+
+def _totals(summary: dict[str, Any]) -> dict[str, int]:
+    rows: Iterable[dict[str, Any]] = summary["cases"].values()
+    totals: dict[str, int] = {}
+    for row in rows:
+        for name, voxels in row["voxels"].items():
+            totals[name] = totals.get(name, 0) + voxels
+    return totals
+
+
+def pseudo_labelled(cases: Sequence[Case], folder: Path, kept: Iterable[str]) -> tuple[Case, ...]:
+    """The kept cases with their pseudo-label files as dense labels.
+
+    Raises:
+        InputError: a file is missing.
+    """
+    chosen = set(kept)
+    result = []
+    for case in cases:
+        if case.name in chosen:
+            path = folder / f"{case.name}.nii.gz"
+            if not path.exists():
+                raise InputError(
+                    "the pseudo-label is missing",
+                    case=case.name,
+                    file=str(path),
+                    remedy=f"Remove {folder} and resume, so that the round is made again",
+                )
+            result.append(replace(case, label=path, annotated=None))
+    return tuple(result)
+
+
+def discard_entries(folder: Path) -> None:
+    """Remove the preprocessed labels of all rounds in ``RUN/pseudo``; those of CT scans can fill a
+    disk.
+    """
+    for entries in folder.glob(f"*/{ENTRIES}"):
+        shutil.rmtree(entries, ignore_errors=True)

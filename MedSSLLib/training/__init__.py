@@ -1,0 +1,3 @@
+"""The training loop and what every run shares: context, devices, budget, optimisers,
+checkpoints.
+"""

@@ -1,0 +1,324 @@
+"""Exported models: the same network, the same grid and the same labels as `predict`, without
+MedSSLLib.
+"""
+
+import ast
+import json
+import re
+import sys
+
+import numpy as np
+import pytest
+import torch
+from monai.data import MetaTensor
+
+from MedSSLLib.cli.main import main
+from MedSSLLib.core.errors import InputError
+from MedSSLLib.data.plan import make_plan
+from MedSSLLib.data.preprocess import preprocess_image
+from MedSSLLib.images import io
+from MedSSLLib.images.geometry import Volume
+from MedSSLLib.inference.model import Model, load_model, network_of
+from MedSSLLib.inference.predict import run_predict
+from MedSSLLib.interop import export
+from MedSSLLib.interop.monai_bundle import (
+    _after,
+    as_dynunet,
+    plan_facts,
+    schema,
+    scripts_text,
+    write_bundle,
+)
+from MedSSLLib.interop.monai_bundle_scripts import ClassMapd
+from MedSSLLib.project.project import Project
+from MedSSLLib.project.runs import WEIGHTS
+from MedSSLLib.training.checkpoint import save_tensors
+from MedSSLLib.training.run_folder import write_config
+from Testing.lib.core_helpers import loud, tiny_config
+from Testing.lib.inference.test_predict import GRIDS, object_in
+
+CHOSEN = ("left-handed", "oblique", "anisotropic", "thick along i", "permuted", "fine")
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory):
+    """A project with an image on every awkward grid."""
+    folder = tmp_path_factory.mktemp("export")
+    for number, name in enumerate(CHOSEN):
+        label = object_in(GRIDS[name])
+        noise = np.random.default_rng(number).normal(0, 15, label.shape)
+        for part, array in (
+            ("images", (100 * label + noise).astype(np.float32)),
+            ("labels", label),
+        ):
+            io.write_image(
+                folder / part / f"{name.replace(' ', '-')}.nii.gz", Volume(array, GRIDS[name])
+            )
+    return Project.create(folder / "project", folder / "images", labels=folder / "labels")
+
+
+def make_run(project, name, dim, norm="batch", one_piece=(), undivided=()):
+    """A run with random weights and uneven statistics, every class about as likely as the
+    others.
+    """
+    plan = make_plan([io.read_header(c.images[0]) for c in project.cases], modality="MR", dim=dim)
+    plan = plan.model_copy(update={"strides": plan.strides[:3]})
+    config = tiny_config(name=name, network__widths=(4, 8, 8), network__norm=norm, dim=dim)
+    folder = project.run_folder(name)
+    folder.mkdir(parents=True)
+    facts = {
+        "classes": ["background", "a", "b"],
+        "values": [0, 3, 7],
+        "one_piece": list(one_piece),
+        "undivided": list(undivided),
+    }
+    write_config(folder, config, plan, facts)
+    torch.manual_seed(5)
+    network = network_of(config, plan, 3)
+    state = {
+        n: t + 0.3 * torch.rand_like(t) if t.is_floating_point() else t
+        for n, t in network.state_dict().items()
+    }
+    head = state["head.weight"]
+    state["head.weight"] = 20 * (head - head.mean(0))
+    save_tensors(folder / WEIGHTS, state, {})
+    (folder / "model_card.md").write_text("# card\nwith {braces}", encoding="utf-8")
+    model = load_model(folder, "cpu", "32")
+    with torch.no_grad():
+        logits = model.network(padded(model, project.cases[0])[0])
+    state["head.bias"] = state["head.bias"] - logits.movedim(1, 0).flatten(1).mean(1)
+    save_tensors(folder / WEIGHTS, state, {})
+    return load_model(folder, "cpu", "32")
+
+
+def padded(model, case):
+    """A preprocessed image as the exported network takes it, and the part of it that is image."""
+    image, _ = preprocess_image([io.read_image(case.images[0])], model.plan)
+    x = (
+        torch.from_numpy(image)[None]
+        if model.plan.dim == 3
+        else torch.from_numpy(image).movedim(1, 0)
+    )
+    step = np.prod(model.plan.strides, axis=0)
+    missing = [int(-n % s) for n, s in zip(x.shape[2:], step, strict=True)]
+    pads = [value for extra in reversed(missing) for value in (0, extra)]
+    inside = (..., *(slice(0, n) for n in x.shape[2:]))
+    return torch.nn.functional.pad(x, pads, mode="replicate"), inside, image
+
+
+def expected(model, case):
+    probabilities, _ = model.probabilities([io.read_image(case.images[0])])
+    return probabilities[None] if model.plan.dim == 3 else probabilities.movedim(1, 0)
+
+
+@pytest.mark.parametrize("dim", ["2d", "3d"])
+def test_dynunet_is_the_same_network(cohort, dim):
+    """In float64: in float32 a processor may take another kernel for another memory format."""
+    model = make_run(cohort, f"same-{dim}", dim)
+    arguments, theirs = as_dynunet(model.network)
+    x, _, _ = padded(model, cohort.cases[0])
+    with torch.no_grad():
+        ours = model.network.double()(x.double())
+        torch.testing.assert_close(theirs.double()(x.double()), ours, rtol=1e-9, atol=1e-9)
+    assert json.loads(json.dumps(arguments)) == arguments
+
+
+@pytest.mark.parametrize("dim", ["2d", "3d"])
+def test_torchscript_gives_the_probabilities_of_predict(cohort, dim, tmp_path):
+    model = make_run(cohort, f"traced-{dim}", dim)
+    out = tmp_path / "model.ts"
+    words = [
+        "export",
+        str(cohort.folder),
+        "--run",
+        f"traced-{dim}",
+        "--to",
+        "torchscript",
+        "--out",
+        str(out),
+        "-q",
+    ]
+    assert main(words) == 0
+    extra = {export.METADATA: ""}
+    network = torch.jit.load(str(out), _extra_files=extra)
+    facts = json.loads(extra[export.METADATA])
+    assert facts["plan"] == model.plan.model_dump(mode="json") and facts["values"] == [0, 3, 7]
+    for case in cohort.cases[:3]:  # sizes differ
+        x, inside, _ = padded(model, case)
+        assert all(n % s == 0 for n, s in zip(x.shape[2:], facts["size_multiple"], strict=True))
+        with torch.no_grad():
+            torch.testing.assert_close(network(x)[inside], expected(model, case), rtol=0, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_onnx_gives_the_probabilities_of_predict(cohort, tmp_path):
+    for package in ("onnx", "onnxscript"):
+        pytest.importorskip(package)
+    onnxruntime = pytest.importorskip("onnxruntime")
+    model = make_run(cohort, "onnx-3d", "3d")
+    export.export_onnx(model, tmp_path / "model.onnx")
+    session = onnxruntime.InferenceSession(
+        str(tmp_path / "model.onnx"), providers=["CPUExecutionProvider"]
+    )
+    facts = json.loads(session.get_modelmeta().custom_metadata_map["medssl"])
+    assert facts["plan"] == model.plan.model_dump(mode="json")
+    for case in cohort.cases[:3]:
+        x, inside, _ = padded(model, case)
+        (found,) = session.run(None, {"image": x.numpy()})
+        torch.testing.assert_close(
+            torch.from_numpy(found)[inside], expected(model, case), rtol=0, atol=1e-4
+        )
+
+
+def test_onnx_without_its_packages_says_what_to_install(cohort, tmp_path, monkeypatch):
+    model = make_run(cohort, "no-onnx", "3d")
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    with pytest.raises(InputError, match="pip install onnx onnxscript"):
+        export.export_onnx(model, tmp_path / "model.onnx")
+    assert not (tmp_path / "model.onnx").exists()
+
+
+def run_bundle(folder, out, images):
+    """`python -m monai.bundle run` without its command line."""
+    from monai.bundle import ConfigWorkflow
+
+    for name in [name for name in sys.modules if name.split(".")[0] == "scripts"]:
+        del sys.modules[name]
+    config, facts = folder / "configs" / "inference.json", folder / "configs" / "metadata.json"
+    workflow = ConfigWorkflow(
+        str(config),
+        meta_file=str(facts),
+        logging_file=False,
+        workflow_type="infer",
+        bundle_root=str(folder),
+        dataset_dir=str(images),
+        output_dir=str(out),
+        device="$torch.device('cpu')",
+    )
+    path = list(sys.path)
+    try:
+        workflow.initialize()
+        workflow.run()
+        return workflow
+    finally:
+        sys.path[:] = path
+
+
+RUNS = [
+    ("2d", "batch", ()),
+    ("3d", "instance", ((1,), ())),
+    ("3d", "batch", ((), (1, 2))),
+    ("3d", "group", ()),
+]
+
+
+@pytest.mark.parametrize(("dim", "norm", "pieces"), RUNS)
+def test_monai_runs_the_bundle_to_the_labels_of_predict(cohort, dim, norm, pieces, tmp_path):
+    """Random networks are near ties in many voxels: on the oblique grid in 2D 0.9 % of them differ,
+    elsewhere fewer.
+    """
+    pytest.importorskip("nibabel")
+    name = f"bundle-{dim}-{norm}"
+    model = make_run(cohort, name, dim, norm, *pieces)
+    assert (model.one_piece, model.undivided) == (pieces or ((), ()))
+    facts = plan_facts(model)
+    assert (facts["one_piece"], facts["undivided"]) == tuple(map(list, pieces or ((), ())))
+    events, _ = loud()
+    export.run_export(cohort, name, "bundle", tmp_path / "bundle", events)
+    run_predict(cohort, name, tmp_path / "mine", events)
+    workflow = run_bundle(
+        tmp_path / "bundle", tmp_path / "theirs", cohort.cases[0].images[0].parent
+    )
+    assert (
+        tmp_path / "bundle" / "models" / ("model.ts" if norm == "group" else "model.pt")
+    ).exists()
+    dataset = workflow.parser.get_parsed_content("dataset")
+    for index, case in enumerate(cohort.cases):
+        header = io.read_header(case.images[0])
+        _, _, image = padded(model, case)
+        theirs = dataset[index]["image"].numpy()[
+            (slice(None), *(slice(0, n) for n in image.shape[1:]))
+        ]
+        np.testing.assert_allclose(
+            theirs, image, atol=1e-3, err_msg=case.name
+        )  # nibabel reads headers in float32
+        mine, other = (
+            io.read_label(tmp_path / part / f"{case.name}.nii.gz", header)
+            for part in ("mine", "theirs")
+        )
+        assert set(np.unique(mine.array)) <= {0, 3, 7} and len(np.unique(mine.array)) > 1, case.name
+        assert (mine.array == other.array).mean() > (0.99 if dim == "2d" else 0.998), case.name
+
+
+def test_a_bundle_keeps_the_pieces_that_predictions_keep():
+    """Two pieces each: of class 1 the larger one stays, of class 2 the surer one, of class 3
+    both.
+    """
+    likely = np.zeros((4, 4, 4, 12), np.float32)
+    likely[0] = 0.1
+    for value in (1, 2, 3):
+        likely[value, value, :, 0:5], likely[value, value, :, 8:10] = 0.52, 0.99
+    image = MetaTensor(
+        torch.from_numpy(likely), affine=torch.diag(torch.tensor([2.0, 1.0, 3.0, 1.0]))
+    )
+    made = ClassMapd("pred", [1], [2])({"pred": image})["pred"]
+    assert made.shape == (1, 4, 4, 12) and torch.equal(made.affine, image.affine)
+    for value, places in ((1, range(5)), (2, range(8, 10)), (3, [*range(5), 8, 9])):
+        assert np.array_equal(np.flatnonzero((made[0, value] == value).all(0)), list(places)), value
+    model = Model(None, None, (0, 1, 2, 3), tuple("0123"), torch.device("cpu"), "32", (1,), (2,))
+    assert np.array_equal(made[0], model.class_map(likely))
+    assert _after(model)[2]["one_piece"] == [1] and _after(model)[2]["undivided"] == [2]
+
+
+def test_a_bundle_needs_no_medssl_and_its_metadata_hold(cohort, tmp_path):
+    model = make_run(cohort, "alone", "3d")
+    bundle = write_bundle(
+        model, tmp_path / "new" / "bundle", "alone", "# alone\n\n## Model\n- a: {b}\n", None
+    )
+    page = (bundle / "docs" / "README.md").read_text(encoding="utf-8")
+    assert re.findall("^#.*", page, re.MULTILINE) == ["# alone", "## Model"] and "- a: {b}" in page
+    tree = ast.parse(scripts_text())
+    imports = {n.module.split(".")[0] for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
+    imports |= {
+        a.name.split(".")[0] for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names
+    }
+    assert imports - sys.stdlib_module_names <= {"numpy", "torch", "monai", "nibabel", "scipy"}
+    assert "MedSSLLib" not in (bundle / "configs" / "inference.json").read_text()
+    facts = json.loads((bundle / "configs" / "metadata.json").read_text())
+    assert {"monai_version", "pytorch_version", "numpy_version", "network_data_format"} <= set(
+        facts
+    )
+    assert facts["medssl"]["plan"] == model.plan.model_dump(mode="json")
+    assert torch.load(bundle / "models" / "model.pt", weights_only=True)
+    with pytest.raises(InputError, match="exists already"):
+        write_bundle(model, bundle, "alone", "card", None)
+    assert [p.name for p in (tmp_path / "new").iterdir()] == ["bundle"], (
+        "no temporary folder is left"
+    )
+
+
+def test_monai_verifies_the_metadata_offline(cohort, tmp_path, monkeypatch):
+    jsonschema = pytest.importorskip("jsonschema")
+    from monai.bundle import verify_metadata
+
+    monkeypatch.setattr(
+        "urllib.request.urlretrieve", lambda *_, **__: pytest.fail("went to the network")
+    )
+    bundle = write_bundle(
+        make_run(cohort, "verified", "2d"), tmp_path / "bundle", "verified", "", None
+    )
+    meta, own = bundle / "configs" / "metadata.json", bundle / "configs" / "schema.json"
+    verify_metadata(meta_file=str(meta), filepath=str(own))
+    facts = json.loads(meta.read_text())
+    del facts["network_data_format"]["inputs"]["image"]["num_channels"]
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(facts, schema())
+
+
+def test_files_and_folders_are_not_overwritten_by_mistake(cohort, tmp_path):
+    make_run(cohort, "careful", "3d")
+    events, _ = loud()
+    with pytest.raises(InputError, match="is a folder"):
+        export.run_export(cohort, "careful", "torchscript", tmp_path, events)
+    with pytest.raises(InputError, match="does not exist"):
+        export.run_export(cohort, "nothing", "bundle", tmp_path / "b", events)

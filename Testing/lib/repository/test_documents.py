@@ -1,0 +1,280 @@
+"""Snippets in the documents run: commands are known to the real parser, the tour is walked, Python
+is executed.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from importlib.util import module_from_spec, spec_from_file_location
+
+import numpy as np
+import pytest
+
+from MedSSLLib.cli import main as cli
+from MedSSLLib.core.files import read_json
+from MedSSLLib.images import io
+from MedSSLLib.images.geometry import Geometry, Volume
+from MedSSLLib.methods import METHODS
+from MedSSLLib.project.project import Project
+from MedSSLLib.training.checkpoint import load_tensors
+from Testing.lib.documents import (
+    DOCUMENTS,
+    ROOT,
+    blocks,
+    calls,
+    docstrings,
+    inline_code,
+    options,
+    shell_lines,
+    sub_parsers,
+)
+
+NAMES = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in DOCUMENTS}
+BENCH = {
+    path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
+    for path in sorted((ROOT / "Testing" / "bench").rglob("*.md"))
+}
+TINY = [
+    "--set",
+    "network.widths=[4,8]",
+    "--set",
+    "training.voxels=512",
+    "--set",
+    "training.batch=4",
+]
+METHODS_GUIDE = "Resources/Documentation/Methods.md"
+
+
+def complaint(words: list[str], capsys) -> str:
+    """What the real parser says against a call; '' when it takes it."""
+    try:
+        cli.build_parser().parse_args(words)
+    except SystemExit as stop:
+        return "" if stop.code == 0 else capsys.readouterr().err.strip()
+    return ""
+
+
+# ------------------------------------------------------------------------------------------------
+# the collector
+
+
+def test_the_collector_finds_what_is_written():
+    text = "a\n```sh\n# no\nmedssl doctor   # yes\nX=1 medssl runs \\\n  heart | head\n```\n\n"
+    text += "    medssl init p\n"
+    text += "\nSee `medssl show\nheart run`.\n\n```python\nx = 1\n```\n"
+    found = [call for line in shell_lines(text) for call in calls(line)]
+    assert found == [["doctor"], ["runs", "heart"], ["init", "p"]]
+    assert inline_code(text) == ["medssl show heart run"]
+    assert [(block.language, block.line) for block in blocks(text)] == [("sh", 3), ("python", 15)]
+    assert calls("echo medssl") == [] and calls("python -m MedSSLLib doctor > x") == [["doctor"]]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["finetun", "heart"],
+        ["finetune", "heart", "--stepps", "3"],
+        ["predict", "heart"],
+        ["benchmark", "speed", "--results", "x"],
+    ],
+)
+def test_the_parser_complains_about_what_is_wrong(words, capsys):
+    assert complaint(words, capsys)
+
+
+# ------------------------------------------------------------------------------------------------
+# commands
+
+
+@pytest.mark.parametrize("name", [*NAMES, *BENCH])
+def test_command_lines_in_documents_are_known_to_the_parser(name, capsys):
+    text = (NAMES | BENCH)[name]
+    for line in shell_lines(text):
+        for words in calls(line):
+            assert complaint(words, capsys) == "", f"{name}: {line}"
+
+
+def test_the_examples_of_the_help_are_known_to_the_parser(capsys):
+    examples = [line for _, group in cli.GROUPS for command in group for line in command.examples]
+    found = [words for line in examples for words in calls(line)]
+    assert len(found) >= len(examples) > 10
+    for words in found:
+        assert complaint(words, capsys) == "", words
+
+
+def test_commands_and_options_in_running_text_exist():
+    parser = cli.build_parser()
+    known, every = sub_parsers(parser), options(parser)
+    texts = NAMES | BENCH | docstrings(ROOT / "MedSSLLib")
+    checked = 0
+    for place, text in texts.items():
+        for code in inline_code(text):
+            words = code.split()
+            if words[0] != "medssl" or len(words) < 2:
+                continue
+            checked += 1
+            first = words[1]
+            assert first.isupper() or first.startswith("--") or first in known or "|" in first, (
+                f"{place}: {code}"
+            )
+            allowed = options(known[first]) if first in known else every
+            wrong = [w for w in re.findall(r"--[a-z][\w-]*", code) if w not in allowed]
+            assert not wrong, f"{place}: {code}"
+    assert checked > 30
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_options_named_alone_exist(name):
+    every = options(cli.build_parser())
+    for code in inline_code(NAMES[name]):
+        if re.fullmatch(r"--[a-z][\w-]*( .*)?", code):
+            assert code.split()[0].split("=")[0] in every, code
+
+
+def test_every_command_is_in_the_readme_or_the_changelog():
+    text = NAMES["README.md"] + NAMES["CHANGELOG.md"]
+    missing = [
+        name
+        for name in sub_parsers(cli.build_parser())
+        if not re.search(rf"medssl {name}\b|`{name}`", text)
+    ]
+    assert not missing
+
+
+@pytest.mark.parametrize("name", [*NAMES, *BENCH])
+def test_links_and_pictures_of_documents_exist(name):
+    text = (NAMES | BENCH)[name]
+    for target in re.findall(
+        r"\]\((?!https?:|mailto:)([^)\s#]*)", re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+    ):
+        assert not target or (ROOT / name).parent.joinpath(target).exists(), target
+
+
+# ------------------------------------------------------------------------------------------------
+# the tour
+
+
+@pytest.fixture
+def cohort(tmp_path, monkeypatch):
+    """What the tour starts from: scans/, masks/ of every case, test.txt; the current folder is
+    theirs.
+    """
+    generator = np.random.default_rng(1)
+    geometry = Geometry((24, 22, 10), (1.2, 1.2, 3.0), (5.0, -9.0, 30.0))
+    for name in ("case03", "case05", "case17", "case21", "case22", "case30", "case31"):
+        label = np.zeros(geometry.shape, np.uint8)
+        low = generator.integers(2, 5, 3)
+        label[low[0] : low[0] + 5, low[1] : low[1] + 12, low[2] : low[2] + 12] = 1
+        label[low[0] + 1 : low[0] + 4, low[1] + 3 : low[1] + 9, low[2] + 3 : low[2] + 9] = 2
+        image = generator.normal(label * 50.0 + 100, 8).astype(np.float32)
+        io.write_image(tmp_path / "scans" / f"{name}.nii.gz", Volume(image, geometry))
+        io.write_image(tmp_path / "masks" / f"{name}.nii.gz", Volume(label, geometry))
+    (tmp_path / "test.txt").write_text("case30\ncase31\n")
+    monkeypatch.chdir(tmp_path)
+
+
+def shortened(words: list[str]) -> list[str]:
+    """The call as it is, but for a moment instead of minutes, and with a tiny network where nothing
+    else gives one.
+    """
+    if words[0] not in ("pretrain", "finetune", "selftrain", "complete"):
+        return words
+    words = list(words)
+    place = words.index("--minutes")
+    words[place : place + 2] = [
+        "--steps",
+        "60" if words[0] == "finetune" else "2",
+    ]  # self-training needs some model
+    rounds = ["--rounds", "1"] if words[0] == "selftrain" else []
+    return [*words, *TINY, *rounds, "--device", "cpu"]
+
+
+@pytest.mark.timeout(1200)
+@pytest.mark.usefixtures("cohort")
+def test_the_five_minute_tour_of_the_readme_runs(tmp_path, capsys):
+    section = NAMES["README.md"].split("## Five minutes on the command line")[1].split("\n## ")[0]
+    tour = [words for line in shell_lines(section) for words in calls(line)]
+    done = [words[0] for words in tour]
+    assert {"init", "pretrain", "finetune", "complete", "predict", "evaluate", "report"} <= set(
+        done
+    )
+    for words in tour:
+        code = cli.main(shortened(words))
+        assert code == 0, f"medssl {' '.join(words)}\n{capsys.readouterr().err}"
+    assert sorted(p.name for p in (tmp_path / "segmentations").glob("*.nii.gz")) == [
+        "case30.nii.gz",
+        "case31.nii.gz",
+    ]
+    source = io.read_header(tmp_path / "scans" / "case30.nii.gz")
+    assert io.read_header(tmp_path / "segmentations" / "case30.nii.gz") == source
+    assert set(read_json(tmp_path / "metrics.json")["cases"]) == {"case30", "case31"}
+    assert "<html" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    completed = io.read_label(tmp_path / "completed" / "case05.nii.gz", source)
+    assert set(np.unique(completed.array)) <= {0, 1, 2}
+
+
+# ------------------------------------------------------------------------------------------------
+# Python
+
+
+@pytest.mark.parametrize("name", [name for name, text in NAMES.items() if blocks(text, "python")])
+def test_python_blocks_run(name, tmp_path, monkeypatch):
+    """The blocks of a document, in order, in one namespace."""
+    text = "\n\n".join(block.text for block in blocks(NAMES[name], "python"))
+    module_of(
+        text.replace("from __future__ import annotations", ""), tmp_path / "blocks.py", monkeypatch
+    )
+
+
+def module_of(text, path, monkeypatch):
+    """The text as an imported module."""
+    path.write_text(text, encoding="utf-8")
+    spec = spec_from_file_location(path.stem, path)
+    module = module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, path.stem, module)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_method_of_the_guide_trains(data_set, tmp_path, monkeypatch, capsys):
+    """Read from the page, saved as a file, registered by its line, trained for two steps by the
+    real command.
+    """
+    text = NAMES[METHODS_GUIDE]
+    module_of(blocks(text, "python")[0].text, tmp_path / "twins.py", monkeypatch)
+    (line,) = (block.text for block in blocks(text, "text") if "methods.twins:Twins" in block.text)
+    name, _, target = (part.strip().strip('",') for part in line.partition(": "))
+    monkeypatch.setitem(METHODS, name, target.replace("MedSSLLib.methods.", ""))
+    Project.create(tmp_path / "heart", data_set.images, labelled="", test="").save()
+    call = [
+        "pretrain",
+        str(tmp_path / "heart"),
+        "--method",
+        name,
+        "--name",
+        "mine",
+        "--steps",
+        "2",
+        "--dim",
+        "3d",
+    ]
+    assert cli.main([*call, *TINY, "--set", "options.redundancy=0.01", "--device", "cpu"]) == 0, (
+        capsys.readouterr().err
+    )
+    run = tmp_path / "heart" / "runs" / "mine"
+    assert read_json(run / "metrics.json")["steps"] == 2
+    tensors, _ = load_tensors(run / "weights.safetensors")
+    assert any(key.startswith("encoder") for key in tensors)
+    assert cli.main(["settings", "pretrain", "--method", name]) == 0
+    assert "redundancy" in capsys.readouterr().out
+
+
+def test_the_guide_names_what_a_method_has():
+    """Attributes and hooks that the guide tells of exist, and none is left out."""
+    from MedSSLLib.methods.base import Method
+
+    table = NAMES[METHODS_GUIDE].split("## The file")[0]
+    told = {code.split("(")[0].split(" ")[0] for code in inline_code(table)}
+    hooks = {key for key in vars(Method) if not key.startswith("_")}
+    assert hooks <= told, hooks - told

@@ -27,7 +27,7 @@ from MedSSLLib.project.runs import WEIGHTS
 from MedSSLLib.training.checkpoint import TransferReport, load_tensors, save_tensors, transfer
 from MedSSLLib.training.context import readable_headers
 from MedSSLLib.training.model_card import write_model_card
-from MedSSLLib.training.run_folder import open_run, owned, write_config
+from MedSSLLib.training.run_folder import Run, open_run, owned, write_config
 
 SAFE_UNPICKLER = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 10)
 _HOLDERS = (
@@ -272,6 +272,6 @@ def _write(
         "tensors_new": len(report.kept),
     }
     write_json(folder / "metrics.json", figures)
-    write_model_card(folder, project, config, plan, figures)
+    write_model_card(Run(folder), project, figures)
     tensors = {f"encoder.{name}": tensor for name, tensor in encoder.state_dict().items()}
     save_tensors(folder / WEIGHTS, tensors, {"kind": "encoder", "method": "imported"})

@@ -16,11 +16,10 @@ from matplotlib.ticker import MaxNLocator
 
 from MedSSLLib.core.errors import InputError, MedSSLError
 from MedSSLLib.core.events import read_events
-from MedSSLLib.core.files import read_json
 from MedSSLLib.evaluation.calibration import helpful_temperature
 from MedSSLLib.evaluation.scoring import dice_against
 from MedSSLLib.images import io
-from MedSSLLib.inference.embedding_map import FILE_NAME, FORMAT, FORMAT_VERSION
+from MedSSLLib.inference.embedding_map import MAP_FILE, read_map
 from MedSSLLib.project.project import Project
 from MedSSLLib.reporting.html import Cell, Page
 from MedSSLLib.reporting.overlays import Panel, make_panel, overlay_figure
@@ -177,8 +176,8 @@ def add_diagnosis(page: Page, folder: Path) -> None:
         drawn.append(
             (together(cosines), "Cosines of meta-label gradients, and GradMitigator's target.")
         )
-    if (folder / FILE_NAME).exists():
-        content = read_json(folder / FILE_NAME, format_name=FORMAT, newest_version=FORMAT_VERSION)
+    if (folder / MAP_FILE).exists():
+        content = read_map(folder / MAP_FILE)
         caption = (
             "Slices by the first two principal components of their deepest features, "
             "coloured by each meta label."

@@ -1,5 +1,6 @@
-"""The command line: parsing, exit codes, signals and streams. No science, nothing heavy at import
-time.
+"""The command line: parsing, exit codes, signals and streams.
+
+No science, and nothing heavy at import time.
 """
 
 from __future__ import annotations
@@ -222,8 +223,9 @@ def _explain_os_error(error: OSError) -> str:
 
 
 def _place(error: BaseException) -> str:
-    """File, line and function where an error arose, so that a log without traceback still says
-    where.
+    """File, line and function where an error arose.
+
+    So a log without a traceback still says where.
     """
     frames = traceback.extract_tb(error.__traceback__)
     return (
@@ -260,8 +262,9 @@ def _sinks(
 
 @contextlib.contextmanager
 def private_stdout() -> Iterator[IO[str]]:
-    """Yield the real stdout, for events alone; whatever else prints here or in children goes to
-    stderr.
+    """Yield the real stdout, for events alone.
+
+    Whatever else prints here or in children goes to stderr.
     """
     sys.stdout.flush()
     try:

@@ -20,7 +20,7 @@ from MedSSLLib.methods import METHODS
 from MedSSLLib.training.run_folder import versions
 
 BASELINE = "random"
-FORMAT_VERSION = 1
+RESULTS_VERSION = 1
 Record = dict[str, Any]
 _MAY_GROW = ("rows", "count", "choices")
 _EMPTY = ("", "None", "[]", "{}")
@@ -65,7 +65,7 @@ def read_results(
     ours = as_settings(values)
     if not results.exists():
         return ours, []
-    content = read_json(results, newest_version=FORMAT_VERSION)
+    content = read_json(results, newest_version=RESULTS_VERSION)
     if content.get("bench") != "protocol" or content.get("data") != data:
         raise InputError(
             f"holds results of {content.get('data')!r}, not of {data!r}",
@@ -140,7 +140,7 @@ def write_results(
         results,
         {
             "bench": "protocol",
-            "format_version": FORMAT_VERSION,
+            "format_version": RESULTS_VERSION,
             "data": data,
             "settings": {**settings, **grown},
             "versions": versions(),

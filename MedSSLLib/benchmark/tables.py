@@ -13,7 +13,7 @@ import numpy as np
 
 from MedSSLLib.benchmark.records import (
     BASELINE,
-    FORMAT_VERSION,
+    RESULTS_VERSION,
     by_patient,
     complete_records,
     difference,
@@ -115,7 +115,7 @@ def load_studies(files: Sequence[Path]) -> list[Study]:
     """
     found: dict[tuple[Any, ...], Study] = {}
     for file in files:
-        content = read_json(file, newest_version=FORMAT_VERSION)
+        content = read_json(file, newest_version=RESULTS_VERSION)
         if content.get("bench") != "protocol" or not isinstance(content.get("records"), list):
             raise InputError(
                 "is not a result of the benchmark",

@@ -220,14 +220,14 @@ def losses(runs: Mapping[str, Path], *, validation: bool = False) -> dict[str, C
     return found
 
 
-class Series(NamedTuple):
+class StageSeries(NamedTuple):
     """Losses and validation metrics of a stage, each name to ``[(step, value), ...]``."""
 
     losses: Curves
     scores: Curves
 
 
-def training_series(events: Path) -> dict[str, Series]:
+def training_series(events: Path) -> dict[str, StageSeries]:
     """Losses and validation metrics of a run's stages, in order of steps.
 
     Stages without losses are left out.
@@ -249,7 +249,7 @@ def training_series(events: Path) -> dict[str, Series]:
     found = {}
     for stage, curves in lost.items():
         if curves:
-            found[stage] = Series(_in_order(curves), _in_order(scored.get(stage, {})))
+            found[stage] = StageSeries(_in_order(curves), _in_order(scored.get(stage, {})))
     return found
 
 

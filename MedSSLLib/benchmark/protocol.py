@@ -37,7 +37,8 @@ from MedSSLLib.finetuning.finetune import run_finetune
 from MedSSLLib.images import io
 from MedSSLLib.inference.model import PredictOptions
 from MedSSLLib.inference.predict import run_predict
-from MedSSLLib.methods import METHODS
+from MedSSLLib.methods import known_methods
+from MedSSLLib.methods.options import configured
 from MedSSLLib.pretraining.pretrain import run_pretrain
 from MedSSLLib.project.project import Project
 from MedSSLLib.project.runs import WEIGHTS
@@ -103,7 +104,7 @@ class Protocol:
         settings = {key.replace("__", "."): value for key, value in given.items()}
         fixed = {"name": name, "seed": self.seed, "device": self.device}
         overrides = {**length, **fixed, **settings, **(own[command] or {})}
-        return RunConfig.build(command, preset=self.preset, method=method, overrides=overrides)
+        return configured(command, preset=self.preset, method=method, overrides=overrides)
 
     def whole_length(self) -> dict[str, Any]:
         """Steps or minutes of a fine-tuning and the self-training that goes on from it,
@@ -415,7 +416,7 @@ def parse_row(row: str) -> Row:
     Raises:
         InputError: no such row.
     """
-    known = (BASELINE, *METHODS, *VARIANTS)
+    known = (BASELINE, *known_methods(), *VARIANTS)
     if found := _ROW.fullmatch(row):
         parts = Row(
             found["encoder"],

@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from MedSSLLib import __version__
-from MedSSLLib.config.run import RunConfig
 from MedSSLLib.core.errors import InputError
 from MedSSLLib.core.events import read_events
 from MedSSLLib.core.files import refuse_overwriting
 from MedSSLLib.evaluation.scoring import Scored, interval, score_predictions
-from MedSSLLib.methods.options import own_options
+from MedSSLLib.methods.options import configured, own_options
 from MedSSLLib.project.project import Project
 from MedSSLLib.project.runs import summary
 from MedSSLLib.reporting.diagnostics import (
@@ -288,7 +287,7 @@ def add_configuration(
     stand elsewhere.
     """
     command, preset, method = (settings.get(key) for key in ("command", "preset", "method"))
-    usual = RunConfig.build(command, preset=preset, method=method)  # type: ignore[arg-type]
+    usual = configured(command, preset=preset, method=method)  # type: ignore[arg-type]
     own = own_options(usual.command, usual.method, usual.options)
     default = dict(
         _flat(

@@ -39,6 +39,7 @@ from MedSSLLib.finetuning.finetune import run_finetune
 from MedSSLLib.images import io
 from MedSSLLib.inference.model import PredictOptions
 from MedSSLLib.inference.predict import run_predict
+from MedSSLLib.methods.options import configured
 from MedSSLLib.pretraining.pretrain import run_pretrain
 from MedSSLLib.project.project import Project
 from MedSSLLib.project.runs import WEIGHTS
@@ -105,7 +106,7 @@ class Protocol:
         for key, value in given.items():
             overrides[key.replace("__", ".")] = value
         overrides |= own[command] or {}
-        return RunConfig.build(command, preset=self.preset, method=method, overrides=overrides)
+        return configured(command, preset=self.preset, method=method, overrides=overrides)
 
     def _length(self, *, before_labels: bool) -> dict[str, Any]:
         """Steps or minutes as settings; {} where the preset decides."""

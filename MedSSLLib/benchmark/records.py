@@ -16,7 +16,7 @@ from MedSSLLib.config.run import RunConfig
 from MedSSLLib.core.errors import InputError
 from MedSSLLib.core.files import read_json, write_json
 from MedSSLLib.evaluation.evaluate import averaged_within, bootstrap_interval
-from MedSSLLib.methods import METHODS
+from MedSSLLib.methods import known_methods
 from MedSSLLib.training.run_folder import versions
 
 BASELINE = "random"
@@ -350,7 +350,7 @@ def parse_row(row: str) -> RowParts:
     Raises:
         InputError: no such row.
     """
-    known = (BASELINE, *METHODS, *ABLATIONS)
+    known = (BASELINE, *known_methods(), *ABLATIONS)
     if found := _ROW.fullmatch(row):
         parts = RowParts(
             found["encoder"],

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from MedSSLLib.benchmark.timing import Comparison, in_turn
-from MedSSLLib.config.run import AugmentConfig, RunConfig
+from MedSSLLib.config.run import AugmentConfig
 from MedSSLLib.core.events import Events
 from MedSSLLib.core.files import atomic_path
 from MedSSLLib.data.patch_samplers import SegmentationSampler
@@ -31,6 +31,7 @@ from MedSSLLib.finetuning.segmentation_task import SegmentationTask
 from MedSSLLib.images import io
 from MedSSLLib.images.geometry import Geometry, Volume
 from MedSSLLib.losses.dice_ce import segmentation_loss
+from MedSSLLib.methods.options import configured
 from MedSSLLib.networks.unet import SegmentationNet, build_encoder, memory_format, place
 from MedSSLLib.pretraining.pretrain import build_task
 from MedSSLLib.project.project import Project
@@ -99,7 +100,7 @@ def measure_step(
         "training.batch": size,
         **(settings or {}),
     }
-    config = RunConfig.build(step.command, method=step.method, overrides=overrides)
+    config = configured(step.command, method=step.method, overrides=overrides)
     with (
         tempfile.TemporaryDirectory() as folder,
         ThreadPoolExecutor(1) as loader,

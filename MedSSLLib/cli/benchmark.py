@@ -63,7 +63,7 @@ def _labels_arguments(labels: argparse.ArgumentParser) -> None:
         "--methods",
         default="random,pgl",
         metavar="A,B",
-        help="random, a pre-training method, each "
+        help="random, a pre-training method (or FILE.py:CLASS), each "
         "but random with -frozen; then -3-slices (or another number); then +mean-teacher, +mixup, "
         "+selftrain or +longer (default: random,pgl)",
     )
@@ -169,6 +169,14 @@ def _run_speed(args: argparse.Namespace, events: Events) -> None:
             say(args, f"Written: {path}")
 
 
+def _row(text: str) -> str:
+    """A row's name as typed, with a method's name in the place of FILE.py:CLASS."""
+    from MedSSLLib.methods import outside
+
+    found = outside.FILE_AND_CLASS.match(text)
+    return outside.named(found[0]) + text[found.end() :] if found else text
+
+
 def _run_labels(args: argparse.Namespace, events: Events) -> Project:
     counts = tuple(text.strip() for text in args.counts.split(",") if text.strip())
     if not counts or not all(
@@ -181,7 +189,7 @@ def _run_labels(args: argparse.Namespace, events: Events) -> Project:
     from MedSSLLib.benchmark.protocol import Protocol, run_labels
 
     protocol = Protocol(
-        tuple(text.strip() for text in args.methods.split(",")),
+        tuple(_row(text.strip()) for text in args.methods.split(",")),
         steps=args.steps,
         minutes=args.minutes_per_run,
         pretrain_steps=args.pretrain_steps,

@@ -142,6 +142,18 @@ def seed(text: str) -> int:
     return value
 
 
+def method(text: str) -> str:
+    """An argparse type: a pre-training method by name, or ``FILE.py:CLASS``. Runs no file yet."""
+    from MedSSLLib.methods import METHODS, known_methods
+    from MedSSLLib.methods.outside import FILE_AND_CLASS
+
+    if text in METHODS or FILE_AND_CLASS.fullmatch(text) or text in known_methods():
+        return text
+    raise argparse.ArgumentTypeError(
+        f"{text!r} is neither a method ({', '.join(known_methods())}) nor FILE.py:CLASS"
+    )
+
+
 def parse_settings(items: list[str]) -> dict[str, str]:
     """``["a.b=1"]`` -> ``{"a.b": "1"}``.
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO
 
 from MedSSLLib import __version__
-from MedSSLLib.cli import annotate, apply, benchmark, projects, tools, train
+from MedSSLLib.cli import annotate, apply, benchmark, new_method, projects, tools, train
 from MedSSLLib.cli.command import Command
 from MedSSLLib.core import interrupts
 from MedSSLLib.core.errors import (
@@ -34,7 +34,7 @@ GROUPS: tuple[tuple[str, tuple[Command, ...]], ...] = (
     ("Annotating less", annotate.COMMANDS),
     ("Training", train.COMMANDS),
     ("Using a model", apply.COMMANDS),
-    ("Comparing methods", benchmark.COMMANDS),
+    ("Comparing methods", (*benchmark.COMMANDS, *new_method.COMMANDS)),
     ("Finding your way", tools.COMMANDS),
 )
 _SHOWN = (

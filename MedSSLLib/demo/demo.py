@@ -27,6 +27,7 @@ from MedSSLLib.demo.report import write_demo_report
 from MedSSLLib.evaluation.scoring import Scored, score_predictions
 from MedSSLLib.images import io
 from MedSSLLib.images.labels import Annotated, simulate_annotation, slice_axis
+from MedSSLLib.methods.options import configured
 from MedSSLLib.project.project import Project
 
 MINUTES = {
@@ -152,7 +153,7 @@ class _Settings:
             "device": self.device,
         }
         overrides |= {"seed": self.seed, **settings}
-        return RunConfig.build(
+        return configured(
             command,
             preset="quick",
             method=overrides.pop("method", "supervised"),

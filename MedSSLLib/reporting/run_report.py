@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from MedSSLLib import __version__
-from MedSSLLib.config.run import RunConfig
 from MedSSLLib.core.errors import InputError
 from MedSSLLib.core.events import read_events
 from MedSSLLib.core.files import refuse_overwriting
 from MedSSLLib.core.sinks import duration_words
 from MedSSLLib.evaluation.scoring import Scored, interval, score_predictions
-from MedSSLLib.methods.options import own_options
+from MedSSLLib.methods.options import configured, own_options
 from MedSSLLib.project.project import Project
 from MedSSLLib.project.runs import summary
 from MedSSLLib.reporting.diagnostics import (
@@ -311,7 +310,7 @@ def add_configuration(
 def changed_settings(settings: Mapping[str, Any]) -> dict[str, str]:
     """Settings that differ from the preset, as ``--set`` takes them."""
     command, preset, method = (settings.get(key) for key in ("command", "preset", "method"))
-    usual = RunConfig.build(command, preset=preset, method=method)  # type: ignore[arg-type]
+    usual = configured(command, preset=preset, method=method)  # type: ignore[arg-type]
     tree = usual.model_dump(mode="json")
     if own := own_options(usual.command, usual.method, usual.options):
         tree["options"] = own.model_dump(mode="json")

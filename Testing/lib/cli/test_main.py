@@ -446,7 +446,7 @@ def test_a_failure_is_also_an_event(monkeypatch, tmp_path):
     assert main(["doctor", "p", "--events", str(file)]) == 2
     (event,) = read_events(file)
     assert (event["event"], event["exit_code"], event["message"]) == ("error", 2, "a: found.")
-    assert event["where"].startswith("test_cli.py:")
+    assert event["where"].startswith("test_main.py:")
 
 
 def test_control_characters_in_an_error_are_escaped(monkeypatch, capsys):

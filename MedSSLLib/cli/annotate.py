@@ -72,7 +72,7 @@ def suggest(args: argparse.Namespace, events: Events) -> None:
     from MedSSLLib.project.project import Project
 
     project = Project.open(args.project)
-    from MedSSLLib.active_learning.suggest import FILE_NAME, SuggestOptions, run_suggest
+    from MedSSLLib.active_learning.suggest import SUGGESTIONS_FILE, SuggestOptions, run_suggest
     from MedSSLLib.cli import tables
     from MedSSLLib.core.files import load_json
 
@@ -87,7 +87,7 @@ def suggest(args: argparse.Namespace, events: Events) -> None:
         tuple(args.also),
     )
     found = run_suggest(project, args.run, options, events, args.out)
-    path = args.out or project.folder / FILE_NAME
+    path = args.out or project.folder / SUGGESTIONS_FILE
     if args.json:
         print(json.dumps(load_json(path), indent=1, ensure_ascii=False))
         return

@@ -1,6 +1,4 @@
-"""``predict``, ``evaluate``, ``export``, ``import``, ``report``: commands that use a trained model
-or its results.
-"""
+"""``predict``, ``evaluate``, ``export``, ``import``, ``report``: using a trained model."""
 
 from __future__ import annotations
 

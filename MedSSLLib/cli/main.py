@@ -1,5 +1,6 @@
-"""The command line: parsing, exit codes, signals and streams. No science, nothing heavy at import
-time.
+"""The command line: parsing, exit codes, signals and streams.
+
+No science, and nothing heavy at import time.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import IO
 
 from MedSSLLib import __version__
-from MedSSLLib.cli import annotate, apply, benchmark, projects, tools, train
+from MedSSLLib.cli import annotate, apply, benchmark, new_method, projects, tools, train
 from MedSSLLib.cli.command import Command
 from MedSSLLib.core import interrupts
 from MedSSLLib.core.errors import (
@@ -33,7 +34,7 @@ GROUPS: tuple[tuple[str, tuple[Command, ...]], ...] = (
     ("Annotating less", annotate.COMMANDS),
     ("Training", train.COMMANDS),
     ("Using a model", apply.COMMANDS),
-    ("Comparing methods", benchmark.COMMANDS),
+    ("Comparing methods", (*benchmark.COMMANDS, *new_method.COMMANDS)),
     ("Finding your way", tools.COMMANDS),
 )
 _SHOWN = (
@@ -222,8 +223,9 @@ def _explain_os_error(error: OSError) -> str:
 
 
 def _place(error: BaseException) -> str:
-    """File, line and function where an error arose, so that a log without traceback still says
-    where.
+    """File, line and function where an error arose.
+
+    So a log without a traceback still says where.
     """
     frames = traceback.extract_tb(error.__traceback__)
     return (
@@ -260,8 +262,9 @@ def _sinks(
 
 @contextlib.contextmanager
 def private_stdout() -> Iterator[IO[str]]:
-    """Yield the real stdout, for events alone; whatever else prints here or in children goes to
-    stderr.
+    """Yield the real stdout, for events alone.
+
+    Whatever else prints here or in children goes to stderr.
     """
     sys.stdout.flush()
     try:

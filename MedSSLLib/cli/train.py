@@ -6,7 +6,15 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from MedSSLLib.cli.command import SEL, Command, parse_settings, positive, say, training_options
+from MedSSLLib.cli.command import (
+    SEL,
+    Command,
+    method,
+    parse_settings,
+    positive,
+    say,
+    training_options,
+)
 from MedSSLLib.core.errors import InputError
 from MedSSLLib.core.events import Events
 from MedSSLLib.methods import METHODS
@@ -51,9 +59,11 @@ def _pretrain_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("project", type=Path, metavar="PROJECT")
     parser.add_argument(
         "--method",
-        choices=tuple(METHODS),
+        type=method,
         required=True,
-        help="what to learn from unlabelled scans",
+        metavar="METHOD|FILE.py:CLASS",
+        help=f"what to learn from unlabelled scans: {', '.join(METHODS)}, one of another package, "
+        "or your own (see 'medssl new-method')",
     )
     parser.add_argument(
         "--meta", metavar="A,B", help="what makes slices alike (gcl): position, patient, phase ..."
@@ -65,15 +75,18 @@ def pretrain(args: argparse.Namespace, events: Events) -> None:
     from MedSSLLib.project.project import Project
 
     project = Project.open(args.project)
+    from MedSSLLib.methods import outside
+
+    name = outside.named(args.method)
     extra: dict[str, Any] = {}
     if args.meta is not None:
-        if args.method != "gcl":
+        if name != "gcl":
             raise InputError(
-                f"--meta is for --method gcl; {args.method} learns without meta labels",
+                f"--meta is for --method gcl; {name} learns without meta labels",
                 remedy="Leave --meta out",
             )
         extra["options.meta"] = [name.strip() for name in args.meta.split(",") if name.strip()]
-    config = configuration(args, args.method, extra)
+    config = configuration(args, name, extra)
     warn_of_unused(args, config, extra, project, events)
     from MedSSLLib.pretraining.pretrain import run_pretrain
 
@@ -194,9 +207,9 @@ def configuration(args: argparse.Namespace, method: str, extra: dict[str, Any]) 
         InputError: a setting that does not exist, does not fit, or is given as an option and by
             --set.
     """
-    from MedSSLLib.config.run import RunConfig
+    from MedSSLLib.methods.options import configured
 
-    return RunConfig.build(
+    return configured(
         args.command,
         preset=args.preset,
         method=method,
@@ -280,6 +293,7 @@ COMMANDS = (
             "medssl pretrain heart --method gcl --minutes 30",
             "medssl pretrain heart --method pgl --dim 3d --name pgl-a --set optimiser.lr=1e-3",
             "medssl pretrain heart --method pgl --name pgl-a --resume",
+            "medssl pretrain heart --method mine.py:Mine --minutes 10",
         ),
         "Reads the images of all cases but the test cases, and no label. The result is an "
         "encoder that "

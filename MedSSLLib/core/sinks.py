@@ -246,6 +246,14 @@ def duration(seconds: float) -> str:
     return text.removeprefix("0:").removeprefix("0")
 
 
+def duration_words(seconds: float) -> str:
+    """``75`` -> ``"75 s"``, ``7000`` -> ``"1 h 57 min"``."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
+
+
 def sparkline(values: Iterable[float], width: int = 12) -> str:
     """The course of a loss in ``width`` characters, mean of each part, lowest to highest."""
     numbers = [value for value in values if math.isfinite(value)]

@@ -14,12 +14,13 @@ from MedSSLLib.images.geometry import Volume
 from MedSSLLib.images.labels import slice_axis
 from MedSSLLib.inference.model import Model
 from MedSSLLib.project.project import Project
+from Testing.lib.case_helpers import each
 from Testing.lib.grid_helpers import GRIDS
 
 CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize("name", GRIDS)
+@each("name", GRIDS)
 def test_models_that_are_sure_of_opposite_things_are_unsure_together(name, tmp_path):
     """Two sure models with plans of different grids differ only where the image is bright: one bit
     a voxel there.

@@ -29,6 +29,7 @@ from MedSSLLib.images.labels import Annotated
 from MedSSLLib.inference import slice_features
 from MedSSLLib.inference.slice_features import combined, slice_profiles
 from MedSSLLib.project.manifest import Case
+from Testing.lib.case_helpers import each
 from Testing.lib.grid_helpers import GRIDS, plan_for
 
 
@@ -49,7 +50,7 @@ def value(features, weights, chosen):
     return total
 
 
-@pytest.mark.parametrize("seed", range(4))
+@each("seed", range(4))
 def test_greedy_choice_is_greedy_and_near_the_best(seed):
     rng = np.random.default_rng(seed)
     features, weights = rng.normal(size=(9, 3)), rng.uniform(0.1, 1, 9)
@@ -93,7 +94,7 @@ def test_patients_count_alike():
     np.testing.assert_allclose(weights, [1 / 9, 1 / 9, 1 / 9, 1 / 3, 0, 1 / 3])
 
 
-@pytest.mark.parametrize("seed", range(5))
+@each("seed", range(5))
 def test_a_case_always_has_room_for_its_share_and_no_more(seed):
     rng = np.random.default_rng(seed)
     case, place = np.repeat([0, 1], 20), np.tile(np.arange(20), 2)
@@ -105,8 +106,8 @@ def test_a_case_always_has_room_for_its_share_and_no_more(seed):
         assert np.diff(np.sort(place[[r for r in rows if case[r] == own]])).min() >= 20 / 6
 
 
-@pytest.mark.parametrize("per_case", range(1, 8))
-@pytest.mark.parametrize("share", [0, 0.1, 0.5])
+@each("per_case", range(1, 8))
+@each("share", [0, 0.1, 0.5])
 def test_a_short_case_has_room_for_its_share_too(per_case, share):
     """Few slices, some empty or drawn, in the worst order: as many as are asked for, or all that
     are left.
@@ -175,9 +176,9 @@ def test_even_spacing_by_hand():
     )
 
 
-@pytest.mark.parametrize("name", GRIDS)
-@pytest.mark.parametrize("dim", ["2d", "3d"])
-@pytest.mark.parametrize("spacing", [None, (1.9, 1.6, 1.6), (0.8, 0.7, 0.7)])
+@each("name", GRIDS)
+@each("dim", ["2d", "3d"])
+@each("spacing", [None, (1.9, 1.6, 1.6), (0.8, 0.7, 0.7)])
 def test_slices_of_the_source_are_found_on_the_training_grid(name, dim, spacing):
     """An image that is its own slice index, seen through the training grid, gives the index
     back.
@@ -216,9 +217,9 @@ class Plain(torch.nn.Module):
         return [x, x[(..., *(slice(None, None, 2) for _ in range(x.dim() - 2)))]]
 
 
-@pytest.mark.parametrize("dim", [2, 3])
-@pytest.mark.parametrize("axis", range(3))
-@pytest.mark.parametrize("tile", [None, 60])
+@each("dim", [2, 3])
+@each("axis", range(3))
+@each("tile", [None, 60])
 def test_profiles_are_means_within_slices(dim, axis, tile, monkeypatch):
     plan = plan_for(GRIDS["axial"], f"{dim}d", None)
     if tile:

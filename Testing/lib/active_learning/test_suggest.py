@@ -28,6 +28,7 @@ from MedSSLLib.project.project import Project
 from MedSSLLib.project.runs import WEIGHTS
 from MedSSLLib.training.checkpoint import save_tensors
 from MedSSLLib.training.run_folder import write_config
+from Testing.lib.case_helpers import each
 from Testing.lib.core_helpers import loud, tiny_config
 from Testing.lib.grid_helpers import GRIDS
 
@@ -70,8 +71,8 @@ def suggest(project, run=None, **options):
     return found, record
 
 
-@pytest.mark.parametrize("name", GRIDS)
-@pytest.mark.parametrize("dim", ["2d", "3d"])
+@each("name", GRIDS)
+@each("dim", ["2d", "3d"])
 def test_the_unsure_slice_is_named_on_the_source_grid(name, dim):
     """One slice of the source lies at the threshold of a hand-made model; all others are clear."""
     geometry = GRIDS[name]
@@ -225,7 +226,7 @@ def test_further_runs_that_cannot_take_part_are_refused(runs):
             suggest(runs, run, also=(also,), strategy=strategy)
 
 
-@pytest.mark.parametrize(
+@each(
     "doubt, words",
     [
         ([0, 0], "nowhere"),

@@ -23,6 +23,7 @@ from MedSSLLib.core.errors import CancelledError, InputError
 from MedSSLLib.methods import METHODS
 from MedSSLLib.project.project import Project
 from Testing.lib.benchmark_helpers import TINY, make_folder, record, result_file, tiny_protocol
+from Testing.lib.case_helpers import each
 from Testing.lib.core_helpers import loud, write_case
 
 ROOT = Path(__file__).parents[3]
@@ -38,7 +39,7 @@ def folder(tmp_path):
 # rows and data
 
 
-@pytest.mark.parametrize(
+@each(
     ("row", "expected"),
     [
         ("random", ("random", False, 0, "")),
@@ -55,7 +56,7 @@ def test_rows_are_read_by_their_grammar(row, expected):
     assert parse_row(row) == expected
 
 
-@pytest.mark.parametrize(
+@each(
     "row",
     [
         "",

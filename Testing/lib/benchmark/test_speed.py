@@ -19,6 +19,7 @@ from MedSSLLib.cli.main import main
 from MedSSLLib.core.errors import InputError
 from MedSSLLib.core.events import Events
 from MedSSLLib.images.geometry import Geometry
+from Testing.lib.case_helpers import each
 from Testing.lib.core_helpers import Record
 
 
@@ -54,7 +55,7 @@ def test_warm_pairs_are_the_first(monkeypatch):
     assert in_turn(print, print, 3, warm=2) == ((4, 6, 8), (5, 7, 9))
 
 
-@pytest.mark.parametrize(
+@each(
     "shape, patch, count",
     [
         ((5, 7, 9), (5, 7, 9), 1),

@@ -26,6 +26,7 @@ from MedSSLLib.demo.simulate import (
 )
 from MedSSLLib.images import io
 from MedSSLLib.images.geometry import Volume
+from Testing.lib.case_helpers import each
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +52,7 @@ def dice(a, b):
     return 2 * (a & b).sum() / (a.sum() + b.sum())
 
 
-@pytest.mark.parametrize("pair", list(itertools.combinations(PROTOCOLS, 2)))
+@each("pair", list(itertools.combinations(PROTOCOLS, 2)))
 def test_scanners_see_the_same_anatomy_in_the_same_place(scans, pair):
     """Axes, tilts and spacings differ, millimetres do not: independent of how the grid was
     sampled.
@@ -110,7 +111,7 @@ def test_right_stays_right(atlas):
         assert centroid(one_sided, 1)[0] < centroid(one_sided, 3)[0] - 8
 
 
-@pytest.mark.parametrize("seed", range(4))
+@each("seed", range(4))
 def test_deformations_are_invertible(atlas, seed):
     """Positive Jacobian determinant of x + u(x) everywhere (nodes 5 mm apart)."""
     displacement = sample_displacement(atlas, 4.0, np.random.default_rng(seed)) / 5.0

@@ -21,6 +21,7 @@ from MedSSLLib.images.shape_interpolation import product_of_experts
 from MedSSLLib.inference.model import load_model
 from MedSSLLib.project.project import Project
 from MedSSLLib.training.run_folder import read_plan
+from Testing.lib.case_helpers import each
 from Testing.lib.conftest import GEOMETRIES
 from Testing.lib.core_helpers import loud, tiny_config, tiny_project
 
@@ -164,7 +165,7 @@ def test_one_annotated_slice_is_enough(sparse):
     assert array[:, 9].any() and array.any((1, 2)).sum() > 1
 
 
-@pytest.mark.parametrize(
+@each(
     ("case", "change", "words"),
     [
         ("nobody", {}, "no case is called nobody"),

@@ -21,6 +21,7 @@ from MedSSLLib.pretraining.pretrain import run_pretrain, view_patch
 from MedSSLLib.pretraining.task import COLLAPSED, READINGS, PretrainTask
 from MedSSLLib.training.checkpoint import load_tensors, save_tensors
 from MedSSLLib.training.run_folder import read_plan
+from Testing.lib.case_helpers import each
 from Testing.lib.core_helpers import loud, tiny_config, tiny_project
 
 
@@ -210,7 +211,7 @@ def test_methods_that_make_their_own_corruptions_get_clean_views(project):
             assert any(map(bool, changes.values())) is changed
 
 
-@pytest.mark.parametrize(
+@each(
     ("patch", "strides", "voxels"),
     [
         ((192, 160), ((1, 1), (2, 2), (2, 2), (2, 2)), None),

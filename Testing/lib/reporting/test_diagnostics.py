@@ -33,6 +33,7 @@ from MedSSLLib.reporting.diagnostics import embedding_map
 from MedSSLLib.reporting.html import Page
 from MedSSLLib.reporting.plots import to_png
 from MedSSLLib.reporting.run_report import write_run_report
+from Testing.lib.case_helpers import each
 from Testing.lib.core_helpers import tiny_config, tiny_project
 
 KINDS = ("non_conflicting", "slightly_conflicting", "conflicting")
@@ -72,7 +73,7 @@ def test_shares_are_stacked_to_one():
     assert tops[-1] == pytest.approx(1.0)
 
 
-@pytest.mark.parametrize(
+@each(
     "name, sentences",
     [
         ("pgl", ["mismatched places", "collapsed", "both views show", "rises to 1"]),

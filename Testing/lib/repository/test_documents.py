@@ -18,6 +18,7 @@ from MedSSLLib.images.geometry import Geometry, Volume
 from MedSSLLib.methods import outside
 from MedSSLLib.project.project import Project
 from MedSSLLib.training.checkpoint import load_tensors
+from Testing.lib.case_helpers import each
 from Testing.lib.documents import (
     DOCUMENTS,
     ROOT,
@@ -70,7 +71,7 @@ def test_the_collector_finds_what_is_written():
     assert calls("echo medssl") == [] and calls("python -m MedSSLLib doctor > x") == [["doctor"]]
 
 
-@pytest.mark.parametrize(
+@each(
     "words",
     [
         ["finetun", "heart"],
@@ -87,7 +88,7 @@ def test_the_parser_complains_about_what_is_wrong(words, capsys):
 # commands
 
 
-@pytest.mark.parametrize("name", [*NAMES, *BENCH])
+@each("name", [*NAMES, *BENCH])
 def test_command_lines_in_documents_are_known_to_the_parser(name, capsys):
     text = (NAMES | BENCH)[name]
     for line in shell_lines(text):
@@ -124,7 +125,7 @@ def test_commands_and_options_in_running_text_exist():
     assert checked > 30
 
 
-@pytest.mark.parametrize("name", NAMES)
+@each("name", NAMES)
 def test_options_named_alone_exist(name):
     every = options(cli.build_parser())
     for code in inline_code(NAMES[name]):
@@ -142,7 +143,7 @@ def test_every_command_is_in_the_readme_or_the_changelog():
     assert not missing
 
 
-@pytest.mark.parametrize("name", [*NAMES, *BENCH])
+@each("name", [*NAMES, *BENCH])
 def test_links_and_pictures_of_documents_exist(name):
     text = (NAMES | BENCH)[name]
     for target in re.findall(

@@ -31,6 +31,7 @@ from MedSSLLib.project.project import Project
 from MedSSLLib.project.runs import summary
 from MedSSLLib.training.checkpoint import load_tensors, save_tensors
 from MedSSLLib.training.run_folder import read_config, read_plan
+from Testing.lib.case_helpers import each
 from Testing.lib.core_helpers import tiny_config
 from Testing.lib.images.test_geometry import geometries
 
@@ -146,7 +147,7 @@ def _descriptions(kind):
             yield from _descriptions(field.annotation)
 
 
-@pytest.mark.parametrize(
+@each(
     ("key", "value", "words"),
     [
         (

@@ -27,6 +27,7 @@ from MedSSLLib.selftraining.start import warn_of_idle_settings, with_share
 from MedSSLLib.training import devices
 from MedSSLLib.training.checkpoint import load_tensors
 from MedSSLLib.training.run_folder import read_data
+from Testing.lib.case_helpers import each
 from Testing.lib.core_helpers import loud, tiny_config, tiny_project
 
 SHAPE = (8, 16, 16)
@@ -249,7 +250,7 @@ def test_what_the_joint_stage_reads(project, monkeypatch):
     )
 
 
-@pytest.mark.parametrize(
+@each(
     ("drawn", "others", "share", "times"),
     [
         (1, 89, 0.5, 89),
@@ -459,7 +460,7 @@ def test_labels_of_cases_outside_the_selection_stay_closed_though_they_are_annot
     }
 
 
-@pytest.mark.parametrize(
+@each(
     ("change", "words"),
     [
         ({"options__round": 2}, "round"),
@@ -472,6 +473,21 @@ def test_labels_of_cases_outside_the_selection_stay_closed_though_they_are_annot
 def test_settings_that_do_not_fit_are_refused(project, change, words):
     with pytest.raises(InputError, match=words):
         selftrain.run_selftrain(project, settings(**change), Events())
+
+
+def test_an_unlabelled_scan_that_cannot_be_read_is_named_and_left_out(tmp_path):
+    project = project_of(tmp_path)
+    scan = project.case("case1").images[0]
+    scan.write_bytes(scan.read_bytes()[:-200])
+    events, record = loud()
+    config = settings(options__rounds=1, training__steps=4)
+    folder = selftrain.run_selftrain(project, config, events)
+    (warning,) = (e["message"] for e in record.of("warning") if "class" not in e["message"])
+    assert "case1" in warning and scan.name in warning
+    facts = json.loads((folder / "config.json").read_text())["data"]
+    assert facts["unlabelled"] == ["case2"]
+    made = (folder / "pseudo" / "round-1").glob("*.nii.gz")
+    assert {path.name for path in made} == {"case2.nii.gz"}
 
 
 def test_without_unlabelled_cases_or_slices_there_is_nothing_to_learn(tmp_path):

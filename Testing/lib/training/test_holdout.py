@@ -16,6 +16,7 @@ from MedSSLLib.pretraining.pretrain import run_pretrain
 from MedSSLLib.project.manifest import Case
 from MedSSLLib.selftraining import selftrain
 from MedSSLLib.training.holdout import hold_out, split_holdout
+from Testing.lib.case_helpers import each
 from Testing.lib.core_helpers import loud, tiny_config, tiny_project
 
 CASES = [Case(f"c{i:02}", (), metadata={"patient": f"p{i // 2:02}"}) for i in range(24)]
@@ -48,7 +49,7 @@ def test_cases_with_few_annotated_slices_neither_count_nor_are_held_out():
         )
 
 
-@pytest.mark.parametrize("seed", range(5))
+@each("seed", range(5))
 def test_patients_who_were_seen_are_not_held_out(seed):
     seen = patients(CASES) - {"p03", "p07"}
     config = tiny_config(seed=seed, training__holdout=0.3)

@@ -15,7 +15,7 @@ from MedSSLLib.cli.command import (
     seed,
     training_options,
 )
-from MedSSLLib.cli.train import configuration, warn_of_unused
+from MedSSLLib.cli.train import configuration, given_by, warn_of_unused
 from MedSSLLib.core.errors import InputError
 from MedSSLLib.core.events import Events
 
@@ -130,7 +130,7 @@ def complete(args: argparse.Namespace, events: Events) -> None:
     if args.out:
         extra["options.out"] = str(args.out.absolute())
     config = configuration(args, "supervised", extra)
-    warn_of_unused(args, config, extra, project, events)
+    warn_of_unused(config, given_by(args, extra), project, events)
     from MedSSLLib.finetuning.complete import run_complete
 
     say(args, f"Completed: {run_complete(project, config, events)}")

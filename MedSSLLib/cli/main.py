@@ -27,7 +27,7 @@ from MedSSLLib.core.errors import (
     printable,
 )
 from MedSSLLib.core.events import Events, Sink
-from MedSSLLib.core.sinks import Bar, JsonLines, PlainLines
+from MedSSLLib.core.sinks import Bar, JsonLines, PlainLines, for_people
 
 GROUPS: tuple[tuple[str, tuple[Command, ...]], ...] = (
     ("A folder of scans", projects.COMMANDS),
@@ -37,13 +37,6 @@ GROUPS: tuple[tuple[str, tuple[Command, ...]], ...] = (
     ("Comparing methods", (*benchmark.COMMANDS, *new_method.COMMANDS)),
     ("Finding your way", tools.COMMANDS),
 )
-_SHOWN = (
-    "start",
-    "progress",
-    "metric",
-    "warning",
-    "done",
-)  # on a terminal; _complain prints errors
 DONE, FAILED, BAD_INPUT, CANCELLED, GUARD = range(5)
 _PURPOSE = "Learn from unlabelled scans, annotate a few slices, segment the rest."
 _EXAMPLES = """\
@@ -254,10 +247,7 @@ def _sinks(
             raise InputError(
                 f"--events cannot be written ({error.strerror})", file=events_to
             ) from None
-    if args.quiet:
-        yield PlainLines.to_stderr(("warning",))
-    else:
-        yield Bar(_SHOWN) if sys.stderr.isatty() else PlainLines.to_stderr(_SHOWN)
+    yield for_people(quiet=args.quiet)
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from MedSSLLib.project.project import Project
 
 
-_KEYS = {
+SETTING_OF = {
     "name": "name",
     "dim": "dim",
     "device": "device",
@@ -45,6 +46,7 @@ _KEYS = {
     "clean": "options.clean",
     "weight": "options.weight",
 }
+"""The setting of each option: of the command line, and as an argument in Python."""
 
 TYPED = {
     "command": "Type another command",
@@ -87,7 +89,7 @@ def pretrain(args: argparse.Namespace, events: Events) -> None:
             )
         extra["options.meta"] = [name.strip() for name in args.meta.split(",") if name.strip()]
     config = configuration(args, name, extra)
-    warn_of_unused(args, config, extra, project, events)
+    warn_of_unused(config, given_by(args, extra), project, events)
     from MedSSLLib.pretraining.pretrain import run_pretrain
 
     say(args, f"Run folder: {run_pretrain(project, config, events)}")
@@ -128,7 +130,7 @@ def finetune(args: argparse.Namespace, events: Events) -> None:
     extra: dict[str, Any] = {"freeze_encoder": True} if args.freeze_encoder else {}
     extra |= _labelled(args, project)
     config = configuration(args, "supervised", extra)
-    warn_of_unused(args, config, extra, project, events)
+    warn_of_unused(config, given_by(args, extra), project, events)
     from MedSSLLib.finetuning.finetune import run_finetune
 
     say(args, f"Run folder: {run_finetune(project, config, events)}")
@@ -194,7 +196,7 @@ def selftrain(args: argparse.Namespace, events: Events) -> None:
     }
     extra |= _labelled(args, project)
     config = configuration(args, "local-contrast", extra)
-    warn_of_unused(args, config, extra, project, events)
+    warn_of_unused(config, given_by(args, extra), project, events)
     from MedSSLLib.selftraining.selftrain import run_selftrain
 
     say(args, f"Run folder: {run_selftrain(project, config, events)}")
@@ -213,15 +215,27 @@ def configuration(args: argparse.Namespace, method: str, extra: dict[str, Any]) 
         args.command,
         preset=args.preset,
         method=method,
-        overrides=_given(args, extra) | {"resume": args.resume},
+        overrides=given_by(args, extra) | {"resume": args.resume},
     )
 
 
-def _given(args: argparse.Namespace, extra: dict[str, Any]) -> dict[str, Any]:
-    """What was typed, as options or by ``--set``, by dotted key."""
-    options = {key: getattr(args, option, None) for option, key in _KEYS.items()}
-    given = {key: value for key, value in options.items() if value is not None} | extra
-    settings = parse_settings(args.settings)
+def given_by(args: argparse.Namespace, extra: dict[str, Any]) -> dict[str, Any]:
+    """What was typed, as options or by ``--set``, by dotted key.
+
+    Raises:
+        InputError: as `combined` does.
+    """
+    options = {key: getattr(args, option, None) for option, key in SETTING_OF.items()}
+    return combined(options | extra, parse_settings(args.settings))
+
+
+def combined(options: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Options, None where they are not given, and further settings, both by dotted key.
+
+    Raises:
+        InputError: a setting that decides which settings there are, or one that is an option too.
+    """
+    given = {key: value for key, value in options.items() if value is not None}
     if fixed := settings.keys() & set(TYPED):
         key = sorted(fixed)[0]
         raise InputError(
@@ -231,29 +245,25 @@ def _given(args: argparse.Namespace, extra: dict[str, Any]) -> dict[str, Any]:
         raise InputError(
             f"{sorted(twice)[0]!r} is given as an option and by --set", remedy="Keep one of them"
         )
-    return given | settings
+    return given | dict(settings)
 
 
 def warn_of_unused(
-    args: argparse.Namespace,
-    config: RunConfig,
-    extra: dict[str, Any],
-    project: Project,
-    events: Events,
+    config: RunConfig, given: Mapping[str, Any], project: Project, events: Events
 ) -> None:
-    """Say which of the options typed with ``--resume`` are not those that the run goes on with.
+    """Say which of the settings given with ``--resume`` are not those that the run goes on with.
 
     Raises:
         InputError: there is nothing to resume.
     """
-    if not args.resume:
+    if not config.resume:
         return
     from MedSSLLib.cli.tables import setting_rows
     from MedSSLLib.methods.options import own_options
     from MedSSLLib.training.run_folder import read_config, read_run, resumable
 
     folder = resumable(project, config)
-    stored, given = read_config(folder), _given(args, extra)
+    stored = read_config(folder)
     given = {key: value for key, value in given.items() if key not in ("name", "device")}
     if given.get("precision") == read_run(folder).get("precision"):
         given.pop("precision", None)

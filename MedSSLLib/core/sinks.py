@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 
+_SHOWN = ("start", "progress", "metric", "warning", "done")
+
+
 class JsonLines:
     """One JSON object a line, each written in a single flushed call, so no reader sees half a
     line.
@@ -201,6 +204,18 @@ class Bar:
         self._progress.update(
             self._tasks[stage], completed=event["step"], total=event["steps"], note=note
         )
+
+
+def for_people(*, quiet: bool = False) -> Bar | PlainLines:
+    """What a person sees on stderr: a bar in a terminal or notebook, else lines; or warnings only.
+
+    Errors are left to whoever tells them.
+    """
+    if quiet:
+        return PlainLines.to_stderr(("warning",))
+    if sys.stderr.isatty() or "ipykernel" in sys.modules:
+        return Bar(_SHOWN)
+    return PlainLines.to_stderr(_SHOWN)
 
 
 class Rate:

@@ -123,7 +123,7 @@ def add_overlays(page: Page, project: Project, methods: Sequence[Scored]) -> Non
 
 
 def overlay_panels(project: Project, methods: Sequence[Scored]) -> Iterable[Panel]:
-    """Panels of the cases that :func:`extremes` names.
+    """Panels of the cases that :func:`~MedSSLLib.evaluation.scoring.extremes` names.
 
     A case that cannot be read any more is left out.
     """

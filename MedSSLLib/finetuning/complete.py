@@ -46,7 +46,7 @@ from MedSSLLib.training.context import (
     record,
 )
 from MedSSLLib.training.devices import resolve_precision
-from MedSSLLib.training.run_folder import Run, find_start
+from MedSSLLib.training.run_folder import RunFolder, find_start
 from MedSSLLib.training.stages import build_network, finish, fit, stage_budget
 
 
@@ -157,7 +157,7 @@ def _case_to_complete(project: Project, name: str) -> Case:
     return case
 
 
-def in_slices(context: TrainingContext, start: Run | None) -> TrainingContext:
+def in_slices(context: TrainingContext, start: RunFolder | None) -> TrainingContext:
     """In 2D where neither the user nor an encoder says otherwise.
 
     A few drawn slices hold little of a 3D patch. On a hippocampus with 3 drawn slices, 200 steps in

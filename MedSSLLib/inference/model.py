@@ -23,7 +23,7 @@ from MedSSLLib.images.geometry import Geometry, Volume
 from MedSSLLib.inference.sliding_window import PERTURBATIONS, predict_probabilities, predict_varied
 from MedSSLLib.networks.unet import SegmentationNet, build_encoder, place
 from MedSSLLib.training.devices import resolve_device, resolve_precision
-from MedSSLLib.training.run_folder import Run
+from MedSSLLib.training.run_folder import RunFolder
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ class Model:
             yield
 
 
-def load_model(run: Run | Path, device: str = "auto", precision: str = "auto") -> Model:
+def load_model(run: RunFolder | Path, device: str = "auto", precision: str = "auto") -> Model:
     """The network of a finished fine-tuning or self-training run, ready to predict.
 
     Args:
@@ -135,7 +135,7 @@ def load_model(run: Run | Path, device: str = "auto", precision: str = "auto") -
     Raises:
         InputError: the run is not finished, is a pre-training run, or the device does not exist.
     """
-    run = run if isinstance(run, Run) else Run(run)
+    run = run if isinstance(run, RunFolder) else RunFolder(run)
     if not run.finished:
         found = "is not finished: it has no weights" if run.folder.exists() else "does not exist"
         raise InputError(
@@ -165,7 +165,7 @@ def load_model(run: Run | Path, device: str = "auto", precision: str = "auto") -
     )
 
 
-def _network(run: Run) -> SegmentationNet:
+def _network(run: RunFolder) -> SegmentationNet:
     """The network of a run with its weights."""
     tensors = run.tensors
     try:

@@ -21,7 +21,7 @@ from MedSSLLib.inference.quality_estimator import QualityEstimator
 from MedSSLLib.inference.sliding_window import uncertainty
 from MedSSLLib.project.layouts import images_at
 from MedSSLLib.project.project import Project
-from MedSSLLib.training.run_folder import Run
+from MedSSLLib.training.run_folder import RunFolder
 
 
 class Predictions(NamedTuple):
@@ -50,7 +50,7 @@ def run_predict(  # noqa: PLR0913 - the contract of the command
             label.
     """
     options = options or PredictOptions()
-    source = Run(project.run_folder(run))
+    source = RunFolder(project.run_folder(run))
     model = load_model(source, options.device, options.precision)
     jobs, refused = _jobs(project, cases, images, model.plan.channels)
     require_folder(out)
@@ -86,7 +86,7 @@ def run_predict(  # noqa: PLR0913 - the contract of the command
     return Predictions(written, refused)
 
 
-def _warn_of_flips(run: Run, options: PredictOptions, events: Events) -> None:
+def _warn_of_flips(run: RunFolder, options: PredictOptions, events: Events) -> None:
     """Say so where flips are averaged over that the run was not trained with."""
     if options.flips and not run.config.augment.flip:
         events.emit(

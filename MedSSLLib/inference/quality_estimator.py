@@ -19,10 +19,10 @@ from MedSSLLib.data.cache import Cache
 from MedSSLLib.data.preprocess import preprocess_image
 from MedSSLLib.evaluation.metrics import dice_per_class
 from MedSSLLib.evaluation.quality import (
-    FILE_NAME,
-    FORMAT,
-    FORMAT_VERSION,
     LEVEL,
+    QUALITY_FILE,
+    QUALITY_FORMAT,
+    QUALITY_VERSION,
     REVIEW_BELOW,
     Raw,
     expected_dice,
@@ -32,7 +32,7 @@ from MedSSLLib.images.geometry import Volume
 from MedSSLLib.images.labels import Annotated
 from MedSSLLib.project.manifest import Case
 from MedSSLLib.project.project import Project
-from MedSSLLib.training.run_folder import Run
+from MedSSLLib.training.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from MedSSLLib.inference.model import Model, PredictOptions
@@ -70,7 +70,7 @@ class QualityEstimator:
 
     @classmethod
     def of(
-        cls, project: Project, run: Run, model: Model, options: PredictOptions, events: Events
+        cls, project: Project, run: RunFolder, model: Model, options: PredictOptions, events: Events
     ) -> QualityEstimator:
         """An estimator that knows the held-out labelled cases of the run, where there are any."""
         cache = Cache(project.cache_folder, model.plan)
@@ -123,10 +123,10 @@ class QualityEstimator:
 
     def write(self, folder: Path, entries: dict[str, dict[str, Any]]) -> Path:
         """Write ``quality.json``; entries of other cases by the same run are kept."""
-        path = folder / FILE_NAME
+        path = folder / QUALITY_FILE
         earlier: dict[str, Any] = {}
         if path.exists():
-            content = read_json(path, format_name=FORMAT, newest_version=FORMAT_VERSION)
+            content = read_json(path, format_name=QUALITY_FORMAT, newest_version=QUALITY_VERSION)
             earlier = content["cases"] if content["run"] == self.run else {}
         cases = sum(map(len, self.known))
         note = UNCALIBRATED
@@ -135,8 +135,8 @@ class QualityEstimator:
         write_json(
             path,
             {
-                "format": FORMAT,
-                "format_version": FORMAT_VERSION,
+                "format": QUALITY_FORMAT,
+                "format_version": QUALITY_VERSION,
                 "run": self.run,
                 "level": LEVEL,
                 "review_below": REVIEW_BELOW,
@@ -151,7 +151,7 @@ class QualityEstimator:
 
 
 def recorded_cases(
-    project: Project, run: Run, names: Sequence[str], events: Events
+    project: Project, run: RunFolder, names: Sequence[str], events: Events
 ) -> tuple[Case, ...]:
     """The cases of these names, with the slices that were annotated when the run was trained.
 

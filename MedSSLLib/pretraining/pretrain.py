@@ -28,7 +28,7 @@ from MedSSLLib.data.patch_samplers import ViewSampler
 from MedSSLLib.data.plan import Plan
 from MedSSLLib.data.random import Stream, random_stream
 from MedSSLLib.inference.embedding_map import MAP_FILE, map_slices
-from MedSSLLib.methods import load_method
+from MedSSLLib.methods import load_method, outside
 from MedSSLLib.methods.base import Method, MethodConfig, MethodContext
 from MedSSLLib.networks.unet import place
 from MedSSLLib.pretraining.task import PretrainTask
@@ -63,7 +63,7 @@ def run_pretrain(project: Project, config: RunConfig, events: Events) -> Path:
     """
     with ExitStack() as stack:
         context = open_context(project, config, events, stack)
-        kind = load_method(context.config.method)
+        kind = method_of(context)
         options = method_options(kind, context.config)
         context = context.with_options(options)
         context = context.starting_from(find_start(project, context.config.init))
@@ -74,6 +74,9 @@ def run_pretrain(project: Project, config: RunConfig, events: Events) -> Path:
             "view": list(task.sampler.patch),
             "fingerprint": cache.fingerprint(),
         }
+        origin = outside.origin(context.config.method)
+        if origin:
+            own["method"] = origin
         record(context, plan, {**own, **facts})
         trainer = make_trainer(context, task, stage_budget(context.config), "pretrain")
         weights = trainer.run()
@@ -105,6 +108,21 @@ def _prepare_data(
             f"{len(cases)} usable case(s); pre-training needs at least 2", remedy="Add cases"
         )
     return plan, cache, cases
+
+
+def method_of(context: TrainingContext) -> type[Method]:
+    """The run's method. For a run that goes on, a warning where it has changed since.
+
+    Raises:
+        InputError: there is no such method, or it is not the one that the run began with.
+    """
+    name = context.config.method
+    if context.config.resume:
+        began = context.run.record["data"].get("method", {})
+        sentence = outside.compare_origins(context.run.name, began, outside.origin(name))
+        if sentence:
+            context.warn(sentence)
+    return load_method(name)
 
 
 def build_task(

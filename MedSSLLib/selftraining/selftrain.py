@@ -57,7 +57,7 @@ from MedSSLLib.training.context import (
     record,
 )
 from MedSSLLib.training.holdout import hold_out
-from MedSSLLib.training.run_folder import Run, find_start
+from MedSSLLib.training.run_folder import RunFolder, find_start
 from MedSSLLib.training.stages import (
     build_network,
     finish,
@@ -86,7 +86,7 @@ class _Job:
     context: TrainingContext
     data: LabelledData
     options: SelfTrainConfig
-    model: Run | None
+    model: RunFolder | None
     single_component: tuple[int, ...] = ()
     connected_on_slices: tuple[int, ...] = ()
     first: dict[str, Any] = field(default_factory=lambda: {"steps": 0, "seconds": 0.0})

@@ -13,10 +13,10 @@ from MedSSLLib.project.project import Project
 from MedSSLLib.project.runs import WEIGHTS
 from MedSSLLib.selftraining.pseudo_labels import SUMMARY
 from MedSSLLib.training.context import TrainingContext
-from MedSSLLib.training.run_folder import Run, find_start
+from MedSSLLib.training.run_folder import RunFolder, find_start
 
 
-def find_model(project: Project, name: str) -> Run | None:
+def find_model(project: Project, name: str) -> RunFolder | None:
     """The run to start from; None for no name.
 
     Raises:
@@ -101,14 +101,14 @@ def warn_of_idle_settings(context: TrainingContext, options: SelfTrainConfig) ->
         context.warn("training.folds does nothing in self-training.")
 
 
-def adopt_heads(context: TrainingContext, model: Run | None) -> TrainingContext:
+def adopt_heads(context: TrainingContext, model: RunFolder | None) -> TrainingContext:
     """With or without heads on coarser levels, as the model started from."""
     if model is None:
         return context
     return context.override({"network.deep_supervision": model.config.network.deep_supervision})
 
 
-def latest_pseudo_labels(model: Run | None) -> Path | None:
+def latest_pseudo_labels(model: RunFolder | None) -> Path | None:
     """The folder of the last finished round of pseudo-labels of the run started from."""
     if model is None:
         return None

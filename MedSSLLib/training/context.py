@@ -25,7 +25,14 @@ from MedSSLLib.project.manifest import Case
 from MedSSLLib.project.project import Project
 from MedSSLLib.training.checkpoint import transfer, unprefixed
 from MedSSLLib.training.devices import make_fabric, precision_of, resolve_device, resolve_precision
-from MedSSLLib.training.run_folder import Run, RunData, open_run, owned, resumable, write_config
+from MedSSLLib.training.run_folder import (
+    RunData,
+    RunFolder,
+    open_run,
+    owned,
+    resumable,
+    write_config,
+)
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -49,10 +56,10 @@ class TrainingContext:
 
     project: Project
     config: RunConfig
-    run: Run
+    run: RunFolder
     fabric: Fabric
     events: Events
-    start: Run | None = None
+    start: RunFolder | None = None
 
     @property
     def folder(self) -> Path:
@@ -93,7 +100,7 @@ class TrainingContext:
         """
         return self.override({"options": options.model_dump(mode="json")})
 
-    def starting_from(self, start: Run | None) -> TrainingContext:
+    def starting_from(self, start: RunFolder | None) -> TrainingContext:
         """With the start, and the network's widths and normalisation of that run.
 
         Only so its weights fit.
@@ -133,7 +140,11 @@ def open_context(
     if config.labelled is not None:
         project = project.with_labelled(",".join(config.labelled))
     context = TrainingContext(
-        project=project, config=config, run=going_on or Run(folder), fabric=fabric, events=events
+        project=project,
+        config=config,
+        run=going_on or RunFolder(folder),
+        fabric=fabric,
+        events=events,
     )
     events.emit(
         "start",
@@ -150,7 +161,7 @@ def open_context(
     return context
 
 
-def _in_its_precision(config: RunConfig, going_on: Run) -> RunConfig:
+def _in_its_precision(config: RunConfig, going_on: RunFolder) -> RunConfig:
     """The settings to resume a run with, in the number format it began with.
 
     So another processor does not change it. Earlier versions did not record it; their 'auto' was
@@ -281,7 +292,7 @@ def _simulated(project: Project, case: Case, slices: int) -> Case:
     return replace(case, annotated=simulate_annotation(extent, slices, slice_axis(geometry)))
 
 
-def make_encoder(context: TrainingContext, plan: Plan, start: Run | None) -> Encoder:
+def make_encoder(context: TrainingContext, plan: Plan, start: RunFolder | None) -> Encoder:
     """A new encoder, with the weights of `start` where they fit; the transfer is reported."""
     encoder = build_encoder(plan.dim, plan.channels, plan.strides, context.config.network)
     if start is None:
@@ -314,7 +325,7 @@ def record(context: TrainingContext, plan: Plan, facts: dict[str, Any]) -> None:
     write_config(context.folder, context.config, plan, facts, context.precision)
 
 
-def _require_same_data(run: Run, now: RunData) -> None:
+def _require_same_data(run: RunFolder, now: RunData) -> None:
     before = run.data
     if before.meta is not None and before.meta != (now.meta or {}):
         raise InputError(

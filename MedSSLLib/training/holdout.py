@@ -8,7 +8,7 @@ from MedSSLLib.config.run import RunConfig
 from MedSSLLib.data.random import Stream, random_stream
 from MedSSLLib.project.manifest import Case
 from MedSSLLib.training.context import TrainingContext
-from MedSSLLib.training.run_folder import Run
+from MedSSLLib.training.run_folder import RunFolder
 
 HOLDOUT_FROM = 10  # labelled cases from which some are held out; not from the paper
 HOLDOUT_MOST = 8  # held-out cases at most; not from the paper
@@ -40,7 +40,7 @@ def hold_out(context: TrainingContext, cases: Sequence[Case]) -> Split:
     return split
 
 
-def _patients_seen(context: TrainingContext, start: Run) -> set[str]:
+def _patients_seen(context: TrainingContext, start: RunFolder) -> set[str]:
     """Patients whose labels have trained the weights of the start."""
     patients = {case.name: case.patient for case in context.project.cases}
     return {patients.get(name, name) for name in start.labels_seen}
@@ -82,7 +82,7 @@ def split_holdout(
     return _parted(cases, {case.name for case in cases if case.patient in again})
 
 
-def _held_out_before(cases: Sequence[Case], start: Run | None) -> set[str]:
+def _held_out_before(cases: Sequence[Case], start: RunFolder | None) -> set[str]:
     """Held-out cases of the run started from where all of them are still labelled."""
     if start is None or not start.recorded:
         return set()

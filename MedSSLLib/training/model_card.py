@@ -6,7 +6,7 @@ from typing import Any
 
 from MedSSLLib.core.files import atomic_path
 from MedSSLLib.project.project import Project
-from MedSSLLib.training.run_folder import Run, versions
+from MedSSLLib.training.run_folder import RunFolder, versions
 
 PAPERS = {
     "pgl": "Xie, Zhang, Liao, Xia, Shen 2020: PGL, prior-guided local self-supervised learning "
@@ -18,7 +18,7 @@ PAPERS = {
 }
 
 
-def write_model_card(run: Run, project: Project, metrics: dict[str, Any]) -> None:
+def write_model_card(run: RunFolder, project: Project, metrics: dict[str, Any]) -> None:
     """Write ``model_card.md`` into the folder of a run whose settings are recorded."""
     sections = [
         f"# {run.name}",
@@ -38,7 +38,7 @@ def write_model_card(run: Run, project: Project, metrics: dict[str, Any]) -> Non
         temporary.write_text("\n\n".join(sections) + "\n", encoding="utf-8")
 
 
-def _model_facts(run: Run) -> dict[str, Any]:
+def _model_facts(run: RunFolder) -> dict[str, Any]:
     config, plan = run.config, run.plan
     widths = config.network.widths[: len(plan.strides)]
     spacing = ["as scanned" if mm is None else f"{mm:g}" for mm in plan.spacing]
@@ -58,7 +58,7 @@ def _model_facts(run: Run) -> dict[str, Any]:
     return facts
 
 
-def _data_facts(run: Run, project: Project) -> dict[str, Any]:
+def _data_facts(run: RunFolder, project: Project) -> dict[str, Any]:
     facts = {
         "project": project.name,
         "modality": ", ".join(project.modalities),

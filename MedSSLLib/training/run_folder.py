@@ -73,7 +73,7 @@ class RunData(BaseModel):
     meta: dict[str, int] | None = None
 
 
-class Run:
+class RunFolder:
     """A run, by its folder; every file of it is read when it is first asked for, and only once.
 
     Reading raises InputError where a file is missing, damaged or newer than this version.
@@ -166,7 +166,7 @@ class Run:
             ) from error
 
 
-def find_start(project: Project, name: str) -> Run | None:
+def find_start(project: Project, name: str) -> RunFolder | None:
     """The finished run, or the weight file, that ``--init`` names; None for 'none'.
 
     Raises:
@@ -178,14 +178,14 @@ def find_start(project: Project, name: str) -> Run | None:
     if path.suffix == ".safetensors":
         if not path.is_file():
             raise InputError("does not exist", file=name, remedy="Check the path of --init")
-        return Run(path.parent, path)
+        return RunFolder(path.parent, path)
     if path.is_file() or "/" in name or path.suffix in (".pt", ".pth", ".ckpt"):
         raise InputError(
             "is neither the name of a run nor a .safetensors file",
             file=name,
             remedy="Other weights become a run with: medssl import PROJECT --from FILE --name RUN",
         )
-    run = Run(project.run_folder(name))
+    run = RunFolder(project.run_folder(name))
     if run.finished:
         return run
     found = "is not finished: it has no weights" if run.folder.exists() else "does not exist"
@@ -197,7 +197,7 @@ def find_start(project: Project, name: str) -> Run | None:
 
 
 def open_run(
-    project: Project, config: RunConfig, going_on: Run | None = None
+    project: Project, config: RunConfig, going_on: RunFolder | None = None
 ) -> tuple[Path, RunConfig]:
     """The folder and the settings of a new run, or with ``resume`` of the one to go on with.
 
@@ -247,7 +247,7 @@ def _free_name(project: Project, config: RunConfig) -> str:
     return f"{stem}-{highest + 1}"
 
 
-def resumable(project: Project, config: RunConfig) -> Run:
+def resumable(project: Project, config: RunConfig) -> RunFolder:
     """The run to go on with: the one named, else the newest unfinished one of the command.
 
     Raises:
@@ -257,7 +257,7 @@ def resumable(project: Project, config: RunConfig) -> Run:
         return _resumable_by_name(project, config.name)
     candidates = []
     for path in project.runs_folder.glob(f"*/{_CONFIG}"):
-        run = Run(path.parent)
+        run = RunFolder(path.parent)
         if not run.finished and run.has_checkpoint and run.config.command == config.command:
             candidates.append((path.stat().st_mtime, run.name, run))
     if not candidates:
@@ -269,8 +269,8 @@ def resumable(project: Project, config: RunConfig) -> Run:
     return max(candidates, key=lambda candidate: candidate[:2])[2]
 
 
-def _resumable_by_name(project: Project, name: str) -> Run:
-    run = Run(project.run_folder(name))
+def _resumable_by_name(project: Project, name: str) -> RunFolder:
+    run = RunFolder(project.run_folder(name))
     if not run.recorded:
         raise InputError(
             f"there is no run {name!r} to resume",

@@ -14,12 +14,12 @@ from MedSSLLib.training.checkpoint import save_tensors
 from MedSSLLib.training.context import TrainingContext, make_encoder
 from MedSSLLib.training.devices import seed_step
 from MedSSLLib.training.model_card import write_model_card
-from MedSSLLib.training.run_folder import Run
+from MedSSLLib.training.run_folder import RunFolder
 from MedSSLLib.training.task import Task
 from MedSSLLib.training.trainer import LoopConfig, Trainer
 
 
-def build_network(context: TrainingContext, plan: Plan, start: Run | None) -> SegmentationNet:
+def build_network(context: TrainingContext, plan: Plan, start: RunFolder | None) -> SegmentationNet:
     """The network on the device, seeded, with the encoder of `start` where there is one."""
     seed_step(context.config.seed, 0)
     encoder = make_encoder(context, plan, start)

@@ -15,6 +15,7 @@ import pytest
 
 from MedSSLLib.core.errors import InputError
 from MedSSLLib.data.meta_labels import MISSING, build_metalabels, encode, quantile
+from Testing.lib.case_helpers import each
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,8 @@ def cohort(**columns):
     ]
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 7, 8, 9, 10, 17, 100])
-@pytest.mark.parametrize("parts", [1, 2, 4])
+@each("count", [1, 2, 3, 4, 5, 7, 8, 9, 10, 17, 100])
+@each("parts", [1, 2, 4])
 def test_quantile_is_the_formula(count, parts):
     found = [quantile(i, count, parts) for i in range(count)]
     assert found == [min(int(i // (count / parts)), parts - 1) for i in range(count)]
@@ -63,7 +64,7 @@ def test_every_usable_label_by_default():
     assert labels.describe()[2] == "Meta label phase: 2 classes, missing for 1 of 4 cases."
 
 
-@pytest.mark.parametrize(
+@each(
     ("values", "reason"),
     [
         (["A", "A", "A", "A"], "one class only"),

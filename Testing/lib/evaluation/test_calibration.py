@@ -27,6 +27,7 @@ from MedSSLLib.images import io
 from MedSSLLib.images.geometry import Geometry, Volume
 from MedSSLLib.images.labels import IGNORE, Annotated
 from MedSSLLib.project.manifest import Case
+from Testing.lib.case_helpers import each
 from Testing.lib.core_helpers import MemoryReader
 
 
@@ -58,7 +59,7 @@ def test_perfect_calibration_has_no_error_and_overconfidence_its_excess():
     assert reliability(np.tile([0.9, 0.1], (100_000, 1)), coin).ece == pytest.approx(0.4, abs=0.01)
 
 
-@pytest.mark.parametrize("true", [0.5, 1.0, 2.5])
+@each("true", [0.5, 1.0, 2.5])
 def test_the_temperature_that_made_the_logits_is_found(true):
     rng = np.random.default_rng(1)
     logits = rng.normal(0, 3, (60_000, 4))

@@ -20,8 +20,9 @@ from MedSSLLib.images.labels import Annotated, sparse_label
 from MedSSLLib.networks.unet import Encoder
 from MedSSLLib.project.manifest import Case
 from MedSSLLib.training.checkpoint import load_tensors, save_tensors
-from MedSSLLib.training.run_folder import Run
+from MedSSLLib.training.run_folder import RunFolder
 from MedSSLLib.training.stages import stage_budget
+from Testing.lib.case_helpers import each
 from Testing.lib.core_helpers import loud, tiny_config, tiny_project
 
 
@@ -116,13 +117,29 @@ def test_only_the_named_labels_are_read(project, monkeypatch):
     assert facts["labelled"] == ["case1"] and len(facts["annotated"]["case1"][0]["indices"]) == 2
 
 
+def test_a_run_from_an_encoder_may_have_patches_of_another_size(project):
+    """All else of the plan is the encoder's; without a size of its own the patch is, too."""
+    quick = {"training__steps": 1, "init": "small"}
+    source = run_finetune(project, tiny_config(name="small", training__steps=1), Events())
+    theirs = RunFolder(source).plan
+    plans = {}
+    for name, voxels in (("larger", 1500), ("alike", None)):
+        config = tiny_config(name=name, training__voxels=voxels, **quick)
+        plans[name] = RunFolder(run_finetune(project, config, Events())).plan
+    assert plans["alike"] == theirs and np.prod(theirs.patch) <= 512
+    assert 750 < np.prod(plans["larger"].patch) <= 1500
+    assert plans["larger"].model_copy(update={"patch": theirs.patch}) == theirs
+
+
 def test_a_transferred_encoder_is_used_reported_and_can_be_frozen(project):
     first = run_finetune(project, tiny_config(name="source"), Events())
     events, record = loud()
     config = tiny_config(name="target", init="source", freeze_encoder=True, network__widths=(6, 12))
     second = run_finetune(project, config, events)
     a, b = weights(first), weights(second)
-    assert {n for n in a if n.startswith("encoder.")} and Run(first).plan == Run(second).plan
+    assert {n for n in a if n.startswith("encoder.")} and RunFolder(first).plan == RunFolder(
+        second
+    ).plan
     assert all(torch.equal(a[n], b[n]) for n in a if n.startswith("encoder.")), (
         "frozen, in weights and statistics"
     )
@@ -141,7 +158,7 @@ def test_the_encoder_rate_slows_the_encoder_alone(project):
     assert all(torch.allclose(a[n], b[n], atol=1e-7) for n in convolutions)
 
 
-@pytest.mark.parametrize(
+@each(
     ("change", "words"),
     [
         ({"init": "never"}, "does not exist"),

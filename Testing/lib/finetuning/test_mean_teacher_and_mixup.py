@@ -19,6 +19,7 @@ from MedSSLLib.losses.dice_ce import (
     soft_segmentation_loss,
 )
 from MedSSLLib.networks.ema import BATCH_NORMS
+from Testing.lib.case_helpers import each
 from Testing.lib.semi_helpers import CPU, PATCH, network, plan, sampler, unlabelled_sampler
 
 
@@ -33,8 +34,8 @@ def with_fraction(task, fraction):
     return Batch(batch.images, None, batch.labels, meta)
 
 
-@pytest.mark.parametrize("dim", [2, 3])
-@pytest.mark.parametrize("deep", [False, True])
+@each("dim", [2, 3])
+@each("deep", [False, True])
 def test_mixup_with_fraction_one_is_the_plain_loss(dim, deep):
     task = mixup(dim, deep)
     batch = with_fraction(task, 1.0)
@@ -205,9 +206,7 @@ def test_a_frozen_encoder_uses_its_statistics_in_student_and_teacher():
     assert task.module.student.decoder.training and task.module.teacher.decoder.training
 
 
-@pytest.mark.parametrize(
-    ("progress", "expected"), [(0, math.exp(-5)), (0.2, math.exp(-1.25)), (0.4, 1), (0.9, 1)]
-)
+@each(("progress", "expected"), [(0, math.exp(-5)), (0.2, math.exp(-1.25)), (0.4, 1), (0.9, 1)])
 def test_the_ramp(progress, expected):
     assert ramp(progress) == pytest.approx(expected)
 

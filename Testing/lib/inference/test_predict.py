@@ -33,6 +33,7 @@ from MedSSLLib.project.project import Project
 from MedSSLLib.project.runs import WEIGHTS
 from MedSSLLib.training.checkpoint import save_tensors
 from MedSSLLib.training.run_folder import write_config
+from Testing.lib.case_helpers import each
 from Testing.lib.core_helpers import loud, tiny_config, tiny_project
 
 
@@ -90,9 +91,9 @@ def dice(a, b):
     return 2 * (a & b).sum() / (a.sum() + b.sum())
 
 
-@pytest.mark.parametrize("grid", GRIDS)
-@pytest.mark.parametrize("dim", ["2d", "3d"])
-@pytest.mark.parametrize("flips", [False, True])
+@each("grid", GRIDS)
+@each("dim", ["2d", "3d"])
+@each("flips", [False, True])
 def test_an_asymmetric_object_lands_where_it_lies(tmp_path, grid, dim, flips):
     geometry = GRIDS[grid]
     label = object_in(geometry)

@@ -32,6 +32,7 @@ from MedSSLLib.inference.quality_estimator import QualityEstimator, raw_quality,
 from MedSSLLib.inference.sliding_window import PERTURBATIONS, predict_varied
 from MedSSLLib.project.manifest import Case
 from MedSSLLib.training.run_folder import RunData, write_config
+from Testing.lib.case_helpers import each
 from Testing.lib.core_helpers import loud, tiny_config, tiny_project
 from Testing.lib.grid_helpers import GRIDS
 
@@ -235,7 +236,7 @@ def test_a_model_that_no_variant_changes_agrees_with_itself(dim):
     assert nothing is None
 
 
-@pytest.mark.parametrize("contrast, zoom", PERTURBATIONS)
+@each("contrast, zoom", PERTURBATIONS)
 def test_variants_come_back_on_the_same_grid(contrast, zoom):
     plan = make_plan([GRIDS["axial"]], modality="MR", dim=2)
     rows, columns = np.mgrid[:40, :30].astype(np.float32)

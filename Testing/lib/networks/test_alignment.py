@@ -10,6 +10,7 @@ import torch
 from torch.nn import functional
 
 from MedSSLLib.networks.alignment import Aligned, Boxes, align, common_box
+from Testing.lib.case_helpers import each
 
 FLIPS = {dim: list(product((0.0, 1.0), repeat=dim)) for dim in (2, 3)}
 PATCH = {2: (16, 24), 3: (16, 24, 32)}
@@ -79,9 +80,9 @@ def naive_align(
     return out, mask * float(all(h > low for low, h in zip(*region, strict=True)))
 
 
-@pytest.mark.parametrize("samples", [1, 2, 3])
-@pytest.mark.parametrize("pool", [False, True], ids=["identity", "average"])
-@pytest.mark.parametrize("dim", [2, 3])
+@each("samples", [1, 2, 3])
+@each("pool", [False, True], ids=["identity", "average"])
+@each("dim", [2, 3])
 def test_linear_volume_aligns_exactly_for_every_pair_of_flips(
     dim: int, pool: bool, samples: int
 ) -> None:
@@ -106,8 +107,8 @@ def test_linear_volume_aligns_exactly_for_every_pair_of_flips(
         assert ((maps[0].features[:, a] - centre) * both[:, 0]).abs().max() <= 1e-9
 
 
-@pytest.mark.parametrize("samples", [1, 2])
-@pytest.mark.parametrize("dim", [2, 3])
+@each("samples", [1, 2])
+@each("dim", [2, 3])
 def test_equals_naive_loop_over_bins(dim: int, samples: int) -> None:
     views = random_views(dim, 3, seed=7)
     flip = torch.tensor([(1.0, 0.0, 1.0), (0.0, 0.0, 0.0), (0.0, 1.0, 1.0)], dtype=torch.float64)[
@@ -224,7 +225,7 @@ def test_gradcheck() -> None:
     )
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@each("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_keeps_the_dtype_and_rounds_once(dtype: torch.dtype) -> None:
     views = random_views(2, 2, seed=1)
     views = Boxes(views.lo + 300, views.hi + 300)

@@ -20,7 +20,8 @@ from MedSSLLib.pretraining import pretrain
 from MedSSLLib.pretraining.pretrain import run_pretrain, view_patch
 from MedSSLLib.pretraining.task import COLLAPSED, READINGS, PretrainTask
 from MedSSLLib.training.checkpoint import load_tensors, save_tensors
-from MedSSLLib.training.run_folder import Run
+from MedSSLLib.training.run_folder import RunFolder
+from Testing.lib.case_helpers import each
 from Testing.lib.core_helpers import loud, tiny_config, tiny_project
 
 
@@ -210,7 +211,7 @@ def test_methods_that_make_their_own_corruptions_get_clean_views(project):
             assert any(map(bool, changes.values())) is changed
 
 
-@pytest.mark.parametrize(
+@each(
     ("patch", "strides", "voxels"),
     [
         ((192, 160), ((1, 1), (2, 2), (2, 2), (2, 2)), None),
@@ -281,9 +282,9 @@ def test_shares_of_anchors_with_positives_are_reported(tmp_path):
 
 def test_gcl_learns_from_slices_where_volumes_would_be_chosen(project):
     folder = run_pretrain(project, config("pgl", name="volumes", dim="auto"), Events())
-    assert Run(folder).plan.dim == 3
+    assert RunFolder(folder).plan.dim == 3
     folder = run_pretrain(project, config("gcl", name="slices", dim="auto"), Events())
-    assert Run(folder).plan.dim == 2
+    assert RunFolder(folder).plan.dim == 2
     assert set(json.loads((folder / "metrics.json").read_text())["meta"]) == {"patient", "position"}
     with pytest.raises(InputError, match="gcl learns from slices"):
         require_one_dimension(project, "auto", ["gcl", "pgl"])

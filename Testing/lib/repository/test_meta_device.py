@@ -26,6 +26,7 @@ from MedSSLLib.selftraining.local_contrast_task import JointTask
 from MedSSLLib.selftraining.soft_labels import SoftLabels
 from MedSSLLib.training.budget import Budget
 from MedSSLLib.training.trainer import LoopConfig, Trainer
+from Testing.lib.case_helpers import each
 from Testing.lib.core_helpers import MemoryReader, lone_fabric
 
 META = torch.device("meta")
@@ -98,9 +99,9 @@ def one_step(task, tmp_path, **options):
     return losses
 
 
-@pytest.mark.parametrize("device", ["meta", "cpu"])
-@pytest.mark.parametrize("dim", [2, 3])
-@pytest.mark.parametrize("optimiser", ["adamw", "sgd", "lars"])
+@each("device", ["meta", "cpu"])
+@each("dim", [2, 3])
+@each("optimiser", ["adamw", "sgd", "lars"])
 def test_a_step_of_fine_tuning(tmp_path, dim, optimiser, device):
     sampler = SegmentationSampler(
         reader=reader(),
@@ -154,11 +155,9 @@ def semi(kind, dim, device):
     return labelled
 
 
-@pytest.mark.parametrize("device", ["meta", "cpu"])
-@pytest.mark.parametrize("dim", [2, 3])
-@pytest.mark.parametrize(
-    "kind", ["mixup", "mean-teacher", "mean-teacher and mixup", "inter", "intra", "inter soft"]
-)
+@each("device", ["meta", "cpu"])
+@each("dim", [2, 3])
+@each("kind", ["mixup", "mean-teacher", "mean-teacher and mixup", "inter", "intra", "inter soft"])
 def test_a_step_of_semi_supervised_training(tmp_path, kind, dim, device):
     extra = (
         {"consistency"} if "teacher" in kind else {"contrast", "pseudo"} if "int" in kind else set()
@@ -195,15 +194,13 @@ def pretraining(method, dim, device, **options):
     return PretrainTask(module, sampler, torch.device(device))
 
 
-@pytest.mark.parametrize("device", ["meta", "cpu"])
-@pytest.mark.parametrize(
-    ("method", "dim"), [(m, d) for m in METHODS for d in (2, 3) if d in load_method(m).dims]
-)
+@each("device", ["meta", "cpu"])
+@each(("method", "dim"), [(m, d) for m in METHODS for d in (2, 3) if d in load_method(m).dims])
 def test_a_step_of_pre_training(tmp_path, method, dim, device):
     assert one_step(pretraining(method, dim, device), tmp_path)
 
 
-@pytest.mark.parametrize(
+@each(
     "break_it",
     [
         lambda x: x.sum().item(),

@@ -26,6 +26,7 @@ from MedSSLLib.selftraining.pseudo_labels import (
     pseudo_labelled,
     write_pseudo_labels,
 )
+from Testing.lib.case_helpers import each
 
 PROJECT = SimpleNamespace(values=(0, 3, 700), classes=("background", "a", "b"), ignore_value=9)
 
@@ -198,7 +199,7 @@ def test_clean_up_keeps_the_largest_component_and_fills_its_hole(tmp_path, monke
         )
 
 
-@pytest.mark.parametrize(
+@each(
     ("known", "left"),
     [
         ({"single_component": (2,)}, True),

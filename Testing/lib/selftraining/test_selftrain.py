@@ -26,7 +26,8 @@ from MedSSLLib.selftraining.pseudo_labels import CollapsedError
 from MedSSLLib.selftraining.start import warn_of_idle_settings, with_fraction
 from MedSSLLib.training import devices
 from MedSSLLib.training.checkpoint import load_tensors
-from MedSSLLib.training.run_folder import Run
+from MedSSLLib.training.run_folder import RunFolder
+from Testing.lib.case_helpers import each
 from Testing.lib.core_helpers import loud, tiny_config, tiny_project
 
 SHAPE = (8, 16, 16)
@@ -249,7 +250,7 @@ def test_what_the_joint_stage_reads(project, monkeypatch):
     )
 
 
-@pytest.mark.parametrize(
+@each(
     ("drawn", "others", "share", "times"),
     [
         (1, 89, 0.5, 89),
@@ -369,7 +370,7 @@ def test_clean_up_knows_which_classes_are_one_piece(tmp_path, monkeypatch):
             )
     assert seen == [((1,), ()), ((), (1, 2))] and shapes == [False, True]
     for name, known in zip(("dense", "slices"), seen, strict=True):
-        data = Run(project.run_folder(name)).data
+        data = RunFolder(project.run_folder(name)).data
         assert (data.single_component, data.connected_on_slices) == known, (
             "so that predictions know it as well"
         )
@@ -463,7 +464,7 @@ def test_labels_of_cases_outside_the_selection_stay_closed_though_they_are_annot
     }
 
 
-@pytest.mark.parametrize(
+@each(
     ("change", "words"),
     [
         ({"options__round": 2}, "round"),
@@ -476,6 +477,21 @@ def test_labels_of_cases_outside_the_selection_stay_closed_though_they_are_annot
 def test_settings_that_do_not_fit_are_refused(project, change, words):
     with pytest.raises(InputError, match=words):
         selftrain.run_selftrain(project, settings(**change), Events())
+
+
+def test_an_unlabelled_scan_that_cannot_be_read_is_named_and_left_out(tmp_path):
+    project = project_of(tmp_path)
+    scan = project.case("case1").images[0]
+    scan.write_bytes(scan.read_bytes()[:-200])
+    events, record = loud()
+    config = settings(options__rounds=1, training__steps=4)
+    folder = selftrain.run_selftrain(project, config, events)
+    (warning,) = (e["message"] for e in record.of("warning") if "class" not in e["message"])
+    assert "case1" in warning and scan.name in warning
+    facts = json.loads((folder / "config.json").read_text())["data"]
+    assert facts["unlabelled"] == ["case2"]
+    made = (folder / "pseudo" / "round-1").glob("*.nii.gz")
+    assert {path.name for path in made} == {"case2.nii.gz"}
 
 
 def test_without_unlabelled_cases_or_slices_there_is_nothing_to_learn(tmp_path):

@@ -13,7 +13,7 @@ import pytest
 from MedSSLLib.cli.main import main
 from MedSSLLib.core.errors import InputError
 from MedSSLLib.project.project import Project
-from MedSSLLib.training.run_folder import Run, find_start
+from MedSSLLib.training.run_folder import RunFolder, find_start
 from Testing.lib.core_helpers import tiny_project
 
 TINY = [
@@ -78,14 +78,14 @@ def test_predict_reads_the_settings_of_a_run_once(project, tmp_path):
 
 
 def test_what_is_asked_twice_is_read_once_and_another_run_reads_anew(project):
-    run = Run(project.run_folder("encoder"))
+    run = RunFolder(project.run_folder("encoder"))
     with counted_opens() as opened:
         assert run.config.command == "pretrain" and run.plan is run.plan
         assert run.data.classes == project.classes and run.precision
         assert run.labels_seen == frozenset()
     assert opened == {str(run.folder / "config.json"): 1}
     with counted_opens() as opened:
-        assert Run(run.folder).config == run.config
+        assert RunFolder(run.folder).config == run.config
     assert sum(opened.values()) == 1
 
 

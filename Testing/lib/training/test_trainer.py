@@ -22,6 +22,7 @@ from MedSSLLib.training.checkpoint import load_tensors
 from MedSSLLib.training.devices import seed_step
 from MedSSLLib.training.optimisers import warmup_cosine
 from MedSSLLib.training.trainer import LoopConfig, Trainer
+from Testing.lib.case_helpers import each
 from Testing.lib.core_helpers import lone_fabric, loud
 
 
@@ -185,7 +186,7 @@ def test_of_equal_scores_the_weights_trained_longest_are_kept(tmp_path):
     assert len(impatient.state.scores) == 3, "an equal score is no progress"
 
 
-@pytest.mark.parametrize("every", [0.1, 0.3, 0.34, 1.0])
+@each("every", [0.1, 0.3, 0.34, 1.0])
 def test_the_end_is_always_validated(tmp_path, every):
     run = trainer(Toy(scores=[0.1] * 50), tmp_path, steps=20, validate_every=every)
     run.run()
@@ -261,8 +262,8 @@ class Interrupted(Toy):
         return super().losses(batch, progress)
 
 
-@pytest.mark.parametrize("how", ["file", "SIGTERM"])
-@pytest.mark.parametrize("optimiser", ["adamw", "sgd", "lars"])
+@each("how", ["file", "SIGTERM"])
+@each("optimiser", ["adamw", "sgd", "lars"])
 def test_an_interrupted_run_ends_with_the_same_bits(tmp_path, how, optimiser):
     options = {"optimiser": OptimiserConfig(name=optimiser, lr=0.01), "validate_every": 0.25}
     scores = [0.4, 0.3, 0.6, 0.5]

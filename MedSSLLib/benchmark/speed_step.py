@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from MedSSLLib.benchmark.timing import Comparison, in_turn
-from MedSSLLib.config.run import AugmentConfig, RunConfig
+from MedSSLLib.config.run import AugmentConfig
 from MedSSLLib.core.events import Events
 from MedSSLLib.core.files import atomic_path
 from MedSSLLib.data.patch_samplers import SegmentationSampler
@@ -31,6 +31,7 @@ from MedSSLLib.finetuning.segmentation_task import SegmentationTask
 from MedSSLLib.images import io
 from MedSSLLib.images.geometry import Geometry, Volume
 from MedSSLLib.losses.dice_ce import segmentation_loss
+from MedSSLLib.methods.options import configured
 from MedSSLLib.networks.unet import SegmentationNet, build_encoder, memory_format, place
 from MedSSLLib.pretraining.pretrain import build_task
 from MedSSLLib.project.project import Project
@@ -42,7 +43,7 @@ from MedSSLLib.training.trainer import Trainer
 
 GRIDS = {"2d": Geometry((180, 200, 10), (1.4, 1.4, 8.0)), "3d": Geometry((64, 64, 64))}
 """Heart-like slices and a small volume, for each dimension."""
-Command = Literal["pretrain", "finetune", "selftrain"]
+_Kind = Literal["pretrain", "finetune", "selftrain"]
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Step:
         goal: of whole step over reference.
     """
 
-    command: Command
+    command: _Kind
     method: str
     dim: str
     batch: int
@@ -99,7 +100,7 @@ def measure_step(
         "training.batch": size,
         **(settings or {}),
     }
-    config = RunConfig.build(step.command, method=step.method, overrides=overrides)
+    config = configured(step.command, method=step.method, overrides=overrides)
     with (
         tempfile.TemporaryDirectory() as folder,
         ThreadPoolExecutor(1) as loader,
@@ -115,8 +116,9 @@ def measure_step(
 
 
 class _Whole:
-    """A step as the trainer takes it; what is prefetched is waited for, so that its time counts
-    here alone.
+    """A step as the trainer takes it.
+
+    What is prefetched is waited for, so that its time counts here alone.
     """
 
     def __init__(self, trainer: Trainer, loader: ThreadPoolExecutor) -> None:
@@ -168,8 +170,10 @@ def _trainer(ready: Preparation, step: Step, batch: int) -> Trainer:
         names = tuple(case.name for case in cases)
         net = SegmentationNet(build_encoder(plan.dim, 1, plan.strides, ready.config.network), 3)
         labelled, contrast = (
-            SegmentationSampler(cache, names, plan.patch, mm, AugmentConfig(), batch, share, seed)
-            for seed, share in enumerate((0.5, 1.0))
+            SegmentationSampler(
+                cache, names, plan.patch, mm, AugmentConfig(), batch, fraction, seed
+            )
+            for seed, fraction in enumerate((0.5, 1.0))
         )
         task = SegmentationTask(net, labelled, plan, ready.device)
         if step.command == "selftrain":

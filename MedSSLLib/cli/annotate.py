@@ -15,7 +15,7 @@ from MedSSLLib.cli.command import (
     seed,
     training_options,
 )
-from MedSSLLib.cli.train import configuration, warn_of_unused
+from MedSSLLib.cli.train import configuration, given_by, warn_of_unused
 from MedSSLLib.core.errors import InputError
 from MedSSLLib.core.events import Events
 
@@ -72,7 +72,7 @@ def suggest(args: argparse.Namespace, events: Events) -> None:
     from MedSSLLib.project.project import Project
 
     project = Project.open(args.project)
-    from MedSSLLib.active_learning.suggest import FILE_NAME, SuggestOptions, run_suggest
+    from MedSSLLib.active_learning.suggest import SUGGESTIONS_FILE, SuggestOptions, run_suggest
     from MedSSLLib.cli import tables
     from MedSSLLib.core.files import load_json
 
@@ -87,7 +87,7 @@ def suggest(args: argparse.Namespace, events: Events) -> None:
         tuple(args.also),
     )
     found = run_suggest(project, args.run, options, events, args.out)
-    path = args.out or project.folder / FILE_NAME
+    path = args.out or project.folder / SUGGESTIONS_FILE
     if args.json:
         print(json.dumps(load_json(path), indent=1, ensure_ascii=False))
         return
@@ -130,7 +130,7 @@ def complete(args: argparse.Namespace, events: Events) -> None:
     if args.out:
         extra["options.out"] = str(args.out.absolute())
     config = configuration(args, "supervised", extra)
-    warn_of_unused(args, config, extra, project, events)
+    warn_of_unused(config, given_by(args, extra), project, events)
     from MedSSLLib.finetuning.complete import run_complete
 
     say(args, f"Completed: {run_complete(project, config, events)}")

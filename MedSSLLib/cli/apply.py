@@ -1,13 +1,11 @@
-"""``predict``, ``evaluate``, ``export``, ``import``, ``report``: commands that use a trained model
-or its results.
-"""
+"""``predict``, ``evaluate``, ``export``, ``import``, ``report``: using a trained model."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sized
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from MedSSLLib.cli.command import (
     SEL,
@@ -19,6 +17,9 @@ from MedSSLLib.cli.command import (
     say,
 )
 from MedSSLLib.core.events import Events
+
+if TYPE_CHECKING:
+    from MedSSLLib.project.project import Project
 
 
 def _predict_arguments(parser: argparse.ArgumentParser) -> None:
@@ -137,8 +138,9 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
 def evaluate(args: argparse.Namespace, events: Events) -> int:
     from MedSSLLib.cli import tables
     from MedSSLLib.evaluation.evaluate import evaluate_folder
+    from MedSSLLib.project.project import Project
 
-    known = _known(args.project) if args.project else {}
+    known = scored_by(Project.open(args.project)) if args.project else {}
     result = evaluate_folder(args.predictions, args.references, args.out, args.tolerance, **known)
     for case, problem in result["errors"].items():
         events.emit("warning", message=f"not scored: {problem}", case=case)
@@ -216,10 +218,8 @@ def report(args: argparse.Namespace, events: Events) -> None:
     say(args, f"Report: {written}")
 
 
-def _known(folder: Path) -> dict[str, Any]:
-    from MedSSLLib.project.project import Project
-
-    project = Project.open(folder)
+def scored_by(project: Project) -> dict[str, Any]:
+    """What a project says of its labels to those who score: classes, and which slices count."""
     return {
         "classes": project.scored,
         "annotated": {case.name: case.annotated for case in project.cases if case.annotated},

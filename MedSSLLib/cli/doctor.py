@@ -124,8 +124,9 @@ def install_command(*requirements: str) -> str:
 
 
 def _import_all(names: list[str]) -> tuple[dict[str, str], dict[str, Any]]:
-    """Import each package in a separate process: what went wrong per package, and the devices torch
-    sees.
+    """Import each package in a separate process.
+
+    What went wrong per package, and the devices that torch sees.
     """
     modules = [_MODULES.get(name, name) for name in names]
     found, devices = _probe(modules)

@@ -1,5 +1,6 @@
-"""The command line: parsing, exit codes, signals and streams. No science, nothing heavy at import
-time.
+"""The command line: parsing, exit codes, signals and streams.
+
+No science, and nothing heavy at import time.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import IO
 
 from MedSSLLib import __version__
-from MedSSLLib.cli import annotate, apply, benchmark, projects, tools, train
+from MedSSLLib.cli import annotate, apply, benchmark, new_method, projects, tools, train
 from MedSSLLib.cli.command import Command
 from MedSSLLib.core import interrupts
 from MedSSLLib.core.errors import (
@@ -26,23 +27,16 @@ from MedSSLLib.core.errors import (
     printable,
 )
 from MedSSLLib.core.events import Events, Sink
-from MedSSLLib.core.sinks import Bar, JsonLines, PlainLines
+from MedSSLLib.core.sinks import Bar, JsonLines, PlainLines, for_people
 
 GROUPS: tuple[tuple[str, tuple[Command, ...]], ...] = (
     ("A folder of scans", projects.COMMANDS),
     ("Annotating less", annotate.COMMANDS),
     ("Training", train.COMMANDS),
     ("Using a model", apply.COMMANDS),
-    ("Comparing methods", benchmark.COMMANDS),
+    ("Comparing methods", (*benchmark.COMMANDS, *new_method.COMMANDS)),
     ("Finding your way", tools.COMMANDS),
 )
-_SHOWN = (
-    "start",
-    "progress",
-    "metric",
-    "warning",
-    "done",
-)  # on a terminal; _complain prints errors
 DONE, FAILED, BAD_INPUT, CANCELLED, GUARD = range(5)
 _PURPOSE = "Learn from unlabelled scans, annotate a few slices, segment the rest."
 _EXAMPLES = """\
@@ -222,8 +216,9 @@ def _explain_os_error(error: OSError) -> str:
 
 
 def _place(error: BaseException) -> str:
-    """File, line and function where an error arose, so that a log without traceback still says
-    where.
+    """File, line and function where an error arose.
+
+    So a log without a traceback still says where.
     """
     frames = traceback.extract_tb(error.__traceback__)
     return (
@@ -252,16 +247,14 @@ def _sinks(
             raise InputError(
                 f"--events cannot be written ({error.strerror})", file=events_to
             ) from None
-    if args.quiet:
-        yield PlainLines.to_stderr(("warning",))
-    else:
-        yield Bar(_SHOWN) if sys.stderr.isatty() else PlainLines.to_stderr(_SHOWN)
+    yield for_people(quiet=args.quiet)
 
 
 @contextlib.contextmanager
 def private_stdout() -> Iterator[IO[str]]:
-    """Yield the real stdout, for events alone; whatever else prints here or in children goes to
-    stderr.
+    """Yield the real stdout, for events alone.
+
+    Whatever else prints here or in children goes to stderr.
     """
     sys.stdout.flush()
     try:

@@ -199,8 +199,9 @@ def show(args: argparse.Namespace, events: Events) -> None:
 
 
 def _report(project: Project, events: Events) -> str:
-    """Tell what was left out and why; the good cases went on. Returns what the summary says of
-    it.
+    """Tell what was left out and why; returns what the summary says of it.
+
+    The good cases went on.
     """
     for problem in project.refused:
         events.emit("warning", message=f"left out: {problem}", case=problem.case, file=problem.file)
@@ -210,8 +211,9 @@ def _report(project: Project, events: Events) -> str:
 
 
 def _check_all_named(project: Project, classes: dict[int, str]) -> None:
-    """Raise InputError for values in the project's labels that are not named: their cases could not
-    be trained on.
+    """Raise InputError for values in the project's labels that are not named.
+
+    Their cases could not be trained on.
     """
     from MedSSLLib.core.errors import InputError
 

@@ -1,5 +1,6 @@
-"""Tables for the terminal. Cells are plain text: nothing in a case name or DICOM field is read as
-markup.
+"""Tables for the terminal.
+
+Cells are plain text: nothing in a case name or DICOM field is read as markup.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ Row = dict[str, Any]
 
 
 def case_row(case: Case) -> Row:
-    """Facts of one case, from the image's header alone. ``problem`` says why the image cannot be
-    read.
+    """Facts of one case, from the image's header alone.
+
+    ``problem`` says why the image cannot be read.
     """
     from MedSSLLib.images.io import read_header
 

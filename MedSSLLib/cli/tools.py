@@ -6,10 +6,9 @@ import argparse
 import json
 from pathlib import Path
 
-from MedSSLLib.cli.command import Command, output_options, say, seed
+from MedSSLLib.cli.command import Command, method, output_options, say, seed
 from MedSSLLib.cli.train import TYPED
 from MedSSLLib.core.events import Events
-from MedSSLLib.methods import METHODS
 
 
 def _settings_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,7 +20,11 @@ def _settings_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--preset", choices=("quick", "standard", "paper"), default="standard")
     parser.add_argument(
-        "--method", choices=tuple(METHODS), default="pgl", help="whose own settings pretrain shows"
+        "--method",
+        type=method,
+        default="pgl",
+        metavar="METHOD|FILE.py:CLASS",
+        help="whose own settings pretrain shows (default: pgl)",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
     output_options(parser, events=False)
@@ -29,14 +32,14 @@ def _settings_arguments(parser: argparse.ArgumentParser) -> None:
 
 def settings(args: argparse.Namespace, events: Events) -> None:
     from MedSSLLib.cli import tables
-    from MedSSLLib.config.run import RunConfig
-    from MedSSLLib.methods.options import own_options
+    from MedSSLLib.methods import known_methods, outside
+    from MedSSLLib.methods.options import configured, own_options
 
     fixed = {"selftrain": "local-contrast", "finetune": "supervised", "complete": "supervised"}
-    method = fixed.get(args.for_command, args.method)
-    config = RunConfig.build(args.for_command, preset=args.preset, method=method)
+    name = fixed.get(args.for_command) or outside.named(args.method)
+    config = configured(args.for_command, preset=args.preset, method=name)
     rows = [row for row in tables.setting_rows(config) if row[0] not in ("options", *TYPED)]
-    rows += tables.setting_rows(own_options(args.for_command, method, config.options), "options.")
+    rows += tables.setting_rows(own_options(args.for_command, name, config.options), "options.")
     if args.json:
         print(
             json.dumps(
@@ -45,8 +48,8 @@ def settings(args: argparse.Namespace, events: Events) -> None:
         )
     else:
         if args.for_command == "pretrain":
-            others = ", ".join(name for name in METHODS if name != method)
-            print(f"options.* are those of --method {method}; see also --method {others}.")
+            others = ", ".join(other for other in known_methods() if other != name)
+            print(f"options.* are those of --method {name}; see also --method {others}.")
         tables.print_table(("--set KEY", "value", "what it is"), rows)
 
 

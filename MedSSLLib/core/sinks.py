@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 
+_SHOWN = ("start", "progress", "metric", "warning", "done")
+
+
 class JsonLines:
     """One JSON object a line, each written in a single flushed call, so no reader sees half a
     line.
@@ -203,6 +206,18 @@ class Bar:
         )
 
 
+def for_people(*, quiet: bool = False) -> Bar | PlainLines:
+    """What a person sees on stderr: a bar in a terminal or notebook, else lines; or warnings only.
+
+    Errors are left to whoever tells them.
+    """
+    if quiet:
+        return PlainLines.to_stderr(("warning",))
+    if sys.stderr.isatty() or "ipykernel" in sys.modules:
+        return Bar(_SHOWN)
+    return PlainLines.to_stderr(_SHOWN)
+
+
 class Rate:
     """Steps a second per stage, smoothed over the last few events."""
 
@@ -244,6 +259,14 @@ def duration(seconds: float) -> str:
     """``75`` -> ``1:15``; hours appear when there are any."""
     text = str(timedelta(seconds=max(0, round(seconds))))
     return text.removeprefix("0:").removeprefix("0")
+
+
+def duration_words(seconds: float) -> str:
+    """``75`` -> ``"75 s"``, ``7000`` -> ``"1 h 57 min"``."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def sparkline(values: Iterable[float], width: int = 12) -> str:

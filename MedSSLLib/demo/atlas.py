@@ -24,8 +24,9 @@ _MARGIN = 20.0  # mm of template around the field of view
 
 @dataclass(frozen=True)
 class Atlas:
-    """Template maps in [0, 1], ``[channel, x, y, z]`` on a 1 mm RAS grid; voxel 0 lies at
-    ``origin`` (RAS mm).
+    """Template maps in [0, 1], ``[channel, x, y, z]`` on a 1 mm RAS grid.
+
+    Voxel 0 lies at ``origin`` (RAS mm).
 
     Channels: T1, grey matter, white matter, ventricles, deep grey matter.
     """
@@ -35,8 +36,9 @@ class Atlas:
 
 
 def load_atlas() -> Atlas:
-    """Template and tissue maps from nilearn, cut to the field of view, with the two regions
-    delineated.
+    """Template and tissue maps from nilearn, cut to the field of view.
+
+    The two regions are delineated.
 
     Raises:
         MedSSLError: nilearn is not installed.
@@ -56,7 +58,7 @@ def load_atlas() -> Atlas:
     offset = np.asarray(images[0].affine)[:3, 3]
     first = np.floor(CENTRE - EXTENT / 2 - _MARGIN - offset).astype(int).clip(0)
     last = np.ceil(CENTRE + EXTENT / 2 + _MARGIN - offset).astype(int)
-    box = tuple(slice(int(a), int(b)) for a, b in zip(first, last, strict=True))
+    box = tuple(map(slice, first.tolist(), last.tolist()))
     t1, grey, white = (np.asarray(image.get_fdata(dtype=np.float32)[box]) for image in images)
     origin = offset + first
     ventricles, deep = _regions(t1, grey, white, origin)
@@ -66,8 +68,9 @@ def load_atlas() -> Atlas:
 def _regions(
     t1: np.ndarray, grey: np.ndarray, white: np.ndarray, origin: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Lateral ventricles and deep grey matter: tissue within hand-set bounds (RAS mm), parts by
-    seeds.
+    """Lateral ventricles and deep grey matter.
+
+    They are tissue within hand-set bounds (RAS mm), connected to seeds.
     """
     x, y, z = np.meshgrid(
         *(np.arange(n) + o for n, o in zip(t1.shape, origin, strict=True)),
@@ -91,6 +94,9 @@ def _regions(
 def _seeded(mask: np.ndarray, seeds: list[tuple[int, int, int]], origin: np.ndarray) -> np.ndarray:
     """Connected parts of ``mask`` that hold a seed (RAS mm) or its mirror image."""
     parts, _ = ndimage.label(mask)
-    points = np.array([(sign * x, y, z) for x, y, z in seeds for sign in (1, -1)]) - origin
-    found = {int(parts[tuple(point)]) for point in points.astype(int)} - {0}
-    return np.isin(parts, list(found))
+    found = set()
+    for x, y, z in seeds:
+        for side in (x, -x):
+            i, j, k = (np.array([side, y, z]) - origin).astype(int)
+            found.add(int(parts[i, j, k]))
+    return np.isin(parts, list(found - {0}))

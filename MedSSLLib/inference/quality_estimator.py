@@ -18,10 +18,10 @@ from MedSSLLib.data.cache import Cache
 from MedSSLLib.data.preprocess import preprocess_image
 from MedSSLLib.evaluation.metrics import dice_per_class
 from MedSSLLib.evaluation.quality import (
-    FILE_NAME,
-    FORMAT,
-    FORMAT_VERSION,
     LEVEL,
+    QUALITY_FILE,
+    QUALITY_FORMAT,
+    QUALITY_VERSION,
     REVIEW_BELOW,
     Raw,
     expected_dice,
@@ -119,10 +119,10 @@ class Judge:
 
     def write(self, folder: Path, entries: dict[str, dict[str, Any]]) -> Path:
         """Write ``quality.json``; entries of other cases by the same run are kept."""
-        path = folder / FILE_NAME
+        path = folder / QUALITY_FILE
         earlier: dict[str, Any] = {}
         if path.exists():
-            content = read_json(path, format_name=FORMAT, newest_version=FORMAT_VERSION)
+            content = read_json(path, format_name=QUALITY_FORMAT, newest_version=QUALITY_VERSION)
             earlier = content["cases"] if content["run"] == self.run else {}
         cases = sum(map(len, self.known))
         note = (
@@ -133,8 +133,8 @@ class Judge:
         write_json(
             path,
             {
-                "format": FORMAT,
-                "format_version": FORMAT_VERSION,
+                "format": QUALITY_FORMAT,
+                "format_version": QUALITY_VERSION,
                 "run": self.run,
                 "level": LEVEL,
                 "review_below": REVIEW_BELOW,

@@ -1,5 +1,6 @@
-"""A finished run for other programs: MONAI bundle, TorchScript, ONNX. The plan goes with it as
-metadata.
+"""A finished run for other programs: MONAI bundle, TorchScript, ONNX.
+
+The plan goes with it as metadata.
 """
 
 from __future__ import annotations
@@ -73,8 +74,9 @@ def export_torchscript(model: Model, out: Path) -> None:
 
 
 def _trace(network: nn.Module, model: Model) -> torch.jit.ScriptModule:
-    """A traced network, any batch and any size of whole strides. (PyTorch calls torch.jit
-    deprecated since 2.13.)
+    """A traced network, any batch and any size of whole strides.
+
+    PyTorch calls torch.jit deprecated since 2.13.
     """
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -112,8 +114,9 @@ def export_onnx(model: Model, out: Path) -> None:
 
 @contextmanager
 def _errors_only(name: str) -> Iterator[None]:
-    """Without the warnings that a package logs, such as operators of packages that are not needed
-    here.
+    """Without the warnings that a package logs.
+
+    Such as those of operators of packages that are not needed here.
     """
     logger = logging.getLogger(name)
     level = logger.level
@@ -142,8 +145,9 @@ def _step(model: Model) -> Sequence[int]:
 
 
 def _example(model: Model) -> torch.Tensor:
-    """Two images of two (on the last axis three) total strides, so that no size is taken for
-    fixed.
+    """Two images of two (on the last axis three) total strides.
+
+    So no size is taken for fixed.
     """
     size = [step * (2 + (axis == model.plan.dim - 1)) for axis, step in enumerate(_step(model))]
     return torch.randn(2, model.plan.channels, *size, generator=torch.Generator().manual_seed(0))

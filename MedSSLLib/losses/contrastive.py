@@ -9,36 +9,15 @@ arXiv 2309.08888), local contrast (Chaitanya et al. 2021, arXiv 2112.09645).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from contextlib import nullcontext
-from functools import wraps
-from typing import Any, Literal, ParamSpec, TypeVar
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-P = ParamSpec("P")
-R = TypeVar("R")
+from MedSSLLib.losses.precision import full_precision
+
 Pace = Literal["linear", "root"]
-
-
-def full_precision(function: Callable[P, R]) -> Callable[P, R]:
-    """Run `function` without autocast, half-precision tensor arguments turned into float32."""
-
-    @wraps(function)
-    def run(*args: P.args, **kwargs: P.kwargs) -> R:
-        first = next(a for a in (*args, *kwargs.values()) if isinstance(a, Tensor))
-        free = nullcontext() if first.is_meta else torch.autocast(first.device.type, enabled=False)
-        with free:
-            return function(*map(_widen, args), **{k: _widen(v) for k, v in kwargs.items()})
-
-    return run
-
-
-def _widen(x: Any) -> Any:
-    half = isinstance(x, Tensor) and x.dtype in (torch.float16, torch.bfloat16)
-    return x.float() if half else x
 
 
 def info_nce(z: Tensor, temperature: float = 0.1) -> Tensor:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from MedSSLLib.images.labels import IGNORE
+from MedSSLLib.losses.precision import at_least_float32
 
 Reduce = Callable[[Tensor], Tensor]
 
@@ -50,7 +51,7 @@ def dice_ce(
     Returns:
         Scalar in [0, inf); exactly 0 with zero gradients where no voxel counts.
     """
-    logits = _at_least_float32(logits)
+    logits = at_least_float32(logits)
     targets = one_hot(labels, logits.shape[1], logits.dtype)
     weight = (labels != IGNORE).to(logits.dtype)
     return _dice_ce(logits, targets, weight, reduce, 0 if background else 1, smooth)
@@ -74,7 +75,7 @@ def dice_ce_soft(
         background: whether class 0 takes part in the Dice term.
         smooth: Dice smoothing in voxels. Not from the paper.
     """
-    logits = _at_least_float32(logits)
+    logits = at_least_float32(logits)
     targets = targets.to(logits.dtype)
     return _dice_ce(logits, targets, targets.sum(1), reduce, 0 if background else 1, smooth)
 
@@ -134,10 +135,6 @@ def _dice_ce(
     # A mean over weights: where they sum to nothing the numerator is zero as well.
     tiny = torch.finfo(logits.dtype).tiny
     return (1 - dice).mean() + sums[3 * k] / sums[3 * k + 1].clamp_min(tiny)
-
-
-def _at_least_float32(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()
 
 
 def segmentation_loss(

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from MedSSLLib.config.run import Range
+from MedSSLLib.config.run import Preset, Range
 from MedSSLLib.data.batch import Batch
 from MedSSLLib.networks.unet import Encoder
 
@@ -21,9 +21,16 @@ def identity(x: Tensor) -> Tensor:
 
 
 class MethodConfig(BaseModel):
-    """Fields shared by every pre-training method: which views it wants."""
+    """Fields shared by every pre-training method: which views it wants.
+
+    Attributes:
+        presets: what the method changes in a preset: ``{"paper": {"optimiser.lr": 0.1}}``, with any
+            setting of the run, and ``options.NAME`` for one of its own.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    presets: ClassVar[Mapping[Preset, Mapping[str, Any]]] = {}
 
     view_scale: Range = Field(
         (1.1, 1.4),

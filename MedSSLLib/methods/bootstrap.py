@@ -15,8 +15,9 @@ from torch.nn.functional import cosine_similarity
 from MedSSLLib.data.batch import Batch
 from MedSSLLib.data.spatial import ViewGeometry
 from MedSSLLib.losses.dice_ce import cosine_regression
+from MedSSLLib.losses.precision import at_least_float32
 from MedSSLLib.methods.base import Method, MethodContext
-from MedSSLLib.methods.heads import HeadConfig, Heads, at_least_float32, spread
+from MedSSLLib.methods.heads import HeadConfig, Heads, spread
 from MedSSLLib.networks.alignment import Aligned
 from MedSSLLib.networks.ema import ema_update, frozen_copy, momentum_at
 from MedSSLLib.networks.unet import Encoder

@@ -8,15 +8,15 @@ deepest feature map, as in the paper; the pixel head on the deepest one with eno
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from MedSSLLib.config.run import Range
+from MedSSLLib.config.run import Preset, Range
 from MedSSLLib.core.errors import InputError
 from MedSSLLib.data.batch import Batch
 from MedSSLLib.data.meta_labels import PATIENT
@@ -25,7 +25,6 @@ from MedSSLLib.losses.contrastive import (
     Pace,
     choose_partner,
     filter_positives,
-    full_precision,
     pixel_contrast,
     pool_size,
     positive_gradients,
@@ -36,6 +35,7 @@ from MedSSLLib.losses.contrastive import (
     supervised_contrast,
 )
 from MedSSLLib.losses.gradient_rules import GradMitigator, SumGradients
+from MedSSLLib.losses.precision import full_precision
 from MedSSLLib.methods.base import GradientRule, Method, MethodConfig, MethodContext
 from MedSSLLib.methods.heads import spread
 from MedSSLLib.networks.unet import Encoder
@@ -56,6 +56,16 @@ class GCLConfig(MethodConfig):
     were learnt from such views in a few hundred steps, and not from small flipped ones
     (Testing/bench/NOTES.md).
     """
+
+    # the paper pre-trains with SGD and a cosine; rate and decay are those of the PosiCL code
+    presets: ClassVar[Mapping[Preset, Mapping[str, Any]]] = {
+        "paper": {
+            "optimiser.name": "sgd",
+            "optimiser.lr": 0.1,
+            "optimiser.weight_decay": 1e-5,
+            "options.pixel_level": -1,
+        }
+    }
 
     view_scale: Range = Field(
         (0.75, 1.0),

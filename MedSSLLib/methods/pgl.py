@@ -8,24 +8,45 @@ exchanged, where A cuts the part that both views share out of their feature maps
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
 
+from MedSSLLib.config.run import Preset
 from MedSSLLib.core.errors import InputError
 from MedSSLLib.data.spatial import ViewGeometry
+from MedSSLLib.losses.precision import at_least_float32
 from MedSSLLib.methods.base import MethodContext
 from MedSSLLib.methods.bootstrap import Bootstrap, BootstrapConfig
-from MedSSLLib.methods.heads import at_least_float32
 from MedSSLLib.networks.alignment import Aligned, Boxes, align, common_box
 from MedSSLLib.networks.unet import Encoder
 
 
 class PGLConfig(BootstrapConfig):
     """Levels, alignment and ablation switches of PGL."""
+
+    # those of its re-implementation, momentum and decay those of BYOL; 16 micro-batches of 8
+    # samples, because batch norm there sees those 8
+    presets: ClassVar[Mapping[Preset, Mapping[str, Any]]] = {
+        "paper": {
+            "optimiser.name": "lars",
+            "optimiser.lr": 0.2,
+            "optimiser.warmup": 2 / 500,
+            "optimiser.weight_decay": 1.5e-6,
+            "training.batch": 128,
+            "training.accumulate": 16,
+            "training.voxels": 16 * 96 * 96,
+            "options.hidden": 4096,
+            "options.out": 256,
+            "options.momentum": 0.996,
+            "augment.contrast": 0.0,
+            "augment.low_resolution": 0.0,
+        }
+    }
 
     levels: tuple[int, ...] = Field(
         (-1,),

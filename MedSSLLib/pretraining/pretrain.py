@@ -27,7 +27,7 @@ from MedSSLLib.data.meta_labels import MetaLabels, build_metalabels, refuse_unkn
 from MedSSLLib.data.patch_samplers import ViewSampler
 from MedSSLLib.data.plan import Plan
 from MedSSLLib.inference.embedding_map import FILE_NAME, map_slices
-from MedSSLLib.methods import load_method
+from MedSSLLib.methods import load_method, outside
 from MedSSLLib.methods.base import Method, MethodConfig, MethodContext
 from MedSSLLib.networks.unet import place
 from MedSSLLib.pretraining.task import PretrainTask
@@ -48,6 +48,7 @@ from MedSSLLib.training.context import (
 )
 from MedSSLLib.training.devices import gather_embeddings, seed_step, sum_over_processes
 from MedSSLLib.training.model_card import write_model_card
+from MedSSLLib.training.run_folder import read_run
 from MedSSLLib.training.stages import loop_config, stage_budget
 from MedSSLLib.training.trainer import Trainer
 
@@ -65,7 +66,7 @@ def run_pretrain(project: Project, config: RunConfig, events: Events) -> Path:
     """
     with ExitStack() as stack:
         ready = prepare(project, config, events, stack)
-        kind = load_method(ready.config.method)
+        kind = method_of(ready)
         options = method_options(kind, ready.config)
         ready = with_options(ready, options)
         init = resolve_weights(project, ready.config.init)
@@ -91,6 +92,7 @@ def run_pretrain(project: Project, config: RunConfig, events: Events) -> Path:
                 "unlabelled": [c.name for c in cases],
                 "view": list(task.sampler.patch),
                 "fingerprint": cache.fingerprint(),
+                **({"method": origin} if (origin := outside.origin(ready.config.method)) else {}),
                 **facts,
             },
         )
@@ -116,6 +118,21 @@ def run_pretrain(project: Project, config: RunConfig, events: Events) -> Path:
                 seconds=figures["seconds"],
             )
         return ready.folder
+
+
+def method_of(ready: Preparation) -> type[Method]:
+    """The run's method. For a run that goes on, a warning where it has changed since.
+
+    Raises:
+        InputError: there is no such method, or it is not the one that the run began with.
+    """
+    name = ready.config.method
+    if (ready.folder / "config.json").exists():
+        began = read_run(ready.folder)["data"].get("method", {})
+        sentence = outside.compare_origins(ready.folder.name, began, outside.origin(name))
+        if sentence:
+            ready.events.emit("warning", message=sentence)
+    return load_method(name)
 
 
 def build_task(

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from MedSSLLib.active_learning import slice_table
-from MedSSLLib.active_learning.slice_table import class_doubt
+from MedSSLLib.active_learning.slice_table import class_uncertainty
 from MedSSLLib.data.plan import make_plan
 from MedSSLLib.data.preprocess import preprocess_image
 from MedSSLLib.data.slices import slice_operator
@@ -51,7 +51,7 @@ def test_models_that_are_sure_of_opposite_things_are_unsure_together(name, tmp_p
     along, rows = slice_operator(geometry, grid, axis)
     alone, both = (
         rows
-        @ class_doubt(
+        @ class_uncertainty(
             slice_table._predicted(
                 slice_table.Viewer(plan, None, CPU, yes, others), case, image, grid, False
             ),

@@ -29,6 +29,7 @@ from MedSSLLib.pretraining.pretrain import run_pretrain
 from MedSSLLib.project.manifest import Case
 from MedSSLLib.project.project import Project
 from MedSSLLib.reporting import diagnostics
+from MedSSLLib.reporting import rounds as rounds_section
 from MedSSLLib.reporting.diagnostics import embedding_map
 from MedSSLLib.reporting.html import Page
 from MedSSLLib.reporting.plots import to_png
@@ -64,7 +65,7 @@ def test_a_run_without_events_has_no_figures(tmp_path):
 
 def test_shares_are_stacked_to_one():
     shares = np.asarray([[0.7, 0.5, 0.2], [0.2, 0.3, 0.3], [0.1, 0.2, 0.5]])
-    figure = diagnostics.conflict_shares(
+    figure = diagnostics.conflict_plot(
         {k: list(enumerate(s)) for k, s in zip(KINDS, shares, strict=True)}
     )
     areas = figure.axes[0].collections
@@ -231,12 +232,12 @@ def test_rounds_are_tabulated_with_means_over_cases(trained):
 
 def test_least_certain_case_first_and_every_round_beside_it(trained, tmp_path):
     project, folder, rounds = trained
-    assert diagnostics._shown(rounds[0]["pseudo"]["cases"])[0] == "c3"
-    assert diagnostics._shown(rounds[0]["pseudo"]["cases"])[-1] == "c0"
-    panel = diagnostics._panel(project, folder, "c3")
+    assert rounds_section._cases_shown(rounds[0]["pseudo"]["cases"])[0] == "c3"
+    assert rounds_section._cases_shown(rounds[0]["pseudo"]["cases"])[-1] == "c0"
+    panel = rounds_section._panel(project, folder, "c3")
     assert list(panel.labels) == ["scan", "before round 1", "before round 2"]
     page = Page("x", "y")
-    diagnostics.add_rounds(page, project, folder, rounds)
+    rounds_section.add_rounds(page, project, folder, rounds)
     assert "Pseudo-labels before each round" in page.write(tmp_path / "page.html", "").read_text(
         encoding="utf-8"
     )
@@ -258,7 +259,7 @@ def test_pseudo_labels_are_scored_by_labels_that_training_did_not_read(trained, 
         "c3": 0.0,
     }
     page = Page("x", "y")
-    diagnostics.add_rounds(page, project, folder, rounds, references)
+    rounds_section.add_rounds(page, project, folder, rounds, references)
     text = page.write(tmp_path / "page.html", "").read_text(encoding="utf-8")
     assert "pseudo-label Dice (cases)" in text and "0.556 (3)" in text
     drawn = Annotated.of([(0, [1])])
@@ -287,15 +288,15 @@ def test_references_that_fit_no_pseudo_label_are_refused(trained, tmp_path):
     project, folder, rounds = trained
     (tmp_path / "labels" / "c0.nii.gz").rename(tmp_path / "labels" / "other.nii.gz")
     with pytest.raises(InputError, match="none of the labels"):
-        diagnostics.add_rounds(Page("x", "y"), project, folder, rounds, tmp_path / "labels")
+        rounds_section.add_rounds(Page("x", "y"), project, folder, rounds, tmp_path / "labels")
     with pytest.raises(InputError, match="no pseudo-labels to score"):
-        diagnostics.add_rounds(Page("x", "y"), project, folder, [], tmp_path / "labels")
+        rounds_section.add_rounds(Page("x", "y"), project, folder, [], tmp_path / "labels")
 
 
 def test_a_vanished_scan_leaves_its_panel_out(trained, tmp_path):
     project, folder, _ = trained
     (tmp_path / "images" / "c3.nii.gz").unlink()
-    assert diagnostics._panel(project, folder, "c3") is None
+    assert rounds_section._panel(project, folder, "c3") is None
 
 
 def test_principal_components_against_the_covariance():

@@ -15,7 +15,7 @@ from MedSSLLib.cli import main as cli
 from MedSSLLib.core.files import read_json
 from MedSSLLib.images import io
 from MedSSLLib.images.geometry import Geometry, Volume
-from MedSSLLib.methods import METHODS
+from MedSSLLib.methods import outside
 from MedSSLLib.project.project import Project
 from MedSSLLib.training.checkpoint import load_tensors
 from Testing.lib.case_helpers import each
@@ -221,7 +221,8 @@ def test_the_five_minute_tour_of_the_readme_runs(tmp_path, capsys):
 
 @pytest.mark.parametrize("name", [name for name, text in NAMES.items() if blocks(text, "python")])
 def test_python_blocks_run(name, tmp_path, monkeypatch):
-    """The blocks of a document, in order, in one namespace."""
+    """The blocks of a document, in order, in one namespace and an empty folder."""
+    monkeypatch.chdir(tmp_path)
     text = "\n\n".join(block.text for block in blocks(NAMES[name], "python"))
     module_of(
         text.replace("from __future__ import annotations", ""), tmp_path / "blocks.py", monkeypatch
@@ -239,14 +240,20 @@ def module_of(text, path, monkeypatch):
 
 
 def test_the_method_of_the_guide_trains(data_set, tmp_path, monkeypatch, capsys):
-    """Read from the page, saved as a file, registered by its line, trained for two steps by the
+    """Read from the page, saved as a file, named as the page does, trained for two steps by the
     real command.
     """
     text = NAMES[METHODS_GUIDE]
-    module_of(blocks(text, "python")[0].text, tmp_path / "twins.py", monkeypatch)
-    (line,) = (block.text for block in blocks(text, "text") if "methods.twins:Twins" in block.text)
-    name, _, target = (part.strip().strip('",') for part in line.partition(": "))
-    monkeypatch.setitem(METHODS, name, target.replace("MedSSLLib.methods.", ""))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(outside, "_added", {})
+    (tmp_path / "twins.py").write_text(blocks(text, "python")[0].text, encoding="utf-8")
+    (call,) = (
+        words
+        for line in shell_lines(text)
+        for words in calls(line)
+        if "--minutes" in words and any(word.startswith("twins.py") for word in words)
+    )
+    name = call[call.index("--method") + 1]
     Project.create(tmp_path / "heart", data_set.images, labelled="", test="").save()
     call = [
         "pretrain",

@@ -165,7 +165,7 @@ def build_task(
     tell_left_out(
         pick.samples, ready.fabric.world_size * ready.config.training.accumulate, ready.events
     )
-    for event, sentence in method.remarks():
+    for event, sentence in method.notices():
         ready.events.emit(event, message=sentence)
     place(method, ready.device, plan.dim)
     spacing = tuple(float(mm) for mm in plan.spacing[3 - plan.dim :] if mm)

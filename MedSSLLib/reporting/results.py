@@ -144,8 +144,9 @@ def add_overlays(page: Page, project: Project, methods: Sequence[Scored]) -> Non
 
 
 def overlay_panels(project: Project, methods: Sequence[Scored]) -> Iterable[Panel]:
-    """Panels of the cases that :func:`~MedSSLLib.evaluation.scoring.extremes` names; a case that cannot be read any more is left
-    out.
+    """Panels of the cases that :func:`~MedSSLLib.evaluation.scoring.extremes` names.
+
+    A case that cannot be read any more is left out.
     """
     for rank, name in extremes(methods[-1].per_case):
         try:

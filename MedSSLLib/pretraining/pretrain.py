@@ -151,7 +151,7 @@ def build_task(
         synchronise_batch_norm(method, context.device, context.events)
     micro_batches = context.fabric.world_size * config.training.accumulate
     tell_left_out(pick.samples, micro_batches, context.events)
-    for event, sentence in method.remarks():
+    for event, sentence in method.notices():
         context.events.emit(event, message=sentence)
     place(method, context.device, plan.dim)
     sampler = ViewSampler(

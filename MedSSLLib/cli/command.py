@@ -147,7 +147,7 @@ def method(text: str) -> str:
     from MedSSLLib.methods import METHODS, known_methods
     from MedSSLLib.methods.outside import FILE_AND_CLASS
 
-    if text in METHODS or FILE_AND_CLASS.fullmatch(text) or text in known_methods():
+    if text in ("auto", *METHODS) or FILE_AND_CLASS.fullmatch(text) or text in known_methods():
         return text
     hint = did_you_mean(text, known_methods())
     raise argparse.ArgumentTypeError(

@@ -48,6 +48,8 @@ def _told_start(event: dict[str, Any]) -> str:
 
 
 def _told_metric(event: dict[str, Any]) -> str:
+    if event.get("message"):
+        return printable(str(event["message"]))
     if event.get("stage") == "transfer":
         return f"{event.get('tensors_loaded')} tensors taken over from the encoder"
     if "kept" in event and "cases" in event:

@@ -229,7 +229,7 @@ def make_picker(
     slices = [cache.shape(case.name)[1] for case in cases] if plan.dim == 2 else None
     meta: MetaLabels = build_metalabels(cases, slices, getattr(options, "meta", ()))
     for sentence in meta.describe():
-        ready.events.emit("metric" if "not used" not in sentence else "warning", message=sentence)
+        ready.events.emit("metric", message=sentence)
     picker = MetaPicker(cache, cases, samples, meta, plan.dim, seed)
     first = picker(np.random.default_rng([seed, 0, 3]), 0)
     return picker, {

@@ -6,9 +6,12 @@ command that can be typed as it stands.
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 from pathlib import Path
 
+from MedSSLLib.core.errors import InputError
+from MedSSLLib.images.io import read_header
 from MedSSLLib.project import advice
 from MedSSLLib.project.project import Project
 
@@ -44,3 +47,22 @@ def _command(project: Project, folder: str, after: str, run: str) -> str:
 
 def _latest(names: list[str]) -> str:
     return names[-1] if names else ""
+
+
+def recommended(project: Project) -> tuple[str, str]:
+    """The pre-training method that suits the data, and why: ``("gcl", "as slices are ...")``."""
+    spacings = []
+    columns: set[str] = set()
+    for case in project.pool:
+        columns |= case.metadata.keys()
+        with contextlib.suppress(InputError):
+            spacings.append(read_header(case.images[0]).spacing)
+    found = advice.recommended_method(spacings, sorted(columns))
+    names = ", ".join(found.columns[:3])
+    why = {
+        "unknown": "the one for volumes, as no scan could be read",
+        "thick": f"as slices are {found.ratio:.1f} times thicker than pixels",
+        "metadata": f"as the metadata ({names}) say which slices are alike",
+        "even": "as voxels are nearly as thick as wide",
+    }
+    return found.method, why[found.reason]

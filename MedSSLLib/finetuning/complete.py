@@ -94,7 +94,9 @@ def run_complete(project: Project, config: RunConfig, events: Events) -> Path:
             resolve_precision(ready.config.precision, ready.device),
         )
         if ready.fabric.is_global_zero:
-            io.write_image(path, complete_case(model, drawing, options))
+            io.write_image(
+                path, complete_case(model, drawing, options), like=drawing.case.images[0]
+            )
         finish(ready, plan, net, figures, path=str(path), case=drawing.case.name)
         return path
 

@@ -7,6 +7,9 @@ an InputError that names the case, the file, what was found and what to do.
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
+from gzip import GzipFile
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +19,7 @@ from MedSSLLib.core.errors import InputError, MedSSLError, naming
 from MedSSLLib.core.files import atomic_path
 from MedSSLLib.images.dicom import dicom_files, read_pixels, read_series
 from MedSSLLib.images.dicom_tags import is_dicom
+from MedSSLLib.images.forms import form_remarks
 from MedSSLLib.images.geometry import Geometry as Geometry
 from MedSSLLib.images.geometry import Volume as Volume
 from MedSSLLib.images.geometry import orient as orient
@@ -31,6 +35,7 @@ from MedSSLLib.images.headers import (
 )
 from MedSSLLib.images.integrity import check_whole
 from MedSSLLib.images.labels import Annotated, whole_numbers
+from MedSSLLib.images.nifti import is_nifti, keep_forms, read_nifti_header, readable_by_itk
 from MedSSLLib.images.segments import annotated_slices, check_inside, flattened, planes
 
 EXTENSIONS = (".nii.gz", ".seg.nrrd", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".hdr")
@@ -44,6 +49,7 @@ _INTERPOLATORS = {
     "cubic": sitk.sitkBSpline,
 }
 _FOLDER_DEPTH = 4
+_WHOLE_TYPES = (2, 4, 8, 256, 512, 768, 1024, 1280)  # of NIfTI: the integers
 
 
 def case_name(path: str | os.PathLike[str]) -> str:
@@ -148,7 +154,7 @@ def read_label(path: str | os.PathLike[str], reference: Geometry, *, case: str =
     with naming(case, os.fspath(path)):
         source = Path(path)
         volume = _read(source)
-        array = _compact(whole_numbers(volume.array))
+        array = _compact(whole_numbers(volume.array, step=_step(source)))
         if volume.geometry.close_to(reference):
             return Volume(array, reference)
         volume = Volume(array, volume.geometry)
@@ -228,9 +234,24 @@ def modality_of(path: str | os.PathLike[str]) -> str:
     return "CT" if read_image(source).array.min() < -500 else "MR"
 
 
-def write_image(path: str | os.PathLike[str], volume: Volume) -> None:
+def remarks(path: str | os.PathLike[str]) -> list[tuple[str, str]]:
+    """What a user should know about an image that can be used, as (general words, words for this
+    file) each: a NIfTI file whose forms differ or say nothing, or that is not in millimetres.
+    """
+    return form_remarks(Path(path)) if is_nifti(Path(path)) else []
+
+
+def write_image(
+    path: str | os.PathLike[str],
+    volume: Volume,
+    *,
+    like: str | os.PathLike[str] | None = None,
+) -> None:
     """Write a volume, compressed and atomically, as .nii.gz, .nii, .nrrd or .mha; the file is
     checked before it counts.
+
+    like: the image that the volume belongs to. Where both are NIfTI on the same grid, the written
+    file has its sform, qform, codes, voxel sizes and unit, so that other programs lay both alike.
 
     Raises InputError for another extension and for values that are not finite, MedSSLError when it
     cannot be written (full disk, no permission).
@@ -250,7 +271,7 @@ def write_image(path: str | os.PathLike[str], volume: Volume) -> None:
     with atomic_path(path) as temporary:
         temporary.touch()
         try:
-            sitk.WriteImage(_image(volume), os.fspath(temporary), useCompression=True)
+            _written(temporary, volume, like)
             check_whole(temporary, pixels=True)
             if temporary.suffix == ".nrrd":
                 sitk.ReadImage(os.fspath(temporary))
@@ -258,6 +279,25 @@ def write_image(path: str | os.PathLike[str], volume: Volume) -> None:
             raise MedSSLError(
                 f"{path}: cannot be written in full. Check the disk for space and permission."
             ) from error
+
+
+def _written(target: Path, volume: Volume, like: str | os.PathLike[str] | None) -> None:
+    source = Path(like or "")
+    alike = is_nifti(target) and is_nifti(source) and source.is_file()
+    if not alike or not read_header(source).close_to(volume.geometry, tolerance=1e-3):
+        sitk.WriteImage(_image(volume), os.fspath(target), useCompression=True)
+        return
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".tmp-") as folder:
+        plain = Path(folder) / "image.nii"
+        sitk.WriteImage(_image(volume), os.fspath(plain))
+        with open(plain, "rb") as stream, open(target, "wb") as raw:
+            out = GzipFile("", "wb", 6, raw, mtime=0) if target.suffix == ".gz" else raw
+            header = bytearray(stream.read(348))
+            keep_forms(header, read_nifti_header(source))
+            out.write(header)
+            shutil.copyfileobj(stream, out, 2**22)
+            if out is not raw:
+                out.close()
 
 
 def resample(
@@ -334,15 +374,29 @@ def _read(path: Path) -> Volume:
         return read_pixels(series)
     grid_of(open_header(path), path)
     check_whole(path, pixels=True)
-    try:
-        image = sitk.ReadImage(os.fspath(path))
-    except RuntimeError as error:
-        raise unreadable(path, str(error)) from None
+    with readable_by_itk(path, pixels=True) as file:
+        try:
+            image = sitk.ReadImage(os.fspath(file))
+        except RuntimeError as error:
+            raise unreadable(path, str(error)) from None
     array = sitk.GetArrayFromImage(image)
     found = segments_of(path)
     return Volume(
         flattened(array, found) if found else array, checked_grid(geometry_of(image), path)
     )
+
+
+def _step(path: Path) -> float:
+    """By how much neighbouring stored values of a NIfTI file differ; 0 where they are not
+    scaled.
+    """
+    if not is_nifti(path):
+        return 0.0
+    header = read_nifti_header(path)
+    scaled = np.isfinite([header.slope, header.intercept]).all() and header.slope != 0
+    plain = (header.slope, header.intercept) == (1.0, 0.0)
+    whole = header.datatype in _WHOLE_TYPES
+    return abs(header.slope) if scaled and whole and not plain else 0.0
 
 
 def _compact(array: np.ndarray) -> np.ndarray:

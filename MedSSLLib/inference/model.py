@@ -21,6 +21,7 @@ from MedSSLLib.evaluation.calibration import helpful_temperature, softened
 from MedSSLLib.images import io
 from MedSSLLib.images.components import class_map
 from MedSSLLib.images.geometry import Geometry, Volume
+from MedSSLLib.images.labels import as_label_values
 from MedSSLLib.inference.sliding_window import (
     VARIANTS,
     predict_probabilities,
@@ -213,10 +214,4 @@ def on_source(probabilities: Tensor, grid: Geometry, source: Geometry) -> np.nda
 
 def label_volume(model: Model, classes: np.ndarray, geometry: Geometry) -> Volume:
     """A class map in the values of the label files."""
-    return Volume(
-        np.asarray(model.values, np.int32)[classes].astype(_label_type(model.values)), geometry
-    )
-
-
-def _label_type(values: Sequence[int]) -> type[np.uint8] | type[np.int16]:
-    return np.uint8 if max(values) < 256 else np.int16
+    return Volume(as_label_values(classes, model.values), geometry)

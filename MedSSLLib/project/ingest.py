@@ -22,11 +22,12 @@ from MedSSLLib.images.io import (
     read_header,
     read_label,
     recorded_slices,
+    remarks,
     segment_names,
 )
 from MedSSLLib.images.labels import label_values
 from MedSSLLib.project.layouts import Found, Source, label_files
-from MedSSLLib.project.manifest import Case, Manifest
+from MedSSLLib.project.manifest import LARGEST_VALUE, Case, Manifest
 from MedSSLLib.project.roles import names_in, with_roles
 
 
@@ -84,6 +85,7 @@ def admit(
             result.refused.append(error.for_case(found.name))
     if not result.cases:
         raise _nothing_left(result.refused)
+    result.warnings += _remarks(result.cases.values())
     _describe(result, metadata, manifest)
     _give_roles(result, labelled, test)
     _find_classes(result, manifest, source)
@@ -198,6 +200,19 @@ def _checked(found: Found, channels: int) -> Case:
     return Case(found.name, images, label, role="test" if found.test else "unlabelled")
 
 
+def _remarks(cases: Iterable[Case]) -> list[str]:
+    """What is worth knowing about the headers of images and labels, one warning of each sort."""
+    found: dict[str, list[str]] = {}
+    for case in cases:
+        for image in case.images:
+            for general, particular in remarks(image):
+                found.setdefault(general, []).append(f"{case.name}: {particular}")
+    return [
+        f"{general}, in {len(lines)} image{'s' * (len(lines) > 1)} ({lines[0]})"
+        for general, lines in found.items()
+    ]
+
+
 def _describe(
     result: Admission, metadata: dict[str, dict[str, str]] | None, manifest: Manifest
 ) -> None:
@@ -294,12 +309,16 @@ def _merge(labels: dict[int, str], found: dict[int, str], case: Case) -> None:
     contradicting names.
     """
     label = case.label or ""
-    if min(found, default=0) < 0 or len(labels.keys() | found.keys()) > 255:
+    if (
+        not 0 <= min(found, default=0) <= max(found, default=0) <= LARGEST_VALUE
+        or len(labels.keys() | found.keys()) > 255
+    ):
         raise InputError(
-            f"has impossible label values (from {min(found)}, {len(found)} of them)",
+            f"has impossible label values ({len(found)} from {min(found)} to {max(found)})",
             case=case.name,
             file=label,
-            remedy="Use whole numbers from 0, at most 254 classes. Is this an image?",
+            remedy=f"Use whole numbers from 0 to {LARGEST_VALUE:,}, at most 254 classes. Is this "
+            "an image?",
         )
     for value, name in found.items():
         other = next((v for v, known in labels.items() if name and known == name), value)

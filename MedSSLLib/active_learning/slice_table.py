@@ -236,7 +236,7 @@ def _predicted(
         total = total + torch.from_numpy(
             np.stack(
                 [
-                    io.resample(
+                    io.resample_volume(
                         Volume(p, own), grid, interpolation="linear", outside=float(index == 0)
                     ).array
                     for index, p in enumerate(probabilities.numpy())

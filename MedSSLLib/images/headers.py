@@ -10,11 +10,11 @@ import SimpleITK as sitk  # noqa: N813
 
 from MedSSLLib.core.errors import InputError
 from MedSSLLib.core.files import detached_files
-from MedSSLLib.images.forms import check_forms
+from MedSSLLib.images.formats.integrity import check_whole
+from MedSSLLib.images.formats.nifti import is_nifti, readable_by_itk
+from MedSSLLib.images.formats.nifti_forms import check_forms
+from MedSSLLib.images.formats.segments import Segment, segments
 from MedSSLLib.images.geometry import Geometry, triple
-from MedSSLLib.images.integrity import check_whole
-from MedSSLLib.images.nifti import is_nifti, readable_by_itk
-from MedSSLLib.images.segments import Segment, segments
 
 _SPACING_MM, _MAX_EXTENT_MM = (0.001, 100.0), 10_000.0
 

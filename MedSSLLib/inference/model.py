@@ -204,7 +204,7 @@ def on_source(probabilities: Tensor, grid: Geometry, source: Geometry) -> np.nda
     """Probabilities ``[k, d, h, w]`` of the training grid as ``[k, *shape]`` of the source grid."""
     return np.stack(
         [
-            io.resample(
+            io.resample_volume(
                 Volume(p, grid), source, interpolation="linear", outside=float(index == 0)
             ).array
             for index, p in enumerate(probabilities.numpy())

@@ -6,9 +6,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections import Counter
 from collections.abc import Iterable
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -17,17 +15,17 @@ from MedSSLLib.core.files import atomic_folder, atomic_path, detached_files
 from MedSSLLib.images.io import (
     case_name,
     check_label,
-    drawn_slices,
-    modality_of,
     read_header,
     read_label,
     recorded_slices,
     remarks,
     segment_names,
+    slices_with_structures,
 )
 from MedSSLLib.images.labels import label_values
 from MedSSLLib.project.layouts import Found, Source, label_files
 from MedSSLLib.project.manifest import LARGEST_VALUE, Case, Manifest
+from MedSSLLib.project.modality import choose_modality
 from MedSSLLib.project.roles import names_in, with_roles
 
 
@@ -71,8 +69,8 @@ def admit(
         refused=list(source.refused),
         warnings=list(source.warnings),
     )
-    result.modality, mixed = _modality(manifest, source)
-    result.warnings += [mixed] if mixed else []
+    result.modality, warning = choose_modality(manifest, source)
+    result.warnings += [warning] if warning else []
     present = {name.casefold() for name in manifest.cases}
     for found in source.cases:
         try:
@@ -142,35 +140,6 @@ def with_scanned_labels(manifest: Manifest, cases: Iterable[Case]) -> Manifest:
             _merge(labels, _scan(case), case)
             scanned.append(case.name)
     return replace(manifest, labels=labels, labels_from=tuple(scanned))
-
-
-def _modality(manifest: Manifest, source: Source) -> tuple[tuple[str, ...], str]:
-    """Of the project, else as declared, else of the first, middle or last image; and a warning
-    where these differ.
-    """
-    if manifest.cases:
-        return manifest.modality, ""
-    if source.modality:
-        return source.modality, ""
-    counts = Counter(len(found.images) for found in source.cases)
-    channels = counts.most_common(1)[0][0] if counts else 1
-    alike = [found for found in source.cases if len(found.images) == channels]
-    seen: dict[tuple[str, ...], str] = {}
-    for found in {
-        alike[place].name: alike[place] for place in (0, len(alike) // 2, -1) if alike
-    }.values():
-        with suppress(InputError):
-            seen.setdefault(tuple(modality_of(image) for image in found.images), found.name)
-    if not seen:
-        return ("MR",) * channels, ""
-    first = next(iter(seen))
-    words = ", ".join(f"{name} like {'+'.join(kind)}" for kind, name in seen.items())
-    mixed = (
-        f"the scans differ in kind: {words}; all are taken as {'+'.join(first)}. Make a project "
-        "for each, or say "
-        "which it is with --modality"
-    )
-    return first, mixed if len(seen) > 1 else ""
 
 
 def _checked(found: Found, channels: int) -> Case:
@@ -292,7 +261,7 @@ def _with_annotated_slices(case: Case, drawn_plane: str) -> Case:
     grid = read_header(case.images[0])
     found = recorded_slices(case.label, grid) if may_record else None
     if found is None and drawn_plane:
-        found = drawn_slices(case.label, grid, drawn_plane, case=case.name)
+        found = slices_with_structures(case.label, grid, drawn_plane, case=case.name)
     return replace(case, annotated=found)
 
 

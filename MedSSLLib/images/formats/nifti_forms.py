@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from MedSSLLib.core.errors import InputError
+from MedSSLLib.images.formats.nifti import NiftiHeader, read_nifti_header
 from MedSSLLib.images.geometry import Geometry, triple
-from MedSSLLib.images.nifti import NiftiHeader, read_nifti_header
 
 _UNIT_NAMES = {1: "metres", 3: "micrometres"}
 _AXIS_WORDS = {"LR": "left and right", "PA": "front and back", "SI": "head and feet"}

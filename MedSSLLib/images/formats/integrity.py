@@ -19,7 +19,7 @@ from typing import BinaryIO
 import numpy as np
 
 from MedSSLLib.core.errors import InputError
-from MedSSLLib.images.nifti import data_file, is_nifti, opened, read_nifti_header
+from MedSSLLib.images.formats.nifti import data_file, is_nifti, opened, read_nifti_header
 
 _GZIP, _MAX_RATIO, _CHUNK = b"\x1f\x8b", 1040, 4 * 2**20
 _META_BYTES = {

@@ -102,10 +102,10 @@ def _chosen_method(args: argparse.Namespace, project: Project) -> str:
         return str(args.method)
     if args.resume:
         from MedSSLLib.config.run import RunConfig
-        from MedSSLLib.training.run_folder import RunFolder, resumable
+        from MedSSLLib.training.run_folder import resumable
 
         wanted = RunConfig.build("pretrain", overrides={"name": args.name} if args.name else {})
-        return RunFolder(resumable(project, wanted)).config.method
+        return resumable(project, wanted).config.method
     if args.meta is not None:
         return "gcl"
     from MedSSLLib.project.next_step import recommended

@@ -18,6 +18,7 @@ REQUIRED = {
     "numpy": "1.26",
     "psutil": "5.9",
     "pydantic": "2.7",
+    "pydicom": "3.0",
     "rich": "13.7",
     "safetensors": "0.4.3",
     "scipy": "1.11",

@@ -14,7 +14,7 @@ from MedSSLLib.api.arguments import (
     Selection,
     names_of,
     opened,
-    refuse_unknown,
+    refuse_unknown_arguments,
     without_reporting,
 )
 from MedSSLLib.api.session import session
@@ -132,7 +132,7 @@ class Run:
         Raises:
             InputError: the run segments nothing, or the image cannot be used.
         """
-        refuse_unknown("segment", options, _OF_SEGMENT)
+        refuse_unknown_arguments("segment", options, _OF_SEGMENT)
         from MedSSLLib.images.affine import affine_of
         from MedSSLLib.inference.model import PredictOptions, load_model, predict_case
 
@@ -192,7 +192,7 @@ def predict(
     Raises:
         InputError: no usable case, an unusable run, or a result that would replace a scan.
     """
-    refuse_unknown("predict", options, PredictionOptions.__optional_keys__)
+    refuse_unknown_arguments("predict", options, PredictionOptions.__optional_keys__)
     from MedSSLLib.inference.model import PredictOptions
     from MedSSLLib.inference.predict import run_predict
 

@@ -151,7 +151,7 @@ def build_task(
         synchronise_batch_norm(method, context.device, context.events)
     micro_batches = context.fabric.world_size * config.training.accumulate
     tell_left_out(pick.samples, micro_batches, context.events)
-    for event, sentence in method.remarks():
+    for event, sentence in method.notices():
         context.events.emit(event, message=sentence)
     place(method, context.device, plan.dim)
     sampler = ViewSampler(
@@ -221,8 +221,7 @@ def make_picker(
     slices = [cache.shape(case.name)[1] for case in cases] if plan.dim == 2 else None
     meta = build_metalabels(cases, slices, getattr(options, "meta", ()))
     for sentence in meta.describe():
-        kind = "warning" if "not used" in sentence else "metric"
-        context.events.emit(kind, message=sentence)
+        context.events.emit("metric", message=sentence)
     picker = MetaPicker(cache, cases, samples, meta, plan.dim, seed)
     first = picker(random_stream(seed, 0, Stream.VIEW_BATCH), 0)
     return picker, {

@@ -267,7 +267,8 @@ def resample(
     ones too).
 
     The interpolations "linear" and "cubic" (B-spline; linear when an axis has fewer than 4 voxels)
-    give float32, "nearest" keeps the type. Voxels more than half a voxel outside `volume` become `outside`.
+    give float32, "nearest" keeps the type. Voxels more than half a voxel outside `volume` become
+    `outside`.
     """
     if interpolation not in _INTERPOLATORS:
         raise InputError(

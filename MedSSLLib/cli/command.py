@@ -70,9 +70,8 @@ def training_options(parser: argparse.ArgumentParser) -> None:
         "--preset",
         choices=("quick", "standard", "paper"),
         default="standard",
-        help="minutes on a laptop, an hour or so, or the published scale, for gcl with SGD, for "
-        "pgl with LARS "
-        "(default: standard)",
+        help="minutes on a laptop, an hour or so, or the published scale, for gcl with SGD, for pgl "
+        "with LARS (default: standard)",
     )
     group.add_argument(
         "--dim", choices=("auto", "2d", "3d"), help="slices or volumes (default: auto)"

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from MedSSLLib.config.run import RunConfig
     from MedSSLLib.inference.model import Model
     from MedSSLLib.inference.predict import Predictions
+    from MedSSLLib.training.run_folder import RunFolder
 
 
 _OF_SEGMENT = ("flips", "components", "device", "precision")
@@ -78,11 +79,15 @@ class Run:
         return (self.folder / WEIGHTS).exists()
 
     @cached_property
+    def _files(self) -> RunFolder:
+        from MedSSLLib.training.run_folder import RunFolder
+
+        return RunFolder(self.folder)
+
+    @property
     def config(self) -> RunConfig:
         """Every setting of the run."""
-        from MedSSLLib.training.run_folder import read_config
-
-        return read_config(self.folder)
+        return self._files.config
 
     @property
     def metrics(self) -> dict[str, Any]:
@@ -93,9 +98,7 @@ class Run:
     @property
     def classes(self) -> dict[int, str]:
         """Names of the label values that `segment` gives."""
-        from MedSSLLib.training.run_folder import read_data
-
-        data = read_data(self.folder)
+        data = self._files.data
         return dict(zip(data.values, data.classes, strict=True))
 
     @property

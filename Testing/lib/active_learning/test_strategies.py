@@ -10,7 +10,7 @@ import torch
 
 from MedSSLLib.active_learning import strategies
 from MedSSLLib.active_learning.strategies import (
-    Room,
+    Candidates,
     even_order,
     evenly,
     most,
@@ -36,7 +36,7 @@ from Testing.lib.grid_helpers import GRIDS, plan_for
 def free(n):
     """A room of n rows, each a case of its own."""
     none = np.zeros(n, bool)
-    return Room(np.arange(n), np.zeros(n, int), ~none, none, 1)
+    return Candidates(np.arange(n), np.zeros(n, int), ~none, none, 1)
 
 
 def value(features, weights, chosen):
@@ -74,7 +74,7 @@ def test_drawn_slices_count_as_chosen_and_near_duplicates_are_left_out():
     drawn = np.array([True, False, False, False, False])
     picks = representative(features, np.ones(5), free(5), drawn, 5)
     assert [pick.row for pick in picks] == [2], "1 and 4 look like 0, 3 looks like 2"
-    assert set(picks[0].like) == {2, 3}
+    assert set(picks[0].stands_for) == {2, 3}
     all_drawn = representative(features, np.ones(5), free(5), np.ones(5, bool), 5)
     assert all_drawn == []
 
@@ -99,7 +99,7 @@ def test_a_case_always_has_room_for_its_share_and_no_more(seed):
     rng = np.random.default_rng(seed)
     case, place = np.repeat([0, 1], 20), np.tile(np.arange(20), 2)
     drawn = np.zeros(40, bool)
-    room = Room(case, place, np.ones(40, bool), drawn, 3)
+    room = Candidates(case, place, np.ones(40, bool), drawn, 3)
     rows = most(rng.uniform(0.1, 1, 40), room, 100)
     assert np.bincount(case[rows]).tolist() == [3, 3]
     for own in (0, 1):
@@ -117,7 +117,7 @@ def test_a_short_case_has_room_for_its_share_too(per_case, share):
         range(1, 21), (1, 3, 5)
     ):  # every third first: two neighbours of each are closed
         usable, drawn = rng.random(n) >= share, rng.random(n) < share
-        room = Room(np.zeros(n, int), np.arange(n), usable, drawn, per_case)
+        room = Candidates(np.zeros(n, int), np.arange(n), usable, drawn, per_case)
         rows = most(rng.uniform(0.1, 1, n) + (np.arange(n) % step == step // 2), room, 100)
         assert len(set(rows)) == len(rows) == min(per_case, int((usable & ~drawn).sum()))
         assert not room.open.any() and not (drawn[rows] | ~usable[rows]).any()
@@ -125,7 +125,9 @@ def test_a_short_case_has_room_for_its_share_too(per_case, share):
 
 def test_the_distance_shrinks_only_when_there_is_no_other_room():
     def room(per_case):
-        return Room(np.zeros(9, int), np.arange(9), np.ones(9, bool), np.zeros(9, bool), per_case)
+        return Candidates(
+            np.zeros(9, int), np.arange(9), np.ones(9, bool), np.zeros(9, bool), per_case
+        )
 
     peak = np.array([1, 2, 3, 4, 9, 8, 7, 6, 5.0])
     assert most(peak, room(3), 9) == [4, 6, 8], "a gap of 9 / 6 leaves one out between two"
@@ -148,7 +150,7 @@ def test_a_pick_knows_how_like_those_before_it_is(drawn, monkeypatch):
     monkeypatch.setattr(strategies, "_sample", lambda rng, rows, most_rows: rows)
     before, picks = list(drawn), representative(features, np.ones(20), free(20), known, 6)
     for pick in picks:
-        assert pick.likeness == pytest.approx(
+        assert pick.similarity == pytest.approx(
             max([0.0, *(unit[before] @ unit[pick.row])]), abs=1e-5
         )
         before.append(pick.row)
@@ -158,7 +160,7 @@ def test_a_pick_knows_how_like_those_before_it_is(drawn, monkeypatch):
 def test_neighbours_of_drawn_slices_are_closed_and_empty_ones_never_open():
     drawn, usable = np.zeros(20, bool), np.ones(20, bool)
     drawn[10], usable[:3] = True, False
-    room = Room(np.zeros(20, int), np.arange(20), usable, drawn, 1)
+    room = Candidates(np.zeros(20, int), np.arange(20), usable, drawn, 1)
     assert np.flatnonzero(room.open).tolist() == [3, 4, 5, *range(15, 20)], "17 slices, gap 17 / 4"
 
 
@@ -255,9 +257,9 @@ def test_empty_slices_do_not_count_in_the_features():
     level[~usable] = -20
     table = combined([level], usable)
     np.testing.assert_allclose(table[usable], few, atol=1e-5)
-    room = Room(np.arange(30), np.zeros(30, int), usable, ~np.ones(30, bool), 1)
+    room = Candidates(np.arange(30), np.zeros(30, int), usable, ~np.ones(30, bool), 1)
     picks = representative(table, usable / 15, room, np.zeros(30, bool), 3)
-    assert [len(pick.like) for pick in picks] == [5, 5, 5]
+    assert [len(pick.stands_for) for pick in picks] == [5, 5, 5]
     assert np.isfinite(combined([level], np.zeros(30, bool))).all(), "no slice is usable"
 
 

@@ -14,10 +14,11 @@ import pytest
 
 from MedSSLLib.benchmark import protocol
 from MedSSLLib.benchmark.data import open_data
-from MedSSLLib.benchmark.protocol import Protocol, parse_row, run_labels
-from MedSSLLib.benchmark.records import differences
+from MedSSLLib.benchmark.protocol import Protocol, run_labels
+from MedSSLLib.benchmark.recommendations import markdown, recommendations
+from MedSSLLib.benchmark.records import differences, parse_row
 from MedSSLLib.benchmark.report import filled, write_tables
-from MedSSLLib.benchmark.tables import load_studies, markdown, recommendations, table_rows
+from MedSSLLib.benchmark.tables import load_studies, table_rows
 from MedSSLLib.cli.main import main
 from MedSSLLib.core.errors import CancelledError, InputError
 from MedSSLLib.methods import METHODS

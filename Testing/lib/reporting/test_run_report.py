@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 
 from MedSSLLib.core.errors import InputError
+from MedSSLLib.core.words import duration_words
 from MedSSLLib.evaluation.scoring import extremes, interval, score_predictions
 from MedSSLLib.images import io
 from MedSSLLib.images.geometry import Geometry, Volume
+from MedSSLLib.methods import options
 from MedSSLLib.project.project import Project
 from MedSSLLib.reporting import run_report
 from MedSSLLib.reporting.html import Page, number
@@ -30,7 +32,6 @@ from MedSSLLib.reporting.plots import (
     training_curves,
     volume_agreement,
 )
-from MedSSLLib.reporting.results import duration
 from MedSSLLib.reporting.run_report import annotation_words, training_series, write_run_report
 from Testing.lib.case_helpers import each
 
@@ -250,7 +251,7 @@ def test_extremes_and_words():
     ]
     assert len(extremes({"a": 0.5})) == 1
     assert extremes({"a": None}) == []
-    assert [duration(s) for s in (12, 100, 7000)] == ["12 s", "2 min", "1 h 57 min"]
+    assert [duration_words(s) for s in (12, 100, 7000)] == ["12 s", "2 min", "1 h 57 min"]
     assert annotation_words({"a": [{"axis": 2, "indices": [1, 4]}]}) == "a: k 1, 4"
     mean, low, high = interval({"a": 0.4, "b": 0.6, "c": None})
     assert (mean, low, high) == (pytest.approx(0.5), 0.4, 0.6)
@@ -402,7 +403,7 @@ def test_a_report_tells_the_scans_that_trained(data, words):
     ],
 )
 def test_settings_are_shown_as_they_can_be_given(value, words):
-    assert run_report._setting(value) == words
+    assert options.as_typed(value) == words
 
 
 def test_a_report_names_what_differs_from_the_preset_once(project, tmp_path):

@@ -211,8 +211,9 @@ def folder_calibration(
     for name, reference in references.items():
         paths = [probability_path(predictions, name, 1 + n, kind) for n, kind in enumerate(classes)]
         if all(path.exists() for path in paths):
-            geometry = io.read_header(reference)
-            label = io.read_label(reference, geometry, case=name).array
+            geometry = io.common_grid(paths[0], reference)
+            kinds = {value: kind for kind, value in classes.items()}
+            label = io.read_label(reference, geometry, case=name, names=kinds).array
             index = np.where(label == 0, 0, IGNORE).astype(
                 np.uint8
             )  # values of no class do not count

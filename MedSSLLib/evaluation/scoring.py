@@ -41,7 +41,7 @@ def dice_against(project: Project, folder: Path, references: Path) -> dict[str, 
         grid = io.read_header(case.images[0], case=case.name)
         ours, theirs = (
             class_indices(
-                io.read_label(file, grid, case=case.name).array,
+                io.read_label(file, grid, case=case.name, names=project.labels).array,
                 project.values,
                 ignore=project.ignore_value,
             )

@@ -123,7 +123,10 @@ def read_drawing(ready: Preparation, name: str) -> tuple[Preparation, Drawing]:
         )
     project = ready.project.with_labelled(case.name)
     volume = io.read_label(
-        case.label, io.read_header(case.images[0], case=case.name), case=case.name
+        case.label,
+        io.read_header(case.images[0], case=case.name),
+        case=case.name,
+        names=project.labels,
     )
     classes = class_indices(volume.array, project.values, ignore=project.ignore_value)
     annotated = _annotated(case, classes, volume, ready.config.annotated_slices)

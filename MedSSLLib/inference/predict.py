@@ -53,7 +53,7 @@ def run_predict(  # noqa: PLR0913 - the contract of the command
     """
     options = options or PredictOptions()
     model = load_model(project.run_folder(run), options.device, options.precision)
-    jobs, refused = _jobs(project, cases, images, model.plan.channels)
+    jobs, refused = _jobs(project, cases, images, model.plan.channels, events)
     require_folder(out)
     refuse_overwriting(
         (path for name in jobs for path in _targets(out, name, model.classes)),
@@ -95,11 +95,13 @@ def run_predict(  # noqa: PLR0913 - the contract of the command
 
 
 def _jobs(
-    project: Project, cases: str | None, images: Sequence[Path], channels: int
+    project: Project, cases: str | None, images: Sequence[Path], channels: int, events: Events
 ) -> tuple[dict[str, tuple[Path, ...]], list[InputError]]:
     """Images by case, and what is wrong with cases that cannot be told apart or lack a channel."""
     if images:
         source = images_at(images, channels)
+        for text in source.warnings:
+            events.emit("warning", message=text)
         return {case.name: case.images for case in source.cases}, list(source.refused)
     chosen = project.cases if cases is None else project.select(cases)
     if not chosen:

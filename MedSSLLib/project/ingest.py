@@ -23,7 +23,8 @@ from MedSSLLib.images.io import (
     slices_with_structures,
 )
 from MedSSLLib.images.labels import label_values
-from MedSSLLib.project.layouts import Found, Source, label_files
+from MedSSLLib.project.grouping import Found, named_after_cases
+from MedSSLLib.project.layouts import Source, label_files
 from MedSSLLib.project.manifest import LARGEST_VALUE, Case, Manifest
 from MedSSLLib.project.modality import choose_modality
 from MedSSLLib.project.roles import names_in, with_roles
@@ -100,7 +101,7 @@ def attach(manifest: Manifest, folder: Path) -> Admission:
     A label replaces the one before, and the annotated slices with it. Unusable labels are listed.
     Raises InputError when no file bears a case's name or none can be used.
     """
-    files = label_files(folder)
+    files = named_after_cases(label_files(folder), manifest.cases)
     ours = {name: manifest.cases[name] for name in files if name in manifest.cases}
     if not ours:
         raise InputError(
@@ -137,7 +138,7 @@ def with_scanned_labels(manifest: Manifest, cases: Iterable[Case]) -> Manifest:
     labels, scanned = dict(manifest.labels), list(manifest.labels_from)
     for case in cases:
         if case.name not in scanned:
-            _merge(labels, _scan(case), case)
+            _merge(labels, _scan(case, labels), case)
             scanned.append(case.name)
     return replace(manifest, labels=labels, labels_from=tuple(scanned))
 
@@ -236,7 +237,7 @@ def _find_classes(result: Admission, manifest: Manifest, source: Source) -> None
             check_label(case.label, read_header(case.images[0]), case=name)
             result.cases[name] = _with_annotated_slices(case, manifest.drawn_plane)
             if result.labels_from is not None:
-                found = _scan(case)
+                found = _scan(case, labels)
                 _merge(labels, found, case)
                 scanned.append(name)
                 if not found:
@@ -265,12 +266,16 @@ def _with_annotated_slices(case: Case, drawn_plane: str) -> Case:
     return replace(case, annotated=found)
 
 
-def _scan(case: Case) -> dict[int, str]:
-    """Values other than 0 in a case's label, with the names that the file gives them (else "")."""
+def _scan(case: Case, known: dict[int, str]) -> dict[int, str]:
+    """Values other than 0 in a case's label, with the names that the file gives them (else "").
+
+    Segments whose name is known have its value, others get one that is free.
+    """
     assert case.label is not None
-    names = segment_names(case.label)
-    volume = read_label(case.label, read_header(case.images[0]), case=case.name)
-    return {value: "" for value in label_values(volume.array) if value != 0} | names
+    named = segment_names(case.label, known)
+    names = known | named if named else None
+    volume = read_label(case.label, read_header(case.images[0]), case=case.name, names=names)
+    return {value: "" for value in label_values(volume.array) if value != 0} | named
 
 
 def _merge(labels: dict[int, str], found: dict[int, str], case: Case) -> None:

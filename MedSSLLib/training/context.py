@@ -186,7 +186,7 @@ def fill_cache(
     refused = cache.prepare(
         cases,
         labels=labels,
-        values=project.values,
+        values=project.named_values,
         ignore=project.ignore_value,
         progress=lambda done, total: events.progress("preprocess", done, total),
     )
@@ -233,7 +233,7 @@ def _simulated(project: Project, case: Case, slices: int) -> Case:
     assert case.label is not None
     try:
         geometry = io.read_header(case.images[0])
-        volume = io.read_label(case.label, geometry, case=case.name)
+        volume = io.read_label(case.label, geometry, case=case.name, names=project.labels)
         classes = class_indices(volume.array, project.values, ignore=project.ignore_value)
     except InputError:
         return case

@@ -190,7 +190,11 @@ def segment_names(
     found = segments_of(Path(path))
     if names is not None:
         found = by_name(found, names, new=True)
-    return {segment.value: segment.name for segment in found}
+    written = {segment.value: segment.name for segment in found}
+    for value, name in (names or {}).items():  # in the spelling of the classes
+        if value in written and written[value].strip().casefold() == name.strip().casefold():
+            written[value] = name
+    return written
 
 
 def recorded_slices(path: str | os.PathLike[str], reference: Geometry) -> Annotated | None:

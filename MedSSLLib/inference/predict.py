@@ -23,6 +23,7 @@ from MedSSLLib.inference.sliding_window import (
 )
 from MedSSLLib.project.layouts import images_at
 from MedSSLLib.project.project import Project
+from MedSSLLib.project.relocation import missing_words
 from MedSSLLib.training.run_folder import read_config
 
 
@@ -53,7 +54,7 @@ def run_predict(  # noqa: PLR0913 - the contract of the command
     """
     options = options or PredictOptions()
     model = load_model(project.run_folder(run), options.device, options.precision)
-    jobs, refused = _jobs(project, cases, images, model.plan.channels, events)
+    jobs, refused, notes = _jobs(project, cases, images, model.plan.channels)
     require_folder(out)
     refuse_overwriting(
         (path for name in jobs for path in _targets(out, name, model.classes)),
@@ -68,8 +69,8 @@ def run_predict(  # noqa: PLR0913 - the contract of the command
             "--flips out.",
         )
     judge = Judge.of(project, run, model, options, events) if options.quality else None
-    for error in refused:
-        events.emit("warning", message=str(error))
+    for text in [*notes, *map(str, refused)]:
+        events.emit("warning", message=text)
     written: list[Path] = []
     quality = {}
     for number, (name, paths) in enumerate(jobs.items(), 1):
@@ -95,20 +96,19 @@ def run_predict(  # noqa: PLR0913 - the contract of the command
 
 
 def _jobs(
-    project: Project, cases: str | None, images: Sequence[Path], channels: int, events: Events
-) -> tuple[dict[str, tuple[Path, ...]], list[InputError]]:
+    project: Project, cases: str | None, images: Sequence[Path], channels: int
+) -> tuple[dict[str, tuple[Path, ...]], list[InputError], tuple[str, ...]]:
     """Images by case, and what is wrong with cases that cannot be told apart or lack a channel."""
     if images:
         source = images_at(images, channels)
-        for text in source.warnings:
-            events.emit("warning", message=text)
-        return {case.name: case.images for case in source.cases}, list(source.refused)
+        jobs = {case.name: case.images for case in source.cases}
+        return jobs, list(source.refused), source.warnings
     chosen = project.cases if cases is None else project.select(cases)
     if not chosen:
         raise InputError(
             "no case is selected", remedy="Name cases with --cases, or image files with --images"
         )
-    return {case.name: case.images for case in chosen}, []
+    return {case.name: case.images for case in chosen}, [], missing_words(project.folder, chosen)
 
 
 def _targets(out: Path, name: str, classes: Sequence[str]) -> list[Path]:

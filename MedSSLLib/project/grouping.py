@@ -42,16 +42,20 @@ class Group:
     warnings: list[str]
 
 
-def grouped(files: Iterable[Path], root: Path, *, channels: bool) -> Group:
+def grouped(files: Iterable[Path], root: Path, *, channels: bool, labelled: bool = True) -> Group:
     """Cases of image files: each file its own, or (channels) case_0000, case_0001 ... together.
 
     A segmentation beside its scan is the scan's label: case.seg.nrrd, case_seg.nii.gz and the like.
+    Where cases are not to be `labelled`, it is left out.
     """
     scans, segmentations = _apart(list(files))
     if channels:
         cases, refused = _with_channels(scans, root)
     else:
         cases, refused = [Found(name_below(file, root), (file,)) for file in scans], []
+    if not labelled:
+        words = f"{_files(segmentations)} left out: no scan, by the name" if segmentations else ""
+        return Group(cases, refused, [words] if words else [])
     cases, warnings = _with_own_labels(cases, segmentations)
     return Group(cases, refused, warnings)
 
@@ -204,30 +208,25 @@ def _with_own_labels(
     cases: Sequence[Found], segmentations: Mapping[Path, str]
 ) -> tuple[list[Found], list[str]]:
     by_name = {case.name: case for case in cases}
-    taken: list[str] = []
-    left_out: list[str] = []
+    taken: list[Path] = []
+    left_out: list[Path] = []
     for file, base in segmentations.items():
         name = case_name(file) if case_name(file) in by_name else base
         case = by_name.get(name)
         if case is None or case.label is not None:
-            left_out.append(file.name)
+            left_out.append(file)
         else:
             by_name[name] = replace(case, label=file)
-            taken.append(file.name)
+            taken.append(file)
     warnings = []
     if taken:
-        warnings.append(
-            f"{_files(taken)} beside {'its scan' if len(taken) == 1 else 'their scans'} "
-            f"{'is' if len(taken) == 1 else 'are'} taken as labels"
-        )
+        warnings.append(f"{_files(taken)} beside scans of the same name: taken as their labels")
     if left_out:
-        warnings.append(
-            f"{_files(left_out)} {'is' if len(left_out) == 1 else 'are'} no scans by their names "
-            "and left out"
-        )
+        warnings.append(f"{_files(left_out)} left out: no scan, by the name, and of none")
     return list(by_name.values()) if len(by_name) == len(cases) else list(cases), warnings
 
 
-def _files(names: Sequence[str]) -> str:
+def _files(files: Iterable[Path]) -> str:
+    names = [file.name for file in files]
     shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
     return f"{len(names)} segmentation{'s' * (len(names) > 1)} ({shown})"

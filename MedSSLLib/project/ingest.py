@@ -138,7 +138,7 @@ def with_scanned_labels(manifest: Manifest, cases: Iterable[Case]) -> Manifest:
     labels, scanned = dict(manifest.labels), list(manifest.labels_from)
     for case in cases:
         if case.name not in scanned:
-            _merge(labels, _scan(case, labels), case)
+            _merge(labels, _scan(case, labels)[1], case)
             scanned.append(case.name)
     return replace(manifest, labels=labels, labels_from=tuple(scanned))
 
@@ -237,10 +237,10 @@ def _find_classes(result: Admission, manifest: Manifest, source: Source) -> None
             check_label(case.label, read_header(case.images[0]), case=name)
             result.cases[name] = _with_annotated_slices(case, manifest.drawn_plane)
             if result.labels_from is not None:
-                found = _scan(case, labels)
+                shown, found = _scan(case, labels)
                 _merge(labels, found, case)
                 scanned.append(name)
-                if not found:
+                if not shown:
                     result.warnings.append(f"{name}: the label is empty")
         except InputError as error:
             result.refused.append(error.for_case(name))
@@ -266,8 +266,9 @@ def _with_annotated_slices(case: Case, drawn_plane: str) -> Case:
     return replace(case, annotated=found)
 
 
-def _scan(case: Case, known: dict[int, str]) -> dict[int, str]:
-    """Values other than 0 in a case's label, with the names that the file gives them (else "").
+def _scan(case: Case, known: dict[int, str]) -> tuple[list[int], dict[int, str]]:
+    """The values other than 0 that a case's label shows; and those with all its segments, with the
+    names that the file gives them (else "").
 
     Segments whose name is known have its value, others get one that is free.
     """
@@ -275,7 +276,8 @@ def _scan(case: Case, known: dict[int, str]) -> dict[int, str]:
     named = segment_names(case.label, known)
     names = known | named if named else None
     volume = read_label(case.label, read_header(case.images[0]), case=case.name, names=names)
-    return {value: "" for value in label_values(volume.array) if value != 0} | named
+    shown = [value for value in label_values(volume.array) if value != 0]
+    return shown, dict.fromkeys(shown, "") | named
 
 
 def _merge(labels: dict[int, str], found: dict[int, str], case: Case) -> None:
@@ -319,6 +321,11 @@ def _warn_of_shared_patients(result: Admission, manifest: Manifest) -> None:
 
 def _nothing_left(refused: list[InputError]) -> InputError:
     """One error for several refused cases: the first, and the others' words."""
+    if not refused:
+        return InputError(
+            "no scan is left, all files are segmentations by their names",
+            remedy="Give the folder of the scans.",
+        )
     first = refused[0]
     if len(refused) == 1:
         return first

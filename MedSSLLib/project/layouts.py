@@ -80,14 +80,20 @@ def images_at(paths: Sequence[str | os.PathLike[str]], channels: int) -> Source:
     """
     folders = [path for path in map(Path, paths) if path.is_dir()]
     loose = [path for path in map(Path, paths) if not path.is_dir()]
-    parts = [grouped(find_images(f), f, channels=channels > 1) for f in folders]
-    parts.append(grouped(loose, Path(), channels=channels > 1))
+    several = channels > 1
+    parts = [grouped(find_images(f), f, channels=several, labelled=False) for f in folders]
+    parts.append(grouped(loose, Path(), channels=several, labelled=False))
     groups: dict[str, list[Found]] = {}
     for part in parts:
         for case in part.cases:
             groups.setdefault(case.name.casefold(), []).append(case)
     refused = [error for part in parts for error in part.refused]
     refused += [same_name(same) for same in groups.values() if len(same) > 1]
+    if not groups and not refused:
+        raise InputError(
+            "no scan is left, all files are segmentations by their names",
+            remedy="Give the scans.",
+        )
     return Source(
         tuple(same[0] for same in groups.values() if len(same) == 1),
         refused=tuple(refused),

@@ -25,6 +25,7 @@ from MedSSLLib.project.manifest import (
 )
 from MedSSLLib.project.manifest import Case as Case
 from MedSSLLib.project.metadata import read_metadata
+from MedSSLLib.project.relocation import relocated
 from MedSSLLib.project.roles import selected, with_roles
 
 LOCK_SECONDS = 30.0
@@ -313,6 +314,20 @@ class Project:
         """
         declared = parse_labels({str(value): name for value, name in labels.items()})
         self._change(lambda manifest: replace(manifest, labels=declared, labels_from=None))
+
+    def relocate(
+        self, old: str | os.PathLike[str], new: str | os.PathLike[str]
+    ) -> tuple[Path, ...]:
+        """Record that what lay in the folder `old` lies in `new` now; returns the files' new paths.
+        Call `save` afterwards.
+
+        Nothing is moved. Raises InputError when no file of the project lies in `old`, or when one
+        is not in `new`: then nothing changes.
+        """
+        moved = relocated(self._manifest.cases.values(), Path(old), Path(new))
+        for case in moved:
+            self._replace(case.name, images=case.images, label=case.label)
+        return tuple(path for case in moved for path in (*case.images, case.label) if path)
 
     def copy_images(self) -> None:
         """Copy every case's images and label into the project folder. Call `save` afterwards."""

@@ -23,6 +23,7 @@ from MedSSLLib.images.labels import IGNORE, class_indices, simulate_annotation, 
 from MedSSLLib.networks.unet import Encoder, build_encoder
 from MedSSLLib.project.manifest import Case
 from MedSSLLib.project.project import Project
+from MedSSLLib.project.relocation import missing_words
 from MedSSLLib.project.runs import WEIGHTS
 from MedSSLLib.training.checkpoint import TransferReport, load_tensors, transfer, unprefixed
 from MedSSLLib.training.devices import make_fabric, precision_of, resolve_device, resolve_precision
@@ -92,6 +93,8 @@ def prepare(project: Project, config: RunConfig, events: Events, stack: ExitStac
         precision=precision_of(fabric),
         seed=config.seed,
     )
+    for text in missing_words(project.folder, project.pool):
+        events.emit("warning", message=text)
     if config.precision == "16" and precision_of(fabric) != "16":
         events.emit("warning", message="Float16 trains on CUDA cards only, so bfloat16 is taken.")
     return Preparation(project, config, folder, fabric, events)

@@ -276,7 +276,7 @@ def beside(names: Sequence[str], cases: Sequence[str]) -> Check:
             path = folder / "scans" / name
             if name.endswith(".seg.nrrd"):
                 seg(path, label, BOTH)
-            elif "." in name and name.split(".")[0] in cases:
+            elif io.case_name(name) in cases:
                 save(path.with_name("x.nii.gz"), image)
                 io.write_image(path, io.read_image(path.with_name("x.nii.gz")))
                 path.with_name("x.nii.gz").unlink()

@@ -177,9 +177,8 @@ def second_version(extension: str, order: str, kind: str) -> Check:
 
     def check(folder: Path) -> str | None:
         values = scan()[0].astype(kind)
-        oblique = AFFINE @ np.array(
-            [[0.96, -0.28, 0, 0], [0.28, 0.96, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]
-        )
+        turn = np.array([[0.96, -0.28, 0, 0], [0.28, 0.96, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+        oblique = turn @ AFFINE
         image = nibabel.Nifti2Image(values, oblique, nibabel.Nifti2Header(endianness=order))
         image.header.set_data_dtype(np.dtype(kind).newbyteorder(order))
         first = nibabel.Nifti1Image(values, oblique)

@@ -1,5 +1,6 @@
-"""A run as a MONAI bundle: weights, network definition, transforms and metadata that MONAI runs
-without MedSSL.
+"""A run as a MONAI bundle, which MONAI runs without MedSSL.
+
+Weights, network definition, transforms and metadata.
 """
 
 from __future__ import annotations
@@ -44,6 +45,16 @@ _CONSTANTS = {
     preprocess: ("HU_RANGE", "PERCENTILES", "_MOST_SAMPLES"),
     components: ("NEARLY_AS_SURE",),
 }
+_STAND_INS = (
+    "from collections.abc import Collection",
+    "from scipy import ndimage",
+    "Kernel = Callable[[np.ndarray], np.ndarray]",
+    "",
+    "",
+    "class InputError(ValueError):",
+    "    def __init__(self, finding: str, remedy: str = '') -> None:",
+    "        super().__init__(f'image {finding}. {remedy}')",
+)
 _TEXTS = (
     "version",
     "monai_version",
@@ -74,8 +85,9 @@ data that they were trained on.
 
 
 def as_dynunet(network: SegmentationNet) -> tuple[dict[str, Any], DynUNet] | None:
-    """The same network as MONAI's DynUNet: its arguments and the module; None where DynUNet cannot
-    be it.
+    """The same network as MONAI's DynUNet: its arguments and the module.
+
+    None where DynUNet cannot be it.
 
     DynUNet has at least three levels and one normalisation for all of them, which group
     normalisation, whose groups follow the channels, is not.
@@ -156,32 +168,16 @@ def _without_title(card: str) -> str:
 
 
 def scripts_text() -> str:
-    """The bundle's script: ``monai_bundle_scripts.py`` with what it imports from MedSSLLib written
-    out.
-    """
+    """The bundle's script: ``monai_bundle_scripts.py`` with its imports written out."""
     lines = inspect.getsource(monai_bundle_scripts).splitlines()
     ours = [number for number, line in enumerate(lines) if line.startswith("from MedSSLLib")]
-    constants = [
-        f"{name} = {getattr(module, name)!r}"
-        for module, names in _CONSTANTS.items()
-        for name in names
-    ]
-    error = [
-        "from collections.abc import Collection",
-        "from scipy import ndimage",
-        "Kernel = Callable[[np.ndarray], np.ndarray]",
-        "",
-        "",
-        "class InputError(ValueError):",
-        "    def __init__(self, finding: str, remedy: str = '') -> None:",
-        "        super().__init__(f'image {finding}. {remedy}')",
-    ]
-    functions = [
-        line
-        for function in _WRITTEN_OUT
-        for line in ("", "", *inspect.getsource(function).splitlines())
-    ]
-    lines[ours[0] : ours[-1] + 1] = [*constants, *error, *functions, "", ""]
+    written = []
+    for module, names in _CONSTANTS.items():
+        written += [f"{name} = {getattr(module, name)!r}" for name in names]
+    written += _STAND_INS
+    for function in _WRITTEN_OUT:
+        written += ["", "", *inspect.getsource(function).splitlines()]
+    lines[ours[0] : ours[-1] + 1] = [*written, "", ""]
     return "\n".join(lines) + "\n"
 
 
@@ -240,8 +236,8 @@ def plan_facts(model: Model) -> dict[str, Any]:
         "plan": model.plan.model_dump(mode="json"),
         "classes": list(model.classes),
         "values": list(model.values),
-        "one_piece": list(model.one_piece),
-        "undivided": list(model.undivided),
+        "one_piece": list(model.single_component),
+        "undivided": list(model.connected_on_slices),
         "size_multiple": np.prod(model.plan.strides, axis=0).tolist(),
         "hounsfield_range": preprocess.HU_RANGE,
         "percentiles": preprocess.PERCENTILES,
@@ -254,8 +250,9 @@ def plan_facts(model: Model) -> dict[str, Any]:
 
 
 def schema() -> dict[str, Any]:
-    """A JSON schema with the fields that the bundle specification asks for, so that metadata is
-    checked offline.
+    """A JSON schema with the fields that the bundle specification asks for.
+
+    With it metadata is checked offline.
     """
     tensor = {
         "type": "object",
@@ -364,8 +361,8 @@ def _after(model: Model) -> list[dict[str, Any]]:
         {
             "_target_": "scripts.medssl.ClassMapd",
             "keys": "pred",
-            "one_piece": list(model.one_piece),
-            "undivided": list(model.undivided),
+            "one_piece": list(model.single_component),
+            "undivided": list(model.connected_on_slices),
         },
         {
             "_target_": "MapLabelValued",

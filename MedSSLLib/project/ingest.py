@@ -4,6 +4,7 @@ out and listed.
 
 from __future__ import annotations
 
+import filecmp
 import os
 import shutil
 from collections.abc import Iterable
@@ -32,7 +33,10 @@ from MedSSLLib.project.roles import names_in, with_roles
 
 @dataclass
 class Admission:
-    """What `admit` decided: the new cases, classes and modality, the refusals and the warnings."""
+    """What `admit` decided: the new cases, classes and modality, the refusals and the warnings.
+
+    already: names of cases that the project had before.
+    """
 
     cases: dict[str, Case] = field(default_factory=dict)
     labels: dict[int, str] = field(default_factory=dict)
@@ -40,6 +44,7 @@ class Admission:
     modality: tuple[str, ...] = ("MR",)
     refused: list[InputError] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    already: list[str] = field(default_factory=list)
 
     def merged_into(self, manifest: Manifest) -> Manifest:
         """`manifest` with the new cases, classes and modality."""
@@ -72,16 +77,24 @@ def admit(
     )
     result.modality, warning = choose_modality(manifest, source)
     result.warnings += [warning] if warning else []
-    present = {name.casefold() for name in manifest.cases}
+    present = {name.casefold(): case for name, case in manifest.cases.items()}
     for found in source.cases:
+        known = present.get(found.name.casefold())
+        if known is not None and _is_same(known, found):
+            result.already.append(known.name)
+            continue
         try:
-            if found.name.casefold() in present:
+            if known is not None:
                 raise InputError(
-                    "is in the project already", file=found.images[0], remedy="Rename the new file."
+                    f"another scan of the project has this name ({known.images[0]})",
+                    file=found.images[0],
+                    remedy="Rename the new file.",
                 )
             result.cases[found.name] = _checked(found, len(result.modality))
         except InputError as error:
             result.refused.append(error.for_case(found.name))
+    if not result.cases and result.already:
+        return result
     if not result.cases:
         raise _nothing_left(result.refused)
     result.warnings += _remarks(result.cases.values())
@@ -168,6 +181,15 @@ def _checked(found: Found, channels: int) -> Case:
             remedy="Restore the file, or take the label out of the list.",
         )
     return Case(found.name, images, label, role="test" if found.test else "unlabelled")
+
+
+def _is_same(case: Case, found: Found) -> bool:
+    """Whether a found scan is the case's own: its file, or what its file was copied from."""
+    ours, theirs = case.images[0], found.images[0]
+    if ours.exists() and theirs.exists() and ours.samefile(theirs):
+        return True
+    alike = ours.is_file() and theirs.is_file() and ours.stat().st_size == theirs.stat().st_size
+    return alike and filecmp.cmp(ours, theirs, shallow=False)
 
 
 def _remarks(cases: Iterable[Case]) -> list[str]:

@@ -1,9 +1,11 @@
-"""Scans that were moved: which files of a project are not where they were, and what to do."""
+"""Scans that were moved: which files of a project are not where they were, and where they are
+now.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -39,36 +41,48 @@ def missing_words(project: Path, cases: Iterable[Case]) -> tuple[str, ...]:
     return (f"{example}. {remedy}",)
 
 
-def relocated(cases: Iterable[Case], old: Path, new: Path) -> list[Case]:
-    """The cases with files in the folder `old`, with the paths these have in `new`.
+def moved(cases: Sequence[Case], old: Path, new: Path) -> list[Case]:
+    """The cases with a file below `old`, read below `new` where it exists there.
 
-    Raises InputError when there is none, or when a file is not in `new`.
+    Args:
+        cases: of a project.
+        old: absolute path of the folder that the files lay in, directly or deeper.
+        new: absolute path of the folder that took its place.
+
+    Raises:
+        InputError: no file lies below `old`, or none of those exists below `new`.
     """
-    before, after = Path(os.path.abspath(old)), Path(os.path.abspath(new))
-
-    def moved(path: Path) -> Path:
-        return after / path.relative_to(before) if path.is_relative_to(before) else path
-
-    result = []
+    below = [path for case in cases for path in _files(case) if path.is_relative_to(old)]
+    if not below:
+        folders = sorted({str(path.parent) for case in cases for path in _files(case)})
+        raise InputError(
+            "holds no file of the project",
+            file=old,
+            remedy=f"The project's files lie in {', '.join(folders[:3])}.",
+        )
+    places = {}
+    for path in below:
+        place = new / path.relative_to(old)
+        if place.exists():
+            places[path] = place
+    if not places:
+        example = new / below[0].relative_to(old)
+        raise InputError(
+            f"has none of the {len(below)} files, for instance no {example.name}",
+            file=new,
+            remedy=f"Give the folder that stands for {old}, so that {example} exists.",
+        )
+    found = []
     for case in cases:
-        images = tuple(moved(path) for path in case.images)
-        label = moved(case.label) if case.label else None
+        images = tuple(places.get(path, path) for path in case.images)
+        label = places.get(case.label, case.label) if case.label else None
         if (images, label) != (case.images, case.label):
-            result.append(replace(case, images=images, label=label))
-    if not result:
-        raise InputError(
-            "holds no file of the project, by the paths that it has recorded",
-            file=before,
-            remedy="Give the folder in which the scans lay.",
-        )
-    missing = missing_files(result)
-    if missing:
-        raise InputError(
-            f"{len(missing)} of the files are not in {after} ({missing[0]})",
-            file=missing[0],
-            remedy="Give the folder that holds the same files under the same names.",
-        )
-    return result
+            found.append(replace(case, images=images, label=label))
+    return found
+
+
+def _files(case: Case) -> tuple[Path, ...]:
+    return (*case.images, case.label) if case.label else case.images
 
 
 def _common_folder(files: list[Path]) -> Path:

@@ -14,6 +14,7 @@ from MedSSLLib.core.errors import InputError
 from MedSSLLib.images import io
 from MedSSLLib.images.formats.dicom_header import read_dicom_header
 from MedSSLLib.images.geometry import Geometry, Volume
+from Testing.lib.case_helpers import each
 
 REAL = ["ge", "siemens", "siemens_multiframe", "philips_enhanced", "hitachi", "hyperfine"]
 FAILING = {
@@ -73,7 +74,7 @@ def write_slice(path: Path, array: np.ndarray, tags: dict[str, str]) -> None:
 
 
 class TestReal:
-    @pytest.mark.parametrize("maker", REAL)
+    @each("maker", REAL)
     def test_grid_and_values_equal_the_reference(self, data_folder: Path, maker: str) -> None:
         folder = data_folder / "dicom" / maker / "anatomical"
         image = io.orient(io.read_image(folder / "001"))
@@ -85,7 +86,7 @@ class TestReal:
         )
         assert io.modality_of(folder / "001") == "MR"
 
-    @pytest.mark.parametrize("fault", sorted(FAILING))
+    @each("fault", sorted(FAILING))
     def test_series_that_are_no_volume_are_refused(self, data_folder: Path, fault: str) -> None:
         for read in (io.read_header, io.read_image):
             with pytest.raises(InputError, match=FAILING[fault]) as caught:

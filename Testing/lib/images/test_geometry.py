@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from MedSSLLib.core.errors import InputError
 from MedSSLLib.images import io
 from MedSSLLib.images.geometry import Geometry, Volume, moved, oriented
+from Testing.lib.case_helpers import each
 
 Make = Callable[..., Volume]
 CODES = [
@@ -119,8 +120,8 @@ class TestOrient:
         assert np.allclose(back.geometry.direction, geometry.direction, atol=0)
         assert np.allclose(back.geometry.origin, geometry.origin, atol=1e-9)
 
-    @pytest.mark.parametrize("code", CODES)
-    @pytest.mark.parametrize("name", ["canonical", "anisotropic", "flipped", "sagittal", "oblique"])
+    @each("code", CODES)
+    @each("name", ["canonical", "anisotropic", "flipped", "sagittal", "oblique"])
     def test_agrees_with_itk(
         self, grids: dict[str, Geometry], name: str, code: str, make_volume: Make
     ) -> None:
@@ -137,8 +138,8 @@ class TestOrient:
         assert np.allclose(turned.geometry.origin, expected.GetOrigin())
         assert np.allclose(turned.geometry.direction, expected.GetDirection())
 
-    @pytest.mark.parametrize("code", CODES)
-    @pytest.mark.parametrize("order", [(0, 1, 2), (1, 0, 2), (2, 1, 0)])
+    @each("code", CODES)
+    @each("order", [(0, 1, 2), (1, 0, 2), (2, 1, 0)])
     def test_exactly_between_two_axes_the_choice_does_not_depend_on_the_order(
         self, code: str, order: tuple[int, int, int]
     ) -> None:
@@ -151,7 +152,7 @@ class TestOrient:
         assert Geometry((2, 2, 2)).code == "LPS"
         assert oriented(Geometry((2, 3, 4)), "LPS") == Geometry((2, 3, 4))
 
-    @pytest.mark.parametrize("code", ["LPX", "LLS", "LP", "", "LPSA"])
+    @each("code", ["LPX", "LLS", "LP", "", "LPSA"])
     def test_unknown_codes(self, code: str) -> None:
         with pytest.raises(InputError, match="orientation"):
             oriented(Geometry((2, 2, 2)), code)
@@ -208,9 +209,7 @@ class TestResample:
             )
             assert np.abs(back.array - volume.array).max() < error
 
-    @pytest.mark.parametrize(
-        "kind", [np.uint8, np.int16, np.int64, np.float64, bool, np.float16, ">i2"]
-    )
+    @each("kind", [np.uint8, np.int16, np.int64, np.float64, bool, np.float16, ">i2"])
     def test_nearest_keeps_values_of_every_type(
         self, geometry: Geometry, make_label: Make, kind: object
     ) -> None:

@@ -17,12 +17,13 @@ from MedSSLLib.images import io
 from MedSSLLib.images.geometry import Geometry, Volume
 from MedSSLLib.images.labels import Annotated
 from MedSSLLib.project.project import Project
+from Testing.lib.case_helpers import each
 
 Make = Callable[..., Volume]
 
 
 class TestCreate:
-    @pytest.mark.parametrize("odd", ["a", "c", "e"])
+    @each("odd", ["a", "c", "e"])
     def test_a_mixture_of_modalities_is_told(
         self, odd: str, tmp_path: Path, make_volume: Make
     ) -> None:
@@ -379,8 +380,8 @@ class TestOtherDataSets:
             assert np.array_equal(seen == 1, stored == 3 - liver)
 
 
-@pytest.mark.parametrize("name", ["anisotropic", "flipped", "left-handed", "sagittal", "oblique"])
-@pytest.mark.parametrize("plane", ["axial", "coronal", "sagittal"])
+@each("name", ["anisotropic", "flipped", "left-handed", "sagittal", "oblique"])
+@each("plane", ["axial", "coronal", "sagittal"])
 def test_labels_drawn_on_some_slices_count_there_alone(
     name: str, plane: str, tmp_path: Path, make_volume: Make, grids: dict[str, Geometry]
 ) -> None:

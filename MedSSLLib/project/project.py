@@ -162,6 +162,11 @@ class Project:
         return tuple(value for value in sorted(self._manifest.labels) if value != self.ignore_value)
 
     @property
+    def named_values(self) -> dict[int, str]:
+        """Label values in class order, with their names."""
+        return {value: self._manifest.labels[value] for value in self.values}
+
+    @property
     def classes(self) -> tuple[str, ...]:
         """Class names by class index, background first."""
         return tuple(self._manifest.labels[value] for value in self.values)

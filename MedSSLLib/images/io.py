@@ -7,6 +7,7 @@ an InputError that names the case, the file, what was found and what to do.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -228,9 +229,11 @@ def modality_of(path: str | os.PathLike[str]) -> str:
     return "CT" if read_image(source).array.min() < -500 else "MR"
 
 
-def write_image(path: str | os.PathLike[str], volume: Volume) -> None:
+def write_image(
+    path: str | os.PathLike[str], volume: Volume, *, fields: Mapping[str, str] | None = None
+) -> None:
     """Write a volume, compressed and atomically, as .nii.gz, .nii, .nrrd or .mha; the file is
-    checked before it counts.
+    checked before it counts. `fields` are further header entries, which NRRD alone keeps.
 
     Raises InputError for another extension and for values that are not finite, MedSSLError when it
     cannot be written (full disk, no permission).
@@ -250,7 +253,10 @@ def write_image(path: str | os.PathLike[str], volume: Volume) -> None:
     with atomic_path(path) as temporary:
         temporary.touch()
         try:
-            sitk.WriteImage(_image(volume), os.fspath(temporary), useCompression=True)
+            image = _image(volume)
+            for key, text in (fields or {}).items():
+                image.SetMetaData(key, text)
+            sitk.WriteImage(image, os.fspath(temporary), useCompression=True)
             check_whole(temporary, pixels=True)
             if temporary.suffix == ".nrrd":
                 sitk.ReadImage(os.fspath(temporary))

@@ -178,6 +178,11 @@ class Project:
         """Number of channels of every case."""
         return len(self._manifest.modality)
 
+    @property
+    def extra(self) -> dict[str, Any]:
+        """Keys of other programs in the manifest."""
+        return dict(self._manifest.extra)
+
     # -- folders
     # --------------------------------------------------------------------------------------------
 
@@ -308,6 +313,10 @@ class Project:
         """
         declared = parse_labels({str(value): name for value, name in labels.items()})
         self._change(lambda manifest: replace(manifest, labels=declared, labels_from=None))
+
+    def change(self, edit: Callable[[Manifest], Manifest]) -> None:
+        """Apply an edit of the manifest; `save` applies it to what is on disk by then."""
+        self._change(edit)
 
     def copy_images(self) -> None:
         """Copy every case's images and label into the project folder. Call `save` afterwards."""

@@ -193,6 +193,11 @@ class Project:
         """Number of channels of every case."""
         return len(self._manifest.modality)
 
+    @property
+    def extra(self) -> dict[str, Any]:
+        """Keys of other programs in the manifest."""
+        return dict(self._manifest.extra)
+
     # -- folders
     # --------------------------------------------------------------------------------------------
 
@@ -346,6 +351,10 @@ class Project:
     def set_drawn_plane(self, plane: str) -> None:
         """Say that labels to come are drawn on some slices of a plane only; "" for whole ones."""
         self._change(lambda manifest: replace(manifest, drawn_plane=plane))
+
+    def change(self, edit: Callable[[Manifest], Manifest]) -> None:
+        """Apply an edit of the manifest; `save` applies it to what is on disk by then."""
+        self._change(edit)
 
     def copy_images(self) -> None:
         """Copy every case's images and label into the project folder. Call `save` afterwards."""

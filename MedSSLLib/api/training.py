@@ -169,13 +169,13 @@ def _train(
     options: Mapping[str, Any],
 ) -> Run:
     """Train with the settings that the arguments stand for, seen and stoppable."""
-    from MedSSLLib.cli.train import SETTING_OF, combined, warn_of_unused
+    from MedSSLLib.cli.train import SETTING_OF, merged_settings, warn_of_unused
     from MedSSLLib.methods.options import configured
 
     project = opened(project)
     values = {key: options.get(option) for option, key in SETTING_OF.items()} | dict(given)
     values["labelled"] = names_of(project, options.get("labelled"))
-    overrides = combined(values, options.get("settings") or {})
+    overrides = merged_settings(values, options.get("settings") or {})
     config = configured(
         command,
         preset=options.get("preset", "standard"),

@@ -14,7 +14,15 @@ from MedSSLLib.project.runs import RUN_FORMAT, RUN_VERSION, WEIGHTS
 FOLDER = "medssl"
 """Folder of a bundle with the run's own files."""
 _CARD = "model_card.md"
-_SHARED = ("classes", "values", "one_piece", "undivided")  # of the facts about the data
+# of the facts about the data; the last two as earlier versions call them
+_SHARED = (
+    "classes",
+    "values",
+    "single_component",
+    "connected_on_slices",
+    "one_piece",
+    "undivided",
+)
 
 
 def share_run(project: Project, run: str, out: Path, events: Events) -> Path:

@@ -335,8 +335,9 @@ def pseudo_labelled(cases: Sequence[Case], folder: Path, kept: Iterable[str]) ->
 
 
 def discard_entries(folder: Path) -> None:
-    """Remove the preprocessed labels of all rounds in ``RUN/pseudo``; those of CT scans can fill a
-    disk.
+    """Remove the preprocessed labels of all rounds in ``RUN/pseudo``.
+
+    Those of CT scans can fill a disk.
     """
     for entries in folder.glob(f"*/{ENTRIES}"):
         shutil.rmtree(entries, ignore_errors=True)

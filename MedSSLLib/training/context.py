@@ -177,8 +177,9 @@ def _in_its_precision(config: RunConfig, going_on: RunFolder) -> RunConfig:
 
 
 def readable_headers(cases: Sequence[Case]) -> list[io.Geometry]:
-    """Geometries of the cases whose header can be read; unreadable ones are refused later, when
-    cached.
+    """Geometries of the cases whose header can be read.
+
+    Unreadable ones are refused later, when cached.
     """
     found = []
     for case in cases:
@@ -275,11 +276,11 @@ def labelled_cases(project: Project, config: RunConfig) -> tuple[Case, ...]:
 
 
 def _simulated(project: Project, case: Case, slices: int) -> Case:
-    """The case with `slices` annotated slices: of those that are drawn where only some are, else of
-    a full label.
+    """The case with so many annotated slices.
 
-    A label that cannot be used is left for `fill_cache` to refuse. One without structures has all
-    its extent to choose from.
+    Some of those that are drawn where only some are, else of a full label. A label that cannot be
+    used is left for `fill_cache` to refuse. One without structures has all its extent to choose
+    from.
     """
     if case.annotated is not None:
         return replace(case, annotated=case.annotated.thinned(slices))

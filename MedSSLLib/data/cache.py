@@ -64,6 +64,7 @@ class _Classes:
 
     values: Sequence[int]
     ignore: int | None
+    names: Mapping[int, str] | None
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,7 @@ class Cache:
         cases: Sequence[Case],
         *,
         labels: bool = False,
-        values: Sequence[int] = (),
+        values: Sequence[int] | Mapping[int, str] = (),
         ignore: int | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> Prepared:
@@ -138,7 +139,8 @@ class Cache:
         Args:
             cases: the cases.
             labels: also prepare their labels. Only then is a label file opened.
-            values: label values in class order (``project.values``).
+            values: label values in class order (``project.values``), best with their names
+                (``project.named_values``): segmentations of Slicer are read by name then.
             ignore: label value of voxels that do not count (``project.ignore_value``).
             progress: called with (done, total) after every case.
 
@@ -150,7 +152,10 @@ class Cache:
         """
         usable: list[Case] = []
         refused: list[tuple[Case, InputError]] = []
-        classes = _Classes(values, ignore)
+        names = dict(values) if isinstance(values, Mapping) else None
+        if names is not None and ignore is not None:
+            names[ignore] = "ignore"
+        classes = _Classes(tuple(values), ignore, names)
         with Hashes(self.folder / "hashes.json") as hashes:
             for done, case in enumerate(cases, 1):
                 try:
@@ -253,10 +258,21 @@ class Cache:
             raise InputError("has no label", remedy="Add its label, or do not list it as labelled")
         path, annotated = case.label, case.annotated
         slices = None if annotated is None else annotated.to_json()
-        key = _key(image.folder.name, hashes.of(path), list(classes.values), classes.ignore, slices)
+        parts: list[Any] = [
+            image.folder.name,
+            hashes.of(path),
+            list(classes.values),
+            classes.ignore,
+            slices,
+        ]
+        if classes.names and path.name.lower().endswith(".nrrd"):
+            parts.append(sorted(classes.names.items()))
+        key = _key(*parts)
 
         def make(folder: Path) -> None:
-            volume = io.read_label(path, io.read_header(case.images[0]), case=case.name)
+            volume = io.read_label(
+                path, io.read_header(case.images[0]), case=case.name, names=classes.names
+            )
             with naming(case.name, os.fspath(path)):
                 indices = class_indices(volume.array, classes.values, ignore=classes.ignore)
                 source = Volume(sparse_label(indices, annotated), volume.geometry)

@@ -219,8 +219,9 @@ def folder_calibration(
         paths = [probability_path(predictions, name, n, kind) for n, kind in enumerate(classes, 1)]
         if not all(path.exists() for path in paths):
             continue
-        geometry = io.read_header(reference)
-        label = io.read_label(reference, geometry, case=name).array
+        geometry = io.common_grid(paths[0], reference)
+        kinds = {value: kind for kind, value in classes.items()}
+        label = io.read_label(reference, geometry, case=name, names=kinds).array
         truth = _indices(label, list(classes.values()))
         if annotated and name in annotated:
             truth[~counted_mask(label.shape, annotated[name])] = IGNORE

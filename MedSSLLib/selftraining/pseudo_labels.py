@@ -201,7 +201,7 @@ def decided(project: Project, case: Case, grid: Geometry, options: PseudoOptions
     """
 
     def read(path: Path) -> np.ndarray:
-        label = io.read_label(path, grid, case=case.name).array
+        label = io.read_label(path, grid, case=case.name, names=project.labels).array
         return class_indices(label, project.values, ignore=project.ignore_value)
 
     result = np.full(grid.shape, IGNORE, np.uint8)

@@ -154,14 +154,14 @@ def check(image, minimum=8):
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 def test_pictures_of_every_panel(scene, cohort, tmp_path, dark):
-    from MedSSLGui import advice
+    from MedSSLGui.project import words
     from slicer_bench import pictures
 
     user, target = scene, folder(tmp_path)
     pictures.set_theme(dark)
     suffix = "-dark" if dark else ""
     add_uncertainty(cohort, user.store.folder)
-    user.shell.session.say(advice.nextStep(user.store))
+    user.shell.session.say(words.nextStep(user.store))
     user.find("deviceComboBox")
     for name in ("data", "pretrain"):
         user.shell.open(name)
@@ -182,13 +182,13 @@ def test_pictures_of_every_panel(scene, cohort, tmp_path, dark):
     user.find("runsTable").selectRow(1)
     user.shell.session.saveAll()
     user.settle()
-    user.shell.session.say(advice.nextStep(user.store))
+    user.shell.session.say(words.nextStep(user.store))
     wait_until(lambda: False, 0.3)
     image = pictures.beside(pictures.panel(user.loaded), [], CAPTION)
     check(image)
     image.save(str(target / f"train{suffix}.png"))
     user.shell.open("review")
-    user.shell.panels["review"].readFigures()
+    user.shell.panels["review"].readResults()
     user.settle()
     user.find("resultTable").selectRow(0)
     user.settle()
@@ -210,7 +210,7 @@ def test_the_overlay_shows_the_segmentation(scene, cohort, tmp_path):
 
     user = scene
     user.shell.open("review")
-    user.shell.panels["review"].readFigures()
+    user.shell.panels["review"].readResults()
     user.settle()
     user.find("resultTable").selectRow(0)
     user.settle()

@@ -38,10 +38,12 @@ def set_theme(dark):
 
 def panel(loaded, width=560):
     """The module's panel at its natural height, as a QImage."""
-    loaded.panel.resize(width, 100)
+    area = loaded.find("sectionsArea")
+    loaded.panel.resize(width, 600)
     for _ in range(5):
         QtWidgets.QApplication.processEvents()
-        loaded.panel.resize(width, loaded.panel.sizeHint().height())
+        lacking = area.widget().sizeHint().height() - area.viewport().height()
+        loaded.panel.resize(width, loaded.panel.height() + lacking + 4)
     return loaded.panel.grab().toImage()
 
 

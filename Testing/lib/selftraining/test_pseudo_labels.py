@@ -38,7 +38,15 @@ class Foreseen(Model):
         return None, None
 
 
-MODEL = Foreseen(None, None, PROJECT.values, PROJECT.classes, torch.device("cpu"), "32", (1, 2))
+MODEL = Foreseen(
+    network=None,
+    plan=None,
+    values=PROJECT.values,
+    classes=PROJECT.classes,
+    device=torch.device("cpu"),
+    precision="32",
+    single_component=(1, 2),
+)
 
 
 def probabilities_of(classes, sure=0.75):

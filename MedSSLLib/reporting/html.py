@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+WIDE = 600
+"""Charts of more pixels are not made smaller on a telephone: they are moved sideways."""
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 _STYLE = """
 :root { --ink: #1d2329; --soft: #5f6771; --line: #e2e6ea; --page: #f5f6f8; --card: #fff; --accent: #0072b2; }
@@ -83,6 +85,7 @@ footer { color: var(--soft); font-size: 13px; margin-top: 26px; }
   dl { grid-template-columns: 1fr; gap: 0; }
   dd { margin-bottom: 8px; }
   .row { display: block; }
+  .zoom img.wide { max-width: none; min-width: 640px; }
   .scroll th:first-child, .scroll td:first-child { position: sticky; left: 0; background: var(--card); }
   th, td { padding: 7px 10px 7px 0; }
 }
@@ -271,7 +274,10 @@ def _figure(figure: Figure, caption: str) -> str:
 
     width = round(figure.get_size_inches()[0] * 100)
     data = base64.b64encode(to_png(figure, dpi=200)).decode("ascii")
-    kind = "" if any(axes.images for axes in figure.axes) else ' class="chart"'
+    kinds = [] if any(axes.images for axes in figure.axes) else ["chart"]
+    if width > WIDE and kinds:
+        kinds.append("wide")
+    kind = f' class="{" ".join(kinds)}"' if kinds else ""
     return (
         f'<figure><label class="zoom" title="Full size"><input type="checkbox">'
         f'<img{kind} src="data:image/png;base64,{data}" width="{width}" alt="{_text(caption)}">'

@@ -20,7 +20,11 @@ ROOT = Path(__file__).resolve().parents[3]
 FILES = ("CONTRIBUTING.md", "CHANGELOG.md", "LICENSE", "CITATION.cff")
 FOLDERS = ("Resources", "Testing/bench", "Testing/faults", "Testing/gui/slicer_bench")
 PAGES = {
-    "Guides": ("Resources/Documentation/Tutorial", "Resources/Documentation/Methods"),
+    "Guides": (
+        "Resources/Documentation/Tutorial",
+        "Resources/Documentation/Methods",
+        "Resources/Documentation/Results",
+    ),
     "Behind it": (
         "Testing/bench/NOTES",
         "Testing/bench/peers/README",

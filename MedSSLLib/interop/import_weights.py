@@ -9,6 +9,7 @@ between other layers need not be worth much here: measure it.
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -120,7 +121,9 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
             remedy="Update torch to 2.10 or newer, or save as safetensors",
         )
     try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's advice on how to load it otherwise
+            content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged or hostile file may raise any kind from deep in torch
         raise InputError(
             f"cannot be read as tensors alone ({_reason(error)})",

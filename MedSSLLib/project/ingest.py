@@ -256,7 +256,7 @@ def _find_classes(result: Admission, manifest: Manifest, source: Source) -> None
         if case.role != "labelled" or case.label is None:
             continue
         try:
-            check_label(case.label, read_header(case.images[0]), case=name)
+            _check_grid(case)
             result.cases[name] = _with_annotated_slices(case, manifest.drawn_plane)
             if result.labels_from is not None:
                 shown, found = _scan(case, labels)
@@ -269,6 +269,22 @@ def _find_classes(result: Admission, manifest: Manifest, source: Source) -> None
             del result.cases[name]
     result.labels = labels
     result.labels_from = None if result.labels_from is None else tuple(dict.fromkeys(scanned))
+
+
+def _check_grid(case: Case) -> None:
+    """Check that the label lies on its image's grid; a refusal also says what is odd about the
+    image's header.
+    """
+    assert case.label is not None
+    grid = read_header(case.images[0])
+    try:
+        check_label(case.label, grid, case=case.name)
+    except InputError as error:
+        odd = "; ".join(f"{general}: {words}" for general, words in remarks(case.images[0]))
+        if not odd:
+            raise
+        finding = f"{error.finding} (of its image, {odd})"
+        raise InputError(finding, case=case.name, file=case.label, remedy=error.remedy) from None
 
 
 def _with_annotated_slices(case: Case, drawn_plane: str) -> Case:

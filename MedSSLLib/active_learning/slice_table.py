@@ -9,13 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from MedSSLLib.active_learning.scans import Scan
 from MedSSLLib.core.errors import InputError
 from MedSSLLib.core.events import Events
 from MedSSLLib.data.cache import Cache
 from MedSSLLib.data.plan import Plan
 from MedSSLLib.data.slices import (
-    annotation_axis,
-    drawn_slices,
     not_empty,
     slice_operator,
     slice_spread,
@@ -23,30 +22,14 @@ from MedSSLLib.data.slices import (
 from MedSSLLib.images import io
 from MedSSLLib.images.geometry import Geometry, Volume
 from MedSSLLib.inference.model import Model, load_model
-from MedSSLLib.inference.slice_features import combined, slice_profiles
+from MedSSLLib.inference.slice_features import combined_profiles, slice_profiles
 from MedSSLLib.inference.sliding_window import uncertainty as entropy_map
 from MedSSLLib.networks.unet import Encoder, build_encoder, place
 from MedSSLLib.project.manifest import Case
 from MedSSLLib.project.project import Project
-from MedSSLLib.training.checkpoint import load_tensors, unprefixed
-from MedSSLLib.training.context import resolve_weights
+from MedSSLLib.training.checkpoint import unprefixed
 from MedSSLLib.training.devices import resolve_device
-from MedSSLLib.training.run_folder import read_config, read_plan
-
-
-@dataclass(frozen=True)
-class Scan:
-    """A case, the axis to annotate along, and which slices are drawn, boolean ``[slices]``."""
-
-    case: Case
-    geometry: Geometry
-    axis: int
-    drawn: np.ndarray
-
-    @property
-    def count(self) -> int:
-        """Slices along the axis."""
-        return self.geometry.size[self.axis]
+from MedSSLLib.training.run_folder import find_start
 
 
 @dataclass(frozen=True)
@@ -107,12 +90,11 @@ def load_viewer(
         InputError: a run does not exist or is not finished, a further one has other classes, or the
             device does not exist.
     """
-    folder = project.run_folder(run)
-    weights = resolve_weights(project, run)
-    assert weights is not None
-    config, plan = read_config(folder), read_plan(folder)
+    source = find_start(project, run)
+    assert source is not None
+    config, plan = source.config, source.plan
     if config.command != "pretrain":
-        model = load_model(folder, device, precision)
+        model = load_model(source, device, precision)
         others = []
         for name in also:
             other = load_model(project.run_folder(name), device, precision)
@@ -121,7 +103,7 @@ def load_viewer(
         return Viewer(plan, model.network.encoder, model.device, model, tuple(others))
     where = resolve_device(device)
     encoder = build_encoder(plan.dim, plan.channels, plan.strides, config.network)
-    encoder.load_state_dict(unprefixed("encoder", load_tensors(weights)[0]))
+    encoder.load_state_dict(unprefixed("encoder", source.tensors))
     encoder.eval()
     place(encoder, where, plan.dim)
     return Viewer(plan, encoder, where)
@@ -135,29 +117,6 @@ def _require_same_classes(model: Model, other: Model, name: str) -> None:
             f"{', '.join(model.classes[1:])} with the same values",
             remedy="Name runs of the same classes",
         )
-
-
-def survey(cases: Sequence[Case], events: Events) -> list[Scan]:
-    """The scans of all cases whose header can be read; the others are named in warnings."""
-    scans = []
-    for case in cases:
-        try:
-            geometry = io.read_header(case.images[0])
-        except InputError as error:
-            events.emit("warning", message=str(error.for_case(case.name)))
-            continue
-        axis = annotation_axis(case, geometry)
-        scans.append(Scan(case, geometry, axis, drawn_slices(case, axis, geometry.size[axis])))
-    return scans
-
-
-def usable_slices(scan: Scan) -> np.ndarray:
-    """Boolean ``[slices]``: slices of the source image that are not empty.
-
-    Raises InputError for a bad image.
-    """
-    image = np.stack([io.read_image(path, case=scan.case.name).array for path in scan.case.images])
-    return not_empty(slice_spread(image, 2 - scan.axis))
 
 
 def extract_features(
@@ -195,7 +154,7 @@ def extract_features(
         place=np.concatenate([np.arange(count) for count in counts]),
         usable=shown,
         drawn=np.concatenate([scan.drawn for scan in kept]),
-        features=combined(features, shown),
+        features=combined_profiles(features, shown),
         uncertainty=np.concatenate(uncertain),
     )
 
@@ -204,23 +163,14 @@ def _prepared(
     project: Project, scans: Sequence[Scan], cache: Cache, events: Events
 ) -> tuple[Scan, ...]:
     """The scans that could be preprocessed. Raises InputError when there is none."""
-    refused = cache.prepare(
+    prepared = cache.prepare(
         [scan.case for scan in scans],
         progress=lambda done, total: events.progress("preprocess", done, total),
     )
-    bad, first = set(), ""
-    for case, error in refused:
-        events.emit("warning", message=str(error))
-        bad.add(case.name)
-        first = first or f": {error}"
-    kept = tuple(scan for scan in scans if scan.case.name not in bad)
-    if not kept:
-        raise InputError(
-            f"none of the {len(scans)} cases can be used{first}",
-            file=str(project.folder),
-            remedy="See the warnings, and `medssl status`",
-        )
-    return kept
+    prepared.report(events)
+    prepared.require_any(str(project.folder))
+    usable = {case.name for case in prepared.usable}
+    return tuple(scan for scan in scans if scan.case.name in usable)
 
 
 def _predicted(
@@ -242,8 +192,10 @@ def _predicted(
         classes = []
         for index, values in enumerate(probabilities.numpy()):
             outside = float(index == 0)  # what the other model does not cover is background
-            volume = Volume(values, own)
-            classes.append(io.resample(volume, grid, interpolation="linear", outside=outside).array)
+            resampled = io.resample_volume(
+                Volume(values, own), grid, interpolation="linear", outside=outside
+            )
+            classes.append(resampled.array)
         total = total + torch.from_numpy(np.stack(classes))
     return total / (1 + len(viewer.others))
 

@@ -21,19 +21,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from MedSSLLib.active_learning.slice_table import (
-    Scan,
-    Table,
-    Viewer,
-    extract_features,
-    load_viewer,
-    survey,
-    usable_slices,
-)
+from MedSSLLib.active_learning.scans import Scan, survey, usable_slices
 from MedSSLLib.active_learning.strategies import (
     ALIKE,
     Candidates,
@@ -47,7 +39,11 @@ from MedSSLLib.active_learning.strategies import (
 from MedSSLLib.core.errors import InputError
 from MedSSLLib.core.events import Events
 from MedSSLLib.core.files import refuse_overwriting, write_json
+from MedSSLLib.data.random import Stream, random_stream
 from MedSSLLib.project.project import Project
+
+if TYPE_CHECKING:
+    from MedSSLLib.active_learning.slice_table import Table, Viewer
 
 _Choice = tuple[int, int, str, float | None]  # scan, slice, reason, score
 _FORMAT, _FORMAT_VERSION = "medssl-suggestions", 1
@@ -122,6 +118,8 @@ def run_suggest(
     strategy = _strategy(options.strategy, run, None)
     viewer = None
     if run and _looks(strategy):
+        from MedSSLLib.active_learning.slice_table import load_viewer
+
         viewer = load_viewer(project, run, options.device, options.precision, options.also)
     strategy = _strategy(strategy, run, viewer)
     _refuse_useless(options.also, run, strategy)
@@ -161,6 +159,8 @@ def _choose(  # noqa: PLR0913 - everything that a strategy may look at
     events: Events,
 ) -> list[Suggestion]:
     if viewer is not None:
+        from MedSSLLib.active_learning.slice_table import extract_features
+
         table = extract_features(project, scans, viewer, events, flips=options.flips)
         return _from_table(table, viewer, strategy, options)
     if strategy == "even":
@@ -300,23 +300,46 @@ def _similarity_words(pick: ChosenSlice, table: Table, *, typical: bool) -> str:
 
 
 def _even(scans: Sequence[Scan], options: SuggestOptions, events: Events) -> list[Suggestion]:
-    """Evenly spaced slices, `per_case` in each of as few cases as the budget needs."""
-    wanted = -(-options.budget // options.per_case)
+    """Evenly spaced slices, one in each of as many cases as the budget allows before a second.
+
+    At most `per_case` in one.
+    """
     drawn, patients = [], []
     for scan in scans:
         drawn.append(bool(scan.drawn.any()))
         patients.append(scan.case.patient)
+    order = even_order(drawn, patients, options.budget)
+    counts = _spread(scans, order, options, events)
     chosen: list[_Choice] = []
-    for position in even_order(drawn, patients, wanted):
-        left = options.budget - len(chosen)
-        if left <= 0:
-            break
-        usable = _usable(scans[position], events)
-        if usable is not None:
-            free = np.flatnonzero(usable & ~scans[position].drawn).tolist()
-            for index in evenly(free, min(left, options.per_case)):
-                chosen.append((position, index, "evenly spaced", None))
+    for position, (free, count) in counts.items():
+        for index in evenly(free, count):
+            chosen.append((position, index, "evenly spaced", None))
     return _suggestions(scans, chosen)
+
+
+def _spread(
+    scans: Sequence[Scan], order: Sequence[int], options: SuggestOptions, events: Events
+) -> dict[int, tuple[list[int], int]]:
+    """Position of a scan to its free slices and how many of them to take; scans take turns.
+
+    An image is opened at its first turn.
+    """
+    free: dict[int, list[int]] = {}
+    counts: dict[int, int] = {}
+    left = options.budget
+    for turn in range(options.per_case):
+        for position in order:
+            if not left:
+                break
+            if position not in free:
+                usable = _usable(scans[position], events)
+                free[position] = []
+                if usable is not None:
+                    free[position] = np.flatnonzero(usable & ~scans[position].drawn).tolist()
+            if turn < len(free[position]):
+                counts[position] = turn + 1
+                left -= 1
+    return {position: (free[position], count) for position, count in counts.items()}
 
 
 def _random(scans: Sequence[Scan], options: SuggestOptions, events: Events) -> list[Suggestion]:
@@ -329,7 +352,7 @@ def _random(scans: Sequence[Scan], options: SuggestOptions, events: Events) -> l
     known: dict[int, np.ndarray | None] = {}
     taken = np.zeros(len(scans), int)
     chosen: list[_Choice] = []
-    for row in np.random.default_rng([options.seed, 9]).permutation(len(case)):
+    for row in random_stream(options.seed, Stream.RANDOM_SLICES).permutation(len(case)):
         position, index = int(case[row]), int(place[row])
         if len(chosen) == options.budget:
             break

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Unpack
 from MedSSLLib.api.arguments import (
     PathLike,
     SuggestionOptions,
-    opened,
-    refuse_unknown,
+    opened_project,
+    refuse_unknown_arguments,
     without_reporting,
 )
 from MedSSLLib.api.run import RunLike, name_of
@@ -43,10 +43,10 @@ def suggest(
     Raises:
         InputError: the strategy needs a run that was not given, or nothing is left to annotate.
     """
-    refuse_unknown("suggest", options, SuggestionOptions.__optional_keys__)
+    refuse_unknown_arguments("suggest", options, SuggestionOptions.__optional_keys__)
     from MedSSLLib.active_learning.suggest import SuggestOptions, run_suggest
 
-    project = opened(project)
+    project = opened_project(project)
     names = tuple(name_of(project, one) for one in also)
     chosen = SuggestOptions(budget, also=names, **without_reporting(options))
     name = None if run is None else name_of(project, run)
@@ -80,6 +80,6 @@ def evaluate(
     from MedSSLLib.cli.apply import scored_by
     from MedSSLLib.evaluation.evaluate import evaluate_folder
 
-    known = {} if project is None else scored_by(opened(project))
+    known = {} if project is None else scored_by(opened_project(project))
     result = None if out is None else Path(out)
     return evaluate_folder(Path(predictions), Path(references), result, tolerance, **known)

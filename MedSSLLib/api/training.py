@@ -13,8 +13,8 @@ from MedSSLLib.api.arguments import (
     SelfTrainingOptions,
     TrainingOptions,
     names_of,
-    opened,
-    refuse_unknown,
+    opened_project,
+    refuse_unknown_arguments,
 )
 from MedSSLLib.api.run import Run, RunLike, name_of
 from MedSSLLib.api.session import session
@@ -24,7 +24,7 @@ from MedSSLLib.project.project import Project
 from MedSSLLib.project.runs import WEIGHTS
 
 if TYPE_CHECKING:
-    from MedSSLLib.config.run import Command, RunConfig
+    from MedSSLLib.config.run import CommandName, RunConfig
     from MedSSLLib.methods.base import Method
 
 
@@ -49,7 +49,7 @@ def pretrain(
         CancelledError: stopped by the user; the checkpoint is kept.
         GuardError: a loss is not finite, the features have collapsed, or memory ran out.
     """
-    refuse_unknown("pretrain", options, TrainingOptions.__optional_keys__)
+    refuse_unknown_arguments("pretrain", options, TrainingOptions.__optional_keys__)
     from MedSSLLib.methods import outside
     from MedSSLLib.pretraining.pretrain import run_pretrain
 
@@ -78,10 +78,10 @@ def finetune(
         CancelledError: stopped by the user; the checkpoint is kept.
         GuardError: the loss is not finite, or memory ran out.
     """
-    refuse_unknown("finetune", options, LabelOptions.__optional_keys__)
+    refuse_unknown_arguments("finetune", options, LabelOptions.__optional_keys__)
     from MedSSLLib.finetuning.finetune import run_finetune
 
-    project = opened(project)
+    project = opened_project(project)
     given = {"init": _start(project, init), "freeze_encoder": freeze_encoder or None}
     return _train(run_finetune, project, "finetune", "supervised", given, options)
 
@@ -106,14 +106,14 @@ def selftrain(
         CancelledError: stopped by the user; the checkpoint is kept.
         GuardError: the loss is not finite, or memory ran out.
     """
-    refuse_unknown("selftrain", options, SelfTrainingOptions.__optional_keys__)
+    refuse_unknown_arguments("selftrain", options, SelfTrainingOptions.__optional_keys__)
     from MedSSLLib.selftraining.selftrain import run_selftrain
 
     if (start is None) == (init is None) and not (start is None and options.get("resume")):
         raise InputError(
             "selftrain needs one start", remedy="Give start=RUN, or init=RUN or 'none'"
         )
-    project = opened(project)
+    project = opened_project(project)
     given = {
         "options.start": None if start is None else name_of(project, start),
         "init": _start(project, init),
@@ -147,10 +147,10 @@ def complete(
         CancelledError: stopped by the user; the checkpoint is kept.
         GuardError: the loss is not finite, or memory ran out.
     """
-    refuse_unknown("complete", options, TrainingOptions.__optional_keys__)
+    refuse_unknown_arguments("complete", options, TrainingOptions.__optional_keys__)
     from MedSSLLib.finetuning.complete import run_complete
 
-    project = opened(project)
+    project = opened_project(project)
     given = {
         "options.case": project.case(case).name,
         "options.out": None if out is None else os.path.abspath(out),
@@ -163,19 +163,19 @@ def complete(
 def _train(
     work: Callable[[Project, RunConfig, Events], Path],
     project: Project | PathLike,
-    command: Command,
+    command: CommandName,
     method: str,
     given: Mapping[str, Any],
     options: Mapping[str, Any],
 ) -> Run:
     """Train with the settings that the arguments stand for, seen and stoppable."""
-    from MedSSLLib.cli.train import SETTING_OF, combined, warn_of_unused
+    from MedSSLLib.cli.train import SETTING_OF, merged_settings, warn_of_unused
     from MedSSLLib.methods.options import configured
 
-    project = opened(project)
+    project = opened_project(project)
     values = {key: options.get(option) for option, key in SETTING_OF.items()} | dict(given)
     values["labelled"] = names_of(project, options.get("labelled"))
-    overrides = combined(values, options.get("settings") or {})
+    overrides = merged_settings(values, options.get("settings") or {})
     config = configured(
         command,
         preset=options.get("preset", "standard"),

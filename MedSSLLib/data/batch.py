@@ -11,12 +11,11 @@ import torch
 from torch import Tensor
 
 from MedSSLLib.data.intensity import Change, apply_intensity
-from MedSSLLib.data.random import noise_generator as noise_generator
 from MedSSLLib.data.spatial import (
     ViewGeometry,
-    resample,
     resample_boxes,
     resample_labels,
+    resample_views,
     sampling_grid,
 )
 from MedSSLLib.images.labels import IGNORE
@@ -63,8 +62,17 @@ class Batch:
 
 @dataclass(frozen=True)
 class HostBatch:
-    """A window a view, ``[b, v, c, *w]``, its lower corner in the geometry's frame, and what was
-    drawn; on the host.
+    """What is read and drawn on the host: a window a view, and how the view is made of it.
+
+    Attributes:
+        windows: ``[b, v, c, *w]``.
+        corner: lower corner of each window in the geometry's frame, ``[b, v, s]``.
+        geometry: where each view lies.
+        changes: of intensity, by kind.
+        labels: class maps of the windows, ``[b, v, *w]`` uint8.
+        meta: as in :class:`Batch`.
+        cases: names of the samples' cases.
+        targets: soft targets of the windows, ``[b, v, k, *w]``.
     """
 
     windows: Tensor
@@ -78,9 +86,8 @@ class HostBatch:
 
     def pin(self) -> HostBatch:
         """A copy in page-locked memory, for asynchronous transfer."""
-        labels, targets = (
-            None if x is None else x.pin_memory() for x in (self.labels, self.targets)
-        )
+        labels = None if self.labels is None else self.labels.pin_memory()
+        targets = None if self.targets is None else self.targets.pin_memory()
         return replace(self, windows=self.windows.pin_memory(), labels=labels, targets=targets)
 
 
@@ -94,12 +101,14 @@ def make_views(host: HostBatch, patch: Sequence[int], device: torch.device) -> B
         images = resample_boxes(windows, seen, patch)
     else:
         grid = sampling_grid(seen, windows.shape[2:], patch)
-        images = resample(windows, grid)
+        images = resample_views(windows, grid)
         if host.labels is not None:
             source = host.labels.to(device, non_blocking=True).flatten(0, 1)
             labels = resample_labels(source, grid).unflatten(0, (-1, views))
             if host.targets is not None:
-                soft = resample(host.targets.to(device, non_blocking=True).flatten(0, 1), grid)
+                soft = resample_views(
+                    host.targets.to(device, non_blocking=True).flatten(0, 1), grid
+                )
                 targets = soft.unflatten(0, (-1, views)) * (labels != IGNORE).unsqueeze(2)
     apply_intensity(images, host.changes)
     meta = {name: value.to(device, non_blocking=True) for name, value in host.meta.items()}

@@ -6,93 +6,61 @@ an InputError that names the case, the file, what was found and what to do.
 
 from __future__ import annotations
 
+import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk  # noqa: N813
 
-from MedSSLLib.core.errors import InputError, MedSSLError, naming
-from MedSSLLib.core.files import atomic_path
-from MedSSLLib.images.dicom import dicom_files, read_pixels, read_series
-from MedSSLLib.images.dicom_tags import is_dicom
+from MedSSLLib.core.errors import InputError, naming
+from MedSSLLib.images.finding import EXTENSIONS as EXTENSIONS
+from MedSSLLib.images.finding import case_name as case_name
+from MedSSLLib.images.finding import find_images as find_images
+from MedSSLLib.images.formats.dicom import read_pixels, read_series, series_modality
+from MedSSLLib.images.formats.dicom_header import is_dicom
+from MedSSLLib.images.formats.integrity import check_whole
+from MedSSLLib.images.formats.nifti import (
+    data_file,
+    is_nifti,
+    opened,
+    read_nifti_header,
+    readable_by_itk,
+)
+from MedSSLLib.images.formats.nifti_forms import form_remarks
+from MedSSLLib.images.formats.segments import (
+    annotated_slices,
+    by_name,
+    check_inside,
+    flattened,
+    planes,
+)
 from MedSSLLib.images.geometry import Geometry as Geometry
 from MedSSLLib.images.geometry import Volume as Volume
+from MedSSLLib.images.geometry import moved, oriented, triple
 from MedSSLLib.images.geometry import orient as orient
-from MedSSLLib.images.geometry import oriented
 from MedSSLLib.images.headers import (
+    NOTHING_DRAWN,
     checked_grid,
     geometry_of,
     grid_of,
+    is_segmentation_file,
     open_header,
     pairs_in,
     segments_of,
     unreadable,
 )
-from MedSSLLib.images.integrity import check_whole
 from MedSSLLib.images.labels import Annotated, whole_numbers
-from MedSSLLib.images.segments import annotated_slices, check_inside, flattened, planes
+from MedSSLLib.images.writing import resample_volume as resample_volume
+from MedSSLLib.images.writing import write_image as write_image
 
-EXTENSIONS = (".nii.gz", ".seg.nrrd", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".hdr")
-"""File name extensions of images; a folder may hold a DICOM series, a .dcm file a multi-frame
-image.
-"""
-_WRITABLE = (".nii.gz", ".nii", ".nrrd", ".mha")
-_INTERPOLATORS = {
-    "linear": sitk.sitkLinear,
-    "nearest": sitk.sitkNearestNeighbor,
-    "cubic": sitk.sitkBSpline,
-}
-_FOLDER_DEPTH = 4
-
-
-def case_name(path: str | os.PathLike[str]) -> str:
-    """The case a file belongs to: its name without image extensions (of a DICOM folder, its whole
-    name).
-    """
-    name = Path(path).name
-    for extension in (*EXTENSIONS, ".dcm"):
-        if name.lower().endswith(extension) and len(name) > len(extension):
-            return name[: -len(extension)]
-    return name
-
-
-def find_images(folder: str | os.PathLike[str]) -> list[Path]:
-    """Images of a folder, sorted by name: image files, or the folder itself or those below it with
-    a DICOM series.
-
-    Hidden files are left out; image files in folders below are not looked for.
-    Raises InputError when the folder is missing, holds none, or mixes image files with DICOM
-    slices.
-    """
-    root = Path(folder)
-    if not root.is_dir():
-        raise InputError(
-            "is not a folder", file=root, remedy="Give the folder that holds the images."
-        )
-    try:
-        entries = [p for p in sorted(root.iterdir()) if not p.name.startswith(".")]
-        files = [p for p in entries if p.name.lower().endswith(EXTENSIONS)]
-        if any(p.is_file() and is_dicom(p) for p in entries):
-            if files:
-                raise InputError(
-                    f"holds image files ({files[0].name}) and DICOM slices",
-                    file=root,
-                    remedy="Put them into separate folders.",
-                )
-            return [root]
-        series = [found for p in entries if p.is_dir() for found in _series_below(p, _FOLDER_DEPTH)]
-    except OSError as error:
-        raise InputError(
-            f"cannot be read ({error.strerror})", file=root, remedy="Check its permissions."
-        ) from error
-    if not files and not series:
-        raise InputError(
-            _nothing_found(entries),
-            file=root,
-            remedy=f"Give a folder with {', '.join(EXTENSIONS)} files or DICOM series.",
-        )
-    return sorted(files + series)
+_NUMPY_TYPES = {
+    **{2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8"},
+    **{256: "i1", 512: "u2", 768: "u4", 1024: "i8", 1280: "u8"},
+}  # of NIfTI
+_AIR = -500
+"""What values of a CT reach below, and those of nothing else (Hounsfield units)."""
 
 
 def read_header(path: str | os.PathLike[str], *, case: str = "") -> Geometry:
@@ -136,28 +104,62 @@ def read_image(path: str | os.PathLike[str], *, case: str = "", constant: bool =
         return volume
 
 
-def read_label(path: str | os.PathLike[str], reference: Geometry, *, case: str = "") -> Volume:
+def read_label(
+    path: str | os.PathLike[str],
+    reference: Geometry,
+    *,
+    case: str = "",
+    names: Mapping[int, str] | None = None,
+) -> Volume:
     """A label map on the grid `reference`: whole numbers, uint8 where they fit, else int32 or
     int64.
 
-    A label that is stored with other axis directions is reordered, exactly. A .seg.nrrd may be
-    cropped or finer: it is resampled (nearest neighbour); its layers are flattened unless segments
-    overlap (see `io_segments`). Raises InputError as `read_header` does, and for another grid,
-    values that are not whole numbers, segments that overlap or reach outside the image.
+    A label that is stored with other axis directions is reordered, exactly. A segmentation
+    (.seg.nrrd) may be cropped or finer: it is resampled (nearest neighbour), what lies outside it
+    is background, and one of a single voxel is empty. Its layers are flattened unless segments
+    overlap (see `segments`).
+
+    names: label values and names of the classes. Segments get the value of their own name, in
+        whatever order and with whatever values they are stored.
+
+    Raises InputError as `read_header` does, and for another grid, values that are not whole
+    numbers, segments that overlap, reach outside the image or (with `names`) are no class.
     """
     with naming(case, os.fspath(path)):
         source = Path(path)
-        volume = _read(source)
-        array = _compact(whole_numbers(volume.array))
+        segmentation = is_segmentation_file(source)
+        volume = _read(source, names)
+        array = _compact(whole_numbers(volume.array, step=_step(source)))
+        if segmentation and volume.geometry.size == NOTHING_DRAWN:
+            return Volume(np.zeros(reference.shape, np.uint8), reference)
         if volume.geometry.close_to(reference):
             return Volume(array, reference)
         volume = Volume(array, volume.geometry)
-        if segments_of(source):
+        if segmentation:
             check_inside(volume.array, volume.geometry, reference)
-            return resample(volume, reference, interpolation="nearest")
+            return resample_volume(volume, reference, interpolation="nearest")
         check_label(source, reference)
-        moved = orient(volume, reference.code)
-        return Volume(moved.array, reference)
+        return Volume(orient(volume, reference.code).array, reference)
+
+
+def common_grid(predicted: str | os.PathLike[str], expected: str | os.PathLike[str]) -> Geometry:
+    """The grid on which two labels of a case are compared: that of the expected one, unless it is a
+    segmentation, which may be cropped, and the other is not.
+
+    Of two segmentations it is that of the expected one, made large enough for both.
+    """
+    grids = [read_header(path) for path in (expected, predicted)]
+    cropped = [is_segmentation_file(Path(path)) for path in (expected, predicted)]
+    if not cropped[0] or grids[0].size == NOTHING_DRAWN:
+        return grids[0] if not cropped[0] else grids[1]
+    if not cropped[1]:
+        return grids[1]
+    if grids[1].size == NOTHING_DRAWN:
+        return grids[0]
+    corners = grids[0].indices(grids[1].corners())
+    low = np.minimum(np.floor(corners.min(axis=0) + 0.01), 0).astype(int)
+    high = np.maximum(np.ceil(corners.max(axis=0) - 0.01), np.array(grids[0].size) - 1).astype(int)
+    return moved(grids[0], triple(map(int, low)), triple(map(int, high - low + 1)))
 
 
 def check_label(path: str | os.PathLike[str], reference: Geometry, *, case: str = "") -> None:
@@ -166,7 +168,7 @@ def check_label(path: str | os.PathLike[str], reference: Geometry, *, case: str 
     """
     with naming(case, os.fspath(path)):
         geometry = read_header(path)
-        if segments_of(Path(path)):
+        if is_segmentation_file(Path(path)):
             return
         found = geometry.difference(reference)
         if found and not oriented(geometry, reference.code).close_to(reference):
@@ -179,11 +181,20 @@ def check_label(path: str | os.PathLike[str], reference: Geometry, *, case: str 
             )
 
 
-def segment_names(path: str | os.PathLike[str]) -> dict[int, str]:
-    """Values and names of the segments of a .seg.nrrd, as `read_label` gives them; empty for other
-    files.
+def segment_names(
+    path: str | os.PathLike[str], names: Mapping[int, str] | None = None
+) -> dict[int, str]:
+    """Values and names of the segments of a .seg.nrrd, as `read_label` gives them with these
+    `names` and those that are new; empty for other files.
     """
-    return {segment.value: segment.name for segment in segments_of(Path(path))}
+    found = segments_of(Path(path))
+    if names is not None:
+        found = by_name(found, names, new=True)
+    written = {segment.value: segment.name for segment in found}
+    for value, name in (names or {}).items():  # in the spelling of the classes
+        if value in written and written[value].strip().casefold() == name.strip().casefold():
+            written[value] = name
+    return written
 
 
 def recorded_slices(path: str | os.PathLike[str], reference: Geometry) -> Annotated | None:
@@ -197,7 +208,7 @@ def recorded_slices(path: str | os.PathLike[str], reference: Geometry) -> Annota
     return annotated_slices(pairs_in(open_header(Path(path))), reference)
 
 
-def drawn_slices(
+def slices_with_structures(
     path: str | os.PathLike[str], reference: Geometry, plane: str, *, case: str = ""
 ) -> Annotated:
     """The axial, coronal or sagittal slices of the grid `reference` on which a label shows
@@ -218,115 +229,54 @@ def drawn_slices(
     return Annotated.of([(axis, found.tolist())])
 
 
+def is_dicom_source(path: str | os.PathLike[str]) -> bool:
+    """Whether an image is a folder of DICOM slices or a DICOM file."""
+    return Path(path).is_dir() or is_dicom(path)
+
+
 def modality_of(path: str | os.PathLike[str]) -> str:
     """The modality, from DICOM; elsewhere "CT" if values reach below -500 (air in Hounsfield
     units), else "MR".
     """
     source = Path(path)
     if source.is_dir() or is_dicom(source):
-        return read_series(source).modality
-    return "CT" if read_image(source).array.min() < -500 else "MR"
+        return series_modality(source)
+    return "CT" if read_image(source).array.min() < _AIR else "MR"
 
 
-def write_image(path: str | os.PathLike[str], volume: Volume) -> None:
-    """Write a volume, compressed and atomically, as .nii.gz, .nii, .nrrd or .mha; the file is
-    checked before it counts.
+def shows_air(path: str | os.PathLike[str]) -> bool:
+    """Whether the beginning of a NIfTI file holds values as of air in CT, below -500.
 
-    Raises InputError for another extension and for values that are not finite, MedSSLError when it
-    cannot be written (full disk, no permission).
+    A quick look: at most half a million voxels are read. False for other files, and for a CT whose
+    beginning shows no air.
     """
-    if not os.fspath(path).lower().endswith(_WRITABLE):
-        raise InputError(
-            "has an extension that cannot be written",
-            file=path,
-            remedy=f"Use {', '.join(_WRITABLE)}.",
-        )
-    if volume.array.dtype.kind == "f" and not np.isfinite(volume.array).all():
-        raise InputError(
-            "would hold values that are not finite",
-            file=path,
-            remedy="Replace them before writing.",
-        )
-    with atomic_path(path) as temporary:
-        temporary.touch()
-        try:
-            sitk.WriteImage(_image(volume), os.fspath(temporary), useCompression=True)
-            check_whole(temporary, pixels=True)
-            if temporary.suffix == ".nrrd":
-                sitk.ReadImage(os.fspath(temporary))
-        except (RuntimeError, InputError) as error:
-            raise MedSSLError(
-                f"{path}: cannot be written in full. Check the disk for space and permission."
-            ) from error
+    source = Path(path)
+    if not is_nifti(source):
+        return False
+    header = read_nifti_header(source)
+    kind = _NUMPY_TYPES.get(header.datatype)
+    if kind is None:
+        return False
+    dtype = np.dtype(header.order + kind)
+    with opened(data_file(source, header)) as stream:
+        stream.seek(header.offset)
+        content = stream.read(min(math.prod(header.dims), 2**19) * dtype.itemsize)
+    stored = np.frombuffer(content, dtype, len(content) // dtype.itemsize)
+    if not stored.size:
+        return False
+    slope = header.slope if np.isfinite(header.slope) and header.slope else 1.0
+    offset = header.intercept if slope == header.slope and np.isfinite(header.intercept) else 0.0
+    return bool(float(stored.min()) * slope + offset < _AIR)
 
 
-def resample(
-    volume: Volume, geometry: Geometry, *, interpolation: str = "linear", outside: float = 0.0
-) -> Volume:
-    """`volume` at the voxels of `geometry`, through physical space (any directions, left-handed
-    ones too).
-
-    interpolation: "linear" and "cubic" (B-spline; linear when an axis has fewer than 4 voxels) give
-        float32,
-    "nearest" keeps the type. Voxels more than half a voxel outside `volume` become `outside`.
+def remarks(path: str | os.PathLike[str]) -> list[tuple[str, str]]:
+    """What a user should know about an image that can be used, as (general words, words for this
+    file) each: a NIfTI file whose forms differ or say nothing, or that is not in millimetres.
     """
-    if interpolation not in _INTERPOLATORS:
-        raise InputError(
-            f"the interpolation {interpolation!r} is unknown",
-            remedy=f"Use {', '.join(_INTERPOLATORS)}.",
-        )
-    kind = sitk.sitkUnknown if interpolation == "nearest" else sitk.sitkFloat32
-    if interpolation == "cubic" and min(volume.geometry.size) < 4:
-        interpolation = "linear"
-    result = sitk.Resample(
-        _image(volume),
-        geometry.size,
-        sitk.Transform(),
-        _INTERPOLATORS[interpolation],
-        geometry.origin,
-        geometry.spacing,
-        _cosines(geometry),
-        outside,
-        kind,
-    )
-    return Volume(sitk.GetArrayFromImage(result), geometry)
+    return form_remarks(Path(path)) if is_nifti(Path(path)) else []
 
 
-def _cosines(geometry: Geometry) -> list[float]:
-    """Direction cosines without the tiny ones, below 1e-14, on which ITK's inversion can fail."""
-    return [0.0 if abs(value) < 1e-14 else value for value in geometry.direction]
-
-
-def _series_below(folder: Path, depth: int) -> list[Path]:
-    if depth == 0 or folder.name.startswith("."):
-        return []
-    here = [folder] if dicom_files(folder) else []
-    return here + [
-        found
-        for p in sorted(folder.iterdir())
-        if p.is_dir()
-        for found in _series_below(p, depth - 1)
-    ]
-
-
-def _nothing_found(entries: list[Path]) -> str:
-    below = [
-        p.name
-        for p in entries
-        if p.is_dir() and any(q.name.lower().endswith(EXTENSIONS) for q in p.iterdir())
-    ]
-    kinds = sorted({p.suffix for p in entries if p.is_file() and p.suffix})
-    hint = (
-        f", but its folder {below[0]} does"
-        if below
-        else f" (only {', '.join(kinds[:5])} files)"
-        if kinds
-        else ""
-    )
-    return f"{'is empty' if not entries else 'holds no images'}{hint}"
-
-
-def _read(path: Path) -> Volume:
+def _read(path: Path, names: Mapping[int, str] | None = None) -> Volume:
     """Voxels and grid of an image or a (flattened) segmentation."""
     if path.is_dir() or is_dicom(path):
         series = read_series(path)
@@ -334,15 +284,33 @@ def _read(path: Path) -> Volume:
         return read_pixels(series)
     grid_of(open_header(path), path)
     check_whole(path, pixels=True)
-    try:
-        image = sitk.ReadImage(os.fspath(path))
-    except RuntimeError as error:
-        raise unreadable(path, str(error)) from None
+    with readable_by_itk(path, pixels=True) as file:
+        try:
+            image = sitk.ReadImage(os.fspath(file))
+        except RuntimeError as error:
+            raise unreadable(path, str(error)) from None
     array = sitk.GetArrayFromImage(image)
     found = segments_of(path)
+    if names is not None:
+        found = by_name(found, names)
+    segmentation = bool(found) or is_segmentation_file(path)
     return Volume(
-        flattened(array, found) if found else array, checked_grid(geometry_of(image), path)
+        flattened(array, found) if found else array,
+        checked_grid(geometry_of(image), path, segmentation=segmentation),
     )
+
+
+def _step(path: Path) -> float:
+    """By how much neighbouring stored values of a NIfTI file differ; 0 where they are not
+    scaled.
+    """
+    if not is_nifti(path):
+        return 0.0
+    header = read_nifti_header(path)
+    scaled = np.isfinite([header.slope, header.intercept]).all() and header.slope != 0
+    plain = (header.slope, header.intercept) == (1.0, 0.0)
+    whole = _NUMPY_TYPES.get(header.datatype, "f")[0] in "iu"
+    return abs(header.slope) if scaled and whole and not plain else 0.0
 
 
 def _compact(array: np.ndarray) -> np.ndarray:
@@ -351,14 +319,3 @@ def _compact(array: np.ndarray) -> np.ndarray:
         if np.iinfo(kind).min <= low and high <= np.iinfo(kind).max:
             return array.astype(kind, copy=False)
     return array.astype(np.int64, copy=False)
-
-
-def _image(volume: Volume) -> sitk.Image:
-    array = np.ascontiguousarray(volume.array)
-    special: dict[str, np.dtype] = {"?": np.dtype(np.uint8), "e": np.dtype(np.float32)}
-    kind = special.get(array.dtype.char, array.dtype.newbyteorder("="))
-    image = sitk.GetImageFromArray(array.astype(kind, copy=False))
-    image.SetSpacing(volume.geometry.spacing)
-    image.SetOrigin(volume.geometry.origin)
-    image.SetDirection(_cosines(volume.geometry))
-    return image

@@ -26,12 +26,12 @@ PAGES = {
         "Resources/Documentation/Tutorial",
         "Resources/Documentation/Python",
         "Resources/Documentation/Methods",
+        "Resources/Documentation/Results",
     ),
     "Behind it": (
         "Testing/bench/NOTES",
         "Testing/bench/peers/README",
         "Testing/faults/README",
-        "Testing/faults/MUTANTS",
         "Testing/gui/slicer_bench/README",
         "CONTRIBUTING",
         "CHANGELOG",

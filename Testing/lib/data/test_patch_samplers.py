@@ -12,7 +12,7 @@ from MedSSLLib.config.run import AugmentConfig
 from MedSSLLib.data.batch import make_views
 from MedSSLLib.data.patch_samplers import Pick, SegmentationSampler, ViewSampler
 from MedSSLLib.data.random import shuffled_order
-from MedSSLLib.data.spatial import ViewGeometry, resample, sampling_grid
+from MedSSLLib.data.spatial import ViewGeometry, resample_views, sampling_grid
 from MedSSLLib.images.labels import IGNORE, Annotated, sparse_label
 from MedSSLLib.losses.dice_ce import dice_ce
 from Testing.lib.case_helpers import each
@@ -37,7 +37,12 @@ def reader(cases=3, shape=(14, 18, 16), channels=1, seed=0):
 def segmentation(source, patch, augment=PLAIN, **changes):
     values = {"batch": 4, "foreground": 0.5, "seed": 0} | changes
     return SegmentationSampler(
-        source, tuple(source.images), patch, (1.0,) * len(patch), augment, **values
+        reader=source,
+        cases=tuple(source.images),
+        patch=patch,
+        spacing=(1.0,) * len(patch),
+        augment=augment,
+        **values,
     )
 
 
@@ -57,7 +62,14 @@ def views(source, patch, augment=RICH, samples=4, dim=3, **changes):
         "rotation": 0.0,
         "seed": 0,
     } | changes
-    return ViewSampler(source, pick, patch, (1.0,) * len(patch), augment, **values)
+    return ViewSampler(
+        reader=source,
+        pick=pick,
+        patch=patch,
+        spacing=(1.0,) * len(patch),
+        augment=augment,
+        **values,
+    )
 
 
 SAMPLERS = {
@@ -344,17 +356,17 @@ def test_views_of_the_whole_image_scale_with_it(shape):
     patch = (16, 8)
     picks = [Pick("c0", 2)] * 50
     sampler = ViewSampler(
-        reader(1, shape),
-        lambda rng, step: picks,
-        patch,
-        (1.0, 1.0),
-        None,
-        2,
-        (0.75, 1.0),
-        0.7,
-        0.0,
-        0.0,
-        0,
+        reader=reader(1, shape),
+        pick=lambda rng, step: picks,
+        patch=patch,
+        spacing=(1.0, 1.0),
+        augment=None,
+        views=2,
+        scale=(0.75, 1.0),
+        min_overlap=0.7,
+        flip=0.0,
+        rotation=0.0,
+        seed=0,
         whole=True,
     )
     geometry = sampler.sample(0).geometry
@@ -386,7 +398,9 @@ def test_windows_stay_inside_the_volume_where_it_is_large_enough(shape, rotation
         doubled = {k: v.double() for k, v in vars(host.geometry).items() if v is not None}
         geometry = ViewGeometry(**doubled).seen_from(-frame)
         expected = (
-            resample(whole, sampling_grid(geometry, shape, (8, 8, 8))).float().unflatten(0, (-1, 2))
+            resample_views(whole, sampling_grid(geometry, shape, (8, 8, 8)))
+            .float()
+            .unflatten(0, (-1, 2))
         )
         torch.testing.assert_close(
             make_views(host, (8, 8, 8), CPU).images, expected, rtol=0, atol=2e-4

@@ -32,7 +32,7 @@ from MedSSLLib.project.runs import summary
 from MedSSLLib.selftraining import pseudo_labels
 from MedSSLLib.training import trainer
 from MedSSLLib.training.checkpoint import load_tensors, save_tensors
-from MedSSLLib.training.run_folder import read_config
+from MedSSLLib.training.run_folder import RunFolder
 from Testing.lib.case_helpers import each
 from Testing.lib.core_helpers import tiny_project
 
@@ -56,8 +56,8 @@ def newer(path: Path, format_name: str = "", **content: object) -> Path:
 
 
 READERS = {
-    "run": lambda p: read_config(newer(p / "config.json", "medssl-run").parent),
-    "quality": lambda p: quality_estimator.Judge(None, "r").write(
+    "run": lambda p: RunFolder(newer(p / "config.json", "medssl-run").parent).config,
+    "quality": lambda p: quality_estimator.QualityEstimator(model=None, run="r").write(
         newer(p / "quality.json", "medssl-quality").parent, {}
     ),
     "pseudo-labels": lambda p: pseudo_labels.write_pseudo_labels(
@@ -102,7 +102,7 @@ def test_a_run_of_a_newer_version_is_listed_with_its_problem(tmp_path):
 
 
 def test_a_cache_entry_of_a_newer_version_is_made_again(tmp_path):
-    newer(tmp_path / "info.json", array_store.FORMAT, files={"data.b2nd": {}})
+    newer(tmp_path / "info.json", "medssl-cache-entry", files={"data.b2nd": {}})
     assert array_store.read_info(tmp_path) is None
 
 
@@ -131,6 +131,8 @@ INSIDE = {  # function -> why its plain writes are safe
     "_fill": "inside atomic_folder",
     "_export_bundle": "a temporary folder of the system",
     "to_png": "into memory",
+    "_into_temporary": "inside atomic_path",
+    "readable_by_itk": "a temporary folder of the system",
 }
 
 

@@ -23,10 +23,10 @@ from MedSSLLib.project.runs import summary
 from MedSSLLib.reporting.run_report import write_run_report
 from MedSSLLib.selftraining import selftrain
 from MedSSLLib.selftraining.pseudo_labels import CollapsedError
-from MedSSLLib.selftraining.start import warn_of_idle_settings, with_share
+from MedSSLLib.selftraining.start import warn_of_idle_settings, with_fraction
 from MedSSLLib.training import devices
 from MedSSLLib.training.checkpoint import load_tensors
-from MedSSLLib.training.run_folder import read_data
+from MedSSLLib.training.run_folder import RunFolder
 from Testing.lib.case_helpers import each
 from Testing.lib.core_helpers import loud, tiny_config, tiny_project
 
@@ -222,9 +222,9 @@ def test_what_the_joint_stage_reads(project, monkeypatch):
     seen = []
     plain = selftrain.fit
 
-    def fit(ready, task, budget, stage):
+    def fit(context, task, budget, stage):
         seen.append((stage, task))
-        return plain(ready, task, budget, stage)
+        return plain(context, task, budget, stage)
 
     monkeypatch.setattr(selftrain, "fit", fit)
     config = settings(
@@ -268,7 +268,7 @@ def test_partly_drawn_cases_are_a_share_of_the_joint_batches(drawn, others, shar
         [Case(f"{kind}{n}", ()) for n in range(count)]
         for kind, count in (("d", drawn), ("o", others))
     )
-    cases = with_share(first, rest, share)
+    cases = with_fraction(first, rest, share)
     assert Counter(case.name for case in cases) == {
         **{c.name: times for c in first},
         **{c.name: 1 for c in rest},
@@ -329,10 +329,10 @@ def test_a_run_stopped_before_its_first_step_says_to_start_again_and_can_be(proj
 
 def test_settings_of_fine_tuning_that_do_nothing_are_named(project):
     def told(**options):
-        events, record = loud()
-        job = SimpleNamespace(config=settings(**options), events=events)
-        warn_of_idle_settings(job, self_train_options(job.config))
-        return [event["message"] for event in record.of("warning")]
+        said = []
+        context = SimpleNamespace(config=settings(**options), warn=said.append)
+        warn_of_idle_settings(context, self_train_options(context.config))
+        return said
 
     assert told() == told(semi="mean-teacher") == told(mixup=0.2) == told(options__soft=True) == []
     for given in ({"semi": "mean-teacher"}, {"mixup": 0.2}):
@@ -351,7 +351,7 @@ def test_clean_up_knows_which_classes_are_one_piece(tmp_path, monkeypatch):
     seen, shapes = [], []
 
     def stop(project, model, cases, folder, options, *rest):
-        seen.append((model.one_piece, model.undivided))
+        seen.append((model.single_component, model.connected_on_slices))
         shapes.append(options.shapes)
         raise CollapsedError("seen")
 
@@ -370,8 +370,10 @@ def test_clean_up_knows_which_classes_are_one_piece(tmp_path, monkeypatch):
             )
     assert seen == [((1,), ()), ((), (1, 2))] and shapes == [False, True]
     for name, known in zip(("dense", "slices"), seen, strict=True):
-        data = read_data(project.run_folder(name))
-        assert (data.one_piece, data.undivided) == known, "so that predictions know it as well"
+        data = RunFolder(project.run_folder(name)).data
+        assert (data.single_component, data.connected_on_slices) == known, (
+            "so that predictions know it as well"
+        )
 
 
 def test_a_guard_keeps_the_last_good_model(project, monkeypatch):
@@ -413,7 +415,7 @@ def test_growth_is_that_since_the_round_before(project, monkeypatch):
 
 
 def test_a_model_without_foreground_stops_the_run_and_is_not_kept(project, monkeypatch):
-    def nothing(ready, task, budget, stage):
+    def nothing(context, task, budget, stage):
         with torch.no_grad():
             task.module.head.bias.copy_(torch.tensor([100.0, 0, 0]))
         return {"steps": 0, "seconds": 0.0, "best": None}
@@ -425,7 +427,9 @@ def test_a_model_without_foreground_stops_the_run_and_is_not_kept(project, monke
 
 
 def test_a_collapse_is_put_down_to_the_run_started_from():
-    job = selftrain._Job(None, None, SelfTrainConfig(start="first"), None, None)
+    job = selftrain._Job(
+        context=None, data=None, options=SelfTrainConfig(start="first"), model=None
+    )
     assert job.pseudo.start == "first"
 
 
@@ -528,14 +532,14 @@ def test_a_round_goes_on_from_the_one_before_unless_it_starts_again(project, mon
     """With `restart` every round starts from the first model, as in the released code."""
     begun, real = {}, selftrain.fit
 
-    def fit(ready, task, budget, stage):
+    def fit(context, task, budget, stage):
         net = getattr(task.module, "network", task.module)
         begun[stage] = {name: tensor.clone() for name, tensor in net.state_dict().items()}
-        return real(ready, task, budget, stage)
+        return real(context, task, budget, stage)
 
-    def model(net, *rest):
-        teachers.append({name: tensor.clone() for name, tensor in net.state_dict().items()})
-        return Model(net, *rest)
+    def model(network, **rest):
+        teachers.append({name: tensor.clone() for name, tensor in network.state_dict().items()})
+        return Model(network=network, **rest)
 
     teachers = []
     monkeypatch.setattr(selftrain, "fit", fit)
@@ -558,7 +562,7 @@ def test_pseudo_labels_are_predicted_in_the_number_format_of_training(project, m
     monkeypatch.setattr(devices, "_multiplies_bfloat16", lambda: True)
     formats = []
     monkeypatch.setattr(
-        selftrain, "Model", lambda *given: formats.append(given[5]) or Model(*given)
+        selftrain, "Model", lambda **given: formats.append(given["precision"]) or Model(**given)
     )
     folder = selftrain.run_selftrain(project, settings(name="formats", options__rounds=1), Events())
     assert (

@@ -16,7 +16,7 @@ from typing import Any
 from MedSSLLib.config.commands import SelfTrainConfig, self_train_options
 from MedSSLLib.config.run import RunConfig
 from MedSSLLib.core.errors import CancelledError, GuardError, InputError
-from MedSSLLib.core.events import Events
+from MedSSLLib.core.events import Events, counting_on
 from MedSSLLib.data.cache import Cache
 from MedSSLLib.finetuning.finetune import make_task
 from MedSSLLib.finetuning.labelled_data import LabelledData, add_unlabelled, make_sampler
@@ -207,7 +207,11 @@ def _stage_one(job: _Job) -> SegmentationNet:
     metrics = _finished(context, "stage-1", net)
     if metrics is None:
         budget = stage_budget(context.config, job.options.first_share)
-        metrics = fit(context, make_task(context, job.data, net), budget, "stage-1")
+        share = job.options.first_share
+        ahead = replace(
+            context, events=counting_on(context.events, lambda whole: whole * (1 - share) / share)
+        )
+        metrics = fit(ahead, make_task(context, job.data, net), budget, "stage-1")
         _keep(context, "stage-1", net, metrics)
     job.first = metrics
     return net
@@ -228,7 +232,11 @@ def _round(
         rest = 1.0 if job.model else 1 - job.options.first_share
         task = _joint_task(job, net, folder, summary, number)
         budget = stage_budget(context.config, rest / job.options.rounds)
-        metrics = fit(context, task, budget, name)
+        left, labelling = job.options.rounds - number, summary.get("seconds", 0.0)
+        ahead = replace(
+            context, events=counting_on(context.events, lambda whole: left * (whole + labelling))
+        )
+        metrics = fit(ahead, task, budget, name)
         metrics |= {key: float(value) for key, value in task.diagnostics().items()}
         _keep(context, name, net, metrics)
     row = {"round": number, "pseudo": summary, "dice": metrics["best"]}

@@ -12,7 +12,7 @@ from MedSSLLib.core.errors import InputError
 from MedSSLLib.data.cache import Cache
 from MedSSLLib.data.patch_samplers import SegmentationSampler
 from MedSSLLib.data.plan import Plan
-from MedSSLLib.images.components import one_piece_classes, undivided_on_slices
+from MedSSLLib.images.components import piece_facts, undivided_on_slices
 from MedSSLLib.project.manifest import Case
 from MedSSLLib.training.context import (
     Preparation,
@@ -34,13 +34,15 @@ class LabelledData:
         cases = self.training + self.held_out
         annotated = {c.name: c.annotated.to_json() for c in cases if c.annotated}
         slices_alone = len(annotated) == len(cases)
+        one_piece, connected = piece_facts(self.labels(whole=True), classes)
         return {
             "labelled": [c.name for c in self.training],
             "validation": [c.name for c in self.held_out],
             "unlabelled": [c.name for c in self.unlabelled],
             "annotated": annotated,
             "fingerprint": self.cache.fingerprint(),
-            "one_piece": one_piece_classes(self.labels(whole=True), classes),
+            "one_piece": one_piece,
+            "connected": connected,
             "undivided": undivided_on_slices(self.labels(whole=False), classes)
             if slices_alone
             else [],

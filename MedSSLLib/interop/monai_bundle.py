@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from MedSSLLib import __version__
 from MedSSLLib.core.errors import InputError
 from MedSSLLib.core.files import atomic_folder, write_json
-from MedSSLLib.data import preprocess
+from MedSSLLib.data import normalisation, resampling
 from MedSSLLib.images import components
+from MedSSLLib.images.labels import IGNORE
 from MedSSLLib.inference import sliding_window
 from MedSSLLib.inference.model import Model
 from MedSSLLib.interop import monai_bundle_scripts
@@ -29,19 +30,43 @@ from MedSSLLib.networks.unet import SegmentationNet
 SCHEMA = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
 _WRITTEN_OUT = (
     sliding_window.tile_size,
-    preprocess.cubic,
-    preprocess.normalise,
-    preprocess._sample,
-    preprocess._matrix,
-    preprocess.resample_separably,
-    components.largest_components,
+    components.Pieces,
+    components.pieces_of,
+    components._joined,
+    components._runs,
+    components._touching,
+    components.richest_components,
     components.surest_components,
+    components.kept_pieces,
     components.class_map,
-    components._components,
+    normalisation.GreyScale,
+    normalisation.normalise,
+    normalisation.grey_scale,
+    normalisation._padding,
+    normalisation._on_faces,
+    normalisation._stands_out,
+    normalisation._within,
+    normalisation._without,
+    normalisation._in_hounsfield,
+    normalisation._without_dark_peaks,
+    normalisation._is_peak,
+    normalisation._at_border,
+    normalisation._sample,
+    resampling.cubic,
+    resampling._matrix,
+    resampling.resample_separably,
 )
 _CONSTANTS = {
-    preprocess: ("HU_RANGE", "PERCENTILES", "_MOST_SAMPLES"),
-    components: ("NEARLY_AS_SURE",),
+    normalisation: (
+        "HU_RANGE",
+        "HU_SCALE",
+        "PERCENTILES",
+        "PEAK",
+        "LEAST_SHARE",
+        "FACE_SHARE",
+        "_MOST_SAMPLES",
+    ),
+    components: ("NEARLY_AS_SURE", "_BLOCK"),
 }
 _TEXTS = (
     "version",
@@ -166,9 +191,13 @@ def scripts_text() -> str:
         for name in names
     ]
     error = [
-        "from collections.abc import Collection",
-        "from scipy import ndimage",
+        "from collections.abc import Collection, Iterator",
+        "from dataclasses import dataclass",
+        "from typing import NamedTuple",
+        "from scipy import sparse",
         "Kernel = Callable[[np.ndarray], np.ndarray]",
+        "Interval = tuple[float, float]",
+        f"IGNORE = {IGNORE}",
         "",
         "",
         "class InputError(ValueError):",
@@ -241,13 +270,17 @@ def plan_facts(model: Model) -> dict[str, Any]:
         "values": list(model.values),
         "one_piece": list(model.one_piece),
         "undivided": list(model.undivided),
+        "connected": model.connected,
         "size_multiple": np.prod(model.plan.strides, axis=0).tolist(),
-        "hounsfield_range": preprocess.HU_RANGE,
-        "percentiles": preprocess.PERCENTILES,
-        "preprocessing": "orient to d, h, w; clip CT with negative values to hounsfield_range, "
-        "others to percentiles "
-        "of the voxels above the minimum; zero mean and unit deviation over those voxels; "
-        "resample to the plan's "
+        "hounsfield_range": normalisation.HU_RANGE,
+        "hounsfield_scale": normalisation.HU_SCALE,
+        "percentiles": normalisation.PERCENTILES,
+        "preprocessing": "orient to d, h, w; clip CT in Hounsfield units to hounsfield_range, "
+        "subtract the first and divide by the second number of hounsfield_scale; clip others to "
+        "percentiles of the voxels that are not background, to zero mean and unit deviation over "
+        "those; background is padding (a value that fills half a face of the volume or two of its "
+        "corners, set to the lower end where it is brighter) and values darker than nearly all "
+        "others that far more voxels have than have values near them; resample to the plan's "
         "spacing; pad each axis at its end, with the edge value, to a multiple of size_multiple",
     }
 
@@ -364,8 +397,8 @@ def _after(model: Model) -> list[dict[str, Any]]:
         {
             "_target_": "scripts.medssl.ClassMapd",
             "keys": "pred",
-            "one_piece": list(model.one_piece),
-            "undivided": list(model.undivided),
+            "single": sorted({*model.one_piece, *model.undivided}),
+            "connected": model.connected,
         },
         {
             "_target_": "MapLabelValued",

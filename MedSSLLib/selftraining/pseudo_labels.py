@@ -17,7 +17,8 @@ import torch
 from MedSSLLib.config.commands import Clean, Filter
 from MedSSLLib.core.errors import GuardError, InputError
 from MedSSLLib.core.files import read_json, write_json
-from MedSSLLib.data.preprocess import preprocess_image, preprocess_label
+from MedSSLLib.data.preprocess import preprocess_image
+from MedSSLLib.data.preprocess_label import preprocess_label
 from MedSSLLib.evaluation.metrics import foreground_dice
 from MedSSLLib.images import io
 from MedSSLLib.images.geometry import Geometry, Volume

@@ -75,7 +75,7 @@ class _Job:
     Attributes:
         start: weights of the run that stage 1 is taken from, None when it is trained here.
         init: weights the encoder starts from.
-        one_piece, undivided: what the labels tell of pieces, as in RunData.
+        one_piece, undivided, connected: what the labels tell of pieces, as in RunData.
         first: steps and seconds of stage 1 where it is trained here.
         rows: figures of the finished rounds.
         good: the last model that is worth keeping.
@@ -88,6 +88,7 @@ class _Job:
     init: Path | None
     one_piece: tuple[int, ...] = ()
     undivided: tuple[int, ...] = ()
+    connected: bool = False
     first: dict[str, Any] = field(default_factory=lambda: {"steps": 0, "seconds": 0.0})
     rows: list[dict[str, Any]] = field(default_factory=list)
     good: SegmentationNet | None = None
@@ -144,7 +145,14 @@ def run_selftrain(project: Project, config: RunConfig, events: Events) -> Path:
         data = _data(ready, init)
         facts = data.facts(len(ready.project.classes))
         job = _Job(
-            ready, data, options, start, init, tuple(facts["one_piece"]), tuple(facts["undivided"])
+            ready,
+            data,
+            options,
+            start,
+            init,
+            tuple(facts["one_piece"]),
+            tuple(facts["undivided"]),
+            facts["connected"],
         )
         check_names(options, {case.name for case in job.targets})
         warn_of_idle_settings(ready, options)
@@ -266,6 +274,7 @@ def _pseudo_labels(
         precision_of(ready.fabric),
         job.one_piece,
         job.undivided,
+        connected=job.connected,
     )
 
     def progress(done: int, total: int) -> None:

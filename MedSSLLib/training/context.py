@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
 
+MOST_NAMED = 10  # warnings of one kind
 BATCH = {2: 8, 3: 2}  # samples a step when not set; not from the paper
 
 
@@ -194,6 +195,11 @@ def fill_cache(
         events.emit("warning", message=str(error))
     bad = {case.name for case, _ in refused}
     usable = tuple(case for case in cases if case.name not in bad)
+    if labels:
+        small = cache.small_structures([case.name for case in usable], project.classes)
+        more = [f"... and {len(small) - MOST_NAMED} more like these."]
+        for message in small[:MOST_NAMED] + (more if len(small) > MOST_NAMED else []):
+            events.emit("warning", message=message)
     if not usable:
         raise InputError(
             f"none of the {len(cases)} cases can be used"

@@ -34,6 +34,7 @@ class RunData(BaseModel):
     Attributes:
         one_piece: class indices that are one piece in every dense label.
         undivided: without dense labels, those that annotated slices show in one piece.
+        connected: whether the whole foreground is one piece in every dense label.
     """
 
     model_config = ConfigDict(extra="allow")
@@ -42,6 +43,7 @@ class RunData(BaseModel):
     values: tuple[int, ...]
     one_piece: tuple[int, ...] = ()
     undivided: tuple[int, ...] = ()
+    connected: bool = False
 
 
 def open_run(project: Project, config: RunConfig) -> tuple[Path, RunConfig]:

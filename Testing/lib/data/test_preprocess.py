@@ -10,8 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from MedSSLLib.core.errors import InputError
+from MedSSLLib.data.normalisation import normalise
 from MedSSLLib.data.plan import make_plan
-from MedSSLLib.data.preprocess import cubic, normalise, preprocess_image
+from MedSSLLib.data.preprocess import preprocess_image
+from MedSSLLib.data.resampling import cubic
 from MedSSLLib.images.geometry import Geometry, Volume
 from MedSSLLib.images.labels import slice_axis
 from Testing.lib.grid_helpers import (

@@ -129,6 +129,14 @@ def print_metrics(result: Row) -> None:
         )
 
 
+def print_estimates(entries: Row) -> None:
+    """Estimated Dice by case, as ``predict --quality`` writes it."""
+    from MedSSLLib.evaluation.quality import estimate_text, review_text
+
+    cells = [(name, estimate_text(one), review_text(one)) for name, one in entries.items()]
+    print_table(("case", "estimated Dice", "to review"), cells)
+
+
 def print_quality(quality: Row | None) -> None:
     """Predicted against true Dice, where ``predict --quality`` was used."""
     if quality is not None:
@@ -139,6 +147,7 @@ def print_quality(quality: Row | None) -> None:
             ("95 % interval", f"{_number(low)} to {_number(high)}" if low is not None else "-"),
             ("mean absolute error", _number(quality["mean_absolute_error"])),
             ("inside interval", _number(quality["inside_interval"])),
+            ("uncalibrated", str(quality["uncalibrated"])),
         ]
         print_table(("predicted Dice", ""), cells)
         _print_names("to review", quality["review"])

@@ -7,7 +7,6 @@ their numbers are not from the papers.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +20,7 @@ PERCENTILES = (0.5, 99.5)  # not from the paper
 PEAK = 5.0  # a value that so many times as many voxels have as have any value near it
 LEAST_SHARE = 0.001  # ... and at least this share of all, can be background
 FACE_SHARE = 0.5  # share of a face of the volume that padding fills
+WHOLE_FACE = 0.95  # ... and from which other values may be near
 _MOST_SAMPLES = 2**21  # voxels that percentiles, mean and deviation are taken over
 
 Interval = tuple[float, float]
@@ -114,8 +114,12 @@ def _padding(array: np.ndarray, sample: np.ndarray) -> list[Interval]:
     found: list[Interval] = []
     box = array
     while len(found) < 4 and box.size:
-        rest = _without(sample, found)
-        values = [value for value in _on_faces(box) if _stands_out(rest, value)]
+        levels, counts = np.unique(_without(sample, found), return_counts=True)
+        values = [
+            value
+            for value, share in _on_faces(box)
+            if _stands_out(levels, counts, value, value, alone=share < WHOLE_FACE)
+        ]
         if not values:
             break
         found += [(value, value) for value in values]
@@ -123,35 +127,44 @@ def _padding(array: np.ndarray, sample: np.ndarray) -> list[Interval]:
     return found
 
 
-def _on_faces(box: np.ndarray) -> Iterator[float]:
-    """Values that fill half of a face, or two corners, each once."""
-    faces = [box.take(index, axis).reshape(-1) for axis in range(box.ndim) for index in (0, -1)]
-    seen: set[float] = set()
-    for face in faces:
-        values, counts = np.unique(face, return_counts=True)
-        if counts.max() >= FACE_SHARE * face.size and face.size > 1:
-            seen.add(float(values[counts.argmax()]))
+def _on_faces(box: np.ndarray) -> list[tuple[float, float]]:
+    """Values that fill half of a face, or two corners, and the largest share of a face that each
+    has.
+    """
     corners = box[tuple(slice(None, None, max(1, n - 1)) for n in box.shape)]
     values, counts = np.unique(corners, return_counts=True)
-    seen.update(float(value) for value in values[counts >= 2])
-    yield from sorted(seen)
+    shares = dict.fromkeys((float(value) for value in values[counts >= 2]), 0.0)
+    for face in (box.take(index, axis) for axis in range(box.ndim) for index in (0, -1)):
+        values, counts = np.unique(face, return_counts=True)
+        value, share = float(values[counts.argmax()]), float(counts.max() / face.size)
+        if share >= FACE_SHARE and face.size > 1:
+            shares[value] = max(share, shares.get(value, 0.0))
+    return sorted(shares.items())
 
 
-def _stands_out(sample: np.ndarray, value: float) -> bool:
-    """Whether a value is a peak of its own: many voxels have it, few those next to it."""
-    own = int((sample == value).sum())
-    if own < max(LEAST_SHARE * sample.size, 4):
+def _stands_out(
+    levels: np.ndarray, counts: np.ndarray, first: float, last: float, *, alone: bool = True
+) -> bool:
+    """Whether values are a peak of their own: many voxels have them, and few any one next to them.
+
+    Args:
+        levels: values that occur, in order.
+        counts: voxels that have each.
+        first, last: the least and the greatest value in question.
+        alone: whether values near them count; else many voxels suffice.
+    """
+    own = (levels >= first) & (levels <= last)
+    others, numbers, size = levels[~own], counts[~own], int(counts[own].sum())
+    if size < max(LEAST_SHARE * counts.sum(), 4) or not others.size:
         return False
-    others = sample[sample != value]
-    if not others.size:
-        return False
-    reach = max(0.015 * float(np.ptp(np.percentile(others, PERCENTILES))), 1e-6 * abs(value))
-    near, counts = np.unique(others[np.abs(others - value) <= reach], return_counts=True)
-    if len(near) < 2 or np.diff(near).min() >= 0.1 * reach:  # few grey levels: the nearest ones
-        levels, numbers = np.unique(others, return_counts=True)
-        at = int(np.searchsorted(levels, value))
-        return own >= PEAK * int(numbers[max(at - 3, 0) : at + 3].max())
-    return own >= PEAK * int(counts.max())
+    if not alone:
+        return True
+    ranks = np.searchsorted(numbers.cumsum(), np.array(PERCENTILES) / 100 * numbers.sum())
+    low, high = others[ranks.clip(0, len(others) - 1)]
+    steps = np.diff(others)  # a few grey levels are near, however far apart they are
+    reach = max(0.015 * (high - low), 3.5 * float(np.median(steps)) if steps.size else 0.0)
+    near = numbers[(others >= first - reach) & (others <= last + reach)]
+    return bool(size >= PEAK * near.max(initial=0))
 
 
 def _within(box: np.ndarray, values: list[float]) -> np.ndarray:
@@ -185,33 +198,24 @@ def _in_hounsfield(sample: np.ndarray) -> bool:
 
 
 def _without_dark_peaks(sample: np.ndarray) -> np.ndarray:
-    """The sample without values that stand out and are darker than nearly all others."""
-    for _ in range(3):
-        low, high = np.percentile(sample, PERCENTILES) if sample.size else (0.0, 0.0)
-        step = (high - low) / 4096 or float(np.ptp(sample) if sample.size else 0) / 4096
-        if not step:
-            return sample
-        codes, counts = np.unique(np.rint((sample - low) / step), return_counts=True)
-        first = np.searchsorted(counts.cumsum(), max(PERCENTILES[0] / 100, 1e-9) * sample.size)
-        least = max(LEAST_SHARE * sample.size, 4)
-        dark = [index for index in range(min(int(first) + 1, len(codes))) if counts[index] >= least]
-        peak = next((index for index in dark if _is_peak(codes, counts, index)), None)
-        if peak is None:
-            return sample
-        top = low + (codes[peak] + 1.5) * step
-        sample = sample[sample > top]
-    return sample
-
-
-def _is_peak(codes: np.ndarray, counts: np.ndarray, index: int) -> bool:
-    """Whether a code has many times as many voxels as any other from 2 to 62 codes away, or as the
-    next three levels.
+    """The sample without values that stand out and are darker than nearly all others; a peak may be
+    as wide as a 2,000th of the range.
     """
-    away = np.abs(codes - codes[index])
-    near = (away > 1) & (away <= 62)
-    near[index + 1 : index + 4] |= away[index + 1 : index + 4] > 1
-    own = counts[away <= 1].sum()
-    return bool(near.any()) and bool(own >= PEAK * counts[near].max())
+    for _ in range(3):
+        if not sample.size:
+            break
+        low, high = np.percentile(sample, PERCENTILES)
+        step = (high - low) / 4096 or float(np.ptp(sample)) / 4096
+        if not step:
+            break
+        codes, counts = np.unique(np.rint((sample - low) / step), return_counts=True)
+        darkest = int(np.searchsorted(counts.cumsum(), PERCENTILES[0] / 100 * sample.size)) + 1
+        many = np.flatnonzero(counts[:darkest] >= max(LEAST_SHARE * sample.size, 4))
+        peaks = [c for c in codes[many] if _stands_out(codes, counts, c - 1, c + 1)]
+        if not peaks:
+            break
+        sample = sample[sample > low + (peaks[0] + 1.5) * step]
+    return sample
 
 
 def _at_border(found: Pieces, shape: tuple[int, ...]) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Class maps on the training grid: what counts stays what was annotated, and no structure is lost."""
+"""Class maps on the training grid: what counts is what was annotated, and no structure is lost."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from MedSSLLib.images.geometry import Geometry, Volume, orient
 from MedSSLLib.images.labels import IGNORE
 
 ALIKE = 0.9  # of a lost piece's best share in any voxel: those get it too; not from the paper
+SECOND_BEST = 0.5  # ... and what a voxel must have that takes it where the best one is not free
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ def label_on_grid(label: Volume, geometry: Geometry) -> tuple[np.ndarray, dict[i
     Each class is resampled over counted voxels and the greatest share wins. A voxel counts if its
     nearest source voxel or another one within it counts; else it is IGNORE. So no annotated slice
     is lost on a coarser grid. A connected piece of a class that wins no voxel gets those where its
-    share is largest; where other such pieces have taken them all, they are IGNORE.
+    share is largest; where other small pieces have these, the best of what is left is IGNORE.
 
     Args:
         label: class indices uint8 ``[k, j, i]`` on the source grid, IGNORE where a voxel does not
@@ -84,7 +85,7 @@ def _keep_small(
     """Give pieces of the source that ``result`` has lost their best voxels, in place."""
     found = pieces_of(volume.array)
     lost = _lost(found, volume, grid, result)
-    taken = np.zeros(grid.shape, bool)
+    taken = _single_voxels(result) if lost.size else np.zeros(grid.shape, bool)
     small: dict[int, Small] = {}
     for piece in lost:
         runs = np.flatnonzero(found.piece == piece)
@@ -92,14 +93,22 @@ def _keep_small(
         mask, box = _mask_of(found, runs, volume.array)
         target, share = _class_share(mask, 1, box, operators)
         share = np.where(result[target] == IGNORE, 0, share)
-        places = (share >= ALIKE * share.max()) & (share > 0)
-        free = places & ~taken[target]
-        result[target][free if free.any() else places] = value if free.any() else IGNORE
-        taken[target] |= free
+        free = np.where(taken[target], 0, share)
+        kept = free.max(initial=0) >= max(SECOND_BEST * share.max(initial=0), 1e-9)
+        places = (free >= ALIKE * free.max(initial=0)) & (free > 0)
+        result[target][places] = value if kept else IGNORE
+        taken[target] |= places & kept
         before = small.get(value, Small())
-        kept = bool(free.any())
-        small[value] = Small(before.kept + kept, before.unknown + (not kept))
+        small[value] = Small(before.kept + int(kept), before.unknown + int(not kept))
     return small
+
+
+def _single_voxels(result: np.ndarray) -> np.ndarray:
+    """Where the map has pieces of one voxel, which are not to be lost for others."""
+    found = pieces_of(result)
+    mask = np.zeros(result.shape, bool)
+    mask.reshape(-1)[found.start[found.sizes()[found.piece] == 1]] = True
+    return mask
 
 
 def _lost(found: Pieces, volume: Volume, grid: Geometry, result: np.ndarray) -> np.ndarray:

@@ -23,20 +23,37 @@ REVIEW_BELOW = 0.7  # Dice below which a case is to be looked at; not from the p
 class Raw:
     """What one case's predictions say about themselves.
 
+    Each by class from 1, None where the class is not predicted.
+
     Attributes:
-        agreement: mean Dice of the predictions of variants of the image with the plain one, over
-            classes.
-        expected: mean over classes of :func:`expected_dice`.
-        per_class: expected Dice by class from 1; None where a class is not predicted.
+        agreements: Dice of the predictions of variants of the image with the plain one, their mean.
+        expectations: :func:`expected_dice`.
     """
 
-    agreement: float
-    expected: float
-    per_class: tuple[float | None, ...]
+    agreements: tuple[float | None, ...]
+    expectations: tuple[float | None, ...]
+
+    @property
+    def agreement(self) -> float:
+        """Mean over classes."""
+        return float(np.mean([value for value in self.agreements if value is not None]))
+
+    @property
+    def expected(self) -> float:
+        """Mean over classes."""
+        return float(np.mean([value for value in self.expectations if value is not None]))
+
+    @property
+    def per_class(self) -> tuple[float | None, ...]:
+        """The uncalibrated estimates: the mean of both (not from the paper)."""
+        return tuple(
+            None if one is None or other is None else (one + other) / 2
+            for one, other in zip(self.agreements, self.expectations, strict=True)
+        )
 
     @property
     def dice(self) -> float:
-        """The uncalibrated estimate: the mean of both (not from the paper)."""
+        """The mean of :attr:`per_class`."""
         return (self.agreement + self.expected) / 2
 
 
@@ -112,35 +129,56 @@ def judged(
 ) -> dict[str, Any]:
     """The entry of one case in ``quality.json``; `raw` is None where no structure was found.
 
+    Without an interval the estimate is not ``calibrated``: nothing is known of how it relates to
+    true Dice, and ``review`` is None unless something speaks for it beyond the estimate.
+    ``per_class`` means what ``dice`` does, and is shifted alike.
+
     `missing` names classes that are not found here, though labelled cases all have them: the
     estimate, which knows only what was found, does not show it.
     """
     if raw is None:
-        return {
-            "dice": 0.0,
-            "low": None,
-            "high": None,
-            "agreement": None,
-            "expected": None,
-            "per_class": None,
-            "review": True,
-            "why": "no structure was found",
-        }
+        return not_estimated("no structure was found") | {"dice": 0.0, "review": True}
     dice, low, high = calibrated(raw.dice, known)
-    lower = dice if low is None else low
-    words = "the estimated Dice is" if low is None else "Dice may be as low as"
-    why = [f"{words} {lower:.2f}"] if lower < REVIEW_BELOW else []
+    why = [f"Dice may be as low as {low:.2f}"] if low is not None and low < REVIEW_BELOW else []
     why += [f"{name} was not found, though all labels have it" for name in missing]
     return {
         "dice": dice,
         "low": low,
         "high": high,
+        "calibrated": low is not None,
         "agreement": raw.agreement,
         "expected": raw.expected,
-        "per_class": raw.per_class,
-        "review": bool(why),
+        "per_class": [
+            None if value is None else float(np.clip(value + dice - raw.dice, 0, 1))
+            for value in raw.per_class
+        ],
+        "review": True if why else None if low is None else False,
         "why": "; ".join(why),
     }
+
+
+def not_estimated(why: str) -> dict[str, Any]:
+    """The entry of a case whose Dice is not estimated."""
+    known = ("dice", "low", "high", "agreement", "expected", "per_class", "review")
+    return {**dict.fromkeys(known), "calibrated": False, "why": why}
+
+
+def estimate_text(entry: Mapping[str, Any]) -> str:
+    """An estimated Dice in words, never without its interval or the word that there is none."""
+    if entry["dice"] is None:
+        return f"not estimated: {entry['why']}"
+    if entry.get("agreement", 0) is None:
+        return "nothing found"
+    if entry["low"] is None:
+        return f"{entry['dice']:.2f} uncalibrated"
+    return f"{entry['dice']:.2f} ({entry['low']:.2f} to {entry['high']:.2f})"
+
+
+def review_text(entry: Mapping[str, Any]) -> str:
+    """Whether a case is to be reviewed, and why."""
+    if entry["review"] is None:
+        return "not known: look at it"
+    return f"yes: {entry['why']}" if entry["review"] else "no"
 
 
 def drop_estimate(folder: Path, run: str, case: str) -> None:
@@ -169,7 +207,7 @@ def compared(quality: Mapping[str, Any], per_case: Mapping[str, float | None]) -
     both = {
         name: (e, dice)
         for name, e in quality["cases"].items()
-        if (dice := per_case.get(name)) is not None
+        if (dice := per_case.get(name)) is not None and e["dice"] is not None
     }
     rows = [row for name, row in both.items() if name not in seen]
     predicted, true = (
@@ -185,6 +223,7 @@ def compared(quality: Mapping[str, Any], per_case: Mapping[str, float | None]) -
         "spearman_interval": spearman_interval(rho, len(rows)),
         "mean_absolute_error": float(np.abs(predicted - true).mean()) if rows else None,
         "inside_interval": float(np.mean(inside)) if inside else None,
+        "uncalibrated": sum(entry["low"] is None for entry, _ in rows),
         "review": sorted(name for name, entry in quality["cases"].items() if entry["review"]),
     }
 

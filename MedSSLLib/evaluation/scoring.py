@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from MedSSLLib.core.errors import InputError
+from MedSSLLib.core.files import read_json
 from MedSSLLib.evaluation.evaluate import averaged_within, bootstrap_interval, evaluate_pairs
 from MedSSLLib.evaluation.metrics import foreground_dice
+from MedSSLLib.evaluation.quality import FILE_NAME, FORMAT, FORMAT_VERSION, estimate_text
 from MedSSLLib.images import io
 from MedSSLLib.images.labels import IGNORE, class_indices
 from MedSSLLib.project.project import Project
@@ -60,6 +62,8 @@ class Scored:
     name: str
     predictions: dict[str, Path]
     metrics: dict[str, Any]
+    estimates: dict[str, str] = field(default_factory=dict)
+    """Estimated Dice of cases in words, where ``predict --quality`` was used."""
 
     @property
     def per_case(self) -> dict[str, float | None]:
@@ -94,7 +98,18 @@ def score_predictions(
         classes=project.scored,
         annotated={case.name: case.annotated for case in cases if case.annotated is not None},
     )
-    return Scored(name, {case: found[case] for case in metrics["cases"]}, metrics)
+    return Scored(
+        name, {case: found[case] for case in metrics["cases"]}, metrics, _estimates(predictions)
+    )
+
+
+def _estimates(predictions: Path) -> dict[str, str]:
+    """Estimated Dice of the cases in a folder of predictions, in words."""
+    path = predictions / FILE_NAME
+    if not path.exists():
+        return {}
+    content = read_json(path, format_name=FORMAT, newest_version=FORMAT_VERSION)
+    return {name: estimate_text(entry) for name, entry in content["cases"].items()}
 
 
 def interval(

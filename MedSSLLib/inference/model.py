@@ -269,6 +269,7 @@ def segment(
     maps = [None if x is None else in_source_order(x, grid, source) for x in (kept, entropy)]
     if whole is not None:
         whole = np.stack([in_source_order(p, grid, source) for p in whole])
+    assert maps[0] is not None
     return Segmentation(label_volume(model, maps[0], source), taken, whole, maps[1])
 
 

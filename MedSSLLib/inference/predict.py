@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,10 +11,11 @@ import numpy as np
 from MedSSLLib.core.errors import InputError, is_out_of_memory, naming
 from MedSSLLib.core.events import Events
 from MedSSLLib.core.files import refuse_overwriting, require_folder
+from MedSSLLib.data.plan import INTENSITIES
 from MedSSLLib.evaluation.calibration import probability_path
 from MedSSLLib.evaluation.quality import drop_estimate
 from MedSSLLib.images import io
-from MedSSLLib.images.geometry import Volume
+from MedSSLLib.images.geometry import Geometry, Volume
 from MedSSLLib.inference.model import (
     Model,
     PredictOptions,
@@ -66,16 +67,10 @@ def run_predict(  # noqa: PLR0913 - the contract of the command
         [*project.files, *(path for paths in jobs.values() for path in paths)],
     )
     events.emit("start", command="predict", run=run, cases=len(jobs), device=str(model.device))
-    if options.flips and not read_config(project.run_folder(run)).augment.flip:
-        events.emit(
-            "warning",
-            message=f"Run {run} was trained without flips, so mirrored images are new to it and "
-            "averaging over them may make it worse. Train with --set augment.flip=0.5, or leave "
-            "--flips out.",
-        )
+    warnings = [*_about_run(project, run, model, options), *map(str, refused)]
     judge = Judge.of(project, run, model, options, events) if options.quality else None
-    for error in refused:
-        events.emit("warning", message=str(error))
+    for message in warnings:
+        events.emit("warning", message=message)
     written: list[Path] = []
     quality = {}
     for number, (name, paths) in enumerate(jobs.items(), 1):
@@ -86,9 +81,9 @@ def run_predict(  # noqa: PLR0913 - the contract of the command
             events.emit("warning", message=str(error))
             continue
         if found.taken:
-            message = _about_pieces(name, found, model.classes)
+            message = about_pieces(name, found.taken, model.classes, found.label.geometry)
             events.emit("warning", message=message, case=name)
-        if judge:
+        if estimate:
             quality[name] = estimate
         drop_estimate(out, run, name)
         written.append(_write(out, name, found, model.classes))
@@ -107,6 +102,24 @@ def run_predict(  # noqa: PLR0913 - the contract of the command
         components=options.components,
     )
     return Predictions(written, refused, quality)
+
+
+def _about_run(project: Project, run: str, model: Model, options: PredictOptions) -> list[str]:
+    """Warnings about a run that does not fit what is asked of it."""
+    found = []
+    if options.flips and not read_config(project.run_folder(run)).augment.flip:
+        found.append(
+            f"Run {run} was trained without flips, so mirrored images are new to it and "
+            "averaging over them may make it worse. Train with --set augment.flip=0.5, or leave "
+            "--flips out."
+        )
+    if model.plan.intensities != INTENSITIES:
+        found.append(
+            f"Run {run} was trained with intensities normalised by an earlier rule "
+            f"({model.plan.intensities}, now {INTENSITIES}), so its predictions may be worse than "
+            "they were. Train it again."
+        )
+    return found
 
 
 def _predicted(
@@ -149,13 +162,14 @@ def _less_memory(options: PredictOptions) -> str:
     return "Close other programs, or use --device cpu where a graphics card was full"
 
 
-def _about_pieces(name: str, found: Segmentation, classes: Sequence[str]) -> str:
-    """A sentence on the pieces that were found and are not written."""
-    geometry = found.label.geometry
+def about_pieces(
+    name: str, taken: Mapping[int, tuple[int, int]], classes: Sequence[str], geometry: Geometry
+) -> str:
+    """A sentence on the pieces (and their voxels) of classes that were found and are taken away."""
     parts = [
         f"{pieces} piece{'s' if pieces > 1 else ''} of {classes[index]} "
         f"({voxels * geometry.voxel_ml:.3g} ml)"
-        for index, (pieces, voxels) in found.taken.items()
+        for index, (pieces, voxels) in taken.items()
     ]
     return (
         f"{name}: {', '.join(parts)} found apart from the surest and taken away, as the training "

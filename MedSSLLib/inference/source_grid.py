@@ -14,7 +14,7 @@ from MedSSLLib.inference.sliding_window import SLAB
 
 
 def source_slabs(slabs: Iterable[Tensor], grid: Geometry, source: Geometry) -> Iterator[Tensor]:
-    """Linear interpolation of ``[k, n, d, h]`` slabs of a training grid at the voxels of its source.
+    """Linear interpolation of slabs of a training grid at the voxels of its source.
 
     Args:
         slabs: consecutive slices ``[k, n, h, w]`` of the training grid.

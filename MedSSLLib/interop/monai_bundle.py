@@ -49,7 +49,6 @@ _WRITTEN_OUT = (
     normalisation._without,
     normalisation._in_hounsfield,
     normalisation._without_dark_peaks,
-    normalisation._is_peak,
     normalisation._at_border,
     normalisation._sample,
     resampling.cubic,
@@ -64,6 +63,7 @@ _CONSTANTS = {
         "PEAK",
         "LEAST_SHARE",
         "FACE_SHARE",
+        "WHOLE_FACE",
         "_MOST_SAMPLES",
     ),
     components: ("NEARLY_AS_SURE", "_BLOCK"),
@@ -191,7 +191,7 @@ def scripts_text() -> str:
         for name in names
     ]
     error = [
-        "from collections.abc import Collection, Iterator",
+        "from collections.abc import Collection",
         "from dataclasses import dataclass",
         "from typing import NamedTuple",
         "from scipy import sparse",

@@ -64,8 +64,10 @@ def add_results(page: Page, methods: Sequence[Scored]) -> None:
     limits = "bias (line) and limits of agreement (dashed, 1.96 SD)"
     page.figures((volume_agreement(_volumes(last)), f"Volumes, {last.name}: {limits}."))
     page.fold("Every case")
+    estimated = ("estimated Dice",) if last.estimates else ()
     page.table(
-        ("case", *(f"Dice, {scored.name}" for scored in methods), "HD95, mm"), _case_rows(methods)
+        ("case", *(f"Dice, {scored.name}" for scored in methods), "HD95, mm", *estimated),
+        _case_rows(methods),
     )
     if last.metrics["errors"]:
         page.text("Not scored:")
@@ -111,7 +113,9 @@ def _case_rows(methods: Sequence[Scored]) -> Iterable[list[Cell | str]]:
     last = methods[-1].metrics
     for case in sorted(last["cases"]):
         dice = [number(scored.per_case.get(case)) for scored in methods]
-        yield [case, *dice, number(last["summary"]["hd95_mm"]["per_case"][case], 2)]
+        estimates = methods[-1].estimates
+        estimated = [estimates.get(case, "–")] if estimates else []
+        yield [case, *dice, number(last["summary"]["hd95_mm"]["per_case"][case], 2), *estimated]
 
 
 def _dice_by_class(scored: Scored) -> dict[str, dict[str, float | None]]:

@@ -37,6 +37,7 @@ from MedSSLLib.selftraining.pseudo_labels import (
     discard_entries,
     drift,
     pseudo_labelled,
+    taken_from,
     write_pseudo_labels,
 )
 from MedSSLLib.selftraining.soft_labels import SoftLabels
@@ -51,6 +52,7 @@ from MedSSLLib.selftraining.start import (
 )
 from MedSSLLib.training.checkpoint import load_stage, load_tensors, save_stage, save_tensors
 from MedSSLLib.training.context import (
+    MOST_NAMED,
     Preparation,
     adopt_network,
     choose_plan,
@@ -304,6 +306,9 @@ def _pseudo_labels(
         "that show it."
         for name in absent(summary)
     ]
+    pieces = taken_from(summary)
+    more = [f"... and pieces of {len(pieces) - MOST_NAMED} more cases."]
+    warnings += pieces[:MOST_NAMED] + (more if len(pieces) > MOST_NAMED else [])
     for message in warnings:
         ready.events.emit("warning", message=message)
     return summary

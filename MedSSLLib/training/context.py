@@ -17,7 +17,7 @@ from MedSSLLib.core.errors import InputError
 from MedSSLLib.core.events import Events
 from MedSSLLib.core.files import write_text
 from MedSSLLib.data.cache import Cache
-from MedSSLLib.data.plan import Plan, make_plan
+from MedSSLLib.data.plan import INTENSITIES, Plan, make_plan
 from MedSSLLib.images import io
 from MedSSLLib.images.labels import IGNORE, class_indices, simulate_annotation, slice_axis
 from MedSSLLib.networks.unet import Encoder, build_encoder
@@ -152,7 +152,7 @@ def choose_plan(
     )
     if init is None or not (init.parent / "config.json").exists():
         return plan
-    theirs = read_plan(init.parent)
+    theirs = read_plan(init.parent).model_copy(update={"intensities": INTENSITIES})
     if config.dim != "auto" and theirs.dim != int(config.dim[0]):
         raise InputError(
             f"--dim {config.dim} contradicts the {theirs.dim}D encoder of {init.parent.name!r}",

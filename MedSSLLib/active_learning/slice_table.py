@@ -1,6 +1,4 @@
-"""Every slice of a project that could be annotated, and what a run sees in it: features,
-uncertainty.
-"""
+"""Every slice that could be annotated, and what a run sees in it."""
 
 from __future__ import annotations
 
@@ -26,21 +24,18 @@ from MedSSLLib.images import io
 from MedSSLLib.images.geometry import Geometry, Volume
 from MedSSLLib.inference.model import Model, load_model
 from MedSSLLib.inference.slice_features import combined, slice_profiles
-from MedSSLLib.inference.sliding_window import uncertainty
+from MedSSLLib.inference.sliding_window import uncertainty as entropy_map
 from MedSSLLib.networks.unet import Encoder, build_encoder, place
 from MedSSLLib.project.manifest import Case
 from MedSSLLib.project.project import Project
-from MedSSLLib.training.checkpoint import load_tensors, unprefixed
-from MedSSLLib.training.context import resolve_weights
+from MedSSLLib.training.checkpoint import unprefixed
 from MedSSLLib.training.devices import resolve_device
-from MedSSLLib.training.run_folder import read_config, read_plan
+from MedSSLLib.training.run_folder import find_start
 
 
 @dataclass(frozen=True)
 class Scan:
-    """A case with the axis to annotate along and its slices that are drawn, boolean
-    ``[slices]``.
-    """
+    """A case, the axis to annotate along, and which slices are drawn, boolean ``[slices]``."""
 
     case: Case
     geometry: Geometry
@@ -64,7 +59,7 @@ class Table:
         usable: slices that show something, boolean ``[rows]``.
         drawn: slices that are annotated, boolean ``[rows]``.
         features: ``[rows, f]``, standardised over the usable rows; no columns without an encoder.
-        doubt: see :func:`class_doubt`, ``[rows, classes]``; no columns without a model.
+        uncertainty: see :func:`class_uncertainty`, ``[rows, classes]``; no columns without a model.
     """
 
     scans: tuple[Scan, ...]
@@ -73,7 +68,7 @@ class Table:
     usable: np.ndarray
     drawn: np.ndarray
     features: np.ndarray
-    doubt: np.ndarray
+    uncertainty: np.ndarray
 
     @property
     def patients(self) -> list[str]:
@@ -83,8 +78,9 @@ class Table:
 
 @dataclass(frozen=True)
 class Viewer:
-    """What a run brings: its plan, its encoder, and its model when it segments; and the models of
-    other runs.
+    """What a run brings: its plan, its encoder, its model when it segments.
+
+    And the models of other runs.
     """
 
     plan: Plan
@@ -110,34 +106,33 @@ def load_viewer(
         InputError: a run does not exist or is not finished, a further one has other classes, or the
             device does not exist.
     """
-    folder = project.run_folder(run)
-    weights = resolve_weights(project, run)
-    assert weights is not None
-    config, plan = read_config(folder), read_plan(folder)
+    source = find_start(project, run)
+    assert source is not None
+    config, plan = source.config, source.plan
     if config.command != "pretrain":
-        model = load_model(folder, device, precision)
-        others = tuple(
-            _alike(model, load_model(project.run_folder(other), device, precision), other)
-            for other in also
-        )
-        return Viewer(plan, model.network.encoder, model.device, model, others)
+        model = load_model(source, device, precision)
+        others = []
+        for name in also:
+            other = load_model(project.run_folder(name), device, precision)
+            _require_same_classes(model, other, name)
+            others.append(other)
+        return Viewer(plan, model.network.encoder, model.device, model, tuple(others))
     where = resolve_device(device)
     encoder = build_encoder(plan.dim, plan.channels, plan.strides, config.network)
-    encoder.load_state_dict(unprefixed("encoder", load_tensors(weights)[0]))
+    encoder.load_state_dict(unprefixed("encoder", source.tensors))
     encoder.eval()
     place(encoder, where, plan.dim)
     return Viewer(plan, encoder, where)
 
 
-def _alike(model: Model, other: Model, name: str) -> Model:
-    """The other model. Raises InputError when it tells other classes apart."""
+def _require_same_classes(model: Model, other: Model, name: str) -> None:
+    """Raises InputError when the other model tells other classes apart."""
     if (other.classes, other.values) != (model.classes, model.values):
         raise InputError(
             f"run {name!r} has the classes {', '.join(other.classes[1:])}, not "
             f"{', '.join(model.classes[1:])} with the same values",
             remedy="Name runs of the same classes",
         )
-    return other
 
 
 def survey(cases: Sequence[Case], events: Events) -> list[Scan]:
@@ -155,100 +150,97 @@ def survey(cases: Sequence[Case], events: Events) -> list[Scan]:
 
 
 def usable_slices(scan: Scan) -> np.ndarray:
-    """Boolean ``[slices]``: slices of the source image that are not empty. Raises InputError for a
-    bad image.
+    """Boolean ``[slices]``: slices of the source image that are not empty.
+
+    Raises InputError for a bad image.
     """
     image = np.stack([io.read_image(path, case=scan.case.name).array for path in scan.case.images])
     return not_empty(slice_spread(image, 2 - scan.axis))
 
 
-def look(
+def extract_features(
     project: Project, scans: Sequence[Scan], viewer: Viewer, events: Events, *, flips: bool = False
 ) -> Table:
-    """The table of all slices with features and, from a model, doubt. Cases that cannot be used are
-    left out.
+    """The table of all slices with features and, from a model, uncertainty.
+
+    Cases that cannot be used are left out.
 
     Raises:
         InputError: no case can be used.
     """
     cache = Cache(project.cache_folder, viewer.plan)
-    refused = cache.prepare(
-        [scan.case for scan in scans],
-        progress=lambda done, total: events.progress("preprocess", done, total),
-    )
-    for _, error in refused:
-        events.emit("warning", message=str(error))
-    bad = {case.name for case, _ in refused}
-    kept = tuple(scan for scan in scans if scan.case.name not in bad)
-    if not kept:
-        raise InputError(
-            f"none of the {len(scans)} cases can be used"
-            + (f": {refused[0][1]}" if refused else ""),
-            file=str(project.folder),
-            remedy="See the warnings, and `medssl status`",
-        )
-    usable, levels, doubts = [], [], []
+    kept = _prepared(project, scans, cache, events)
+    usable, levels, uncertain = [], [], []
     for number, scan in enumerate(kept, 1):
         name = scan.case.name
-        image = cache.image(name, (0, 0, 0), cache.shape(name)[1:])
-        axis, rows = slice_operator(scan.geometry, cache.geometry(name), scan.axis)
+        image, grid = cache.image(name, (0, 0, 0), cache.shape(name)[1:]), cache.geometry(name)
+        axis, rows = slice_operator(scan.geometry, grid, scan.axis)
         usable.append(not_empty(rows @ slice_spread(image, axis)))
         profiles = slice_profiles(viewer.encoder, image, viewer.plan, viewer.device, axis)
         levels.append([rows @ profile for profile in profiles])
-        doubts.append(
-            rows
-            @ class_doubt(
-                _predicted(viewer, scan.case, image, cache.geometry(name), flips),
-                cache.geometry(name),
-                axis,
-            )
-            if viewer.model
-            else np.zeros((scan.count, 0))
-        )
+        if viewer.model:
+            probabilities = _predicted(viewer, scan.case, image, grid, flips)
+            uncertain.append(rows @ class_uncertainty(probabilities, grid, axis))
+        else:
+            uncertain.append(np.zeros((scan.count, 0)))
         events.progress("look", number, len(kept))
-    features = combined(
-        [np.concatenate(level) for level in zip(*levels, strict=True)], np.concatenate(usable)
-    )
+    shown = np.concatenate(usable)
+    features = [np.concatenate(level) for level in zip(*levels, strict=True)]
+    counts = [scan.count for scan in kept]
     return Table(
-        kept,
-        np.repeat(np.arange(len(kept)), [scan.count for scan in kept]),
-        np.concatenate([np.arange(scan.count) for scan in kept]),
-        np.concatenate(usable),
-        np.concatenate([scan.drawn for scan in kept]),
-        features,
-        np.concatenate(doubts),
+        scans=kept,
+        case=np.repeat(np.arange(len(kept)), counts),
+        place=np.concatenate([np.arange(count) for count in counts]),
+        usable=shown,
+        drawn=np.concatenate([scan.drawn for scan in kept]),
+        features=combined(features, shown),
+        uncertainty=np.concatenate(uncertain),
     )
+
+
+def _prepared(
+    project: Project, scans: Sequence[Scan], cache: Cache, events: Events
+) -> tuple[Scan, ...]:
+    """The scans that could be preprocessed. Raises InputError when there is none."""
+    prepared = cache.prepare(
+        [scan.case for scan in scans],
+        progress=lambda done, total: events.progress("preprocess", done, total),
+    )
+    prepared.report(events)
+    prepared.require_any(str(project.folder))
+    usable = {case.name for case in prepared.usable}
+    return tuple(scan for scan in scans if scan.case.name in usable)
 
 
 def _predicted(
     viewer: Viewer, case: Case, image: np.ndarray, grid: Geometry, flips: bool
 ) -> Tensor:
-    """Probabilities ``[k, d, h, w]`` of a preprocessed case on its grid, the mean over all models
-    of the viewer.
+    """Probabilities ``[k, d, h, w]`` of a preprocessed case on its grid.
+
+    The mean over all models of the viewer.
 
     Every model sees the case on the grid of its own plan.
     """
     assert viewer.model is not None
     total = viewer.model.on_grid(image, flips=flips)
-    volumes = [io.read_image(path, case=case.name) for path in case.images] if viewer.others else []
+    if not viewer.others:
+        return total
+    volumes = [io.read_image(path, case=case.name) for path in case.images]
     for other in viewer.others:
         probabilities, own = other.probabilities(volumes, flips=flips)
-        total = total + torch.from_numpy(
-            np.stack(
-                [
-                    io.resample(
-                        Volume(p, own), grid, interpolation="linear", outside=float(index == 0)
-                    ).array
-                    for index, p in enumerate(probabilities.numpy())
-                ]
+        classes = []
+        for index, values in enumerate(probabilities.numpy()):
+            outside = float(index == 0)  # what the other model does not cover is background
+            resampled = io.resample_volume(
+                Volume(values, own), grid, interpolation="linear", outside=outside
             )
-        )
+            classes.append(resampled.array)
+        total = total + torch.from_numpy(np.stack(classes))
     return total / (1 + len(viewer.others))
 
 
-def class_doubt(probabilities: Tensor, grid: Geometry, axis: int) -> np.ndarray:
-    """Uncertain area in mm2 of every grid slice along an array axis, by the foreground class in
-    doubt: ``[n, k - 1]``.
+def class_uncertainty(probabilities: Tensor, grid: Geometry, axis: int) -> np.ndarray:
+    """Uncertain area in mm2 of every grid slice along an array axis, by class: ``[n, k - 1]``.
 
     The area is the sum of the normalised predictive entropy over the slice; each voxel's goes to
     its most probable foreground class. Where the probabilities are a mean, over mirrored images or
@@ -261,10 +253,11 @@ def class_doubt(probabilities: Tensor, grid: Geometry, axis: int) -> np.ndarray:
 
 
 def _by_class(probabilities: Tensor) -> Iterator[Tensor]:
-    """Entropy maps ``[d, h, w]``, one per foreground class: the entropy where that class is the
-    likeliest one.
+    """Entropy maps ``[d, h, w]``, one per foreground class.
+
+    The entropy where that class is the likeliest one.
     """
-    entropy = uncertainty(probabilities)
+    entropy = entropy_map(probabilities)
     likeliest = probabilities[1:].argmax(0)
     for index in range(probabilities.shape[0] - 1):
         yield entropy * (likeliest == index)

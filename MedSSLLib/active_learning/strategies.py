@@ -1,5 +1,6 @@
-"""Choosing slices: limits that every strategy keeps, representative, uncertain, even and random
-choice. Pure functions.
+"""Choosing slices: limits that every strategy keeps, and the strategies as pure functions.
+
+They are representative, uncertain, even and random choice.
 
 A slice is a row of a table: which case it belongs to (``case``, an index), its place in it
 (``place``, an integer).
@@ -12,19 +13,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-MOST_CLIENTS, MOST_CANDIDATES = (
-    3000,
-    10_000,
-)  # rows compared; a seeded sample of more; not from the paper
-LEAST_GAIN = (
-    1e-4  # share of all that a further slice must add to what is represented; not from the paper
-)
+# rows compared; a seeded sample of more; not from the paper
+MOST_CLIENTS, MOST_CANDIDATES = 3000, 10_000
+LEAST_GAIN = 1e-4  # fraction of the weight that a further slice must add; not from the paper
 ALIKE = 0.5  # similarity from which a slice is said to be like another; not from the paper
 
 
-class Room:
-    """Which slices may still be chosen: at most `per_case` a case, none too near one that is chosen
-    or drawn.
+class Candidates:
+    """Which slices may still be chosen.
+
+    At most `per_case` a case, none too near one that is chosen or drawn.
 
     Too near is closer than half the distance that `per_case` new and all drawn slices of a case
     would have if they were spread evenly over its slices; not from the paper. Where that leaves
@@ -77,83 +75,89 @@ class Room:
 
 
 @dataclass(frozen=True)
-class Pick:
-    """A chosen row: what it adds, the rows (of those compared) that it is now the nearest choice
-    for, and its own similarity to the nearest slice drawn or chosen before it, 0 without any.
+class ChosenSlice:
+    """A chosen row, and what it adds.
+
+    Attributes:
+        row: which one.
+        gain: fraction of the total weight that it newly represents.
+        stands_for: rows (of those compared) that it is now the nearest choice for.
+        similarity: to the nearest slice drawn or chosen before it, 0 without any.
     """
 
     row: int
     gain: float
-    like: np.ndarray
-    likeness: float
+    stands_for: np.ndarray
+    similarity: float
 
 
 def representative(
     features: np.ndarray,
     weights: np.ndarray,
-    room: Room,
+    candidates: Candidates,
     drawn: np.ndarray,
     budget: int,
     seed: int = 0,
-) -> list[Pick]:
-    """Slices that together represent all slices best: greedy maximisation of the facility location
-    function
+) -> list[ChosenSlice]:
+    """Slices that together represent all slices best, by greedy maximisation.
+
+    What is maximised is the facility location function
 
     ``F(S) = sum over slices i of w_i max over j in S of max(0, cos(x_i, x_j))``,
 
     as suggestive annotation does (Yang, Zhang, Chen, Zhang, Chen 2017, arXiv 1706.04737, with w =
     1); F is monotone and submodular, so the greedy choice reaches 1 - 1/e of the best value where
     only the budget limits it (Nemhauser, Wolsey, Fisher 1978), and half of it with at most so many
-    slices a case (Fisher, Nemhauser, Wolsey 1978). With the distance that `room` keeps as well
+    slices a case (Fisher, Nemhauser, Wolsey 1978). With the distance that `candidates` keep as well
     there is no such bound. Drawn slices are in S from the start. It ends early when no further
     slice adds a 10,000th of the total weight: what is left looks like what was chosen.
 
     Args:
         features: ``[rows, f]``, centred; compared by their cosine.
         weights: ``[rows]``, >= 0: how much it counts that a slice is represented.
-        room: which rows may be chosen; changed.
+        candidates: which rows may be chosen; changed.
         drawn: boolean ``[rows]``.
         budget: most rows chosen.
         seed: of the samples of very many rows.
     """
     rng = np.random.default_rng([seed, 8])
     clients = _sample(rng, np.flatnonzero(weights > 0), MOST_CLIENTS)
-    candidates = _sample(rng, np.flatnonzero(room.free), MOST_CANDIDATES)
-    if not len(clients) or not len(candidates):
+    rows = _sample(rng, np.flatnonzero(candidates.free), MOST_CANDIDATES)
+    if not len(clients) or not len(rows):
         return []
-    unit = (features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)).astype(
-        np.float32
-    )
+    length = np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
+    unit = (features / length).astype(np.float32)
     weight = weights[clients] / weights[clients].sum()
-    nearest, known = (
-        _likeness(unit, rows, np.flatnonzero(drawn)) for rows in (clients, candidates)
-    )
-    similarity = unit[candidates] @ unit[clients].T
-    picks: list[Pick] = []
-    while len(picks) < budget:
-        gains = np.where(room.open[candidates], np.maximum(similarity - nearest, 0) @ weight, -1.0)
+    before = np.flatnonzero(drawn)
+    nearest, known = _similarity(unit, clients, before), _similarity(unit, rows, before)
+    similarity = unit[rows] @ unit[clients].T
+    chosen: list[ChosenSlice] = []
+    while len(chosen) < budget:
+        gains = np.where(candidates.open[rows], np.maximum(similarity - nearest, 0) @ weight, -1.0)
         best = int(gains.argmax())
         if gains[best] < LEAST_GAIN:
             break
-        like = clients[(similarity[best] > nearest) & (similarity[best] >= ALIKE)]
-        picks.append(Pick(int(candidates[best]), float(gains[best]), like, float(known[best])))
+        closer = (similarity[best] > nearest) & (similarity[best] >= ALIKE)
+        row = int(rows[best])
+        chosen.append(ChosenSlice(row, float(gains[best]), clients[closer], float(known[best])))
         nearest = np.maximum(nearest, similarity[best])
-        known = np.maximum(known, unit[candidates] @ unit[candidates[best]])
-        room.take(int(candidates[best]))
-    return picks
+        known = np.maximum(known, unit[rows] @ unit[row])
+        candidates.take(row)
+    return chosen
 
 
-def most(scores: np.ndarray, room: Room, budget: int) -> list[int]:
-    """Rows of the largest positive scores that find room, largest first; of equal ones the
-    first.
+def most(scores: np.ndarray, candidates: Candidates, budget: int) -> list[int]:
+    """Rows of the largest positive scores that may be chosen, largest first.
+
+    Of equal ones the first comes first.
     """
     chosen: list[int] = []
-    while len(chosen) < budget and room.open.any():
-        row = int(np.where(room.open, scores, -np.inf).argmax())
+    while len(chosen) < budget and candidates.open.any():
+        row = int(np.where(candidates.open, scores, -np.inf).argmax())
         if scores[row] <= 0:
             break
         chosen.append(row)
-        room.take(row)
+        candidates.take(row)
     return chosen
 
 
@@ -164,29 +168,31 @@ def evenly(rows: Sequence[int], count: int) -> list[int]:
 
 
 def even_order(drawn: Sequence[bool], patients: Sequence[str], count: int) -> list[int]:
-    """Positions of cases in the order in which evenly spaced slices are put into them; the first
-    `count` matter most.
+    """Positions of cases in the order in which evenly spaced slices are put into them.
+
+    The first `count` matter most.
 
     Patients without drawn slices come first, one case of each patient before a second one; of the
     group in which the `count`-th falls, an evenly spaced part.
     """
     busy = {patient for patient, has in zip(patients, drawn, strict=True) if has}
     seen: dict[str, int] = {}
-    keys = []
-    for patient in patients:
-        keys.append((patient in busy, seen.get(patient, 0)))
+    groups: dict[tuple[bool, int], list[int]] = {}
+    for position, patient in enumerate(patients):
+        key = (patient in busy, seen.get(patient, 0))
         seen[patient] = seen.get(patient, 0) + 1
+        groups.setdefault(key, []).append(position)
     order: list[int] = []
-    for key in sorted(set(keys)):
-        group = [position for position, own in enumerate(keys) if own == key]
-        first = evenly(group, count - len(order)) if len(order) < count else []
-        order += first + [position for position in group if position not in first]
+    for key in sorted(groups):
+        first = evenly(groups[key], max(0, count - len(order)))
+        order += first + [position for position in groups[key] if position not in first]
     return order
 
 
 def patient_weights(patients: Sequence[str], usable: np.ndarray) -> np.ndarray:
-    """Weights ``[rows]``, 0 where not usable, that make every patient count alike, however many
-    scans and slices it has; they sum to 1.
+    """Weights ``[rows]`` that make every patient count alike; they sum to 1.
+
+    They are 0 where a row is not usable, whatever the number of scans and slices.
     """
     weights = np.zeros(len(usable))
     if usable.any():
@@ -197,13 +203,12 @@ def patient_weights(patients: Sequence[str], usable: np.ndarray) -> np.ndarray:
     return weights
 
 
-def _likeness(unit: np.ndarray, rows: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+def _similarity(unit: np.ndarray, rows: np.ndarray, chosen: np.ndarray) -> np.ndarray:
     """Of every row its similarity to the nearest of the chosen rows, at least 0."""
     nearest = np.zeros(len(rows), np.float32)
     for start in range(0, len(chosen), MOST_CLIENTS):
-        nearest = np.maximum(
-            nearest, (unit[rows] @ unit[chosen[start : start + MOST_CLIENTS]].T).max(1)
-        )
+        some = unit[chosen[start : start + MOST_CLIENTS]]
+        nearest = np.maximum(nearest, (unit[rows] @ some.T).max(1))
     return nearest
 
 

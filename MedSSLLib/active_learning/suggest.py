@@ -1,5 +1,6 @@
-"""Which slices to annotate next: ranked over all cases but the test cases, each with its reason in
-words.
+"""Which slices to annotate next: ranked, each with its reason in words.
+
+All cases but the test cases are ranked.
 
 Strategies:
 
@@ -28,15 +29,15 @@ from MedSSLLib.active_learning.slice_table import (
     Scan,
     Table,
     Viewer,
+    extract_features,
     load_viewer,
-    look,
     survey,
     usable_slices,
 )
 from MedSSLLib.active_learning.strategies import (
     ALIKE,
-    Pick,
-    Room,
+    Candidates,
+    ChosenSlice,
     even_order,
     evenly,
     most,
@@ -48,9 +49,9 @@ from MedSSLLib.core.events import Events
 from MedSSLLib.core.files import refuse_overwriting, write_json
 from MedSSLLib.project.project import Project
 
-Row = tuple[int, int, str, float | None]  # scan, slice, reason, score
-FORMAT, FORMAT_VERSION = "medssl-suggestions", 1
-FILE_NAME = "suggestions.json"
+_Choice = tuple[int, int, str, float | None]  # scan, slice, reason, score
+_FORMAT, _FORMAT_VERSION = "medssl-suggestions", 1
+SUGGESTIONS_FILE = "suggestions.json"
 Strategy = Literal["hybrid", "coverage", "uncertainty", "even", "random"]
 
 
@@ -82,10 +83,11 @@ class SuggestOptions:
 
 @dataclass(frozen=True)
 class Suggestion:
-    """One slice: its rank from 1, its case, axis (0 i, 1 j, 2 k) and index on the source image's
-    own grid, and why.
+    """One slice: where it is, its rank from 1, and why.
 
-    score: coverage, hybrid: share of all slices (weighted) it newly represents; uncertainty:
+    Its axis (0 i, 1 j, 2 k) and index are those of the source image's own grid.
+
+    score: coverage, hybrid: fraction of all slices (weighted) it newly represents; uncertainty:
         uncertain area in mm2.
     """
 
@@ -105,8 +107,9 @@ def run_suggest(
     events: Events,
     out: Path | None = None,
 ) -> list[Suggestion]:
-    """Choose slices and write them to `out` (default: ``suggestions.json`` in the project); returns
-    them, best first.
+    """Choose slices and write them to `out`; returns them, best first.
+
+    By default `out` is ``suggestions.json`` in the project.
 
     Fewer than the budget come with a warning that says why.
 
@@ -114,7 +117,7 @@ def run_suggest(
         InputError: the strategy needs a run or a model that was not given, or nothing is left to
             annotate.
     """
-    path = out or project.folder / FILE_NAME
+    path = out or project.folder / SUGGESTIONS_FILE
     refuse_overwriting([path], project.files)
     strategy = _strategy(options.strategy, run, None)
     viewer = None
@@ -132,14 +135,43 @@ def run_suggest(
         cases=len(scans),
         budget=options.budget,
     )
+    found = _choose(project, scans, viewer, strategy, options, events)
+    _report_few(project, found, options, events)
+    slices = [asdict(item) for item in found]
+    asked = {name: getattr(options, name) for name in ("also", "budget", "per_case", "seed")}
+    kind = {"format": _FORMAT, "format_version": _FORMAT_VERSION}
+    write_json(path, {**kind, "strategy": strategy, "run": run, **asked, "slices": slices})
+    events.emit(
+        "done",
+        command="suggest",
+        strategy=strategy,
+        path=str(path),
+        suggested=len(found),
+        slices=slices,
+    )
+    return found
+
+
+def _choose(  # noqa: PLR0913 - everything that a strategy may look at
+    project: Project,
+    scans: Sequence[Scan],
+    viewer: Viewer | None,
+    strategy: Strategy,
+    options: SuggestOptions,
+    events: Events,
+) -> list[Suggestion]:
     if viewer is not None:
-        found = _from_table(
-            look(project, scans, viewer, events, flips=options.flips), viewer, strategy, options
-        )
-    elif strategy == "even":
-        found = _even(scans, options, events)
-    else:
-        found = _random(scans, options, events)
+        table = extract_features(project, scans, viewer, events, flips=options.flips)
+        return _from_table(table, viewer, strategy, options)
+    if strategy == "even":
+        return _even(scans, options, events)
+    return _random(scans, options, events)
+
+
+def _report_few(
+    project: Project, found: Sequence[Suggestion], options: SuggestOptions, events: Events
+) -> None:
+    """Warn of fewer slices than were asked for. Raises InputError when there is none."""
     if not found:
         raise InputError(
             "no slice is left to annotate: all are annotated, empty or much like annotated ones",
@@ -152,29 +184,6 @@ def run_suggest(
             message=f"Only {len(found)} of {options.budget} slices are suggested: the others are "
             f"annotated, empty, much like these, or beyond {options.per_case} a case (--per-case).",
         )
-    write_json(
-        path,
-        {
-            "format": FORMAT,
-            "format_version": FORMAT_VERSION,
-            "strategy": strategy,
-            "run": run,
-            "also": options.also,
-            "budget": options.budget,
-            "per_case": options.per_case,
-            "seed": options.seed,
-            "slices": [asdict(item) for item in found],
-        },
-    )
-    events.emit(
-        "done",
-        command="suggest",
-        strategy=strategy,
-        path=str(path),
-        suggested=len(found),
-        slices=[asdict(item) for item in found],
-    )
-    return found
 
 
 def _refuse_if_done(project: Project, scans: Sequence[Scan]) -> None:
@@ -194,8 +203,9 @@ def _refuse_if_done(project: Project, scans: Sequence[Scan]) -> None:
 
 
 def _refuse_useless(also: Sequence[str], run: str | None, strategy: str) -> None:
-    """Raises InputError for further runs that the strategy would not look at, or that are named
-    twice.
+    """Raises InputError for further runs that are of no use.
+
+    The strategy would not look at them, or they are named twice.
     """
     if also and strategy not in ("uncertainty", "hybrid"):
         raise InputError(
@@ -238,79 +248,110 @@ def _from_table(
     table: Table, viewer: Viewer, strategy: Strategy, options: SuggestOptions
 ) -> list[Suggestion]:
     """Suggestions of the strategies that look at the slices."""
-    room = Room(table.case, table.place, table.usable, table.drawn, options.per_case)
-    doubt = table.doubt.sum(1)
-    classes = viewer.model.classes[1:] if viewer.model else ()
-    who = f"{1 + len(viewer.others)} models together" if viewer.others else "model"
-    chosen: list[Row] = []
+    candidates = Candidates(table.case, table.place, table.usable, table.drawn, options.per_case)
+    uncertain = table.uncertainty.sum(1)
+    chosen: list[_Choice] = []
     if strategy == "uncertainty":
-        for row in most(doubt, room, options.budget):
-            words = f"{who} unsure: {_doubt_words(table.doubt[row], classes)}"
-            chosen.append((int(table.case[row]), int(table.place[row]), words, float(doubt[row])))
+        for row in most(uncertain, candidates, options.budget):
+            words, score = _uncertainty_words(table, row, viewer), float(uncertain[row])
+            chosen.append((int(table.case[row]), int(table.place[row]), words, score))
         return _suggestions(table.scans, chosen)
     weights = patient_weights(table.patients, table.usable)
-    if strategy == "hybrid" and (weights @ doubt) > 0:
-        weights = weights * doubt
-    picks = representative(table.features, weights, room, table.drawn, options.budget, options.seed)
+    if strategy == "hybrid" and (weights @ uncertain) > 0:
+        weights = weights * uncertain
+    picked = representative(
+        table.features, weights, candidates, table.drawn, options.budget, options.seed
+    )
     first = not table.drawn.any()
-    for number, pick in enumerate(picks):
-        words = _likeness(pick, table, typical=first and number == 0)
+    for number, pick in enumerate(picked):
+        words = _similarity_words(pick, table, typical=first and number == 0)
         if strategy == "hybrid":
-            words = f"{who} unsure: {_doubt_words(table.doubt[pick.row], classes)}; {words}"
+            words = f"{_uncertainty_words(table, pick.row, viewer)}; {words}"
         chosen.append((int(table.case[pick.row]), int(table.place[pick.row]), words, pick.gain))
     return _suggestions(table.scans, chosen)
 
 
-def _doubt_words(doubt: np.ndarray, classes: Sequence[str]) -> str:
-    total = float(doubt.sum())
+def _uncertainty_words(table: Table, row: int, viewer: Viewer) -> str:
+    """How unsure the model is of a slice, or the models together."""
+    who = f"{1 + len(viewer.others)} models together" if viewer.others else "model"
+    classes = viewer.model.classes[1:] if viewer.model else ()
+    return f"{who} unsure: {_area_words(table.uncertainty[row], classes)}"
+
+
+def _area_words(areas: np.ndarray, classes: Sequence[str]) -> str:
+    """Uncertain areas in mm2 by class in words: how much, and mostly where."""
+    total = float(areas.sum())
     if total <= 0:
         return "nowhere on this slice"
     area = f"{total:.0f}" if total >= 100 else f"{total:.3g}"
-    return f"{area} mm2 uncertain, mostly at {classes[int(doubt.argmax())]}"
+    return f"{area} mm2 uncertain, mostly at {classes[int(areas.argmax())]}"
 
 
-def _likeness(pick: Pick, table: Table, *, typical: bool) -> str:
+def _similarity_words(pick: ChosenSlice, table: Table, *, typical: bool) -> str:
     """What a slice is among those chosen before it (drawn ones too), and how many it stands for."""
     kind = "typical" if typical else "unlike any slice chosen so far"
-    if pick.likeness >= ALIKE:
-        kind = f"like a slice chosen before (similarity {pick.likeness:.2f})"
-    patients = {table.scans[index].case.patient for index in table.case[pick.like]}
-    if len(pick.like) < 2:
+    if pick.similarity >= ALIKE:
+        kind = f"like a slice chosen before (similarity {pick.similarity:.2f})"
+    patients = {table.scans[index].case.patient for index in table.case[pick.stands_for]}
+    if len(pick.stands_for) < 2:
         return kind
     noun = "patient" if len(patients) == 1 else "patients"
-    return f"{kind}; stands for {len(pick.like)} slices of {len(patients)} {noun}"
+    return f"{kind}; stands for {len(pick.stands_for)} slices of {len(patients)} {noun}"
 
 
 def _even(scans: Sequence[Scan], options: SuggestOptions, events: Events) -> list[Suggestion]:
-    """Evenly spaced slices, `per_case` in each of as few cases as the budget needs."""
-    wanted = -(-options.budget // options.per_case)
-    order = even_order(
-        [bool(scan.drawn.any()) for scan in scans], [scan.case.patient for scan in scans], wanted
-    )
-    chosen: list[Row] = []
-    for position in order:
-        left = options.budget - len(chosen)
-        if left <= 0:
-            break
-        usable = _usable(scans[position], events)
-        if usable is not None:
-            free = [int(index) for index in np.flatnonzero(usable & ~scans[position].drawn)]
-            chosen += [
-                (position, index, "evenly spaced", None)
-                for index in evenly(free, min(left, options.per_case))
-            ]
+    """Evenly spaced slices, one in each of as many cases as the budget allows before a second.
+
+    At most `per_case` in one.
+    """
+    drawn, patients = [], []
+    for scan in scans:
+        drawn.append(bool(scan.drawn.any()))
+        patients.append(scan.case.patient)
+    order = even_order(drawn, patients, options.budget)
+    counts = _spread(scans, order, options, events)
+    chosen: list[_Choice] = []
+    for position, (free, count) in counts.items():
+        for index in evenly(free, count):
+            chosen.append((position, index, "evenly spaced", None))
     return _suggestions(scans, chosen)
 
 
+def _spread(
+    scans: Sequence[Scan], order: Sequence[int], options: SuggestOptions, events: Events
+) -> dict[int, tuple[list[int], int]]:
+    """Position of a scan to its free slices and how many of them to take; scans take turns.
+
+    An image is opened at its first turn.
+    """
+    free: dict[int, list[int]] = {}
+    counts: dict[int, int] = {}
+    left = options.budget
+    for turn in range(options.per_case):
+        for position in order:
+            if not left:
+                break
+            if position not in free:
+                usable = _usable(scans[position], events)
+                free[position] = []
+                if usable is not None:
+                    free[position] = np.flatnonzero(usable & ~scans[position].drawn).tolist()
+            if turn < len(free[position]):
+                counts[position] = turn + 1
+                left -= 1
+    return {position: (free[position], count) for position, count in counts.items()}
+
+
 def _random(scans: Sequence[Scan], options: SuggestOptions, events: Events) -> list[Suggestion]:
-    """Slices in random order, at most `per_case` a case; an image is opened when its first slice
-    comes up.
+    """Slices in random order, at most `per_case` a case.
+
+    An image is opened when its first slice comes up.
     """
     case = np.repeat(np.arange(len(scans)), [scan.count for scan in scans])
     place = np.concatenate([np.arange(scan.count) for scan in scans])
     known: dict[int, np.ndarray | None] = {}
     taken = np.zeros(len(scans), int)
-    chosen: list[Row] = []
+    chosen: list[_Choice] = []
     for row in np.random.default_rng([options.seed, 9]).permutation(len(case)):
         position, index = int(case[row]), int(place[row])
         if len(chosen) == options.budget:
@@ -335,7 +376,7 @@ def _usable(scan: Scan, events: Events) -> np.ndarray | None:
         return None
 
 
-def _suggestions(scans: Sequence[Scan], chosen: Sequence[Row]) -> list[Suggestion]:
+def _suggestions(scans: Sequence[Scan], chosen: Sequence[_Choice]) -> list[Suggestion]:
     found = []
     for rank, (position, index, reason, score) in enumerate(chosen, 1):
         scan = scans[position]

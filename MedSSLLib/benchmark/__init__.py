@@ -1,3 +1,1 @@
-"""Label efficiency and speed, measured the same way for every row, with records, tables and
-reports.
-"""
+"""Label efficiency and speed, measured alike for every row: records, tables, reports."""

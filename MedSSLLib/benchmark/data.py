@@ -1,6 +1,4 @@
-"""What a benchmark runs on: a project, a folder with ``splits.json``, or any folder of images and
-labels.
-"""
+"""What a benchmark runs on: a project, a folder with splits, or images and labels."""
 
 from __future__ import annotations
 
@@ -18,7 +16,7 @@ from MedSSLLib.project.manifest import FILE_NAME, Case
 from MedSSLLib.project.project import Project
 from MedSSLLib.training.context import readable_headers
 
-TEST_SHARE = 0.3  # of the patients with a label, where no test case is named; not from the paper
+TEST_FRACTION = 0.3  # of the patients with a label, where no test case is named; not from the paper
 MOST_TEST = 40  # test patients at most then; not from the paper
 Choices = dict[str, list[list[str]]]
 
@@ -26,8 +24,9 @@ Choices = dict[str, list[list[str]]]
 def open_data(
     data: Path, folder: Path, counts: Sequence[str], choices: int, seed: int
 ) -> tuple[Project, Choices]:
-    """The benchmark's own project in ``folder`` (made on the first call), and the labelled volumes
-    of every choice.
+    """The benchmark's own project in ``folder``, and the labelled volumes of every choice.
+
+    The first call makes the project.
 
     The user's project, if ``data`` is one, is not changed. Without ``splits.json`` and test cases,
     test cases are drawn from the patients with a label; choices are drawn from the cases with a
@@ -63,6 +62,7 @@ def open_data(
 
 
 def _copied(data: Path, folder: Path) -> Project:
+    """A project of the same cases without the labels that the user's project does not read."""
     theirs = Project.open(data)
     project = theirs.at(folder)
     readable = {case.name for case in theirs.labelled}
@@ -80,20 +80,24 @@ def _created(data: Path, folder: Path, splits: Any) -> Project:
             remedy="Give a project, or a folder with images/ and labels/",
         )
     images = data / "images" if (data / "images").is_dir() else data
-    described = (data / "dataset.json").is_file()
-    labels, metadata = data / "labels", data / "metadata.csv"
+    test = [] if splits is None else _named(splits, "test", data, images)
+    labels: Path | None = data / "labels"
+    metadata = data / "metadata.csv"
+    if (data / "dataset.json").is_file():  # it names the labels itself
+        images, labels = data, None
     return Project.create(
         folder,
-        data if described else images,
-        labels=labels if labels.is_dir() and not described else None,
+        images,
+        labels=labels if labels and labels.is_dir() else None,
         metadata=metadata if metadata.is_file() else None,
-        test="" if splits is None else ",".join(_named(splits, "test", data, images)),
+        test=",".join(test),
     )
 
 
 def _named(splits: Any, key: str, data: Path, images: Path) -> list[str]:
-    """Case names of a list in the splits, which may name patients: the part of a case name before
-    the first '_'.
+    """Case names of a list in the splits.
+
+    The list may name patients: the part of a case name before the first '_'.
     """
     from MedSSLLib.images.io import case_name, find_images
 
@@ -105,10 +109,11 @@ def _named(splits: Any, key: str, data: Path, images: Path) -> list[str]:
             file=data / "splits.json",
             remedy='Write {"test": [...], "labelled": {"2": [[...], ...]}}, or remove the file',
         ) from None
-    names = [case_name(path) for path in find_images(images)]
-    return [
-        name for name in names if name in wanted or (by_patient and name.split("_")[0] in wanted)
-    ]
+    found = []
+    for name in map(case_name, find_images(images)):
+        if name in wanted or (by_patient and name.split("_")[0] in wanted):
+            found.append(name)
+    return found
 
 
 def _draw_test(project: Project, seed: int) -> None:
@@ -120,7 +125,7 @@ def _draw_test(project: Project, seed: int) -> None:
             file=project.folder,
             remedy="Give more cases with labels",
         )
-    count = min(MOST_TEST, max(1, round(TEST_SHARE * len(patients))))
+    count = min(MOST_TEST, max(1, round(TEST_FRACTION * len(patients))))
     tested = set(np.random.default_rng([seed, 11]).permutation(patients)[:count])
     chosen = {case.patient for case in project.cases if case.patient in tested}
     project.set_roles(
@@ -146,22 +151,26 @@ def _choices(project: Project, splits: Any, count: str, choices: int, seed: int)
 
 
 def choices_of(known: Mapping[str, Any], count: str) -> list[list[str]]:
-    """The choices that splits have for a count, or the first volumes of those of the next larger
-    count.
+    """The choices that splits have for a count.
+
+    Without any, the first volumes of those of the next larger count.
 
     Choices that begin with the same volumes are one choice then. None where no count is as large.
     """
     if count in known:
         return [[str(name) for name in names] for names in known[count]]
-    larger = [int(n) for n in known if n.isdigit() and count.isdigit() and int(n) > int(count) > 0]
-    found = (
-        [[str(name) for name in names[: int(count)]] for names in known[str(min(larger))]]
-        if larger
-        else []
-    )
-    return [
-        names for number, names in enumerate(found) if set(names) not in map(set, found[:number])
-    ]
+    larger = []
+    for other in known:
+        if other.isdigit() and count.isdigit() and int(other) > int(count) > 0:
+            larger.append(int(other))
+    if not larger:
+        return []
+    found: list[list[str]] = []
+    for names in known[str(min(larger))]:
+        first = [str(name) for name in names[: int(count)]]
+        if not any(set(first) == set(before) for before in found):
+            found.append(first)
+    return found
 
 
 def _drawn(
@@ -185,8 +194,9 @@ def _drawn(
 
 
 def require_one_dimension(project: Project, dim: str, methods: Sequence[str]) -> None:
-    """A method that learns from slices would be compared with a network for volumes, where `dim` is
-    auto.
+    """Refuse to compare networks for slices with networks for volumes.
+
+    A method that learns from slices would be compared so where `dim` is auto.
 
     Raises:
         InputError: some of the methods take slices by themselves, though these data call for

@@ -1,26 +1,28 @@
-"""The label-efficiency protocol: which way of training suits these data, and what each label is
-worth.
+"""The label-efficiency protocol: what each label is worth, which training suits the data.
 
 For every number of labelled volumes, every choice of them and every row: fine-tune with everything
-else equal, predict the test cases at native resolution, score them. ``benchmark_rows.py`` says what
-a row is. Rows that the result file holds are not run again; a stopped run is resumed.
+else equal, predict the test cases at native resolution, score them. What a row is made of stands in
+:mod:`MedSSLLib.benchmark.records`. Rows that the result file holds are not run again; a stopped run
+is resumed.
 """
 
 from __future__ import annotations
 
-import re
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from MedSSLLib import __version__
 from MedSSLLib.benchmark.data import require_one_dimension
 from MedSSLLib.benchmark.records import (
     BASELINE,
+    ON_TOP,
     on_base,
+    parse_row,
+    pretraining_of,
     read_results,
     require_one_network,
     require_same_labels,
@@ -37,15 +39,19 @@ from MedSSLLib.finetuning.finetune import run_finetune
 from MedSSLLib.images import io
 from MedSSLLib.inference.model import PredictOptions
 from MedSSLLib.inference.predict import run_predict
-from MedSSLLib.methods import METHODS
+from MedSSLLib.methods.options import configured
 from MedSSLLib.pretraining.pretrain import run_pretrain
 from MedSSLLib.project.project import Project
-from MedSSLLib.project.runs import WEIGHTS
 from MedSSLLib.selftraining.selftrain import run_selftrain
 from MedSSLLib.training.devices import resolve_device, training_precision
-from MedSSLLib.training.run_folder import read_config
+from MedSSLLib.training.run_folder import RunFolder
 
 Settings = Mapping[str, str]
+_TRAINING: tuple[Literal["pretrain", "finetune", "selftrain"], ...] = (
+    "pretrain",
+    "finetune",
+    "selftrain",
+)
 
 
 @dataclass(frozen=True)
@@ -53,7 +59,7 @@ class Protocol:
     """What is run, everywhere alike.
 
     Attributes:
-        rows: names of ``benchmark_rows.py``.
+        rows: names that :func:`~MedSSLLib.benchmark.records.parse_row` knows.
         steps, minutes: length of every fine-tuning, and again of every self-training after it; one
             of them.
         pretrain_steps, pretrain_minutes: length of every pre-training; one of them.
@@ -84,47 +90,51 @@ class Protocol:
     def config(
         self, command: Literal["pretrain", "finetune", "selftrain"], name: str, **given: Any
     ) -> RunConfig:
-        """The configuration of a run; ``given`` has ``method`` and settings with two underscores
-        for a dot.
+        """The configuration of a run.
+
+        ``given`` has ``method`` and settings with two underscores for a dot.
         """
-        before = command == "pretrain"
         own = {
             "pretrain": self.pretrain_settings,
             "finetune": self.settings,
             "selftrain": self.selftrain_settings,
         }
-        steps, minutes = (
-            (self.pretrain_steps, self.pretrain_minutes) if before else (self.steps, self.minutes)
-        )
-        length = (
-            {"training.steps": steps} if steps else {"training.minutes": minutes} if minutes else {}
-        )
         method = given.pop("method", "supervised")
-        settings = {key.replace("__", "."): value for key, value in given.items()}
-        fixed = {"name": name, "seed": self.seed, "device": self.device}
-        overrides = {**length, **fixed, **settings, **(own[command] or {})}
-        return RunConfig.build(command, preset=self.preset, method=method, overrides=overrides)
+        overrides: dict[str, Any] = self._length(before_labels=command == "pretrain")
+        overrides |= {"name": name, "seed": self.seed, "device": self.device}
+        for key, value in given.items():
+            overrides[key.replace("__", ".")] = value
+        overrides |= own[command] or {}
+        return configured(command, preset=self.preset, method=method, overrides=overrides)
+
+    def _length(self, *, before_labels: bool) -> dict[str, Any]:
+        """Steps or minutes as settings; {} where the preset decides."""
+        steps, minutes = self.steps, self.minutes
+        if before_labels:
+            steps, minutes = self.pretrain_steps, self.pretrain_minutes
+        if steps:
+            return {"training.steps": steps}
+        return {"training.minutes": minutes} if minutes else {}
 
     def whole_length(self) -> dict[str, Any]:
-        """Steps or minutes of a fine-tuning and the self-training that goes on from it,
-        together.
-        """
-        parts = [self.config(command, "").training for command in ("finetune", "selftrain")]
-        if any(part.minutes for part in parts):
-            return {"training__minutes": sum(part.minutes or 0 for part in parts)}
-        return {"training__steps": sum(part.steps for part in parts)}
+        """Steps or minutes of a fine-tuning and the self-training after it, together."""
+        first = self.config("finetune", "").training
+        second = self.config("selftrain", "").training
+        if first.minutes or second.minutes:
+            return {"training__minutes": (first.minutes or 0) + (second.minutes or 0)}
+        return {"training__steps": first.steps + second.steps}
 
     @property
     def precision(self) -> str:
-        """The number format that training takes on this computer (one for each kind of run where
-        they differ).
+        """The number format that training takes on this computer.
+
+        One for each kind of run where they differ.
         """
-        configs = [self.config(command, "") for command in ("pretrain", "finetune", "selftrain")]
-        return ",".join(
-            dict.fromkeys(
-                training_precision(c.precision, resolve_device(c.device)) for c in configs
-            )
-        )
+        found = []
+        for command in _TRAINING:
+            config = self.config(command, "")
+            found.append(training_precision(config.precision, resolve_device(config.device)))
+        return ",".join(dict.fromkeys(found))
 
 
 def run_labels(
@@ -134,8 +144,9 @@ def run_labels(
     results: Path,
     events: Events,
 ) -> dict[str, Any]:
-    """Run the protocol on a project with test cases, and keep the result file up to date; returns
-    its content.
+    """Run the protocol on a project with test cases; returns the result file's content.
+
+    The result file is kept up to date.
 
     Args:
         project: holds the runs and predictions.
@@ -148,25 +159,11 @@ def run_labels(
         InputError: no test case has a label, or a result file or runs of other data or settings.
         CancelledError: stopped by the user; run it again to go on.
     """
-    if not any(case.label for case in project.test):
-        raise InputError(
-            "no test case has a label", file=project.folder, remedy="Choose test cases with a label"
-        )
-    encoders = {parse_row(row).encoder for row in protocol.rows} - {BASELINE}
-    require_one_dimension(
-        project,
-        protocol.config("finetune", "").dim,
-        [VARIANTS.get(encoder, (encoder, {}))[0] for encoder in sorted(encoders)],
-    )
+    _require_comparable(project, protocol)
     facts = vars(protocol) | {"precision": protocol.precision}
     settings, records = read_results(results, project.name, facts)
     require_same_labels(results, records, choices)
-    todo = [
-        (count, number, labelled, row)
-        for count, some in choices.items()
-        for number, labelled in enumerate(some)
-        for row in protocol.rows
-    ]
+    todo = planned(choices, protocol.rows)
     events.emit(
         "start",
         command="benchmark",
@@ -174,16 +171,15 @@ def run_labels(
         runs=len(todo),
         folder=str(results.parent),
     )
-    for done, (count, number, labelled, row) in enumerate(todo, 1):
-        if not any(same(record, row, count, number) for record in records):
-            one = Choice(count, number, tuple(labelled))
-            records.append(_score(project, protocol, row, one, events))
+    for done, (choice, row) in enumerate(todo, 1):
+        if not any(same(record, row, choice.count, choice.number) for record in records):
+            records.append(_score(project, protocol, row, choice, events))
             events.emit(
                 "metric",
                 stage="benchmark",
                 row=row,
-                labelled=len(labelled),
-                choice=number,
+                labelled=len(choice.labelled),
+                choice=choice.number,
                 dice=records[-1]["summary"]["dice"],
             )
         write_results(results, project.name, settings, records, protocol.rows)
@@ -191,10 +187,34 @@ def run_labels(
     return read_json(results)
 
 
+def _require_comparable(project: Project, protocol: Protocol) -> None:
+    """Raise InputError where nothing could be scored, or rows would differ in their dimension."""
+    if not any(case.label for case in project.test):
+        raise InputError(
+            "no test case has a label", file=project.folder, remedy="Choose test cases with a label"
+        )
+    encoders = {parse_row(row).encoder for row in protocol.rows} - {BASELINE}
+    methods = [pretraining_of(encoder)[0] for encoder in sorted(encoders)]
+    require_one_dimension(project, protocol.config("finetune", "").dim, methods)
+
+
+def planned(
+    choices: Mapping[str, Sequence[Sequence[str]]], rows: Sequence[str]
+) -> list[tuple[Choice, str]]:
+    """What is to be trained and scored, in order: every row on every choice of labelled volumes."""
+    todo = []
+    for count, some in choices.items():
+        for number, labelled in enumerate(some):
+            choice = Choice(count, number, tuple(labelled))
+            todo += [(choice, row) for row in rows]
+    return todo
+
+
 @dataclass(frozen=True)
 class Choice:
-    """One choice of labelled volumes: the number as in the file of splits, which choice, and the
-    cases.
+    """One choice of labelled volumes.
+
+    The number as in the file of splits, which choice it is, and the cases.
     """
 
     count: str
@@ -235,8 +255,9 @@ def _score(
 
 
 def _lengths(project: Project, protocol: Protocol, row: str, choice: Choice) -> dict[str, Any]:
-    """Steps and seconds of training with labels, all runs of the row together, and seconds of
-    pre-training apart.
+    """Steps and seconds of training with labels, and seconds of pre-training apart.
+
+    All runs of the row count together.
     """
     parts = parse_row(row)
     found = _length(project, choice.run(row, protocol.tag))
@@ -249,15 +270,15 @@ def _lengths(project: Project, protocol: Protocol, row: str, choice: Choice) -> 
 
 def _length(project: Project, name: str) -> dict[str, Any]:
     path = project.run_folder(name) / "metrics.json"
-    figures = (
-        read_json(path) if path.exists() else {}
-    )  # a run that was only gone on from may have been removed
-    return {"steps": figures.get("steps"), "training_s": figures.get("seconds")}
+    # a run that was only gone on from may have been removed
+    metrics = read_json(path) if path.exists() else {}
+    return {"steps": metrics.get("steps"), "training_s": metrics.get("seconds")}
 
 
 def score_test_cases(project: Project, predictions: Path, tolerance: float) -> dict[str, Any]:
-    """Score a folder of predictions of the test cases, whoever made them, and write its
-    ``metrics.json``.
+    """Score predictions of the test cases, whoever made them.
+
+    Writes ``metrics.json`` beside them.
 
     Args:
         project: its test cases with labels are scored.
@@ -270,24 +291,28 @@ def score_test_cases(project: Project, predictions: Path, tolerance: float) -> d
         ``patients`` (case to patient) where the project knows them.
     """
     test = {case.name: case for case in project.test if case.label}
-    found = {io.case_name(path): path for path in io.find_images(predictions)}
-    metrics = evaluate_pairs(
-        {case: (found[case], test[case].label) for case in test if case in found},  # type: ignore[misc]
-        tolerance,
-        classes=project.scored,
-        annotated={case: test[case].annotated for case in test if test[case].annotated},  # type: ignore[misc]
-    )
+    pairs, annotated, patients = {}, {}, {}
+    for path in io.find_images(predictions):
+        case = test.get(io.case_name(path))
+        if case is None or case.label is None:
+            continue
+        pairs[case.name] = (path, case.label)
+        if case.annotated:
+            annotated[case.name] = case.annotated
+    metrics = evaluate_pairs(pairs, tolerance, classes=project.scored, annotated=annotated)
     write_json(predictions / "metrics.json", metrics)
+    for name in metrics["cases"]:
+        if test[name].patient != name:
+            patients[name] = test[name].patient
     means = metrics["summary"]
-    patients = {case: test[case].patient for case in metrics["cases"] if test[case].patient != case}
-    return {
+    scored = {
         "summary": {key: value["mean"] for key, value in means.items()},
         "per_class": means["dice"]["per_class"],
         "dice": means["dice"]["per_case"],
         "hd95_mm": means["hd95_mm"]["per_case"],
         "missed": metrics["missed"],
-        **({"patients": patients} if patients else {}),
     }
+    return scored | {"patients": patients} if patients else scored
 
 
 def _train(project: Project, protocol: Protocol, row: str, choice: Choice, events: Events) -> str:
@@ -308,9 +333,9 @@ def _train(project: Project, protocol: Protocol, row: str, choice: Choice, event
             _train(project, protocol, base, choice, events)
             _run(run_selftrain, project, config, events)
         return name
-    extra = (
-        annotated | ON_TOP.get(on_top, {}) | (protocol.whole_length() if on_top == "longer" else {})
-    )
+    extra = annotated | ON_TOP.get(on_top, {})
+    if on_top == "longer":
+        extra |= protocol.whole_length()
     if encoder != BASELINE:
         extra |= {"init": f"{encoder}-{protocol.tag}", "freeze_encoder": frozen}
     config = protocol.config("finetune", name, labelled=choice.labelled, **extra)
@@ -323,7 +348,7 @@ def _train(project: Project, protocol: Protocol, row: str, choice: Choice, event
 
 def _pretrain(project: Project, protocol: Protocol, encoder: str, events: Events) -> None:
     """Pre-train the encoder unless that was done. One encoder serves all choices."""
-    method, settings = VARIANTS.get(encoder, (encoder, {}))
+    method, settings = pretraining_of(encoder)
     config = protocol.config("pretrain", f"{encoder}-{protocol.tag}", method=method, **settings)
     if not _finished(project, config):
         _run(run_pretrain, project, config, events)
@@ -335,20 +360,15 @@ def _finished(project: Project, config: RunConfig) -> bool:
     Raises:
         InputError: the run of that name, done or begun, has other settings.
     """
-    folder = project.run_folder(config.name)
-    done = (folder / WEIGHTS).exists()
-    there = (done or _has_checkpoint(folder)) and (folder / "config.json").exists()
-    if there and (found := unlike(read_config(folder), config)):
+    run = RunFolder(project.run_folder(config.name))
+    there = (run.finished or run.has_checkpoint) and run.recorded
+    if there and (found := unlike(run.config, config)):
         raise InputError(
             f"run {config.name!r} has other settings: {'; '.join(found)}",
-            file=folder,
+            file=run.folder,
             remedy="Choose another --out, and another --tag where there is one",
         )
-    return done
-
-
-def _has_checkpoint(folder: Path) -> bool:
-    return any((folder / "checkpoint").glob("*.safetensors"))
+    return run.finished
 
 
 def _run(
@@ -357,86 +377,14 @@ def _run(
     config: RunConfig,
     events: Events,
 ) -> None:
-    """Start a run, or go on with one that was stopped; one that left no checkpoint is started
-    anew.
+    """Start a run, or go on with one that was stopped.
+
+    One that left no checkpoint is started anew.
     """
     folder = project.run_folder(config.name)
-    if _has_checkpoint(folder):
+    if RunFolder(folder).has_checkpoint:
         config = config.override({"resume": True})
     elif folder.exists():
         shutil.rmtree(folder)
     with relayed(events, config.name) as inner:
         worker(project, config, inner)
-
-
-VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
-    "gcl-image": ("gcl", {"options.pixel": False}),
-    "gcl-sum": ("gcl", {"options.pixel": False, "options.gradient": "sum"}),
-    "gcl-patient": ("gcl", {"options.pixel": False, "options.meta": ["patient"]}),
-    "gcl-position": ("gcl", {"options.pixel": False, "options.meta": ["position"]}),
-    "gcl-phase": ("gcl", {"options.pixel": False, "options.meta": ["phase"]}),
-    "gcl-no-filter": ("gcl", {"options.grad_filter": False}),
-    "pgl-no-scale": ("pgl", {"options.use_scale_prior": False}),
-    "pgl-no-flip": ("pgl", {"options.use_flip_prior": False}),
-}
-"""Ablations: the method and its settings."""
-ON_TOP: dict[str, dict[str, Any]] = {
-    "mean-teacher": {"semi": "mean-teacher"},
-    "mixup": {"mixup": 0.2},
-    "selftrain": {},
-    "longer": {},
-}
-
-
-_ROW = re.compile(
-    r"(?P<encoder>.+?)(?P<frozen>-frozen)?(-(?P<slices>[1-9][0-9]*)-slices)?([+](?P<on_top>.+))?"
-)
-
-
-class Row(NamedTuple):
-    """What a row is made of.
-
-    Attributes:
-        encoder: ``random``, a method or one of VARIANTS.
-        frozen: whether the encoder is fixed.
-        slices: annotated slices of every labelled volume; 0 for whole volumes.
-        on_top: what comes on top; '' for nothing.
-    """
-
-    encoder: str
-    frozen: bool = False
-    slices: int = 0
-    on_top: str = ""
-
-
-def parse_row(row: str) -> Row:
-    """The parts of a row's name.
-
-    Raises:
-        InputError: no such row.
-    """
-    known = (BASELINE, *METHODS, *VARIANTS)
-    if found := _ROW.fullmatch(row):
-        parts = Row(
-            found["encoder"],
-            bool(found["frozen"]),
-            int(found["slices"] or 0),
-            found["on_top"] or "",
-        )
-        fits = parts.encoder in known and parts.on_top in ("", *ON_TOP)
-        if fits and not (parts.frozen and parts.encoder == BASELINE):
-            return parts
-    raise InputError(
-        f"method {row!r} is unknown",
-        remedy=f"Use {', '.join(known)}; all but random with -frozen; each with -3-slices (or "
-        "another number); "
-        f"then +{', +'.join(ON_TOP)}",
-    )
-
-
-def baseline_of(row: str) -> str:
-    """The random start that a row is to be judged against: that with as many annotated slices of
-    every volume.
-    """
-    found = _ROW.fullmatch(row)
-    return f"{BASELINE}-{found['slices']}-slices" if found and found["slices"] else BASELINE

@@ -1,15 +1,14 @@
-"""The result file of the protocol: its records, the settings that all of them share, and paired
-differences.
-"""
+"""The result file of the protocol: rows, records, the settings they share, differences."""
 
 from __future__ import annotations
 
 import json
 import os
 import platform
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -17,10 +16,11 @@ from MedSSLLib.config.run import RunConfig
 from MedSSLLib.core.errors import InputError
 from MedSSLLib.core.files import read_json, write_json
 from MedSSLLib.evaluation.evaluate import averaged_within, bootstrap_interval
+from MedSSLLib.methods import known_methods
 from MedSSLLib.training.run_folder import versions
 
 BASELINE = "random"
-FORMAT_VERSION = 1
+RESULTS_VERSION = 1
 Record = dict[str, Any]
 _MAY_GROW = ("rows", "count", "choices")
 _EMPTY = ("", "None", "[]", "{}")
@@ -32,8 +32,9 @@ _EARLY = {
 
 
 def given(settings: Mapping[str, str], name: str) -> str:
-    """A setting of a result file as text; '' where it is not set, or of minutes where steps
-    decide.
+    """A setting of a result file as text, '' where it is not set.
+
+    It is also '' for minutes where steps decide.
     """
     if name.endswith("minutes") and given(settings, name.removesuffix("minutes") + "steps"):
         return ""
@@ -49,8 +50,9 @@ def as_settings(values: Mapping[str, Any]) -> dict[str, str]:
 def read_results(
     results: Path, data: str, values: Mapping[str, Any]
 ) -> tuple[dict[str, str], list[Record]]:
-    """Settings and records of a result file to which rows are added; of a new one where there is
-    none.
+    """Settings and records of a result file to which rows are added.
+
+    Of a new one where there is none.
 
     Args:
         results: the file.
@@ -63,7 +65,7 @@ def read_results(
     ours = as_settings(values)
     if not results.exists():
         return ours, []
-    content = read_json(results, newest_version=FORMAT_VERSION)
+    content = read_json(results, newest_version=RESULTS_VERSION)
     if content.get("bench") != "protocol" or content.get("data") != data:
         raise InputError(
             f"holds results of {content.get('data')!r}, not of {data!r}",
@@ -71,16 +73,7 @@ def read_results(
             remedy="Choose another --out",
         )
     theirs: dict[str, str] = content.get("settings", {})
-    early = {
-        old: str([f"{key}={value}" for key, value in (values.get(new) or {}).items()])
-        for old, new in _EARLY.items()
-    }
-    asked = ours | early
-    differing = [
-        f"{name} {given(theirs, name) or 'not set'} there, {given(asked, name) or 'not set'} here"
-        for name in theirs.keys() & asked.keys() - set(_MAY_GROW)
-        if given(theirs, name) != given(asked, name)
-    ]
+    differing = _differing(theirs, ours | _as_early(values))
     if differing:
         raise InputError(
             f"was made with other settings: {'; '.join(sorted(differing))}",
@@ -90,18 +83,37 @@ def read_results(
     return theirs, complete_records(content)
 
 
+def _as_early(values: Mapping[str, Any]) -> dict[str, str]:
+    """The settings of each kind of run as early files spell them: a list of KEY=VALUE."""
+    found = {}
+    for old, new in _EARLY.items():
+        found[old] = str([f"{key}={value}" for key, value in (values.get(new) or {}).items()])
+    return found
+
+
+def _differing(theirs: Mapping[str, str], asked: Mapping[str, str]) -> list[str]:
+    """In words, the settings that both have and that differ."""
+    found = []
+    for name in theirs.keys() & asked.keys() - set(_MAY_GROW):
+        there, here = given(theirs, name), given(asked, name)
+        if there != here:
+            found.append(f"{name} {there or 'not set'} there, {here or 'not set'} here")
+    return found
+
+
 def require_same_labels(
     results: Path, records: Sequence[Record], choices: Mapping[str, Sequence[Any]]
 ) -> None:
     """Raises InputError for a record whose choice now has other labelled volumes."""
     for record in records:
         sets = choices.get(record["count"], ())
-        if record["choice"] < len(sets) and set(record["labelled"]) != set(sets[record["choice"]]):
+        if record["choice"] >= len(sets):
+            continue
+        now = sets[record["choice"]]
+        if set(record["labelled"]) != set(now):
             raise InputError(
                 f"holds {record['row']!r} with {', '.join(record['labelled'][:3])} labelled, now "
-                "choice "
-                f"{record['choice']} of {record['count']} has "
-                f"{', '.join(sets[record['choice']][:3])}",
+                f"choice {record['choice']} of {record['count']} has {', '.join(now[:3])}",
                 file=results,
                 remedy="Choose another --out, and another --tag where there is one",
             )
@@ -115,24 +127,25 @@ def write_results(
     rows: Sequence[str],
 ) -> None:
     """Write the result file; ``rows`` are those asked for, done or not."""
-    counts = dict.fromkeys(record["count"] for record in records)
+    by_count: dict[str, list[Record]] = {}
+    for record in records:
+        by_count.setdefault(record["count"], []).append(record)
+    done = [record["row"] for record in records]
     grown = {
-        "rows": ",".join(dict.fromkeys([*(record["row"] for record in records), *rows])),
-        "count": ",".join(counts),
-        "choices": str(max((r["choice"] + 1 for r in records), default=0)),
+        "rows": ",".join(dict.fromkeys([*done, *rows])),
+        "count": ",".join(by_count),
+        "choices": str(max((record["choice"] + 1 for record in records), default=0)),
     }
     write_json(
         results,
         {
             "bench": "protocol",
-            "format_version": FORMAT_VERSION,
+            "format_version": RESULTS_VERSION,
             "data": data,
             "settings": {**settings, **grown},
             "versions": versions(),
             "machine": {"processor": platform.machine(), "cores": os.cpu_count()},
-            "difference_to_random": {
-                count: differences([r for r in records if r["count"] == count]) for count in counts
-            },
+            "difference_to_random": {count: differences(of) for count, of in by_count.items()},
             "records": records,
         },
     )
@@ -150,29 +163,30 @@ def complete_records(content: Mapping[str, Any]) -> list[Record]:
     self-training went on from.
     """
     count = str(content.get("settings", {}).get("count", ""))
-    records = [
-        {"count": count or str(len(record["labelled"])), **record} for record in content["records"]
-    ]
+    records = []
+    for record in content["records"]:
+        records.append({"count": count or str(len(record["labelled"])), **record})
     by_key = {(r["row"], r["count"], r["choice"]): r for r in records}
     found = []
     for record in records:
-        base = by_key.get(
-            (record["row"].removesuffix("+selftrain"), record["count"], record["choice"])
-        )
-        whole = base is None or base is record or "base" in record
-        found.append(record if whole or base is None else record | on_base(record, base))
+        first_row = record["row"].removesuffix("+selftrain")
+        base = by_key.get((first_row, record["count"], record["choice"]))
+        if base is not None and base is not record and "base" not in record:
+            record = record | on_base(record, base)
+        found.append(record)
     return found
 
 
 def on_base(own: Mapping[str, Any], base: Mapping[str, Any]) -> Record:
-    """Steps and seconds of training of a row and the row it goes on from, and of the latter alone
-    (``base``).
+    """Steps and seconds of training of a row and the row it goes on from.
+
+    Those of the latter alone are in ``base``.
     """
-    first = {key: base.get(key) for key in ("steps", "training_s")}
-    total = {
-        key: None if None in (value, own.get(key)) else round(value + own[key], 1)
-        for key, value in first.items()
-    }
+    first, total = {}, {}
+    for key in ("steps", "training_s"):
+        before, after = base.get(key), own.get(key)
+        first[key] = before
+        total[key] = None if before is None or after is None else round(before + after, 1)
     return {**total, "base": first}
 
 
@@ -180,63 +194,74 @@ def by_patient(
     table: np.ndarray, cases: Sequence[str], records: Sequence[Mapping[str, Any]]
 ) -> np.ndarray:
     """Values ``[choices, cases]`` averaged within patients, where the records know them."""
-    patients = {
-        case: name for record in records for case, name in record.get("patients", {}).items()
-    }
+    patients: dict[str, str] = {}
+    for record in records:
+        patients |= record.get("patients", {})
     return averaged_within(table, [patients.get(case, case) for case in cases])
 
 
 def differences(
     records: Sequence[Mapping[str, Any]], level: float = 0.95
 ) -> dict[str, dict[str, Any]]:
-    """Paired difference of every row to ``random`` over patients x choices; records of one number
-    of labels.
+    """Paired difference of every row to ``random`` over patients and choices.
+
+    The records are of one number of labels.
     """
-    rows = dict.fromkeys(record["row"] for record in records)
-    found = {row: difference(records, row, BASELINE, level) for row in rows if row != BASELINE}
-    return {row: value for row, value in found.items() if value}
+    found = {}
+    for row in dict.fromkeys(record["row"] for record in records):
+        if row != BASELINE and (gap := difference(records, row, BASELINE, level)):
+            found[row] = gap
+    return found
 
 
 def difference(
     records: Sequence[Mapping[str, Any]], row: str, other: str, level: float = 0.95
 ) -> dict[str, Any]:
-    """Mean paired difference in Dice of two rows with its bootstrap interval; {} where no choice
-    has both.
+    """Mean paired difference in Dice of two rows with its bootstrap interval.
+
+    {} where no choice has both.
 
     The cases of a patient are no independent evidence: they are averaged first, where records know
     the patients.
     """
-    by_key = {(record["row"], record["choice"]): record["dice"] for record in records}
-    choices = [c for r, c in by_key if r == row and (other, c) in by_key]
+    own, theirs = _dice_by_choice(records, row), _dice_by_choice(records, other)
+    choices = [choice for choice in own if choice in theirs]
     if not choices:
         return {}
-    cases = sorted(set.union(*(set(by_key[row, c]) for c in choices)))
-    table = np.array(
-        [[_less(by_key[row, c].get(n), by_key[other, c].get(n)) for n in cases] for c in choices]
-    )
+    cases = sorted(set().union(*(own[choice] for choice in choices)))
+    table = np.full((len(choices), len(cases)), np.nan)
+    for line, choice in enumerate(choices):
+        for column, case in enumerate(cases):
+            value, reference = own[choice].get(case), theirs[choice].get(case)
+            if value is not None and reference is not None:
+                table[line, column] = value - reference
     if np.isnan(table).all():
         return {}
     mean, low, high = bootstrap_interval(by_patient(table, cases, records), level=level)
     return {"mean": mean, "low": low, "high": high, "choices": choices}
 
 
-def _less(value: float | None, other: float | None) -> float:
-    return float("nan") if value is None or other is None else value - other
+def _dice_by_choice(
+    records: Sequence[Mapping[str, Any]], row: str
+) -> dict[int, Mapping[str, float | None]]:
+    """Of one row: choice to ``{case: Dice}``."""
+    return {record["choice"]: record["dice"] for record in records if record["row"] == row}
 
 
 def require_one_network(before: RunConfig, after: RunConfig) -> None:
-    """A pre-trained encoder brings its network and patch along: rows that start anew must have the
+    """Refuse rows that would differ in more than their start.
+
+    A pre-trained encoder brings its network and patch along; rows that start anew must have the
     same.
 
     Raises:
         InputError: the configurations of pre-training and of fine-tuning differ in them.
     """
     theirs, ours = _network(before), _network(after)
-    differing = [
-        f"{key} {theirs[key]} in pre-training, {ours[key]} in fine-tuning"
-        for key in ours
-        if theirs[key] != ours[key]
-    ]
+    differing = []
+    for key, value in ours.items():
+        if theirs[key] != value:
+            differing.append(f"{key} {theirs[key]} in pre-training, {value} in fine-tuning")
     if differing:
         raise InputError(
             f"rows would differ in more than their start: {'; '.join(differing)}",
@@ -254,15 +279,14 @@ def _network(config: RunConfig) -> dict[str, Any]:
 
 
 def unlike(theirs: RunConfig, ours: RunConfig) -> list[str]:
-    """In words, what of the run that is asked for is otherwise in the one there; options left open
-    do not count.
+    """In words, what of the run that is asked for is otherwise in the one there.
+
+    Options left open do not count.
     """
     there, here = _decisive(theirs), _decisive(ours)
     for key, value in ours.options.items():
-        here[f"options.{key}"], there[f"options.{key}"] = (
-            json.dumps(value),
-            json.dumps(theirs.options.get(key)),
-        )
+        here[f"options.{key}"] = json.dumps(value)
+        there[f"options.{key}"] = json.dumps(theirs.options.get(key))
     return [
         f"{key} {there[key]} there, {here[key]} here" for key in here if there[key] != here[key]
     ]
@@ -278,3 +302,81 @@ def _decisive(config: RunConfig) -> dict[str, str]:
         "seed": str(config.seed),
         "labelled": labelled,
     }
+
+
+ABLATIONS: dict[str, tuple[str, dict[str, Any]]] = {
+    "gcl-image": ("gcl", {"options.pixel": False}),
+    "gcl-sum": ("gcl", {"options.pixel": False, "options.gradient": "sum"}),
+    "gcl-patient": ("gcl", {"options.pixel": False, "options.meta": ["patient"]}),
+    "gcl-position": ("gcl", {"options.pixel": False, "options.meta": ["position"]}),
+    "gcl-phase": ("gcl", {"options.pixel": False, "options.meta": ["phase"]}),
+    "gcl-no-filter": ("gcl", {"options.grad_filter": False}),
+    "pgl-no-scale": ("pgl", {"options.use_scale_prior": False}),
+    "pgl-no-flip": ("pgl", {"options.use_flip_prior": False}),
+}
+"""Ablations: the method and its settings."""
+ON_TOP: dict[str, dict[str, Any]] = {
+    "mean-teacher": {"semi": "mean-teacher"},
+    "mixup": {"mixup": 0.2},
+    "selftrain": {},
+    "longer": {},
+}
+
+
+_ROW = re.compile(
+    r"(?P<encoder>.+?)(?P<frozen>-frozen)?(-(?P<slices>[1-9][0-9]*)-slices)?([+](?P<on_top>.+))?"
+)
+
+
+class RowParts(NamedTuple):
+    """What a row is made of.
+
+    Attributes:
+        encoder: ``random``, a method or one of ABLATIONS.
+        frozen: whether the encoder is fixed.
+        slices: annotated slices of every labelled volume; 0 for whole volumes.
+        on_top: what comes on top; '' for nothing.
+    """
+
+    encoder: str
+    frozen: bool = False
+    slices: int = 0
+    on_top: str = ""
+
+
+def parse_row(row: str) -> RowParts:
+    """The parts of a row's name.
+
+    Raises:
+        InputError: no such row.
+    """
+    known = (BASELINE, *known_methods(), *ABLATIONS)
+    if found := _ROW.fullmatch(row):
+        parts = RowParts(
+            found["encoder"],
+            bool(found["frozen"]),
+            int(found["slices"] or 0),
+            found["on_top"] or "",
+        )
+        fits = parts.encoder in known and parts.on_top in ("", *ON_TOP)
+        if fits and not (parts.frozen and parts.encoder == BASELINE):
+            return parts
+    raise InputError(
+        f"method {row!r} is unknown",
+        remedy=f"Use {', '.join(known)}; all but random with -frozen; each with -3-slices (or "
+        f"another number); then +{', +'.join(ON_TOP)}",
+    )
+
+
+def pretraining_of(encoder: str) -> tuple[str, dict[str, Any]]:
+    """The method that pre-trains an encoder, and its settings."""
+    return ABLATIONS.get(encoder, (encoder, {}))
+
+
+def baseline_of(row: str) -> str:
+    """The random start that a row is judged against.
+
+    It has as many annotated slices of every volume.
+    """
+    found = _ROW.fullmatch(row)
+    return f"{BASELINE}-{found['slices']}-slices" if found and found["slices"] else BASELINE

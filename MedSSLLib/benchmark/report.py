@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from MedSSLLib.benchmark.records import BASELINE, difference
+from MedSSLLib.benchmark.recommendations import LEAST_CHOICES, markdown, recommendations
+from MedSSLLib.benchmark.records import BASELINE, differences
 from MedSSLLib.benchmark.tables import (
-    HEAD,
+    COLUMNS,
     NOTES,
     SHOWN,
     Study,
     case_rows,
     csv_text,
     dice_interval,
-    markdown,
     mean_of,
-    recommendations,
     shown,
     table_row,
     table_rows,
@@ -46,7 +46,7 @@ def write_tables(studies: Sequence[Study], out: Path, project: Project | None = 
         )
     texts = {
         "tables.md": markdown(studies),
-        "tables.csv": csv_text(HEAD, table_rows(studies)),
+        "tables.csv": csv_text(COLUMNS, table_rows(studies)),
         "cases.csv": csv_text(tuple(case_rows(studies)[0]), case_rows(studies)),
     }
     written = []
@@ -55,12 +55,7 @@ def write_tables(studies: Sequence[Study], out: Path, project: Project | None = 
             temporary.write_text(text, encoding="utf-8")
         written.append(out / name)
     page = Page("What each label is worth", _lead(studies), kicker="MedSSL benchmark")
-    for index, study in enumerate(studies, 1):
-        prefix = (
-            study.data
-            if len({s.data for s in studies}) == len(studies)
-            else f"{study.data}-{index}"
-        )
+    for study, prefix in zip(studies, _prefixes(studies), strict=True):
         written += _add_study(page, study, out / "figures", prefix)
     if project is not None:
         _add_training(page, project, studies)
@@ -68,6 +63,14 @@ def write_tables(studies: Sequence[Study], out: Path, project: Project | None = 
     page.section("Limits")
     page.bullets([*NOTES, *_limits(studies), *RESEARCH])
     return [*written, page.write(out / "report.html", footer())]
+
+
+def _prefixes(studies: Sequence[Study]) -> list[str]:
+    """What the figure files of each study begin with: its data, numbered where some are alike."""
+    names = [study.data for study in studies]
+    if len(set(names)) == len(names):
+        return names
+    return [f"{name}-{index}" for index, name in enumerate(names, 1)]
 
 
 def _lead(studies: Sequence[Study]) -> str:
@@ -84,47 +87,50 @@ def _add_study(page: Page, study: Study, figures: Path, prefix: str) -> list[Pat
     page.section(study.data, f"Length: {study.length() or 'that of the preset'}.")
     page.bullets(recommendations(study))
     for count in study.counts:
-        head, rows = filled(
-            SHOWN, [shown(table_row(study, count, row)) for row in study.rows(count)]
-        )
-        page.table(
-            head,
-            [[name, *map(_cell, rest)] for name, *rest in rows],
-            caption=f"{study.volumes(count)} labelled",
-        )
-    names = dict.fromkeys(row for count in study.counts for row in study.rows(count))
-    lines = {
-        row: {
-            study.volumes(c): dice_interval(study.compared(c, row))
-            for c in study.counts
-            if study.of(c, row)
-        }
-        for row in names
-    }
+        rows = [shown(table_row(study, count, row)) for row in study.rows(count)]
+        head, rows = filled(SHOWN, rows)
+        cells: list[list[Cell | str]] = [[name, *map(_cell, rest)] for name, *rest in rows]
+        page.table(head, cells, caption=f"{study.volumes(count)} labelled")
     drawn = {
         f"{prefix}-labels": (
-            dice_against_labels(lines),
+            dice_against_labels(_dice_lines(study)),
             "Mean Dice against labelled volumes, 95 % interval.",
         )
     }
     for count in study.counts:
         if pair := _pair(study, count):
-            row, first, second = pair
             caption = (
                 f"Every case with {study.volumes(count)} labelled, "
                 "mean over choices; blue where it rose."
             )
-            drawn[f"{prefix}-pairs-{count}"] = paired_cases(first, second, (BASELINE, row)), caption
+            names = (BASELINE, pair.row)
+            figure = paired_cases(pair.under_baseline, pair.under_row, names)
+            drawn[f"{prefix}-pairs-{count}"] = figure, caption
     page.figures(*drawn.values())
-    return [
-        save(figure, figures / f"{_file_name(name)}.png") for name, (figure, _) in drawn.items()
-    ]
+    written = []
+    for name, (figure, _) in drawn.items():
+        written.append(save(figure, figures / f"{_file_name(name)}.png"))
+    return written
+
+
+def _dice_lines(study: Study) -> dict[str, dict[int, tuple[float, float, float]]]:
+    """Row to ``{labelled volumes: (mean Dice, low, high)}``."""
+    lines: dict[str, dict[int, tuple[float, float, float]]] = {}
+    for count in study.counts:
+        for row in study.rows(count):
+            interval = dice_interval(study.compared(count, row))
+            lines.setdefault(row, {})[study.volumes(count)] = interval
+    return lines
 
 
 def filled(head: Sequence[str], rows: Sequence[Sequence[str]]) -> tuple[list[str], list[list[str]]]:
     """A table without the columns that hold nothing but dashes."""
     kept = [n for n in range(len(head)) if any(row[n] != "–" for row in rows)]
-    return [head[n] for n in kept], [[row[n] for n in kept] for row in rows]
+
+    def of(row: Sequence[str]) -> list[str]:
+        return [row[n] for n in kept]
+
+    return of(head), [of(row) for row in rows]
 
 
 def _cell(text: str) -> Cell:
@@ -137,29 +143,36 @@ def _file_name(text: str) -> str:
     return "".join(c if c.isalnum() or c in "-_" else "-" for c in text)
 
 
-def _pair(
-    study: Study, count: str
-) -> tuple[str, dict[str, float | None], dict[str, float | None]] | None:
-    """The row that gains most over random, and every case's mean Dice under both, over the choices
-    that both have.
-    """
-    gaps = {
-        row: difference(study.compared(count), row, BASELINE)
-        for row in study.rows(count)
-        if row != BASELINE
-    }
-    gaps = {row: gap for row, gap in gaps.items() if gap}
+@dataclass(frozen=True)
+class _Pair:
+    """A row, and every case's mean Dice under the baseline and under the row."""
+
+    row: str
+    under_baseline: dict[str, float | None]
+    under_row: dict[str, float | None]
+
+
+def _pair(study: Study, count: str) -> _Pair | None:
+    """The row that gains most over random, over the choices that both have; None without one."""
+    gaps = differences(study.compared(count))
     if not gaps:
         return None
     best = max(gaps, key=lambda row: gaps[row]["mean"])
-    first, second = (
-        [r for r in study.of(count, row) if r["choice"] in gaps[best]["choices"]]
-        for row in (BASELINE, best)
-    )
-    cases = sorted(set().union(*(record["dice"] for record in second)))
-    return best, *(
-        {n: mean_of(r["dice"].get(n) for r in part) for n in cases} for part in (first, second)
-    )  # type: ignore[return-value]
+    first = _case_means(study, count, BASELINE, gaps[best]["choices"])
+    second = _case_means(study, count, best, gaps[best]["choices"])
+    return _Pair(best, {case: first.get(case) for case in second}, second)
+
+
+def _case_means(
+    study: Study, count: str, row: str, choices: Sequence[int]
+) -> dict[str, float | None]:
+    """Every case's mean Dice under a row over some of its choices."""
+    values: dict[str, list[float | None]] = {}
+    for record in study.of(count, row):
+        if record["choice"] in choices:
+            for case, dice in record["dice"].items():
+                values.setdefault(case, []).append(dice)
+    return {case: mean_of(values[case]) for case in sorted(values)}
 
 
 def _add_training(page: Page, project: Project, studies: Sequence[Study]) -> None:
@@ -177,9 +190,11 @@ def _add_training(page: Page, project: Project, studies: Sequence[Study]) -> Non
 def _limits(studies: Sequence[Study]) -> list[str]:
     found = []
     for study in studies:
-        choices = [len(study.of(count, row)) for count in study.counts for row in study.rows(count)]
+        choices = []
+        for count in study.counts:
+            choices += [len(study.of(count, row)) for row in study.rows(count)]
         cases = len(study.records[0]["dice"])
-        if min(choices) < 3:
+        if min(choices) < LEAST_CHOICES:
             found.append(f"{study.data}: some rows have fewer than 3 choices of labelled volumes.")
         if cases < 20:
             found.append(f"{study.data}: {cases} test cases, so that intervals are wide.")

@@ -1,5 +1,6 @@
-"""What MedSSL costs over the bare work: steps and predictions over the network alone, views against
-MONAI's.
+"""What MedSSL costs over the bare work.
+
+Steps and predictions are compared with the network alone, views with MONAI's.
 
 Every ratio is taken from pairs timed in turn in one run, so that it holds on a busy machine, too;
 only ratios are worth comparing between machines.
@@ -29,9 +30,9 @@ from MedSSLLib.images.geometry import Geometry
 from MedSSLLib.training.devices import resolve_device
 from MedSSLLib.training.run_folder import versions
 
-PARTS = {"step": tuple(STEPS), "predict": tuple(VOLUMES), "views": tuple(VIEWS)}
+SPEED_PARTS = {"step": tuple(STEPS), "predict": tuple(VOLUMES), "views": tuple(VIEWS)}
 """What can be measured."""
-QUICK_PAIRS, PAIRS = 3, 9
+QUICK_PAIRS, FULL_PAIRS = 3, 9
 QUICK_VOLUME = Geometry((80, 72, 12), (1.5, 1.5, 6.0))
 QUICK_NETWORK = {"network.widths": "[16, 32]", "training.voxels": "4096"}
 
@@ -41,7 +42,7 @@ class SpeedOptions:
     """How to measure.
 
     Attributes:
-        parts: some of PARTS.
+        parts: some of SPEED_PARTS.
         pairs: timed pairs of each; ``None`` = 9, or 3 if quick.
         threads: of PyTorch; ``None`` = as it is.
         device: auto, cpu, cuda or cuda:N.
@@ -49,24 +50,24 @@ class SpeedOptions:
             to them.
     """
 
-    parts: tuple[str, ...] = tuple(PARTS)
+    parts: tuple[str, ...] = tuple(SPEED_PARTS)
     pairs: int | None = None
     threads: int | None = None
     device: str = "auto"
     quick: bool = False
 
     def __post_init__(self) -> None:
-        unknown = set(self.parts) - set(PARTS)
+        unknown = set(self.parts) - set(SPEED_PARTS)
         if unknown or not self.parts:
             raise InputError(
                 f"{', '.join(sorted(unknown)) or 'nothing'} cannot be measured",
-                remedy=f"Use {', '.join(PARTS)}",
+                remedy=f"Use {', '.join(SPEED_PARTS)}",
             )
 
     @property
     def count(self) -> int:
         """Timed pairs of each."""
-        return self.pairs or (QUICK_PAIRS if self.quick else PAIRS)
+        return self.pairs or (QUICK_PAIRS if self.quick else FULL_PAIRS)
 
 
 def run_speed(options: SpeedOptions, events: Events, results: Path | None = None) -> dict[str, Any]:
@@ -82,7 +83,7 @@ def run_speed(options: SpeedOptions, events: Events, results: Path | None = None
         CancelledError: stopped by the user; the file holds what was measured.
     """
     device = str(resolve_device(options.device))
-    todo = [(part, name) for part in options.parts for name in PARTS[part]]
+    todo = [(part, name) for part in options.parts for name in SPEED_PARTS[part]]
     with _threads(options.threads):
         content: dict[str, Any] = {
             "bench": "speed",
@@ -143,9 +144,11 @@ def _predict(name: str, options: SpeedOptions, device: str) -> Comparison:
 
 
 def _views(name: str, options: SpeedOptions, device: str) -> Comparison:
-    whole = VIEWS[name]
-    small = Views(tuple(min(n, 48) for n in whole.volume), tuple(n // 2 for n in whole.patch), 2)  # type: ignore[arg-type]
-    return measure_views(name, options.count, device=device, views=small if options.quick else None)
+    views = VIEWS[name]
+    if options.quick:
+        d, h, w = (min(n, 48) for n in views.volume)
+        views = Views((d, h, w), tuple(n // 2 for n in views.patch), 2)
+    return measure_views(name, options.count, device=device, views=views)
 
 
 _MEASURES: dict[str, Callable[[str, SpeedOptions, str], Comparison]] = {

@@ -22,7 +22,7 @@ VOLUMES = {
     "ct": Geometry((224, 224, 96), (1.2, 1.2, 2.0)),
 }
 """Volumes on their training grid."""
-GOAL = 1.2
+PREDICT_GOAL = 1.2
 
 
 def measure_predict(
@@ -58,15 +58,16 @@ def measure_predict(
         device=where,
     )
     facts = {"size": list(grid.size), "patch": list(plan.patch)}
-    return Comparison("predict", name, *times, goal=GOAL, facts=facts)
+    return Comparison("predict", name, *times, goal=PREDICT_GOAL, facts=facts)
 
 
 @torch.inference_mode()
 def bare_prediction(
     net: SegmentationNet, image: torch.Tensor, patch: tuple[int, ...], batch: int
 ) -> None:
-    """The network over the fewest patches of an image ``[c, d, h, w]``, in batches, and nothing
-    else.
+    """The network over the fewest patches of an image ``[c, d, h, w]``, and nothing else.
+
+    Patches go in batches.
     """
     slices = image.movedim(1, 0) if len(patch) == 2 else [image]
     patches = torch.cat([p for part in slices for p in fewest_patches(part, patch)])
@@ -76,17 +77,19 @@ def bare_prediction(
 
 
 def fewest_patches(image: torch.Tensor, patch: tuple[int, ...]) -> list[torch.Tensor]:
-    """Patches ``[1, c, *p]`` that cover an image ``[c, *s]``; the last of an axis is moved inwards
-    or padded.
+    """Patches ``[1, c, *p]`` that cover an image ``[c, *s]``.
+
+    The last of an axis is moved inwards or padded.
     """
-    padded = [max(n, p) for n, p in zip(image.shape[1:], patch, strict=True)]
-    whole = image.new_zeros(image.shape[0], *padded)
-    whole[:, *[slice(n) for n in image.shape[1:]]] = image
-    starts = [
-        [min(i * p, n - p) for i in range(math.ceil(n / p))]
-        for n, p in zip(padded, patch, strict=True)
-    ]
-    places = itertools.product(*starts)
-    return [
-        whole[None, :, *[slice(a, a + p) for a, p in zip(at, patch, strict=True)]] for at in places
-    ]
+    padded, starts = [], []
+    for size, length in zip(image.shape[1:], patch, strict=True):
+        whole = max(size, length)
+        padded.append(whole)
+        starts.append([min(i * length, whole - length) for i in range(math.ceil(whole / length))])
+    volume = image.new_zeros(image.shape[0], *padded)
+    volume[:, *map(slice, image.shape[1:])] = image
+    patches = []
+    for corner in itertools.product(*starts):
+        box = [slice(a, a + length) for a, length in zip(corner, patch, strict=True)]
+        patches.append(volume[None, :, *box])
+    return patches

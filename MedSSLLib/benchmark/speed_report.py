@@ -9,10 +9,11 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from MedSSLLib.benchmark.tables import markdown_table
 from MedSSLLib.core.files import atomic_path
 from MedSSLLib.reporting.plots import NEUTRAL, PALETTE, save, styled
 
-HEAD = ("what", "MedSSL", "reference", "ratio", "goal", "")
+SPEED_COLUMNS = ("what", "MedSSL", "reference", "ratio", "goal", "")
 NAMES = {"step": "training step", "predict": "prediction", "views": "two views of a batch"}
 EXPLAINED = (
     "Ratio: median over {pairs} pairs timed in turn, in brackets the smallest and the largest. "
@@ -25,19 +26,22 @@ QUICK = (
 )
 
 
-def table_rows(content: Mapping[str, Any]) -> list[list[str]]:
-    """The rows of a result (HEAD names the columns), as people read them."""
-    return [
-        [
-            f"{NAMES[row['part']]}, {row['name']}",
-            _milliseconds(row["ours_s"]),
-            _milliseconds(row["reference_s"]),
-            f"{row['ratio']:.2f} ({row['lowest']:.2f} to {row['highest']:.2f})",
-            f"{'≥' if row['faster'] else '≤'} {row['goal']:.2f}",
-            _verdict(row, content["quick"]),
-        ]
-        for row in content["results"]
-    ]
+def speed_rows(content: Mapping[str, Any]) -> list[list[str]]:
+    """The rows of a result (SPEED_COLUMNS names the columns), as people read them."""
+    rows = []
+    for row in content["results"]:
+        relation = "≥" if row["faster"] else "≤"
+        rows.append(
+            [
+                f"{NAMES[row['part']]}, {row['name']}",
+                _milliseconds(row["ours_s"]),
+                _milliseconds(row["reference_s"]),
+                f"{row['ratio']:.2f} ({row['lowest']:.2f} to {row['highest']:.2f})",
+                f"{relation} {row['goal']:.2f}",
+                _verdict(row, content["quick"]),
+            ]
+        )
+    return rows
 
 
 def _milliseconds(seconds: float) -> str:
@@ -45,7 +49,9 @@ def _milliseconds(seconds: float) -> str:
 
 
 def _verdict(row: Mapping[str, Any], quick: bool) -> str:
-    return "" if quick else "met" if row["met"] else "missed"
+    if quick:
+        return ""
+    return "met" if row["met"] else "missed"
 
 
 def notes(content: Mapping[str, Any]) -> list[str]:
@@ -63,26 +69,28 @@ def write_report(content: Mapping[str, Any], out: Path) -> list[Path]:
     """Write ``speed.md`` and ``speed.png`` into a folder; returns the files."""
     text = out / "speed.md"
     with atomic_path(text) as temporary:
-        temporary.write_text(markdown(content), encoding="utf-8")
+        temporary.write_text(speed_markdown(content), encoding="utf-8")
     return [text, save(speed_figure(content["results"]), out / "speed.png")]
 
 
-def markdown(content: Mapping[str, Any]) -> str:
+def speed_markdown(content: Mapping[str, Any]) -> str:
     """The table and its notes."""
-    lines = [f"| {' | '.join(row)} |" for row in (HEAD, ["---"] * len(HEAD), *table_rows(content))]
-    return "\n\n".join(["## Speed", "\n".join(lines), *notes(content)]) + "\n"
+    table = markdown_table(SPEED_COLUMNS, speed_rows(content))
+    return "\n\n".join(["## Speed", table, *notes(content)]) + "\n"
 
 
 @styled
 def speed_figure(results: Sequence[Mapping[str, Any]]) -> Figure:
-    """Each ratio with its range and its goal; overheads on the left, how many times faster on the
-    right.
+    """Each ratio with its range and its goal.
+
+    Overheads are on the left, how many times faster on the right.
 
     Args:
         results: records of comparisons.
     """
-    sides = [[row for row in results if row["faster"] is faster] for faster in (False, True)]
-    sides = [side for side in sides if side]
+    overheads = [row for row in results if not row["faster"]]
+    gains = [row for row in results if row["faster"]]
+    sides = [side for side in (overheads, gains) if side]
     figure = Figure(figsize=(3.9 * len(sides) + 0.6, 1.1 + 0.3 * max(map(len, sides))))
     for panel, side in enumerate(sides, 1):
         _ratios(figure.add_subplot(1, len(sides), panel), side)

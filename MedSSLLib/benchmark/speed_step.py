@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from MedSSLLib.benchmark.timing import Comparison, in_turn
-from MedSSLLib.config.run import AugmentConfig, RunConfig
+from MedSSLLib.config.run import AugmentConfig
 from MedSSLLib.core.events import Events
 from MedSSLLib.core.files import atomic_path
 from MedSSLLib.data.patch_samplers import SegmentationSampler
@@ -31,18 +31,19 @@ from MedSSLLib.finetuning.segmentation_task import SegmentationTask
 from MedSSLLib.images import io
 from MedSSLLib.images.geometry import Geometry, Volume
 from MedSSLLib.losses.dice_ce import segmentation_loss
+from MedSSLLib.methods.options import configured
 from MedSSLLib.networks.unet import SegmentationNet, build_encoder, memory_format, place
 from MedSSLLib.pretraining.pretrain import build_task
 from MedSSLLib.project.project import Project
 from MedSSLLib.selftraining.local_contrast_task import JointTask
 from MedSSLLib.training.budget import Budget
-from MedSSLLib.training.context import Preparation, choose_plan, fill_cache, prepare
+from MedSSLLib.training.context import TrainingContext, choose_plan, fill_cache, open_context
 from MedSSLLib.training.stages import loop_config
 from MedSSLLib.training.trainer import Trainer
 
 GRIDS = {"2d": Geometry((180, 200, 10), (1.4, 1.4, 8.0)), "3d": Geometry((64, 64, 64))}
 """Heart-like slices and a small volume, for each dimension."""
-Command = Literal["pretrain", "finetune", "selftrain"]
+_Kind = Literal["pretrain", "finetune", "selftrain"]
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Step:
         goal: of whole step over reference.
     """
 
-    command: Command
+    command: _Kind
     method: str
     dim: str
     batch: int
@@ -99,24 +100,25 @@ def measure_step(
         "training.batch": size,
         **(settings or {}),
     }
-    config = RunConfig.build(step.command, method=step.method, overrides=overrides)
+    config = configured(step.command, method=step.method, overrides=overrides)
     with (
         tempfile.TemporaryDirectory() as folder,
         ThreadPoolExecutor(1) as loader,
         ExitStack() as stack,
     ):
-        ready = prepare(_project(Path(folder), GRIDS[step.dim]), config, Events(), stack)
-        trainer = _trainer(ready, step, size)
+        context = open_context(_project(Path(folder), GRIDS[step.dim]), config, Events(), stack)
+        trainer = _trainer(context, step, size)
         trainer.module.train()
         whole, bare = _Whole(trainer, loader), _bare(trainer, step)
-        times = in_turn(whole, bare, pairs, warm=2, device=ready.device)
+        times = in_turn(whole, bare, pairs, warm=2, device=context.device)
         whole.finish()
     return Comparison("step", name, *times, goal=step.goal, facts={"batch": size})
 
 
 class _Whole:
-    """A step as the trainer takes it; what is prefetched is waited for, so that its time counts
-    here alone.
+    """A step as the trainer takes it.
+
+    What is prefetched is waited for, so that its time counts here alone.
     """
 
     def __init__(self, trainer: Trainer, loader: ThreadPoolExecutor) -> None:
@@ -156,31 +158,47 @@ def _project(folder: Path, grid: Geometry) -> Project:
     )
 
 
-def _trainer(ready: Preparation, step: Step, batch: int) -> Trainer:
+def _trainer(context: TrainingContext, step: Step, batch: int) -> Trainer:
     """The real trainer and task over a real cache."""
-    plan = choose_plan(ready, ready.project.pool)
+    plan = choose_plan(context, context.project.pool)
     pretraining = step.command == "pretrain"
-    cache, cases = fill_cache(ready, plan, ready.project.pool, labels=not pretraining)
+    cache, cases = fill_cache(context, plan, context.project.pool, labels=not pretraining)
     if pretraining:
-        task: Any = build_task(ready, plan, cache, cases, None)[0]
+        task: Any = build_task(context, plan, cache, cases)[0]
     else:
         mm = tuple(float(x) for x in plan.spacing[3 - plan.dim :] if x)
         names = tuple(case.name for case in cases)
-        net = SegmentationNet(build_encoder(plan.dim, 1, plan.strides, ready.config.network), 3)
+        net = SegmentationNet(build_encoder(plan.dim, 1, plan.strides, context.config.network), 3)
         labelled, contrast = (
-            SegmentationSampler(cache, names, plan.patch, mm, AugmentConfig(), batch, share, seed)
-            for seed, share in enumerate((0.5, 1.0))
+            SegmentationSampler(
+                reader=cache,
+                cases=names,
+                patch=plan.patch,
+                spacing=mm,
+                augment=AugmentConfig(),
+                batch=batch,
+                foreground=fraction,
+                seed=seed,
+            )
+            for seed, fraction in enumerate((0.5, 1.0))
         )
-        task = SegmentationTask(net, labelled, plan, ready.device)
+        task = SegmentationTask(net, labelled, plan, context.device)
         if step.command == "selftrain":
-            task = JointTask(task, contrast, 3, "inter", 0.1, 0.5)
-    place(task.module, ready.device, plan.dim)
+            task = JointTask(
+                labelled=task,
+                contrast=contrast,
+                classes=3,
+                matching="inter",
+                weight=0.1,
+                pseudo_weight=0.5,
+            )
+    place(task.module, context.device, plan.dim)
     return Trainer(
         task,
-        loop_config(ready.config, "speed", Budget(steps=10**6)),
-        ready.fabric,
-        ready.folder,
-        ready.events,
+        loop_config(context.config, "speed", Budget(steps=10**6)),
+        context.fabric,
+        context.folder,
+        context.events,
     )
 
 

@@ -24,7 +24,7 @@ from MedSSLLib.data.batch import CropReader, make_views
 from MedSSLLib.data.patch_samplers import Pick, ViewSampler
 from MedSSLLib.training.devices import resolve_device
 
-GOAL = 5.0
+VIEWS_GOAL = 5.0
 SCALE = (1.1, 1.4)
 AUGMENT = AugmentConfig(noise=0.1, brightness=0.5, contrast=0.0, gamma=0.5)
 
@@ -56,11 +56,13 @@ class Arrays:
 
     def image(self, name: str, lo: Sequence[int], hi: Sequence[int]) -> np.ndarray:
         """A box of a case; outside the volume, its edge."""
-        x = self.arrays[name]
-        inside = [slice(max(a, 0), min(b, n)) for a, b, n in zip(lo, hi, x.shape[1:], strict=True)]
-        pads = [(max(-a, 0), max(b - n, 0)) for a, b, n in zip(lo, hi, x.shape[1:], strict=True)]
-        crop = x[:, *inside]
-        return np.pad(crop, [(0, 0), *pads], mode="edge") if np.any(pads) else crop
+        whole = self.arrays[name]
+        inside, pads = [], [(0, 0)]
+        for start, stop, size in zip(lo, hi, whole.shape[1:], strict=True):
+            inside.append(slice(max(start, 0), min(stop, size)))
+            pads.append((max(-start, 0), max(stop - size, 0)))
+        crop = whole[:, *inside]
+        return np.pad(crop, pads, mode="edge") if np.any(pads) else crop
 
 
 def measure_views(
@@ -78,17 +80,17 @@ def measure_views(
     patch = views.patch
     reader = Arrays(views.volume, views.samples)
     sampler = ViewSampler(
-        cast(CropReader, reader),
-        lambda rng, step: [Pick(case) for case in reader.arrays],
-        patch,
-        (1.0,) * len(patch),
-        AUGMENT,
-        2,
-        SCALE,
-        0.1,
-        0.5,
-        0.0,
-        0,
+        reader=cast(CropReader, reader),
+        pick=lambda rng, step: [Pick(case) for case in reader.arrays],
+        patch=patch,
+        spacing=(1.0,) * len(patch),
+        augment=AUGMENT,
+        views=2,
+        scale=SCALE,
+        min_overlap=0.1,
+        flip=0.5,
+        rotation=0.0,
+        seed=0,
     )
     pipeline = monai_pipeline(patch)
     pipeline.set_random_state(0)
@@ -106,12 +108,13 @@ def measure_views(
         device=where,
     )
     facts = {"volume": list(views.volume), "patch": list(patch), "batch": views.samples}
-    return Comparison("views", name, *times, goal=GOAL, faster=True, facts=facts)
+    return Comparison("views", name, *times, goal=VIEWS_GOAL, faster=True, facts=facts)
 
 
 def monai_pipeline(patch: tuple[int, ...]) -> mt.Compose:
-    """One view of a sample: random-size crop resized to the patch, flips, intensity; keys and
-    probabilities as ours.
+    """One view of a sample: random-size crop resized to the patch, flips, intensity.
+
+    Keys and probabilities are ours.
     """
     dim = len(patch)
     keys, low, high = ["image"], *([int(factor * n) for n in patch] for factor in SCALE)

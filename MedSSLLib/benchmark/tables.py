@@ -11,10 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from MedSSLLib.benchmark.protocol import baseline_of
 from MedSSLLib.benchmark.records import (
     BASELINE,
-    FORMAT_VERSION,
+    RESULTS_VERSION,
     by_patient,
     complete_records,
     difference,
@@ -24,17 +23,9 @@ from MedSSLLib.core.errors import InputError
 from MedSSLLib.core.files import read_json
 from MedSSLLib.evaluation.evaluate import bootstrap_interval
 
-_NOT_COMPARED = (
-    "count",
-    "choices",
-    "rows",
-    "tag",
-)  # settings that may differ between files set side by side
-LEAST_CHOICES = 3  # of labelled volumes, for a recommendation; not from the paper
-LONGER = (
-    1.05  # so many times the baseline's length is longer: a time limit is not kept to the second
-)
-HEAD = (
+# settings that may differ between files set side by side
+_NOT_COMPARED = ("count", "choices", "rows", "tag")
+COLUMNS = (
     "data",
     "labelled",
     "row",
@@ -70,10 +61,11 @@ class Study:
     @property
     def counts(self) -> list[str]:
         """Numbers of labelled volumes, smallest first, 'all' last."""
-        found = {record["count"] for record in self.records}
-        return sorted(
-            found, key=lambda count: (count == "all", int(count) if count.isdigit() else 0)
-        )
+
+        def size(count: str) -> tuple[bool, int]:
+            return count == "all", int(count) if count.isdigit() else 0
+
+        return sorted({record["count"] for record in self.records}, key=size)
 
     def rows(self, count: str) -> list[str]:
         """Rows scored with that many labels, the baseline first."""
@@ -90,11 +82,14 @@ class Study:
         return set.intersection(*by_row)
 
     def compared(self, count: str, row: str = "") -> list[Mapping[str, Any]]:
-        """As `of`, over the choices that every row has, so that rows can be compared; where there
-        is none, all.
+        """As `of`, over the choices that every row has, so that rows can be compared.
+
+        Where there is none, all.
         """
         records, common = self.of(count, row), self.common(count)
-        return [record for record in records if record["choice"] in common] if common else records
+        if not common:
+            return records
+        return [record for record in records if record["choice"] in common]
 
     def volumes(self, count: str) -> int:
         """How many volumes were labelled."""
@@ -104,11 +99,10 @@ class Study:
         """The length of every training, in words."""
         parts = []
         for prefix, name in (("", "training"), ("pretrain_", "pre-training")):
-            steps, minutes = (
-                given(self.settings, f"{prefix}{unit}") for unit in ("steps", "minutes")
-            )
-            length = f"{steps} steps" if steps else f"{minutes} min" if minutes else ""
-            parts += [f"{name} {length}"] if length else []
+            if steps := given(self.settings, f"{prefix}steps"):
+                parts.append(f"{name} {steps} steps")
+            elif minutes := given(self.settings, f"{prefix}minutes"):
+                parts.append(f"{name} {minutes} min")
         return ", ".join(parts)
 
 
@@ -121,7 +115,7 @@ def load_studies(files: Sequence[Path]) -> list[Study]:
     """
     found: dict[tuple[Any, ...], Study] = {}
     for file in files:
-        content = read_json(file, newest_version=FORMAT_VERSION)
+        content = read_json(file, newest_version=RESULTS_VERSION)
         if content.get("bench") != "protocol" or not isinstance(content.get("records"), list):
             raise InputError(
                 "is not a result of the benchmark",
@@ -129,26 +123,36 @@ def load_studies(files: Sequence[Path]) -> list[Study]:
                 remedy="Give files named results.json",
             )
         settings = content.get("settings", {})
-        fixed = {
-            k: v
-            for k, v in settings.items()
-            if k not in _NOT_COMPARED and v not in ("", "None", "[]")
-        }
-        key = (content["data"], *sorted(fixed.items()))
+        key = (content["data"], *_compared_settings(settings))
         known = found[key].records if key in found else ()
-        records = {(r["row"], r["count"], r["choice"]): r for r in known}
-        for record in complete_records(content):
-            same = records.setdefault((record["row"], record["count"], record["choice"]), record)
-            if same["dice"] != record["dice"]:
-                raise InputError(
-                    f"holds {record['row']!r} with other values than a file before it",
-                    file=file,
-                    remedy="Give one of them",
-                )
-        found[key] = Study(
-            content["data"], settings, content.get("versions", {}), tuple(records.values())
-        )
+        records = _merged(known, complete_records(content), file)
+        found[key] = Study(content["data"], settings, content.get("versions", {}), records)
     return [study for study in found.values() if study.records]
+
+
+def _compared_settings(settings: Mapping[str, str]) -> list[tuple[str, str]]:
+    """The settings in which files of one study must agree, sorted."""
+    fixed = []
+    for name, value in settings.items():
+        if name not in _NOT_COMPARED and value not in ("", "None", "[]"):
+            fixed.append((name, value))
+    return sorted(fixed)
+
+
+def _merged(
+    known: Sequence[Mapping[str, Any]], further: Sequence[Mapping[str, Any]], file: Path
+) -> tuple[Mapping[str, Any], ...]:
+    """Records of two files, each once. Raises InputError where they hold a row differently."""
+    records = {(r["row"], r["count"], r["choice"]): r for r in known}
+    for record in further:
+        first = records.setdefault((record["row"], record["count"], record["choice"]), record)
+        if first["dice"] != record["dice"]:
+            raise InputError(
+                f"holds {record['row']!r} with other values than a file before it",
+                file=file,
+                remedy="Give one of them",
+            )
+    return tuple(records.values())
 
 
 def base_of(row: str) -> str:
@@ -159,25 +163,27 @@ def base_of(row: str) -> str:
 def dice_interval(records: Sequence[Mapping[str, Any]]) -> tuple[float, float, float]:
     """Mean Dice over patients and choices with its 95 % bootstrap interval."""
     cases = sorted(set().union(*(record["dice"] for record in records)))
-    table = [[np.nan if r["dice"].get(n) is None else r["dice"][n] for n in cases] for r in records]
-    return bootstrap_interval(by_patient(np.array(table, float), cases, records))
+    table = np.full((len(records), len(cases)), np.nan)
+    for choice, record in enumerate(records):
+        for column, case in enumerate(cases):
+            value = record["dice"].get(case)
+            if value is not None:
+                table[choice, column] = value
+    return bootstrap_interval(by_patient(table, cases, records))
 
 
 def table_rows(studies: Iterable[Study]) -> list[dict[str, Any]]:
-    """One row per study, number of labels and method: what the tables show (HEAD names the
-    columns).
-    """
-    return [
-        table_row(study, count, row)
-        for study in studies
-        for count in study.counts
-        for row in study.rows(count)
-    ]
+    """One row per study, number of labels and method, with the values that COLUMNS names."""
+    rows = []
+    for study in studies:
+        for count in study.counts:
+            rows += [table_row(study, count, row) for row in study.rows(count)]
+    return rows
 
 
 def table_row(study: Study, count: str, row: str) -> dict[str, Any]:
     records = study.compared(count, row)
-    values: dict[str, Any] = dict.fromkeys(HEAD)
+    values: dict[str, Any] = dict.fromkeys(COLUMNS)
     values |= {
         "data": study.data,
         "labelled": study.volumes(count),
@@ -185,23 +191,18 @@ def table_row(study: Study, count: str, row: str) -> dict[str, Any]:
         "choices": len(records),
         "cases": len(records[0]["dice"]),
     }
-    values |= dict(zip(("dice", "dice_low", "dice_high"), dice_interval(records), strict=True))
+    values["dice"], values["dice_low"], values["dice_high"] = dice_interval(records)
     for key in ("hd95_mm", "surface_dice"):
         values[key] = mean_of(record["summary"].get(key) for record in records)
     for key in ("steps", "training_s", "pretraining_s"):
         values[key] = mean_of(record.get(key) for record in records)
     missed = [record.get("missed") for record in records]
     values["missed"] = None if None in missed else sum(missed)
-    for name, prefix, other in (
-        ("against_random", "random", BASELINE),
-        ("against_base", "base", base_of(row)),
-    ):
-        gap = difference(study.compared(count), row, other) if other and row != other else {}
-        values |= {
-            name: gap.get("mean"),
-            f"{prefix}_low": gap.get("low"),
-            f"{prefix}_high": gap.get("high"),
-        }
+    for prefix, other in (("random", BASELINE), ("base", base_of(row))):
+        if other and row != other:
+            gap = difference(study.compared(count), row, other)
+            values[f"against_{prefix}"] = gap.get("mean")
+            values[f"{prefix}_low"], values[f"{prefix}_high"] = gap.get("low"), gap.get("high")
     return values
 
 
@@ -221,30 +222,28 @@ def csv_text(head: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
 
 def case_rows(studies: Iterable[Study]) -> list[dict[str, Any]]:
     """One row per case, method and choice."""
-    return [
-        {
-            "data": study.data,
-            "labelled": len(r["labelled"]),
-            "row": r["row"],
-            "choice": r["choice"],
-            "case": case,
-            "dice": value,
-        }
-        for study in studies
-        for r in study.records
-        for case, value in r["dice"].items()
-    ]
+    rows = []
+    for study in studies:
+        for record in study.records:
+            facts = {
+                "data": study.data,
+                "labelled": len(record["labelled"]),
+                "row": record["row"],
+                "choice": record["choice"],
+            }
+            rows += [facts | {"case": case, "dice": v} for case, v in record["dice"].items()]
+    return rows
 
 
 def shown(row: Mapping[str, Any]) -> list[str]:
     """A table row as people read it."""
+    missed = "" if row["missed"] is None else f" ({row['missed']} missed)"
     return [
         row["row"],
-        _with_interval(row, "dice", "dice_low", "dice_high"),
-        _with_interval(row, "against_random", "random_low", "random_high", signed=True),
-        _with_interval(row, "against_base", "base_low", "base_high", signed=True),
-        _number(row["hd95_mm"], 1)
-        + ("" if row["missed"] is None else f" ({row['missed']} missed)"),
+        _with_interval(row, "dice", "dice"),
+        _with_interval(row, "against_random", "random", sign="+"),
+        _with_interval(row, "against_base", "base", sign="+"),
+        _number(row["hd95_mm"], 1) + missed,
         _number(row["surface_dice"], 3),
         str(row["choices"]),
         str(row["cases"]),
@@ -252,6 +251,11 @@ def shown(row: Mapping[str, Any]) -> list[str]:
         _number(row["training_s"], 0),
         _number(row["pretraining_s"], 0),
     ]
+
+
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows))
 
 
 SHOWN = (
@@ -286,120 +290,13 @@ NOTES = (
 """What the tables hold, in words."""
 
 
-def _number(value: float | None, digits: int, sign: str = "") -> str:
-    return "–" if value is None else f"{value:{sign}.{digits}f}"
+def _number(value: float | None, digits: int) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"
 
 
-def _with_interval(
-    row: Mapping[str, Any], value: str, low: str, high: str, signed: bool = False
-) -> str:
+def _with_interval(row: Mapping[str, Any], value: str, ends: str, sign: str = "") -> str:
+    """A value with its interval in brackets, ``ENDS_low`` to ``ENDS_high``."""
     if row[value] is None:
         return "–"
-    sign = "+" if signed else ""
-    return f"{row[value]:{sign}.3f} ({row[low]:{sign}.3f} to {row[high]:{sign}.3f})"
-
-
-def recommendations(study: Study) -> list[str]:
-    """Which method suits these data, a sentence or two per number of labels, with the evidence.
-
-    Rows of a few slices are compared among themselves, not with rows that see whole labels. The
-    best row is chosen after seeing all, so its interval is widened for the number of rows compared
-    (Bonferroni).
-    """
-    return [
-        _recommendation(study, count, baseline)
-        for count in study.counts
-        for baseline in dict.fromkeys(map(baseline_of, study.rows(count)))
-    ]
-
-
-def _recommendation(study: Study, count: str, baseline: str) -> str:
-    """The words for rows of as many annotated slices as `baseline` has."""
-    rows = [row for row in study.rows(count) if baseline_of(row) == baseline]
-    volumes, records, slices = (
-        study.volumes(count),
-        study.compared(count),
-        baseline.removeprefix(f"{BASELINE}-"),
-    )
-    labels = f"With {volumes} labelled volume{'s' if volumes != 1 else ''}"
-    labels += "" if baseline == BASELINE else f" ({slices.replace('-', ' ')} of each)"
-    if not study.common(count):
-        return (
-            f"{labels}: nothing to compare, "
-            "as no choice of labelled volumes was scored with every row."
-        )
-    others = [row for row in rows if row != baseline]
-    gaps = {row: difference(records, row, baseline, 1 - 0.05 / len(others)) for row in others}
-    gaps = {row: gap for row, gap in gaps.items() if gap}
-    if not gaps:
-        means = {row: dice_interval(study.compared(count, row))[0] for row in rows}
-        listed = ", ".join(f"{row} {mean:.3f}" for row, mean in means.items())
-        return f"{labels}: nothing to compare ({listed})."
-    best = max(gaps, key=lambda row: gaps[row]["mean"])
-    verdict = _verdict(best, baseline, gaps[best], 1 - 0.05 / len(others))
-    return f"{labels}: {verdict}{_longer(study, count, best)}"
-
-
-def _verdict(best: str, baseline: str, gap: Mapping[str, Any], level: float) -> str:
-    """What to do, and the evidence."""
-    choices = (
-        f"{len(gap['choices'])} choice{'s' if len(gap['choices']) != 1 else ''} of labelled volumes"
-    )
-    interval = f"{100 * level:.3g} % interval {gap['low']:+.3f} to {gap['high']:+.3f}"
-    evidence = f"{gap['mean']:+.3f} Dice against {baseline}, {interval}, over {choices}"
-    if len(gap["choices"]) < LEAST_CHOICES:
-        return (
-            f"no recommendation, which takes {LEAST_CHOICES} choices of labelled volumes; the "
-            "best beside "
-            f"{baseline} is {best} ({evidence}), where the interval speaks of test cases only, "
-            "not of other "
-            "choices."
-        )
-    if gap["low"] > 0:
-        return f"take {best} ({evidence})."
-    if gap["high"] < 0:
-        return f"stay with {baseline}; the best other, {best}, is worse ({evidence})."
-    simplest = f"{baseline.capitalize()} is the simplest."
-    return f"no difference shown; the best beside {baseline} is {best} ({evidence}). {simplest}"
-
-
-def _longer(study: Study, count: str, row: str) -> str:
-    """The caveat of a row that trained longer than the baseline, by time where time was the limit,
-    else by steps.
-
-    With the row that trained on labels alone for that length, what self-training has over it.
-    """
-    timed, baseline = given(study.settings, "minutes"), baseline_of(row)
-    key, unit = ("training_s", "s") if timed else ("steps", "steps")
-    own, base = (
-        mean_of(record.get(key) for record in study.compared(count, name))
-        for name in (row, baseline)
-    )
-    if own is None or base is None or own <= LONGER * base:
-        return ""
-    said = f" {row} trained longer than {baseline}, {own:.0f} {unit} against {base:.0f}"
-    as_long = row.removesuffix("+selftrain") + "+longer"
-    gap = difference(study.compared(count), row, as_long)
-    if not gap:
-        return f"{said}: part of a gain may come from the length."
-    return (
-        f"{said}; against {as_long}, which trained as long on the labels alone, it has "
-        f"{gap['mean']:+.3f} "
-        f"({gap['low']:+.3f} to {gap['high']:+.3f})."
-    )
-
-
-def markdown(studies: Sequence[Study]) -> str:
-    """Tables and recommendations as Markdown."""
-    parts = []
-    for study in studies:
-        parts.append(f"## {study.data} ({study.length()})")
-        for count in study.counts:
-            rows = [
-                shown(row) for row in (table_row(study, count, name) for name in study.rows(count))
-            ]
-            lines = [f"| {' | '.join(row)} |" for row in (SHOWN, ["---"] * len(SHOWN), *rows)]
-            parts += [f"### {study.volumes(count)} labelled", "\n".join(lines)]
-        parts += ["\n".join(f"- {text}" for text in recommendations(study))]
-    parts += NOTES
-    return "\n\n".join(parts) + "\n"
+    low, high = row[f"{ends}_low"], row[f"{ends}_high"]
+    return f"{row[value]:{sign}.3f} ({low:{sign}.3f} to {high:{sign}.3f})"

@@ -1,5 +1,6 @@
-"""Timing a work and its reference in turn, so that whatever else the machine does falls on both
-alike.
+"""Timing a work and its reference in turn.
+
+Whatever else the machine does falls on both alike.
 """
 
 from __future__ import annotations
@@ -41,12 +42,15 @@ class Comparison:
     @property
     def ratios(self) -> list[float]:
         """The ratio of each pair."""
-        pairs = zip(self.ours, self.reference, strict=True)
-        return [theirs / own if self.faster else own / theirs for own, theirs in pairs]
+        found = []
+        for own, theirs in zip(self.ours, self.reference, strict=True):
+            found.append(theirs / own if self.faster else own / theirs)
+        return found
 
     def record(self) -> dict[str, Any]:
-        """What a result file keeps: the median of the ratios decides, the extremes say how far to
-        trust it.
+        """What a result file keeps of a comparison.
+
+        The median of the ratios decides, the extremes say how far to trust it.
         """
         ratio = statistics.median(self.ratios)
         return {
@@ -77,10 +81,13 @@ def in_turn(
         warm: pairs before them that do not count.
         device: a CUDA device is waited for before the clock is read.
     """
-    times = [(seconds(ours, device), seconds(reference, device)) for _ in range(warm + pairs)][
-        warm:
-    ]
-    return tuple(own for own, _ in times), tuple(theirs for _, theirs in times)
+    own, theirs = [], []
+    for number in range(warm + pairs):
+        times = seconds(ours, device), seconds(reference, device)
+        if number >= warm:
+            own.append(times[0])
+            theirs.append(times[1])
+    return tuple(own), tuple(theirs)
 
 
 def seconds(work: Work, device: torch.device | None = None) -> float:

@@ -1,6 +1,4 @@
-"""``benchmark``: which way of training suits one's own data, and what MedSSL costs over the bare
-work.
-"""
+"""``benchmark``: which training suits one's own data, and what MedSSL costs."""
 
 from __future__ import annotations
 
@@ -26,6 +24,27 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
         prog="medssl benchmark",
     )
     labels = kinds.add_parser("labels", help="run the protocol", allow_abbrev=False)
+    _labels_arguments(labels)
+    _labels_lengths(labels)
+    tables = kinds.add_parser(
+        "tables", help="tables and figures of result files", allow_abbrev=False
+    )
+    tables.add_argument(
+        "--results", type=Path, nargs="+", required=True, metavar="FILE", help="results.json files"
+    )
+    speed = kinds.add_parser(
+        "speed", help="steps, predictions and views against the bare work", allow_abbrev=False
+    )
+    _speed_arguments(speed)
+    for sub in (labels, tables, speed):
+        sub.add_argument(
+            "--out", type=Path, required=sub is not speed, metavar="DIR", help="folder of results"
+        )
+        output_options(sub)
+
+
+def _labels_arguments(labels: argparse.ArgumentParser) -> None:
+    """What is compared, and on which data."""
     labels.add_argument(
         "--data",
         type=Path,
@@ -44,21 +63,9 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
         "--methods",
         default="random,pgl",
         metavar="A,B",
-        help="random, a pre-training method, each "
+        help="random, a pre-training method (or FILE.py:CLASS), each "
         "but random with -frozen; then -3-slices (or another number); then +mean-teacher, +mixup, "
         "+selftrain or +longer (default: random,pgl)",
-    )
-    length = labels.add_mutually_exclusive_group()
-    length.add_argument("--steps", type=positive(int), metavar="N", help="steps of every run")
-    length.add_argument(
-        "--minutes-per-run", type=positive(float), metavar="M", help="or minutes of every run"
-    )
-    before = labels.add_mutually_exclusive_group()
-    before.add_argument(
-        "--pretrain-steps", type=positive(int), metavar="N", help="steps of every pre-training"
-    )
-    before.add_argument(
-        "--pretrain-minutes", type=positive(float), metavar="M", help="or minutes of it"
     )
     labels.add_argument("--preset", choices=("quick", "standard", "paper"), default="standard")
     labels.add_argument(
@@ -83,26 +90,25 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
             help=f"setting of every {what}",
             dest=option.replace("-", "_"),
         )
-    tables = kinds.add_parser(
-        "tables", help="tables and figures of result files", allow_abbrev=False
-    )
-    tables.add_argument(
-        "--results", type=Path, nargs="+", required=True, metavar="FILE", help="results.json files"
-    )
-    speed = _speed_arguments(kinds)
-    for sub in (labels, tables, speed):
-        sub.add_argument(
-            "--out", type=Path, required=sub is not speed, metavar="DIR", help="folder of results"
-        )
-        output_options(sub)
 
 
-def _speed_arguments(
-    kinds: argparse._SubParsersAction[argparse.ArgumentParser],
-) -> argparse.ArgumentParser:
-    speed = kinds.add_parser(
-        "speed", help="steps, predictions and views against the bare work", allow_abbrev=False
+def _labels_lengths(labels: argparse.ArgumentParser) -> None:
+    """How long every run takes."""
+    length = labels.add_mutually_exclusive_group()
+    length.add_argument("--steps", type=positive(int), metavar="N", help="steps of every run")
+    length.add_argument(
+        "--minutes-per-run", type=positive(float), metavar="M", help="or minutes of every run"
     )
+    before = labels.add_mutually_exclusive_group()
+    before.add_argument(
+        "--pretrain-steps", type=positive(int), metavar="N", help="steps of every pre-training"
+    )
+    before.add_argument(
+        "--pretrain-minutes", type=positive(float), metavar="M", help="or minutes of it"
+    )
+
+
+def _speed_arguments(speed: argparse.ArgumentParser) -> None:
     speed.add_argument(
         "--parts",
         default="step,predict,views",
@@ -126,7 +132,6 @@ def _speed_arguments(
         action="store_true",
         help="small sizes: shows that it works, says nothing of goals",
     )
-    return speed
 
 
 def benchmark(args: argparse.Namespace, events: Events) -> None:
@@ -134,8 +139,9 @@ def benchmark(args: argparse.Namespace, events: Events) -> None:
         return _run_speed(args, events)
     files = args.results if args.kind == "tables" else [args.out / "results.json"]
     project = _run_labels(args, events) if args.kind == "labels" else None
+    from MedSSLLib.benchmark.recommendations import recommendations
     from MedSSLLib.benchmark.report import write_tables
-    from MedSSLLib.benchmark.tables import load_studies, recommendations
+    from MedSSLLib.benchmark.tables import load_studies
 
     studies = load_studies(files)
     events.images(write_tables(studies, args.out, project))
@@ -147,13 +153,13 @@ def benchmark(args: argparse.Namespace, events: Events) -> None:
 
 def _run_speed(args: argparse.Namespace, events: Events) -> None:
     from MedSSLLib.benchmark.speed import SpeedOptions, run_speed
-    from MedSSLLib.benchmark.speed_report import HEAD, notes, table_rows, write_report
+    from MedSSLLib.benchmark.speed_report import SPEED_COLUMNS, notes, speed_rows, write_report
 
     parts = tuple(text.strip() for text in args.parts.split(",") if text.strip())
     options = SpeedOptions(parts, args.pairs, args.threads, args.device, args.quick)
     content = run_speed(options, events, args.out / "speed.json" if args.out else None)
     if not args.quiet:
-        print_table(HEAD, table_rows(content))
+        print_table(SPEED_COLUMNS, speed_rows(content))
     for text in notes(content):
         say(args, text)
     if args.out:
@@ -161,6 +167,14 @@ def _run_speed(args: argparse.Namespace, events: Events) -> None:
         events.images(files)
         for path in files:
             say(args, f"Written: {path}")
+
+
+def _row(text: str) -> str:
+    """A row's name as typed, with a method's name in the place of FILE.py:CLASS."""
+    from MedSSLLib.methods import outside
+
+    found = outside.FILE_AND_CLASS.match(text)
+    return outside.named(found[0]) + text[found.end() :] if found else text
 
 
 def _run_labels(args: argparse.Namespace, events: Events) -> Project:
@@ -175,7 +189,7 @@ def _run_labels(args: argparse.Namespace, events: Events) -> Project:
     from MedSSLLib.benchmark.protocol import Protocol, run_labels
 
     protocol = Protocol(
-        tuple(text.strip() for text in args.methods.split(",")),
+        tuple(_row(text.strip()) for text in args.methods.split(",")),
         steps=args.steps,
         minutes=args.minutes_per_run,
         pretrain_steps=args.pretrain_steps,

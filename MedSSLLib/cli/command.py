@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from MedSSLLib.core.errors import InputError, printable
+from MedSSLLib.core.errors import InputError, did_you_mean, printable
 from MedSSLLib.core.events import Events
 
 Run = Callable[[argparse.Namespace, Events], int | None]
@@ -71,26 +71,12 @@ def training_options(parser: argparse.ArgumentParser) -> None:
         choices=("quick", "standard", "paper"),
         default="standard",
         help="minutes on a laptop, an hour or so, or the published scale, for gcl with SGD, for "
-        "pgl with LARS "
-        "(default: standard)",
+        "pgl with LARS (default: standard)",
     )
     group.add_argument(
         "--dim", choices=("auto", "2d", "3d"), help="slices or volumes (default: auto)"
     )
-    length = group.add_mutually_exclusive_group()
-    length.add_argument("--steps", type=positive(int), metavar="N", help="optimiser steps")
-    length.add_argument(
-        "--minutes",
-        type=positive(float),
-        metavar="M",
-        help="training time; the schedule is fitted to it",
-    )
-    group.add_argument(
-        "--batch", type=positive(int), metavar="N", help="samples a step, over all devices"
-    )
-    group.add_argument(
-        "--seed", type=seed, metavar="N", help="seed of everything random (default: 0)"
-    )
+    _length_options(group)
     device_options(group)
     group.add_argument(
         "--devices", type=positive(int), metavar="N", help="number of devices (default: 1)"
@@ -112,6 +98,24 @@ def training_options(parser: argparse.ArgumentParser) -> None:
         "--tensorboard", action="store_true", help="also write scalars for TensorBoard"
     )
     output_options(parser)
+
+
+def _length_options(group: argparse._ArgumentGroup) -> None:
+    """``--steps --minutes --batch --seed``."""
+    length = group.add_mutually_exclusive_group()
+    length.add_argument("--steps", type=positive(int), metavar="N", help="optimiser steps")
+    length.add_argument(
+        "--minutes",
+        type=positive(float),
+        metavar="M",
+        help="training time; the schedule is fitted to it",
+    )
+    group.add_argument(
+        "--batch", type=positive(int), metavar="N", help="samples a step, over all devices"
+    )
+    group.add_argument(
+        "--seed", type=seed, metavar="N", help="seed of everything random (default: 0)"
+    )
 
 
 def positive(kind: type[int] | type[float]) -> Callable[[str], float]:
@@ -138,9 +142,23 @@ def seed(text: str) -> int:
     return value
 
 
+def method(text: str) -> str:
+    """An argparse type: a pre-training method by name, or ``FILE.py:CLASS``. Runs no file yet."""
+    from MedSSLLib.methods import METHODS, known_methods
+    from MedSSLLib.methods.outside import FILE_AND_CLASS
+
+    if text in ("auto", *METHODS) or FILE_AND_CLASS.fullmatch(text) or text in known_methods():
+        return text
+    hint = did_you_mean(text, known_methods())
+    raise argparse.ArgumentTypeError(
+        f"{text!r} is neither a method ({', '.join(known_methods())}) nor FILE.py:CLASS. {hint}"
+    )
+
+
 def parse_settings(items: list[str]) -> dict[str, str]:
-    """``["a.b=1"]`` -> ``{"a.b": "1"}``. Raises InputError for an item without ``=`` or a key given
-    twice.
+    """``["a.b=1"]`` -> ``{"a.b": "1"}``.
+
+    Raises InputError for an item without ``=`` or a key given twice.
     """
     settings: dict[str, str] = {}
     for item in items:
@@ -153,6 +171,15 @@ def parse_settings(items: list[str]) -> dict[str, str]:
             raise InputError(f"--set gives {key.strip()!r} twice", remedy="Keep one of them")
         settings[key.strip()] = value.strip()
     return settings
+
+
+def print_json(value: object) -> None:
+    """Print a value for programs."""
+    import json
+
+    from MedSSLLib.core.events import to_json
+
+    print(json.dumps(to_json(value), indent=1, ensure_ascii=False, allow_nan=False))
 
 
 def say(args: argparse.Namespace, text: str) -> None:

@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from MedSSLLib.cli.command import SEL, Command, parse_settings, positive, say, training_options
+from MedSSLLib.cli.command import (
+    SEL,
+    Command,
+    method,
+    parse_settings,
+    positive,
+    say,
+    training_options,
+)
 from MedSSLLib.core.errors import InputError
 from MedSSLLib.core.events import Events
 from MedSSLLib.methods import METHODS
@@ -16,7 +25,7 @@ if TYPE_CHECKING:
     from MedSSLLib.project.project import Project
 
 
-_KEYS = {
+SETTING_OF = {
     "name": "name",
     "dim": "dim",
     "device": "device",
@@ -37,6 +46,7 @@ _KEYS = {
     "clean": "options.clean",
     "weight": "options.weight",
 }
+"""The setting of each option: of the command line, and as an argument in Python."""
 
 TYPED = {
     "command": "Type another command",
@@ -51,9 +61,11 @@ def _pretrain_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("project", type=Path, metavar="PROJECT")
     parser.add_argument(
         "--method",
-        choices=tuple(METHODS),
-        required=True,
-        help="what to learn from unlabelled scans",
+        type=method,
+        default="auto",
+        metavar="METHOD|FILE.py:CLASS",
+        help=f"what to learn from unlabelled scans: auto (default: what suits the data), "
+        f"{', '.join(METHODS)}, one of another package, or your own (see 'medssl new-method')",
     )
     parser.add_argument(
         "--meta", metavar="A,B", help="what makes slices alike (gcl): position, patient, phase ..."
@@ -65,19 +77,55 @@ def pretrain(args: argparse.Namespace, events: Events) -> None:
     from MedSSLLib.project.project import Project
 
     project = Project.open(args.project)
+    chosen = _chosen_method(args, project)
+    from MedSSLLib.methods import outside
+
+    name = outside.named(chosen)
     extra: dict[str, Any] = {}
     if args.meta is not None:
-        if args.method != "gcl":
+        if name != "gcl":
             raise InputError(
-                f"--meta is for --method gcl; {args.method} learns without meta labels",
+                f"--meta is for --method gcl; {name} learns without meta labels",
                 remedy="Leave --meta out",
             )
         extra["options.meta"] = [name.strip() for name in args.meta.split(",") if name.strip()]
-    config = configuration(args, args.method, extra)
-    warn_of_unused(args, config, extra, project, events)
+    config = configuration(args, name, extra)
+    warn_of_unused(config, given_by(args, extra), project, events)
     from MedSSLLib.pretraining.pretrain import run_pretrain
 
-    say(args, f"Run folder: {run_pretrain(project, config, events)}")
+    _say_trained(args, project, run_pretrain(project, config, events))
+
+
+def _chosen_method(args: argparse.Namespace, project: Project) -> str:
+    """The method that was typed, that of the run to go on with, or what suits the data."""
+    if args.method != "auto":
+        return str(args.method)
+    if args.resume:
+        from MedSSLLib.config.run import RunConfig
+        from MedSSLLib.training.run_folder import resumable
+
+        wanted = RunConfig.build("pretrain", overrides={"name": args.name} if args.name else {})
+        return resumable(project, wanted).config.method
+    if args.meta is not None:
+        return "gcl"
+    from MedSSLLib.project.next_step import recommended
+
+    method, why = recommended(project)
+    say(args, f"Method: {method}, {why} (--method takes another)")
+    return method
+
+
+def _say_trained(args: argparse.Namespace, project: Project, folder: Path) -> None:
+    """What came of a training, and what comes next."""
+    from MedSSLLib.cli.tables import shown_path, trained_words
+    from MedSSLLib.core.files import read_json
+    from MedSSLLib.project.next_step import next_line
+
+    metrics = read_json(folder / "metrics.json")
+    where = shown_path(folder)
+    say(args, f"Trained {folder.name}: {trained_words(args.command, metrics)}. It is in {where}")
+    if args.command != "complete":
+        say(args, next_line(project, args.project, after=args.command, run=folder.name))
 
 
 def _finetune_arguments(parser: argparse.ArgumentParser) -> None:
@@ -112,13 +160,20 @@ def finetune(args: argparse.Namespace, events: Events) -> None:
     from MedSSLLib.project.project import Project
 
     project = Project.open(args.project)
+    _check_start(project, args.init)
     extra: dict[str, Any] = {"freeze_encoder": True} if args.freeze_encoder else {}
     extra |= _labelled(args, project)
     config = configuration(args, "supervised", extra)
-    warn_of_unused(args, config, extra, project, events)
+    warn_of_unused(config, given_by(args, extra), project, events)
     from MedSSLLib.finetuning.finetune import run_finetune
 
-    say(args, f"Run folder: {run_finetune(project, config, events)}")
+    _say_trained(args, project, run_finetune(project, config, events))
+
+
+def _check_start(project: Project, start: str | None) -> None:
+    """Raise InputError, with a similar name, for a start that is neither a run, a file nor none."""
+    if start and start != "none" and not Path(start).exists():
+        project.require_run(start)
 
 
 def _selftrain_arguments(parser: argparse.ArgumentParser) -> None:
@@ -170,21 +225,20 @@ def selftrain(args: argparse.Namespace, events: Events) -> None:
         raise InputError(
             "selftrain needs a start", remedy="Give --from RUN, or --init RUN, or --init none"
         )
-    chosen = {
-        name: getattr(args, name)
-        for name in ("accept", "reject")
-        if getattr(args, name) is not None
-    }
-    extra = {
-        f"options.{name}": tuple(case.name for case in project.select(text))
-        for name, text in chosen.items()
-    }
+    _check_start(project, args.init)
+    if args.start:
+        project.require_run(args.start)
+    extra: dict[str, Any] = {}
+    for name in ("accept", "reject"):
+        text = getattr(args, name)
+        if text is not None:
+            extra[f"options.{name}"] = tuple(case.name for case in project.select(text))
     extra |= _labelled(args, project)
     config = configuration(args, "local-contrast", extra)
-    warn_of_unused(args, config, extra, project, events)
+    warn_of_unused(config, given_by(args, extra), project, events)
     from MedSSLLib.selftraining.selftrain import run_selftrain
 
-    say(args, f"Run folder: {run_selftrain(project, config, events)}")
+    _say_trained(args, project, run_selftrain(project, config, events))
 
 
 def configuration(args: argparse.Namespace, method: str, extra: dict[str, Any]) -> RunConfig:
@@ -194,21 +248,33 @@ def configuration(args: argparse.Namespace, method: str, extra: dict[str, Any]) 
         InputError: a setting that does not exist, does not fit, or is given as an option and by
             --set.
     """
-    from MedSSLLib.config.run import RunConfig
+    from MedSSLLib.methods.options import configured
 
-    return RunConfig.build(
+    return configured(
         args.command,
         preset=args.preset,
         method=method,
-        overrides=_given(args, extra) | {"resume": args.resume},
+        overrides=given_by(args, extra) | {"resume": args.resume},
     )
 
 
-def _given(args: argparse.Namespace, extra: dict[str, Any]) -> dict[str, Any]:
-    """What was typed, as options or by ``--set``, by dotted key."""
-    options = {key: getattr(args, option, None) for option, key in _KEYS.items()}
-    given = {key: value for key, value in options.items() if value is not None} | extra
-    settings = parse_settings(args.settings)
+def given_by(args: argparse.Namespace, extra: dict[str, Any]) -> dict[str, Any]:
+    """What was typed, as options or by ``--set``, by dotted key.
+
+    Raises:
+        InputError: as `combined` does.
+    """
+    options = {key: getattr(args, option, None) for option, key in SETTING_OF.items()}
+    return combined(options | extra, parse_settings(args.settings))
+
+
+def combined(options: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Options, None where they are not given, and further settings, both by dotted key.
+
+    Raises:
+        InputError: a setting that decides which settings there are, or one that is an option too.
+    """
+    given = {key: value for key, value in options.items() if value is not None}
     if fixed := settings.keys() & set(TYPED):
         key = sorted(fixed)[0]
         raise InputError(
@@ -218,31 +284,27 @@ def _given(args: argparse.Namespace, extra: dict[str, Any]) -> dict[str, Any]:
         raise InputError(
             f"{sorted(twice)[0]!r} is given as an option and by --set", remedy="Keep one of them"
         )
-    return given | settings
+    return given | dict(settings)
 
 
 def warn_of_unused(
-    args: argparse.Namespace,
-    config: RunConfig,
-    extra: dict[str, Any],
-    project: Project,
-    events: Events,
+    config: RunConfig, given: Mapping[str, Any], project: Project, events: Events
 ) -> None:
-    """Say which of the options typed with ``--resume`` are not those that the run goes on with.
+    """Say which of the settings given with ``--resume`` are not those that the run goes on with.
 
     Raises:
         InputError: there is nothing to resume.
     """
-    if not args.resume:
+    if not config.resume:
         return
     from MedSSLLib.cli.tables import setting_rows
     from MedSSLLib.methods.options import own_options
-    from MedSSLLib.training.run_folder import read_config, read_run, resumable
+    from MedSSLLib.training.run_folder import resumable
 
-    folder = resumable(project, config)
-    stored, given = read_config(folder), _given(args, extra)
+    run = resumable(project, config)
+    stored = run.config
     given = {key: value for key, value in given.items() if key not in ("name", "device")}
-    if given.get("precision") == read_run(folder).get("precision"):
+    if given.get("precision") == run.precision:
         given.pop("precision", None)
 
     def values(settings: RunConfig) -> dict[str, str]:
@@ -259,7 +321,7 @@ def warn_of_unused(
     if unused:
         what = ", ".join(unused)
         events.emit(
-            "warning", message=f"Run {folder.name} goes on with its own settings. Not used: {what}."
+            "warning", message=f"Run {run.name} goes on with its own settings. Not used: {what}."
         )
 
 
@@ -275,11 +337,13 @@ COMMANDS = (
         "Learn from unlabelled scans.",
         _pretrain_arguments,
         pretrain,
-        "PROJECT --method METHOD [options]",
+        "PROJECT [--method METHOD] [options]",
         (
+            "medssl pretrain heart --minutes 30",
             "medssl pretrain heart --method gcl --minutes 30",
             "medssl pretrain heart --method pgl --dim 3d --name pgl-a --set optimiser.lr=1e-3",
             "medssl pretrain heart --method pgl --name pgl-a --resume",
+            "medssl pretrain heart --method mine.py:Mine --minutes 10",
         ),
         "Reads the images of all cases but the test cases, and no label. The result is an "
         "encoder that "

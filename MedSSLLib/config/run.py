@@ -8,6 +8,7 @@ overrides presets.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
@@ -17,7 +18,7 @@ from MedSSLLib.config.messages import refusal, unknown
 from MedSSLLib.core.errors import InputError
 
 Preset = Literal["quick", "standard", "paper"]
-Command = Literal["pretrain", "finetune", "selftrain", "complete"]
+CommandName = Literal["pretrain", "finetune", "selftrain", "complete"]
 Positive = Annotated[float, Field(gt=0)]
 
 
@@ -162,7 +163,7 @@ class TrainingConfig(Frozen):
 class RunConfig(Frozen):
     """Everything that decides a run. Written to ``config.json`` with versions and data facts."""
 
-    command: Command = Field(description="What is run: pretrain, finetune or selftrain.")
+    command: CommandName = Field(description="What is run: pretrain, finetune or selftrain.")
     method: str = Field(
         "supervised", description="Pre-training method, or 'supervised' and 'local-contrast'."
     )
@@ -216,14 +217,23 @@ class RunConfig(Frozen):
     @classmethod
     def build(
         cls,
-        command: Command,
+        command: CommandName,
         *,
         preset: Preset = "standard",
         method: str = "supervised",
+        of_method: Mapping[str, Any] | None = None,
         **settings: Any,
     ) -> RunConfig:
-        """Preset, then ``settings``: RunConfig fields, or dotted keys (``{"optimiser.lr":
-        "1e-3"}``) as ``overrides``.
+        """The preset, then what the method has for it, then ``settings``.
+
+        Args:
+            command: what is run.
+            preset: name of the preset.
+            method: name of the method.
+            of_method: dotted keys that the method's preset changes
+                (:func:`MedSSLLib.methods.options.configured` fills them in).
+            **settings: fields of RunConfig; dotted keys (``{"optimiser.lr": "1e-3"}``) as
+                ``overrides``.
 
         Raises:
             InputError: a key does not exist or a value does not fit, naming the nearest key.
@@ -231,7 +241,8 @@ class RunConfig(Frozen):
         overrides: dict[str, Any] = settings.pop("overrides", {}) or {}
         values: dict[str, Any] = {"command": command, "preset": preset, "method": method}
         for key, value in {
-            **_preset(command, preset, method),
+            **_preset(command, preset),
+            **(of_method or {}),
             **_dotted(settings),
             **overrides,
         }.items():
@@ -253,7 +264,7 @@ class RunConfig(Frozen):
             raise refusal(error, cls) from None
 
 
-_PRESETS: dict[Command, dict[Preset, dict[str, Any]]] = {
+_PRESETS: dict[CommandName, dict[Preset, dict[str, Any]]] = {
     "pretrain": {
         "quick": {"training.steps": 400, "network.widths": (16, 32, 64, 128, 128)},
         "standard": {"training.steps": 3000, "network.widths": (16, 32, 64, 128, 128)},
@@ -290,37 +301,11 @@ _FEWER = {
     "augment.contrast": 0.3,
     "augment.gamma": 0.5,
 }
-_VIEWS: dict[Command, dict[str, Any]] = {
+_VIEWS: dict[CommandName, dict[str, Any]] = {
     "pretrain": _FEWER,  # probabilities of the PGL code, which has no contrast
     "complete": _FEWER,  # the network sees one scan only, whose intensities do not change
 }
 
-
-# GCL pre-trains with SGD and a cosine schedule; rate and decay are those of the PosiCL code, not
-# from the paper. PGL: its re-implementation; momentum and decay are BYOL's. 16 parts of 8 samples:
-# batch norm sees those 8.
-_OF_METHOD: dict[tuple[Command, str, Preset], dict[str, Any]] = {
-    ("pretrain", "gcl", "paper"): {
-        "optimiser.name": "sgd",
-        "optimiser.lr": 0.1,
-        "optimiser.weight_decay": 1e-5,
-        "options.pixel_level": -1,
-    },
-    ("pretrain", "pgl", "paper"): {
-        "optimiser.name": "lars",
-        "optimiser.lr": 0.2,
-        "optimiser.warmup": 2 / 500,
-        "optimiser.weight_decay": 1.5e-6,
-        "training.batch": 128,
-        "training.accumulate": 16,
-        "training.voxels": 16 * 96 * 96,
-        "options.hidden": 4096,
-        "options.out": 256,
-        "options.momentum": 0.996,
-        "augment.contrast": 0.0,
-        "augment.low_resolution": 0.0,
-    },
-}
 
 # What runs of earlier versions go on with: options that came later, as they were before.
 _CAME_LATER: dict[str, dict[str, Any]] = {
@@ -335,13 +320,12 @@ def as_begun(config: RunConfig) -> RunConfig:
     return config.override({"options": _CAME_LATER.get(kind, {}) | config.options})
 
 
-def _preset(command: Command, preset: Preset, method: str) -> dict[str, Any]:
+def _preset(command: CommandName, preset: Preset) -> dict[str, Any]:
     if preset not in _PRESETS[command]:
         raise InputError(f"preset {preset!r} does not exist", remedy="Use quick, standard or paper")
     return {
         **_VIEWS.get(command, {}),
         **_PRESETS[command][preset],
-        **_OF_METHOD.get((command, method, preset), {}),
     }
 
 

@@ -1,8 +1,8 @@
 """Which cases, slices and patches make a batch, and the batch itself.
 
 Every sampler is a pure function of (seed, step): resuming, prefetching and splitting a batch over
-processes need no state. The global batch of a step is drawn whole and each part of it reads its own
-samples only.
+processes need no state. The global batch of a step is drawn whole and each micro-batch of it reads
+its own samples only.
 """
 
 from __future__ import annotations
@@ -19,8 +19,7 @@ from torch import Tensor
 from MedSSLLib.config.run import AugmentConfig
 from MedSSLLib.data.batch import CropReader, HostBatch, TargetReader
 from MedSSLLib.data.intensity import sample_intensity
-from MedSSLLib.data.random import noise_generator as noise_generator
-from MedSSLLib.data.random import own_samples, shuffled_order
+from MedSSLLib.data.random import Stream, own_samples, random_stream, shuffled_order
 from MedSSLLib.data.spatial import (
     ViewGeometry,
     meeting_boxes,
@@ -33,9 +32,9 @@ from MedSSLLib.data.spatial import (
 from MedSSLLib.images.labels import IGNORE
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SegmentationSampler:
-    """Patches (3D) or slice patches (2D) of labelled cases, a share of them centred on a structure.
+    """Patches (3D) or slice patches (2D) of labelled cases, some of them centred on a structure.
 
     Attributes:
         reader: the cache.
@@ -43,7 +42,7 @@ class SegmentationSampler:
         patch: patch size, length 2 or 3.
         spacing: voxel size in mm of the patch axes.
         batch: samples of the global batch.
-        foreground: share of samples centred on a labelled foreground voxel.
+        foreground: fraction of samples centred on a labelled foreground voxel.
         margin: side of the window that is read, relative to the patch.
         labelled: whether labels are read; without, patches lie anywhere and nothing counts.
         soft: reads soft targets beside the labels; None leaves them out.
@@ -63,21 +62,22 @@ class SegmentationSampler:
 
     @property
     def window(self) -> tuple[int, ...]:
-        """Side lengths of a source window in voxels: an even number more than the patch, so that
-        voxels coincide.
+        """Side lengths of a source window in voxels.
+
+        They are an even number more than the patch, so that voxels coincide.
         """
         return tuple(side + 2 * math.ceil(side * (self.margin - 1) / 2) for side in self.patch)
 
-    def sample(self, step: int, part: int = 0, parts: int = 1) -> HostBatch:
-        """The samples of `part` (of `parts`) of the global batch of a step."""
-        rng = np.random.default_rng([self.seed, step, 1])
+    def sample(self, step: int, micro_batch: int = 0, micro_batches: int = 1) -> HostBatch:
+        """The samples of one of the micro-batches of a step's global batch."""
+        rng = random_stream(self.seed, step, Stream.SEGMENTATION_BATCH)
         window = self.window
         draws = [self._draw(rng, step, i) for i in range(self.batch)]
         geometry = sample_segmentation_views(
             rng, self.batch, window, self.patch, self.spacing, self.augment
         )
         changes = sample_intensity(rng, self.batch, self.augment)
-        mine = own_samples(self.batch, part, parts)
+        mine = own_samples(self.batch, micro_batch, micro_batches)
         images, labels, soft = zip(*(self._read(*draws[i]) for i in mine), strict=True)
         return HostBatch(
             windows=torch.from_numpy(np.stack(images)[:, None]),
@@ -146,10 +146,9 @@ class Pick:
 Picker = Callable[[np.random.Generator, int], list[Pick]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ViewSampler:
-    """Several views a sample for pre-training: boxes with a window each, flips, rotation,
-    intensity.
+    """Several views a sample for pre-training: boxes, flips, rotation, intensity.
 
     Attributes:
         pick: draws the samples of a step's global batch, ``pick(rng, step)``.
@@ -157,7 +156,7 @@ class ViewSampler:
         views: views a sample.
         scale: side of a box relative to the patch, or with `whole` to the image's largest box of
             its proportions.
-        min_overlap: least overlap of the boxes of a sample, share of the smaller box.
+        min_overlap: least overlap of the boxes of a sample, fraction of the smaller box.
         flip, rotation, inner: as in the method; `inner` is what of a view can be compared, None for
             all of it.
     """
@@ -176,9 +175,9 @@ class ViewSampler:
     whole: bool = False
     inner: np.ndarray | None = None
 
-    def sample(self, step: int, part: int = 0, parts: int = 1) -> HostBatch:
-        """The samples of `part` (of `parts`) of the global batch of a step."""
-        rng = np.random.default_rng([self.seed, step, 3])
+    def sample(self, step: int, micro_batch: int = 0, micro_batches: int = 1) -> HostBatch:
+        """The samples of one of the micro-batches of a step's global batch."""
+        rng = random_stream(self.seed, step, Stream.VIEW_BATCH)
         picks = self.pick(rng, step)
         dim = len(self.patch)
         draws = [partial(self._boxes, rng, self.reader.shape(pick.name)[-dim:]) for pick in picks]
@@ -197,7 +196,7 @@ class ViewSampler:
                 meeting_boxes(pair, flip, self.inner, draw)
                 for pair, flip, draw in zip(boxes, flips, draws, strict=True)
             ]
-        mine = own_samples(len(picks), part, parts, equal=True)  # gathering needs parts of one size
+        mine = own_samples(len(picks), micro_batch, micro_batches, equal=True)
         kept = (mine[:, None] * self.views + np.arange(self.views)).ravel()
         lo, hi = np.moveaxis(np.asarray(boxes), 1, 0)[:, mine]
         turns = None if turns is None else turns.reshape(len(picks), self.views, dim, dim)[mine]

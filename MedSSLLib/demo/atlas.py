@@ -1,9 +1,8 @@
 """The ICBM152 brain template with the two regions that the simulated cohort labels.
 
 Template: ICBM 2009a nonlinear symmetric (Fonov et al. 2011), copyright 1993-2009 Louis Collins,
-    McConnell
-Brain Imaging Centre, Montreal Neurological Institute, McGill University.  It comes with the nilearn
-package.
+McConnell Brain Imaging Centre, Montreal Neurological Institute, McGill University.  It comes with
+the nilearn package.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-from MedSSLLib.core.errors import MedSSLError
+from MedSSLLib.core.packages import missing
 
 EXTENT = np.array([146.0, 180.0, 72.0])
 """Field of view of the cohort in mm along right-left, front-back, head-foot."""
@@ -24,8 +23,9 @@ _MARGIN = 20.0  # mm of template around the field of view
 
 @dataclass(frozen=True)
 class Atlas:
-    """Template maps in [0, 1], ``[channel, x, y, z]`` on a 1 mm RAS grid; voxel 0 lies at
-    ``origin`` (RAS mm).
+    """Template maps in [0, 1], ``[channel, x, y, z]`` on a 1 mm RAS grid.
+
+    Voxel 0 lies at ``origin`` (RAS mm).
 
     Channels: T1, grey matter, white matter, ventricles, deep grey matter.
     """
@@ -35,18 +35,17 @@ class Atlas:
 
 
 def load_atlas() -> Atlas:
-    """Template and tissue maps from nilearn, cut to the field of view, with the two regions
-    delineated.
+    """Template and tissue maps from nilearn, cut to the field of view.
+
+    The two regions are delineated.
 
     Raises:
-        MedSSLError: nilearn is not installed.
+        MedSSLError: nilearn is not installed; it says how to install it.
     """
     try:
         from nilearn import datasets
     except ImportError:
-        raise MedSSLError(
-            "The demo needs nilearn. Install it: python -m pip install 'MedSSLLib[demo]'"
-        ) from None
+        raise missing("nilearn") from None
     loaders = (
         datasets.load_mni152_template,
         datasets.load_mni152_gm_template,
@@ -56,7 +55,7 @@ def load_atlas() -> Atlas:
     offset = np.asarray(images[0].affine)[:3, 3]
     first = np.floor(CENTRE - EXTENT / 2 - _MARGIN - offset).astype(int).clip(0)
     last = np.ceil(CENTRE + EXTENT / 2 + _MARGIN - offset).astype(int)
-    box = tuple(slice(int(a), int(b)) for a, b in zip(first, last, strict=True))
+    box = tuple(map(slice, first.tolist(), last.tolist()))
     t1, grey, white = (np.asarray(image.get_fdata(dtype=np.float32)[box]) for image in images)
     origin = offset + first
     ventricles, deep = _regions(t1, grey, white, origin)
@@ -66,8 +65,9 @@ def load_atlas() -> Atlas:
 def _regions(
     t1: np.ndarray, grey: np.ndarray, white: np.ndarray, origin: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Lateral ventricles and deep grey matter: tissue within hand-set bounds (RAS mm), parts by
-    seeds.
+    """Lateral ventricles and deep grey matter.
+
+    They are tissue within hand-set bounds (RAS mm), connected to seeds.
     """
     x, y, z = np.meshgrid(
         *(np.arange(n) + o for n, o in zip(t1.shape, origin, strict=True)),
@@ -91,6 +91,9 @@ def _regions(
 def _seeded(mask: np.ndarray, seeds: list[tuple[int, int, int]], origin: np.ndarray) -> np.ndarray:
     """Connected parts of ``mask`` that hold a seed (RAS mm) or its mirror image."""
     parts, _ = ndimage.label(mask)
-    points = np.array([(sign * x, y, z) for x, y, z in seeds for sign in (1, -1)]) - origin
-    found = {int(parts[tuple(point)]) for point in points.astype(int)} - {0}
-    return np.isin(parts, list(found))
+    found = set()
+    for x, y, z in seeds:
+        for side in (x, -x):
+            i, j, k = (np.array([side, y, z]) - origin).astype(int)
+            found.add(int(parts[i, j, k]))
+    return np.isin(parts, list(found - {0}))

@@ -19,9 +19,7 @@ _DOWNLOADS = {"hippocampus": "Task04_Hippocampus"}
 
 @dataclass(frozen=True)
 class Cohort:
-    """Scans for the demo: name, folder, how the report describes them, and splits where the folder
-    has them.
-    """
+    """Scans for the demo: name, folder, words for the report, and splits where it has them."""
 
     name: str
     folder: Path
@@ -35,21 +33,24 @@ class Cohort:
             InputError: fewer than six cases with a label, or splits that do not fit the folder.
         """
         images = self.folder / "images" if (self.folder / "images").is_dir() else self.folder
-        described = (self.folder / "dataset.json").is_file()
-        files = {name: self.folder / name for name in ("labels", "metadata.csv")}
-        found: dict[str, Any] = {
-            "labels": files["labels"] if files["labels"].is_dir() and not described else None,
-            "metadata": files["metadata.csv"] if files["metadata.csv"].is_file() else None,
-        }
-        images = self.folder if described else images
+        labels: Path | None = self.folder / "labels"
+        metadata = self.folder / "metadata.csv"
+        if (self.folder / "dataset.json").is_file():  # it names the labels itself
+            images, labels = self.folder, None
+        test, labelled = "", None
         if self.splits is not None:
-            test, labelled = _from_splits(self.splits, self.folder)
-            return Project.create(
-                out, images, labelled=",".join(labelled), test=",".join(test), **found
-            )
-        project = Project.create(out, images, **found)
-        _draw_roles(project, seed)
-        project.save()
+            test, labelled = map(",".join, _from_splits(self.splits, self.folder))
+        project = Project.create(
+            out,
+            images,
+            labels=labels if labels and labels.is_dir() else None,
+            metadata=metadata if metadata.is_file() else None,
+            labelled=labelled,
+            test=test,
+        )
+        if self.splits is None:
+            _draw_roles(project, seed)
+            project.save()
         return project
 
 
@@ -119,8 +120,9 @@ def _downloaded(task: str, folder: Path) -> Cohort:
 
 
 def _from_splits(splits: Any, folder: Path) -> tuple[list[str], list[str]]:
-    """Test cases, and the first choice of two labelled ones (else of the smallest number there
-    is).
+    """Test cases, and the first choice of two labelled ones.
+
+    Else the first of the smallest number there is.
     """
     try:
         choices = splits["labelled"]
@@ -135,8 +137,9 @@ def _from_splits(splits: Any, folder: Path) -> tuple[list[str], list[str]]:
 
 
 def _draw_roles(project: Project, seed: int) -> None:
-    """A quarter of the patients with a label for testing, two of the others labelled; at most 40
-    test cases.
+    """A quarter of the patients with a label for testing, two of the others labelled.
+
+    At most 40 are test cases.
     """
     usable = [case for case in project.cases if case.label is not None]
     patients = sorted({case.patient for case in usable})
@@ -146,10 +149,11 @@ def _draw_roles(project: Project, seed: int) -> None:
             file=project.folder,
             remedy="Give a folder with images/ and labels/ of the same names",
         )
-    order = [patients[n] for n in np.random.default_rng([seed, 7]).permutation(len(patients))]
-    tested = set(order[: min(40, max(1, len(order) // 4))])
-    chosen = set(order[-LABELLED:])
-    project.set_roles(
-        test=",".join(case.name for case in usable if case.patient in tested),
-        labelled=",".join(case.name for case in usable if case.patient in chosen),
-    )
+    order = np.random.default_rng([seed, 7]).permutation(len(patients)).tolist()
+    tested = {patients[n] for n in order[: min(40, max(1, len(order) // 4))]}
+    chosen = {patients[n] for n in order[-LABELLED:]}
+
+    def names(group: set[str]) -> str:
+        return ",".join(case.name for case in usable if case.patient in group)
+
+    project.set_roles(test=names(tested), labelled=names(chosen))

@@ -1,5 +1,4 @@
-"""The whole pipeline on one page: a cohort, two sparsely annotated subjects, pre-training, and what
-it brings.
+"""The whole pipeline on one page: a cohort, a few annotated slices, and what they bring.
 
 Two models are fine-tuned on the same few annotated slices for the same time: one from random
 weights, one from an encoder pre-trained on the unlabelled scans.  The second then teaches itself
@@ -14,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 
@@ -28,9 +27,9 @@ from MedSSLLib.demo.report import write_demo_report
 from MedSSLLib.evaluation.scoring import Scored, score_predictions
 from MedSSLLib.images import io
 from MedSSLLib.images.labels import Annotated, simulate_annotation, slice_axis
+from MedSSLLib.methods.options import configured
 from MedSSLLib.project.project import Project
 
-Budget = Literal["quick", "standard"]
 MINUTES = {
     "quick": {"pretrain": 1.1, "finetune": 0.8, "selftrain": 1.1},
     "standard": {"pretrain": 12.0, "finetune": 5.0, "selftrain": 8.0},
@@ -41,9 +40,9 @@ VOXELS = 32 * 32 * 32
 """Voxels of a 3D patch in the quick demo: small, for many steps in little time. Not from the
 papers.
 """
-PAIRS = 4
+QUICK_BATCH = 4
 """Scans a step of pre-training in the quick demo, likewise."""
-SLICES = 3
+SLICES_A_CASE = 3
 METHOD = "pgl"
 RUNS = {
     "scratch": "random weights",
@@ -76,18 +75,23 @@ class Demo:
 
 def _row(scored: Scored, classes: tuple[str, ...]) -> tuple[str, ...]:
     summary = scored.metrics["summary"]
-    dice = [summary["dice"]["mean"], *(summary["dice"]["per_class"][name] for name in classes)]
-    values = [*dice, summary["surface_dice"]["mean"]]
-    distance = summary["hd95_mm"]["mean"]
-    text = ["-" if value is None else f"{value:.3f}" for value in values]
-    return (scored.name, *text, "-" if distance is None else f"{distance:.1f}")
+    values = [summary["dice"]["mean"]]
+    values += [summary["dice"]["per_class"][name] for name in classes]
+    values.append(summary["surface_dice"]["mean"])
+    cells = [_cell(value, 3) for value in values]
+    return (scored.name, *cells, _cell(summary["hd95_mm"]["mean"], 1))
+
+
+def _cell(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
 
 
 def run_demo(
     data: str, budget: str, out: Path | str, events: Events, *, device: str = "auto", seed: int = 0
 ) -> Demo:
-    """Run the demo and write its project, predictions, metrics, figures and report into a new
-    folder.
+    """Run the demo in a new folder.
+
+    It writes its project, predictions, metrics, figures and report.
 
     Args:
         data: ``simulated`` (needs no network), ``hippocampus`` (downloaded and checked) or a folder
@@ -102,10 +106,8 @@ def run_demo(
         InputError: the folder is in use, the budget is unknown or the data cannot be used.
     """
     folder = Path(out)
-    if budget not in get_args(Budget):
-        raise InputError(
-            f"budget {budget!r} is unknown", remedy=f"Use {' or '.join(get_args(Budget))}"
-        )
+    if budget not in MINUTES:
+        raise InputError(f"budget {budget!r} is unknown", remedy=f"Use {' or '.join(MINUTES)}")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(
             "is in use already",
@@ -118,7 +120,7 @@ def run_demo(
         cohort = gather(data, folder, seed, events)
         project = cohort.project(folder / cohort.name, seed)
         _tell(project, events)
-        annotate(project, SLICES)
+        annotate(project, SLICES_A_CASE)
     methods = _train_and_score(
         project, _Settings(budget, device, seed, _voxels(project, budget)), events, clock
     )
@@ -151,7 +153,7 @@ class _Settings:
             "device": self.device,
         }
         overrides |= {"seed": self.seed, **settings}
-        return RunConfig.build(
+        return configured(
             command,
             preset="quick",
             method=overrides.pop("method", "supervised"),
@@ -189,7 +191,7 @@ def _train_and_score(
     from MedSSLLib.selftraining.selftrain import run_selftrain
 
     with relayed(events, "pre-train") as inner, clock.time("pre-training"):
-        batch = {"training.batch": PAIRS} if settings.voxels else {}
+        batch = {"training.batch": QUICK_BATCH} if settings.voxels else {}
         run_pretrain(
             project, settings.config("pretrain", method=METHOD, name="pretrain", **batch), inner
         )
@@ -251,11 +253,13 @@ def annotate(project: Project, slices: int) -> None:
 
 
 def _chosen_slices(label: np.ndarray, values: tuple[int, ...], slices: int, axis: int) -> Annotated:
-    sizes = {value: int((label == value).sum()) for value in values}
-    present = sorted(
-        (value for value, size in sizes.items() if size), key=lambda value: sizes[value]
-    )
-    small = present[:-1] if len(present) > 2 else present
+    sizes = {}
+    for value in values:
+        if size := int((label == value).sum()):
+            sizes[value] = size
+    small = sorted(sizes, key=lambda value: sizes[value])
+    if len(small) > 2:
+        small.pop()
     return simulate_annotation(np.isin(label, small).astype(np.uint8), slices, axis)
 
 

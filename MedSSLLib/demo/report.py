@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from MedSSLLib.core.words import duration_words
 from MedSSLLib.evaluation.evaluate import bootstrap_interval
 from MedSSLLib.evaluation.scoring import Scored
 from MedSSLLib.project.project import Project
@@ -18,23 +19,25 @@ from MedSSLLib.reporting.run_report import (
     add_configuration,
     add_environment,
     annotation_words,
-    duration,
     footer,
     limits,
     losses,
 )
-from MedSSLLib.training.run_folder import read_run
+from MedSSLLib.training.run_folder import RunFolder
 
 
 def gain(methods: Sequence[Scored]) -> tuple[float, float, float]:
-    """Mean paired difference in Dice, last model less first, with its 95 % bootstrap interval over
-    cases.
+    """Mean paired difference in Dice, last model less first, with its interval.
+
+    The interval is a 95 % bootstrap interval over cases.
     """
-    first, last = methods[0], methods[-1]
-    pairs = [(first.per_case.get(case), value) for case, value in last.per_case.items()]
-    return bootstrap_interval(
-        np.array([np.nan if a is None or b is None else b - a for a, b in pairs])
-    )
+    first, last = methods[0].per_case, methods[-1].per_case
+    differences = []
+    for case, after in last.items():
+        before = first.get(case)
+        if before is not None and after is not None:
+            differences.append(after - before)
+    return bootstrap_interval(np.array(differences, dtype=float))
 
 
 def write_demo_report(
@@ -53,30 +56,27 @@ def write_demo_report(
         words: what the scans are.
         seconds: how long each stage took.
     """
-    scored, runs = (
-        list(methods.values()),
-        {name: project.run_folder(name) for name in ("pretrain", *methods)},
-    )
+    scored = list(methods.values())
+    runs = {run: project.run_folder(run) for run in ("pretrain", *methods)}
     slices = sum(case.annotated.count for case in project.labelled if case.annotated)
     page = Page(
         "What a few annotated slices can do",
         f"{slices} annotated slices in {len(project.labelled)} of {len(project.pool)} scans; the "
-        "others have no label. "
-        f"Scored on {len(project.test)} test cases that no model has seen.",
+        f"others have no label. Scored on {len(project.test)} test cases that no model has seen.",
         kicker="MedSSL demo",
     )
     page.cards(_cards(scored, seconds))
     add_results(page, scored)
     add_overlays(page, project, scored)
-    _add_training(
-        page, {methods[run].name if run in methods else run: place for run, place in runs.items()}
-    )
+    _add_training(page, runs, {run: of.name for run, of in methods.items()})
     _add_data(page, project, words)
     page.section("Time")
-    page.facts({stage: duration(value) for stage, value in seconds.items()})
+    page.facts({stage: duration_words(value) for stage, value in seconds.items()})
     for run, what in (("pretrain", "pre-training"), ("selftrained", "self-training")):
-        add_configuration(page, read_run(runs[run])["config"], f"Configuration of the {what}")
-    made = read_run(runs["pretrain"])
+        add_configuration(
+            page, RunFolder(runs[run]).record["config"], f"Configuration of the {what}"
+        )
+    made = RunFolder(runs["pretrain"]).record
     add_environment(page, made.get("versions", {}), made.get("precision"))
     page.section("Limits")
     page.bullets([*_own_limits(scored), *limits(scored)])
@@ -85,53 +85,51 @@ def write_demo_report(
 
 
 def _cards(methods: Sequence[Scored], seconds: Mapping[str, float]) -> list[tuple[str, str, str]]:
-    first, last = methods[0], methods[-1]
+    """Headline numbers: (value, what it is, note)."""
     mean, low, high = gain(methods)
-    cases = f"mean Dice of {len(last.metrics['cases'])} test cases"
-    return [
-        *(
-            (f"{scored.metrics['summary']['dice']['mean']:.3f}", scored.name, cases)
-            for scored in (first, last)
-        ),
-        (_signed(mean), "difference", f"95 % interval {_signed(low)} to {_signed(high)}"),
-        (
-            duration(sum(seconds.values())),
-            "whole demo",
-            f"of it pre-training {duration(seconds['pre-training'])}",
-        ),
-    ]
+    before = f"of it pre-training {duration_words(seconds['pre-training'])}"
+    cards = []
+    for scored in (methods[0], methods[-1]):
+        dice = scored.metrics["summary"]["dice"]["mean"]
+        cases = f"mean Dice of {len(scored.metrics['cases'])} test cases"
+        cards.append((f"{dice:.3f}", scored.name, cases))
+    interval = f"95 % interval {_signed(low)} to {_signed(high)}"
+    cards.append((_signed(mean), "difference", interval))
+    cards.append((duration_words(sum(seconds.values())), "whole demo", before))
+    return cards
 
 
 def _signed(value: float) -> str:
     return f"{value:+.3f}".replace("-", "−")
 
 
-def _add_training(page: Page, runs: Mapping[str, Path]) -> None:
+def _add_training(page: Page, runs: Mapping[str, Path], names: Mapping[str, str]) -> None:
     """Every run's losses, a figure per kind of training."""
     page.section("Training")
-    fine = [name for name in runs if name != "pretrain"][:2]
+    first, second, *rest = names
     kinds = {
         "Pre-training: no label of any scan was read.": ["pretrain"],
-        "Fine-tuning on the annotated slices, both for the same time.": fine,
-        "Self-training, from the pre-trained model: its own predictions teach it too.": [
-            name for name in runs if name not in ("pretrain", *fine)
-        ],
+        "Fine-tuning on the annotated slices, both for the same time.": [first, second],
+        "Self-training, from the pre-trained model: its own predictions teach it too.": rest,
     }
-    curves = {
-        caption: losses({name: runs[name] for name in names}) for caption, names in kinds.items()
-    }
-    page.figures(*((training_curves(found), caption) for caption, found in curves.items() if found))
+    drawn = []
+    for caption, some in kinds.items():
+        if curves := losses({names.get(run, run): runs[run] for run in some}):
+            drawn.append((training_curves(curves), caption))
+    page.figures(*drawn)
 
 
 def _add_data(page: Page, project: Project, words: str) -> None:
     page.section("Data", words)
+    annotated = {}
+    for case in project.labelled:
+        if case.annotated:
+            annotated[case.name] = case.annotated.to_json()
     page.facts(
         {
             "classes": ", ".join(project.classes[1:]),
             "scans": f"{len(project.pool)} for training, {len(project.test)} for testing",
-            "annotated slices": annotation_words(
-                {case.name: case.annotated.to_json() for case in project.labelled if case.annotated}
-            ),
+            "annotated slices": annotation_words(annotated),
             "unlabelled": ", ".join(case.name for case in project.unlabelled),
             "test": ", ".join(case.name for case in project.test),
         }
@@ -148,15 +146,12 @@ def _add_data(page: Page, project: Project, words: str) -> None:
 
 def _own_limits(methods: Sequence[Scored]) -> list[str]:
     _, low, high = gain(methods)
-    sure = (
-        "and the interval of the difference includes zero"
-        if low <= 0 <= high
-        else "and the interval covers cases only"
-    )
+    sure = "the interval covers cases only"
+    if low <= 0 <= high:
+        sure = "the interval of the difference includes zero"
     return [
         "The demo trains for minutes with one choice of labelled scans and one seed: it shows "
-        "how the software works, "
-        f"not how good a method is, {sure}.",
+        f"how the software works, not how good a method is, and {sure}.",
         "The last model was trained longer than the first: pre-training and self-training come "
         "on top. See Time.",
     ]

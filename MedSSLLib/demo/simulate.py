@@ -1,5 +1,6 @@
-"""A simulated brain MR cohort, made from the ICBM152 template that the nilearn package ships (no
-network needed).
+"""A simulated brain MR cohort, made from the ICBM152 template.
+
+The nilearn package ships the template: no network is needed.
 
 Every subject is the template under a random pose, a random diffeomorphism (a stationary velocity
 field integrated by scaling and squaring, Arsigny et al. 2006) that also widens or narrows the
@@ -13,7 +14,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import zip_longest
+from itertools import cycle, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ _KNOTS = 5.0  # mm between nodes of the velocity field
 
 
 @dataclass(frozen=True)
-class Protocol:
+class Scanner:
     """How a scanner images: axes (columns in LPS), voxel in mm, tilts in degrees, grey values."""
 
     axes: tuple[tuple[int, int, int], ...]
@@ -44,14 +45,14 @@ class Protocol:
 
 _AXIAL = ((1, 0, 0), (0, 1, 0), (0, 0, 1))
 _SAGITTAL = ((0, 1, 0), (0, 0, -1), (-1, 0, 0))
-PROTOCOLS = {
-    "Axial2D": Protocol(
+SCANNERS = {
+    "Axial2D": Scanner(
         _AXIAL, (2.2, 2.2, 4.0), ((-15, -5), (0, 0), (0, 0)), gamma=1.0, gain=900, noise=0.03
     ),
-    "Sagittal3D": Protocol(
+    "Sagittal3D": Scanner(
         _SAGITTAL, (2.5, 2.5, 2.5), ((0, 0), (0, 0), (0, 0)), gamma=1.6, gain=240, noise=0.05
     ),
-    "Oblique3D": Protocol(
+    "Oblique3D": Scanner(
         _AXIAL, (2.0, 2.0, 3.0), ((-12, 12), (-8, 8), (-8, 8)), gamma=0.8, gain=6500, noise=0.04
     ),
 }
@@ -60,65 +61,62 @@ PROTOCOLS = {
 
 @dataclass(frozen=True)
 class Subject:
-    """One simulated scan: image (uint16), label (uint8) on the same grid, and its metadata
-    columns.
-    """
+    """One simulated scan (uint16), its label (uint8) on the same grid, and its metadata."""
 
     image: Volume
     label: Volume
     metadata: dict[str, str]
 
 
-def blurred(atlas: Atlas, protocol: Protocol) -> Atlas:
-    """The atlas under a Gaussian of 0.35 voxels of a protocol, near the variance of a voxel-wide
-    box.
+def blurred(atlas: Atlas, scanner: Scanner) -> Atlas:
+    """The atlas under a Gaussian of 0.35 voxels of a scanner.
+
+    That is near the variance of a voxel-wide box.
     """
-    voxel = np.array(protocol.spacing) @ np.abs(np.array(protocol.axes))
-    return Atlas(
-        np.stack([ndimage.gaussian_filter(part, 0.35 * voxel) for part in atlas.maps]), atlas.origin
-    )
+    voxel = np.array(scanner.spacing) @ np.abs(np.array(scanner.axes))
+    maps = [ndimage.gaussian_filter(part, 0.35 * voxel) for part in atlas.maps]
+    return Atlas(np.stack(maps), atlas.origin)
 
 
-def simulate_subject(atlas: Atlas, scanner: str, generator: np.random.Generator) -> Subject:
-    """One subject drawn with ``generator``, seen by the protocol ``scanner`` (a key of
-    :data:`PROTOCOLS`).
+def simulate_subject(atlas: Atlas, name: str, generator: np.random.Generator) -> Subject:
+    """One subject drawn with ``generator``, seen by a scanner, ``name`` of :data:`SCANNERS`.
 
-    ``atlas`` is blurred to the voxel of that protocol (:func:`blurred`): thick slices mix tissue.
+    ``atlas`` is blurred to the voxel of that scanner (:func:`blurred`): thick slices mix tissue.
     """
-    protocol = PROTOCOLS[scanner]
+    scanner = SCANNERS[name]
     older = bool(generator.random() < 0.5)
     widening = generator.uniform(1.0, 4.0) if older else generator.uniform(-1.0, 1.5)
-    geometry, tilted = sample_grid(protocol, generator)
+    geometry, tilted = sample_grid(scanner, generator)
     displacement = sample_displacement(atlas, widening, generator)
     points = _template_points(geometry, generator)
     knots = (points - atlas.origin) / _KNOTS
-    points = points + np.stack([_interpolate(part, knots) for part in displacement], axis=-1)
-    voxels = points - atlas.origin
-    maps = np.stack([_interpolate(part, voxels) for part in atlas.maps])
-    image = _acquire(maps, protocol, generator)
+    points = points + np.moveaxis(_interpolate_all(displacement, knots), 0, -1)
+    maps = _interpolate_all(atlas.maps, points - atlas.origin)
+    image = _acquire(maps, scanner, generator)
     metadata = {
-        "scanner": scanner,
+        "scanner": name,
         "age_group": "older" if older else "younger",
         "orientation": "oblique" if tilted else "straight",
     }
     return Subject(Volume(image, geometry), Volume(_label(maps), geometry), metadata)
 
 
-def sample_grid(protocol: Protocol, generator: np.random.Generator) -> tuple[Geometry, bool]:
-    """A voxel grid over the field of view, turned by random tilts about L, P and S; is it
-    tilted?
+def sample_grid(scanner: Scanner, generator: np.random.Generator) -> tuple[Geometry, bool]:
+    """A voxel grid over the field of view, turned by random tilts, and whether it is tilted.
+
+    The tilts turn about L, P and S.
     """
-    angles = np.deg2rad([generator.uniform(*limits) for limits in protocol.tilts])
-    direction = _rotation(angles) @ np.array(protocol.axes, dtype=float).T
-    extent = np.abs(np.array(protocol.axes)) @ EXTENT
-    size = np.round(extent / protocol.spacing).astype(int)
+    angles = np.deg2rad([generator.uniform(*limits) for limits in scanner.tilts])
+    direction = _rotation(angles) @ np.array(scanner.axes, dtype=float).T
+    extent = np.abs(np.array(scanner.axes)) @ EXTENT
+    size = np.round(extent / scanner.spacing).astype(int)
     isocentre = generator.uniform(-15, 15, 3)  # scanner coordinates of the field's centre
-    origin = isocentre - direction @ ((size - 1) / 2 * protocol.spacing)
+    origin = isocentre - direction @ ((size - 1) / 2 * scanner.spacing)
     geometry = Geometry(
         size=(int(size[0]), int(size[1]), int(size[2])),
-        spacing=protocol.spacing,
+        spacing=scanner.spacing,
         origin=(float(origin[0]), float(origin[1]), float(origin[2])),
-        direction=tuple(float(value) for value in direction.ravel()),
+        direction=tuple(map(float, direction.ravel())),
     )
     return geometry, bool(np.any(angles != 0))
 
@@ -136,37 +134,38 @@ def _rotation(angles: np.ndarray) -> np.ndarray:
 
 
 def _template_points(geometry: Geometry, generator: np.random.Generator) -> np.ndarray:
-    """Template position (RAS mm, ``[k, j, i, 3]``) of every voxel under a random pose, size and
-    shear.
-    """
-    index = np.stack(np.meshgrid(*(np.arange(n) for n in geometry.shape), indexing="ij"), axis=-1)[
-        ..., ::-1
-    ]
+    """Template position (RAS mm, ``[k, j, i, 3]``) of every voxel under a random pose."""
+    index = _indices(geometry.shape)[..., ::-1]
     middle = geometry.points((np.array(geometry.size) - 1) / 2)
     relative = (geometry.points(index) - middle) * np.array([-1.0, -1.0, 1.0])  # LPS to RAS
-    pose = _rotation(np.deg2rad(generator.normal(0, 4, 3))) @ np.diag(
-        generator.uniform(0.92, 1.08, 3)
-    )
-    pose = pose + np.triu(generator.normal(0, 0.02, (3, 3)), 1)
+    turned = _rotation(np.deg2rad(generator.normal(0, 4, 3)))
+    scaled = turned @ np.diag(generator.uniform(0.92, 1.08, 3))
+    pose = scaled + np.triu(generator.normal(0, 0.02, (3, 3)), 1)
     return relative @ pose.T + CENTRE + generator.normal(0, 2.5, 3)
+
+
+def _indices(shape: tuple[int, ...]) -> np.ndarray:
+    """The index of every element of an array, ``[*shape, ndim]``."""
+    return np.moveaxis(np.indices(shape), 0, -1)
 
 
 def sample_displacement(
     atlas: Atlas, widening: float, generator: np.random.Generator
 ) -> np.ndarray:
-    """A random diffeomorphism as displacements ``[3, x, y, z]`` in mm on nodes 5 mm apart from
-    ``atlas.origin``.
+    """A random diffeomorphism as displacements ``[3, x, y, z]`` in mm.
+
+    Its nodes lie 5 mm apart from ``atlas.origin``.
 
     ``widening``: mm by which the walls of the ventricles move outwards (negative: inwards).
     """
-    shape = tuple(int(np.ceil(n / _KNOTS)) + 1 for n in atlas.maps.shape[1:])
-    velocity = np.zeros((3, *shape))
+    x, y, z = (int(np.ceil(n / _KNOTS)) + 1 for n in atlas.maps.shape[1:])
+    velocity = np.zeros((3, x, y, z))
     for sigma, amplitude in ((5.0, 3.0), (2.0, 1.2)):
         noise = ndimage.gaussian_filter(
             generator.normal(size=velocity.shape), (0, sigma, sigma, sigma)
         )
         velocity += amplitude * noise / noise.std()
-    nodes = np.stack(np.meshgrid(*(np.arange(n) * _KNOTS for n in shape), indexing="ij"), axis=-1)
+    nodes = _indices((x, y, z)) * _KNOTS
     slope = np.stack(np.gradient(ndimage.gaussian_filter(_interpolate(atlas.maps[3], nodes), 1.2)))
     velocity += widening * slope / np.abs(slope).max()
     return _exponential(velocity / _KNOTS) * _KNOTS
@@ -174,40 +173,44 @@ def sample_displacement(
 
 def _exponential(velocity: np.ndarray, squarings: int = 5) -> np.ndarray:
     """Displacement (in nodes) of the flow of a stationary velocity field after unit time."""
-    grid = np.stack(
-        np.meshgrid(*(np.arange(n) for n in velocity.shape[1:]), indexing="ij"), axis=-1
-    )
+    grid = _indices(velocity.shape[1:])
     flow = velocity / 2**squarings
     for _ in range(squarings):
-        places = grid + np.moveaxis(flow, 0, -1)
-        flow = flow + np.stack([_interpolate(part, places) for part in flow])
+        flow = flow + _interpolate_all(flow, grid + np.moveaxis(flow, 0, -1))
     return flow
 
 
 def _interpolate(values: np.ndarray, places: np.ndarray) -> np.ndarray:
-    """Linear interpolation of ``values`` at continuous indices ``[..., ndim]``; the edge value
-    outside.
+    """Linear interpolation of ``values`` at continuous indices ``[..., ndim]``.
+
+    Outside, the edge value goes on.
     """
     return ndimage.map_coordinates(values, np.moveaxis(places, -1, 0), order=1, mode="nearest")
 
 
-def _acquire(maps: np.ndarray, protocol: Protocol, generator: np.random.Generator) -> np.ndarray:
-    """Grey values uint16 from template maps ``[channel, k, j, i]``: contrast, bias, Rician noise,
-    gain.
+def _interpolate_all(channels: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """As :func:`_interpolate`, for every channel; stacked."""
+    return np.stack([_interpolate(values, places) for values in channels])
+
+
+def _acquire(maps: np.ndarray, scanner: Scanner, generator: np.random.Generator) -> np.ndarray:
+    """Grey values uint16 from template maps ``[channel, k, j, i]``.
+
+    Contrast, bias field, Rician noise and gain are drawn.
     """
     t1, grey, white = maps[:3]
-    signal = np.clip(t1, 0, 1) ** (protocol.gamma * generator.uniform(0.9, 1.1))
+    signal = np.clip(t1, 0, 1) ** (scanner.gamma * generator.uniform(0.9, 1.1))
     signal = np.clip(
         signal + generator.normal(0, 0.03) * grey + generator.normal(0, 0.03) * white, 0, None
     )
     axes = np.meshgrid(*(np.linspace(-1, 1, n) for n in t1.shape), indexing="ij", sparse=True)
     bias = sum(generator.normal(0, 0.12) * a + generator.normal(0, 0.08) * a * a for a in axes)
     signal = signal * np.exp(bias)
-    sigma = protocol.noise * generator.uniform(0.7, 1.3)
+    sigma = scanner.noise * generator.uniform(0.7, 1.3)
     noisy = np.hypot(
         signal + generator.normal(0, sigma, t1.shape), generator.normal(0, sigma, t1.shape)
     )
-    return np.clip(noisy * protocol.gain * generator.uniform(0.7, 1.4), 0, 65535).astype(np.uint16)
+    return np.clip(noisy * scanner.gain * generator.uniform(0.7, 1.4), 0, 65535).astype(np.uint16)
 
 
 def _label(maps: np.ndarray) -> np.ndarray:
@@ -224,8 +227,9 @@ def simulate_cohort(
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
-    """Write ``images/``, ``labels/``, ``metadata.csv``, ``splits.json``, ``dataset.json``; the same
-    seed, the same files.
+    """Write a cohort as a folder; the same seed gives the same files.
+
+    They are ``images/``, ``labels/``, ``metadata.csv``, ``splits.json`` and ``dataset.json``.
 
     Subject n does not depend on how many follow. The last quarter is for testing; labelled subjects
     are drawn so that scanners take turns.
@@ -237,11 +241,11 @@ def simulate_cohort(
         raise InputError(
             f"{subjects} subjects with seed {seed}", remedy="Ask for at least 4, and a seed from 0"
         )
-    folder, template, scanners = Path(out), load_atlas(), list(PROTOCOLS)
-    atlases = {scanner: blurred(template, protocol) for scanner, protocol in PROTOCOLS.items()}
+    folder, template = Path(out), load_atlas()
+    atlases = {name: blurred(template, scanner) for name, scanner in SCANNERS.items()}
     rows = []
-    for index in range(subjects):
-        name, scanner = f"subject{index + 1:02d}", scanners[index % len(scanners)]
+    for index, scanner in zip(range(subjects), cycle(SCANNERS), strict=False):
+        name = f"subject{index + 1:02d}"
         subject = simulate_subject(atlases[scanner], scanner, np.random.default_rng([seed, index]))
         io.write_image(folder / "images" / f"{name}.nii.gz", subject.image)
         io.write_image(folder / "labels" / f"{name}.nii.gz", subject.label)
@@ -265,20 +269,25 @@ def _splits(rows: list[dict[str, str]], seed: int) -> dict[str, Any]:
     """Last quarter for testing; of the rest, five choices of 1, 2 and 8 labelled."""
     generator = np.random.default_rng([seed, len(rows), 1])
     pool, test = rows[: -(len(rows) // 4)], rows[-(len(rows) // 4) :]
-    labelled = {
-        str(n): [_choice(pool, n, generator) for _ in range(5)] for n in (1, 2, 8) if n <= len(pool)
+    labelled = {}
+    for count in (1, 2, 8):
+        if count <= len(pool):
+            labelled[str(count)] = [_choice(pool, count, generator) for _ in range(5)]
+    return {
+        "unit": "case",
+        "test": [row["case"] for row in test],
+        "pool": [row["case"] for row in pool],
+        "labelled": labelled,
+        "classes": CLASSES,
     }
-    names = {role: [row["case"] for row in part] for role, part in (("test", test), ("pool", pool))}
-    return {"unit": "case", **names, "labelled": labelled, "classes": CLASSES}
 
 
 def _dataset(splits: dict[str, Any]) -> dict[str, Any]:
     """The cohort in the Decathlon's form, so that class names are known to whoever reads it."""
 
     def entries(names: list[str]) -> list[dict[str, str]]:
-        return [
-            {"image": f"images/{name}.nii.gz", "label": f"labels/{name}.nii.gz"} for name in names
-        ]
+        files = [f"{name}.nii.gz" for name in names]
+        return [{"image": f"images/{file}", "label": f"labels/{file}"} for file in files]
 
     return {
         "name": "Simulated brains",
@@ -295,5 +304,7 @@ def _choice(pool: list[dict[str, str]], n: int, generator: np.random.Generator) 
     queues: dict[str, list[str]] = {}
     for index in generator.permutation(len(pool)):
         queues.setdefault(pool[index]["scanner"], []).append(pool[index]["case"])
-    turns = [name for group in zip_longest(*queues.values()) for name in group if name is not None]
+    turns: list[str] = []
+    for group in zip_longest(*queues.values()):
+        turns += [name for name in group if name is not None]
     return sorted(turns[:n])

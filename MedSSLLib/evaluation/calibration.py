@@ -1,5 +1,6 @@
-"""Calibration: do probabilities mean what they say? Expected calibration error, reliability,
-temperature scaling.
+"""Calibration: do probabilities mean what they say?
+
+Expected calibration error, reliability, temperature scaling.
 
 Probabilities come as ``[n, k]`` rows of voxels, with the true class of each.
 """
@@ -28,8 +29,9 @@ T_RANGE = (0.2, 10.0)  # temperatures that are searched; not from the paper
 
 @dataclass(frozen=True)
 class Reliability:
-    """Equal-width bins of the confidence: edges ``[bins + 1]``, voxels, mean confidence and
-    accuracy ``[bins]``.
+    """Equal-width bins of the confidence.
+
+    Edges ``[bins + 1]``; voxels, mean confidence and accuracy ``[bins]``.
 
     Empty bins have confidence and accuracy 0.
     """
@@ -41,8 +43,9 @@ class Reliability:
 
     @property
     def ece(self) -> float:
-        """Expected calibration error: mean gap of accuracy and confidence, weighted by voxels (Guo
-        et al., Eq. 3).
+        """Expected calibration error: mean gap of accuracy and confidence, weighted by voxels.
+
+        Guo et al., Eq. 3.
         """
         return float(
             (self.count * np.abs(self.accuracy - self.confidence)).sum() / max(1, self.count.sum())
@@ -50,26 +53,28 @@ class Reliability:
 
 
 def reliability(probabilities: np.ndarray, truth: np.ndarray, bins: int = BINS) -> Reliability:
-    """Reliability data of the predicted class (Guo, Pleiss, Sun, Weinberger 2017, arXiv 1706.04599,
-    section 2).
+    """Reliability data of the predicted class (Guo et al. 2017, section 2).
+
+    Guo, Pleiss, Sun, Weinberger, arXiv 1706.04599.
 
     Bin m holds confidences in ((m - 1) / bins, m / bins].
     """
     confidence, right = probabilities.max(1).astype(np.float64), probabilities.argmax(1) == truth
     which = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
     count = np.bincount(which, minlength=bins)
-    share = np.maximum(count, 1)
+    filled = np.maximum(count, 1)
     return Reliability(
         np.linspace(0, 1, bins + 1),
         count,
-        np.bincount(which, confidence, bins) / share,
-        np.bincount(which, right, bins) / share,
+        np.bincount(which, confidence, bins) / filled,
+        np.bincount(which, right, bins) / filled,
     )
 
 
 def softened(probabilities: np.ndarray, temperature: float, axis: int = 1) -> np.ndarray:
-    """Probabilities at a temperature, ``softmax(log p / T)``: those of the logits over T (Guo et
-    al. 2017, Eq. 9).
+    """Probabilities at a temperature, ``softmax(log p / T)``.
+
+    They are those of the logits over T (Guo et al. 2017, Eq. 9).
     """
     if temperature == 1:
         return probabilities
@@ -84,8 +89,9 @@ def nll(probabilities: np.ndarray, truth: np.ndarray) -> float:
 
 
 def fit_temperature(probabilities: np.ndarray, truth: np.ndarray) -> float:
-    """The temperature in ``T_RANGE`` of least negative log-likelihood, by golden-section search
-    over log T.
+    """The temperature in ``T_RANGE`` of least negative log-likelihood.
+
+    Found by golden-section search over log T.
 
     The likelihood has one minimum: it is convex in 1 / T.
     """
@@ -103,8 +109,9 @@ def fit_temperature(probabilities: np.ndarray, truth: np.ndarray) -> float:
 def sampled(
     probabilities: np.ndarray, label: np.ndarray, ignore: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Rows ``[n, k]`` and classes ``[n]`` of the counted voxels of a case ``[k, ...]``, at most
-    ``MOST_VOXELS``.
+    """Rows ``[n, k]`` and classes ``[n]`` of the counted voxels of a case ``[k, ...]``.
+
+    At most ``MOST_VOXELS``.
     """
     counted = np.flatnonzero(label.ravel() != ignore)
     if len(counted) > MOST_VOXELS:
@@ -155,8 +162,9 @@ def helpful_temperature(calibration: Mapping[str, Any]) -> float:
 def calibration_of(
     cases: Sequence[tuple[np.ndarray, np.ndarray]], patients: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """What is recorded of the calibration on held-out cases, each rows ``[n, k]`` and classes
-    ``[n]``.
+    """What is recorded of the calibration on held-out cases.
+
+    Each case is rows ``[n, k]`` and classes ``[n]``.
 
     As :func:`voxel_calibration`, and ``ece_scaled``, measured on every case with the temperature
     fitted on the cases of other patients; None with a single patient. The same voxels count before
@@ -185,9 +193,7 @@ def calibration_of(
 
 
 def probability_path(predictions: Path, case: str, index: int, class_name: str) -> Path:
-    """Where ``predict --probabilities`` writes the probability of a class, beside the case's
-    segmentation.
-    """
+    """Where ``predict --probabilities`` writes the probability of a class."""
     plain = "".join(c if c.isalnum() else "-" for c in class_name)
     return predictions / "probabilities" / f"{case}_{index}_{plain}.nii.gz"
 
@@ -198,8 +204,9 @@ def folder_calibration(
     classes: Mapping[str, int],
     annotated: Mapping[str, Annotated] | None = None,
 ) -> dict[str, Any] | None:
-    """Calibration of the written probabilities of all cases that have them; None where there is
-    none.
+    """Calibration of the written probabilities of all cases that have them.
+
+    None where there is none.
 
     Args:
         predictions: the folder that ``predict --probabilities`` wrote.
@@ -209,24 +216,30 @@ def folder_calibration(
     """
     cases: list[tuple[np.ndarray, np.ndarray]] = []
     for name, reference in references.items():
-        paths = [probability_path(predictions, name, 1 + n, kind) for n, kind in enumerate(classes)]
-        if all(path.exists() for path in paths):
-            geometry = io.read_header(reference)
-            label = io.read_label(reference, geometry, case=name).array
-            index = np.where(label == 0, 0, IGNORE).astype(
-                np.uint8
-            )  # values of no class do not count
-            for n, value in enumerate(classes.values()):
-                index[label == value] = 1 + n
-            if annotated and name in annotated:
-                index[~counted_mask(label.shape, annotated[name])] = IGNORE
-            foreground = np.stack([_on_grid(path, geometry, name) for path in paths])
-            rows = np.concatenate([1 - foreground.sum(0, keepdims=True), foreground])
-            cases.append(sampled(rows, index, IGNORE, len(cases)))
+        paths = [probability_path(predictions, name, n, kind) for n, kind in enumerate(classes, 1)]
+        if not all(path.exists() for path in paths):
+            continue
+        geometry = io.read_header(reference)
+        label = io.read_label(reference, geometry, case=name).array
+        truth = _indices(label, list(classes.values()))
+        if annotated and name in annotated:
+            truth[~counted_mask(label.shape, annotated[name])] = IGNORE
+        foreground = np.stack([_on_grid(path, geometry, name) for path in paths])
+        rows = np.concatenate([1 - foreground.sum(0, keepdims=True), foreground])
+        cases.append(sampled(rows, truth, IGNORE, len(cases)))
     if not cases:
         return None
-    rows, truth = (np.concatenate(part) for part in zip(*cases, strict=True))
+    rows = np.concatenate([rows for rows, _ in cases])
+    truth = np.concatenate([truth for _, truth in cases])
     return {"cases": len(cases), **voxel_calibration(rows, truth)}
+
+
+def _indices(label: np.ndarray, values: Sequence[int]) -> np.ndarray:
+    """Class indices of a label map; a value of no class does not count."""
+    indices = np.where(label == 0, 0, IGNORE).astype(np.uint8)
+    for index, value in enumerate(values, 1):
+        indices[label == value] = index
+    return indices
 
 
 def _on_grid(path: Path, geometry: Geometry, case: str) -> np.ndarray:

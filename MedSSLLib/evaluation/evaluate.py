@@ -1,6 +1,4 @@
-"""Score a folder of predictions against a folder of references, summarise, and compare with
-intervals.
-"""
+"""Scoring a folder of predictions against references; summaries and intervals."""
 
 from __future__ import annotations
 
@@ -11,13 +9,15 @@ from typing import Any
 import numpy as np
 
 from MedSSLLib.core.errors import InputError, MedSSLError
-from MedSSLLib.core.files import read_json, refuse_overwriting, require_file, write_json
+from MedSSLLib.core.files import refuse_overwriting, require_file, write_json
 from MedSSLLib.evaluation import quality
 from MedSSLLib.evaluation.calibration import folder_calibration
-from MedSSLLib.evaluation.metrics import METRICS, CaseMetrics, Record, evaluate_case
+from MedSSLLib.evaluation.metrics import METRICS, CaseMetrics, ClassMetrics, evaluate_case
 from MedSSLLib.images import io
 from MedSSLLib.images.labels import Annotated, counted_mask, label_values
 
+MOST_VALUES = 200
+"""More different values than any segmentation has; not from a paper."""
 IGNORED = "ignore"
 """Name of the label value that says that nothing is known of a voxel, as in nnU-Net."""
 
@@ -31,8 +31,9 @@ def evaluate_folder(
     classes: Mapping[str, int] | None = None,
     annotated: Mapping[str, Annotated] | None = None,
 ) -> dict[str, Any]:
-    """Score every prediction that has a reference of the same case name, and write
-    ``metrics.json``.
+    """Score every prediction that has a reference of the same case name.
+
+    Writes ``metrics.json``.
 
     Args:
         predictions: folder with ``CASE.nii.gz``, ``.nrrd`` or ``.mha`` on the source grid.
@@ -62,10 +63,8 @@ def evaluate_folder(
     if out is not None:
         require_file(Path(out))
         refuse_overwriting([Path(out)], [*predicted.values(), *expected.values()])
-    missing, extra = (
-        sorted(expected.keys() - predicted.keys()),
-        sorted(predicted.keys() - expected.keys()),
-    )
+    missing = sorted(expected.keys() - predicted.keys())
+    extra = sorted(predicted.keys() - expected.keys())
     paired = sorted((predicted.keys() & expected.keys()) - twice.keys())
     if not paired and not twice:
         raise InputError(
@@ -77,24 +76,39 @@ def evaluate_folder(
     pairs = {name: (predicted[name], expected[name]) for name in paired}
     result = evaluate_pairs(pairs, tolerance_mm, classes=classes, annotated=annotated, errors=twice)
     result |= {"missing": missing, "extra": extra}
-    if (judged := Path(predictions) / quality.FILE_NAME).exists():
-        content = read_json(
-            judged, format_name=quality.FORMAT, newest_version=quality.FORMAT_VERSION
-        )
-        result["quality"] = quality.compared(content, result["summary"]["dice"]["per_case"])
-    scored = {name: expected[name] for name in result["cases"]}
-    try:
-        kinds = {kind: value for kind, value in (classes or {}).items() if kind.lower() != IGNORED}
-        measured = (
-            folder_calibration(Path(predictions), scored, kinds, annotated) if kinds else None
-        )
-    except MedSSLError as error:  # what is wrong with probabilities does not cost the scores
-        measured, result["errors"]["probabilities"] = None, str(error)
-    if measured:
-        result["calibration"] = measured
+    _add_quality(result, Path(predictions))
+    _add_calibration(result, Path(predictions), expected, classes or {}, annotated)
     if out is not None:
         write_json(Path(out), result)
     return result
+
+
+def _add_quality(result: dict[str, Any], predictions: Path) -> None:
+    """How good the estimates beside the predictions were, where there are any."""
+    if (predictions / quality.QUALITY_FILE).exists():
+        estimates = quality.read_quality(predictions)
+        result["quality"] = quality.compared(estimates, result["summary"]["dice"]["per_case"])
+
+
+def _add_calibration(
+    result: dict[str, Any],
+    predictions: Path,
+    expected: Mapping[str, Path],
+    classes: Mapping[str, int],
+    annotated: Mapping[str, Annotated] | None,
+) -> None:
+    """Calibration of written probabilities; what is wrong with them does not cost the scores."""
+    kinds = {kind: value for kind, value in classes.items() if kind.lower() != IGNORED}
+    if not kinds:
+        return
+    scored = {name: expected[name] for name in result["cases"]}
+    try:
+        measured = folder_calibration(predictions, scored, kinds, annotated)
+    except MedSSLError as error:
+        result["errors"]["probabilities"] = str(error)
+        return
+    if measured:
+        result["calibration"] = measured
 
 
 def evaluate_pairs(
@@ -105,8 +119,9 @@ def evaluate_pairs(
     annotated: Mapping[str, Annotated] | None = None,
     errors: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """As :func:`evaluate_folder`, for ``{case: (prediction, reference)}`` files; nothing is
-    written.
+    """As :func:`evaluate_folder`, for ``{case: (prediction, reference)}`` files.
+
+    Nothing is written.
 
     ``errors`` are cases that were given up before, listed with those found here.
     """
@@ -115,13 +130,14 @@ def evaluate_pairs(
     failed, cases = dict(errors or {}), {}
     unknown: dict[str, list[int]] = {}
     for name, files in pairs.items():
+        drawn = (annotated or {}).get(name)
         try:
-            cases[name], others = _evaluate_files(
-                name, files, tolerance_mm, classes, (annotated or {}).get(name)
-            )
-            unknown |= {name: others} if others else {}
+            cases[name], others = _evaluate_files(name, files, tolerance_mm, classes, drawn)
         except MedSSLError as error:
             failed[name] = str(error)
+            continue
+        if others:
+            unknown[name] = others
     if not cases:
         first = next(iter(failed.values()), "there is none")
         raise InputError(
@@ -134,9 +150,7 @@ def evaluate_pairs(
         "tolerance_mm": tolerance_mm,
         "cases": completed,
         "summary": summarise(completed),
-        "missed": sum(
-            _missed(record) for records in completed.values() for record in records.values()
-        ),
+        "missed": sum(_missed(kinds) for kinds in completed.values()),
         "missing": [],
         "extra": [],
         "unknown": unknown,
@@ -161,7 +175,9 @@ def _by_case(folder: Path, errors: dict[str, str]) -> dict[str, Path]:
 
 
 def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "") if names else "none"
+    if not names:
+        return "none"
+    return ", ".join([*names[:3], "..."] if len(names) > 3 else names)
 
 
 def _evaluate_files(
@@ -176,34 +192,57 @@ def _evaluate_files(
     geometry = io.read_header(expected)
     reference = io.read_label(expected, geometry, case=name).array
     prediction = io.read_label(predicted, geometry, case=name).array
+    _require_labels(prediction, predicted)
+    _require_labels(reference, expected)
     values = {*label_values(reference), *label_values(prediction)} - {0}
-    named = {str(value): value for value in sorted(values)} if classes is None else classes
-    scored = {kind: value for kind, value in named.items() if kind.lower() != IGNORED}
+    if classes is None:
+        classes = {str(value): value for value in sorted(values)}
     counted = None if annotated is None else counted_mask(reference.shape, annotated)
-    for value in set(named.values()) - set(scored.values()):
-        counted = (reference != value) & (True if counted is None else counted)
+    scored = {}
+    for kind, value in classes.items():
+        if kind.lower() != IGNORED:
+            scored[kind] = value
+        elif counted is None:
+            counted = reference != value
+        else:
+            counted = counted & (reference != value)
     metrics = evaluate_case(
         prediction, reference, geometry.spacing[::-1], scored, tolerance, counted
     )
-    return metrics, sorted(values - set(named.values()))
+    return metrics, sorted(values - set(classes.values()))
+
+
+def _require_labels(label: np.ndarray, file: Path) -> None:
+    """Raise InputError for what holds so many values that it must be a scan."""
+    count = len(label_values(label))
+    if count > MOST_VALUES:
+        raise InputError(
+            f"holds {count} different values, as a scan does, not a segmentation",
+            file=file,
+            remedy="Give folders of segmentations and of reference labels",
+        )
 
 
 def _completed(cases: Mapping[str, CaseMetrics]) -> dict[str, CaseMetrics]:
-    """Every case with every class; a class that a case lacks on both sides has volume 0 and is
-    undefined.
+    """Every case with every class.
+
+    A class that a case lacks on both sides has volume 0 and is undefined.
     """
-    names = list(dict.fromkeys(name for case in cases.values() for name in case))
+    names: list[str] = []
+    for kinds in cases.values():
+        names += [name for name in kinds if name not in names]
     if all(name.isdigit() for name in names):
         names.sort(key=int)
-    absent: Record = dict.fromkeys(METRICS) | {"volume_ml": 0.0, "reference_ml": 0.0}
-    return {
-        case: {name: records.get(name, dict(absent)) for name in names}
-        for case, records in cases.items()
-    }
+    absent: ClassMetrics = dict.fromkeys(METRICS) | {"volume_ml": 0.0, "reference_ml": 0.0}
+    completed = {}
+    for case, kinds in cases.items():
+        completed[case] = {name: kinds.get(name, dict(absent)) for name in names}
+    return completed
 
 
-def _missed(record: Record) -> bool:
-    return bool(record["reference_ml"]) and not record["volume_ml"]
+def _missed(kinds: CaseMetrics) -> int:
+    """How many classes of the reference a case's prediction lacks."""
+    return sum(bool(of["reference_ml"]) and not of["volume_ml"] for of in kinds.values())
 
 
 def summarise(cases: Mapping[str, CaseMetrics]) -> dict[str, dict[str, Any]]:
@@ -217,21 +256,20 @@ def summarise(cases: Mapping[str, CaseMetrics]) -> dict[str, dict[str, Any]]:
 
 
 def _summary(cases: Mapping[str, CaseMetrics], metric: str) -> dict[str, Any]:
-    per_case = {
-        case: _mean(record[metric] for record in records.values())
-        for case, records in cases.items()
-    }
-    classes = list(next(iter(cases.values()), {}))
+    by_case: dict[str, list[float | None]] = {}
+    by_class: dict[str, list[float | None]] = {}
+    for case, kinds in cases.items():
+        by_case[case] = []
+        for name, values in kinds.items():
+            by_case[case].append(values[metric])
+            by_class.setdefault(name, []).append(values[metric])
+    per_case = {case: _mean(values) for case, values in by_case.items()}
     return {
         "mean": _mean(per_case.values()),
-        "per_class": {
-            name: _mean(records[name][metric] for records in cases.values()) for name in classes
-        },
+        "per_class": {name: _mean(values) for name, values in by_class.items()},
         "per_case": per_case,
         "n": sum(value is not None for value in per_case.values()),
-        "undefined": sum(
-            record[metric] is None for records in cases.values() for record in records.values()
-        ),
+        "undefined": sum(values.count(None) for values in by_case.values()),
     }
 
 
@@ -241,15 +279,18 @@ def _mean(values: Iterable[float | None]) -> float | None:
 
 
 def averaged_within(values: np.ndarray, groups: Sequence[str]) -> np.ndarray:
-    """Values ``[choices, cases]`` averaged over the cases of a group (a patient): ``[choices,
-    groups]``.
+    """Values ``[choices, cases]`` averaged within groups: ``[choices, groups]``.
+
+    A group holds the cases of a patient.
 
     ``groups`` has one name a case. Undefined values (NaN) are left out; a group without any stays
     undefined.
     """
     values = np.atleast_2d(np.asarray(values, dtype=np.float64))
     names = list(dict.fromkeys(groups))
-    member = np.array([[group == name for name in names] for group in groups], dtype=np.float64)
+    member = np.zeros((len(groups), len(names)))
+    for case, group in enumerate(groups):
+        member[case, names.index(group)] = 1
     defined = ~np.isnan(values)
     weight = defined @ member
     total = np.where(defined, values, 0.0) @ member
@@ -283,9 +324,12 @@ def bootstrap_interval(
     if not defined.any():
         raise ValueError("bootstrap_interval needs at least one defined difference")
     generator = np.random.default_rng(seed)
-    choices, cases = (
-        generator.multinomial(n, np.full(n, 1 / n), size=samples) for n in values.shape
-    )
+
+    def drawn(n: int) -> np.ndarray:
+        """How often each of n is in every sample, ``[samples, n]``."""
+        return generator.multinomial(n, np.full(n, 1 / n), size=samples)
+
+    choices, cases = drawn(len(values)), drawn(values.shape[1])
     total = np.einsum("sr,rc,sc->s", choices, np.where(defined, values, 0.0), cases, optimize=True)
     weight = np.einsum("sr,rc,sc->s", choices, defined.astype(np.float64), cases, optimize=True)
     means = total[weight > 0] / weight[weight > 0]

@@ -6,7 +6,7 @@ Definitions (surfaces from MONAI):
 * HD95: the larger of the two directed 95th percentiles of distances between boundary voxels
   (foreground voxels with a face neighbour outside), centre to centre, in mm.
 * ASSD: mean of all directed distances of both boundaries, in mm.
-* Surface Dice: share of both surfaces' *area* that lies within the tolerance of the other surface
+* Surface Dice: fraction of both surfaces' *area* within the tolerance of the other surface
   (Nikolov et al. 2018, arXiv 1809.04430), so that thick slices do not bias it.
 * Volumes: counted voxels times voxel volume, in ml.
 
@@ -29,8 +29,8 @@ from MedSSLLib.images.labels import IGNORE
 
 METRICS = ("dice", "hd95_mm", "assd_mm", "surface_dice", "volume_ml", "reference_ml")
 """What is measured of every class of a case."""
-Record = dict[str, float | None]
-CaseMetrics = dict[str, Record]
+ClassMetrics = dict[str, float | None]
+CaseMetrics = dict[str, ClassMetrics]
 
 
 def evaluate_case(
@@ -76,13 +76,13 @@ def _class_record(
     spacing: Sequence[float],
     tolerance: float,
     counted: np.ndarray | None,
-) -> Record:
+) -> ClassMetrics:
     sparse = counted is not None and not bool(counted.all())
     if counted is not None:
         prediction, reference = prediction & counted, reference & counted
     millilitres = float(np.prod(spacing)) / 1000
     sizes = int(prediction.sum()), int(reference.sum())
-    record: Record = dict.fromkeys(METRICS)
+    record: ClassMetrics = dict.fromkeys(METRICS)
     record["volume_ml"], record["reference_ml"] = sizes[0] * millilitres, sizes[1] * millilitres
     if not any(sizes):
         return record
@@ -96,26 +96,27 @@ def _class_record(
 
 def _surface_metrics(
     prediction: np.ndarray, reference: np.ndarray, spacing: Sequence[float], tolerance: float
-) -> Record:
+) -> ClassMetrics:
     _, (forward, backward), _ = _directed_distances(prediction, reference, spacing, subvoxels=False)
     edges, surfaces, area_maps = _directed_distances(prediction, reference, spacing, subvoxels=True)
-    areas = [area[edge] for area, edge in zip(area_maps, edges, strict=True)]
-    agreeing = sum(
-        float(area[distance <= tolerance].sum())
-        for area, distance in zip(areas, surfaces, strict=True)
-    )
+    agreeing = whole = 0.0
+    for edge, distance, area_map in zip(edges, surfaces, area_maps, strict=True):
+        area = area_map[edge]
+        agreeing += float(area[distance <= tolerance].sum())
+        whole += float(area.sum())
     return {
         "hd95_mm": float(max(np.percentile(forward, 95), np.percentile(backward, 95))),
         "assd_mm": float(np.concatenate([forward, backward]).mean()),
-        "surface_dice": agreeing / float(sum(area.sum() for area in areas)),
+        "surface_dice": agreeing / whole,
     }
 
 
 def _directed_distances(
     prediction: np.ndarray, reference: np.ndarray, spacing: Sequence[float], *, subvoxels: bool
 ) -> tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray]]:
-    """Edges, distances to the reference and back in mm; with ``subvoxels`` also areas per edge
-    point.
+    """Edges, and distances to the reference and back in mm.
+
+    With ``subvoxels`` also the areas per edge point.
     """
     from monai.metrics.utils import get_edge_surface_distance
 
@@ -134,11 +135,11 @@ def _directed_distances(
 
 def foreground_dice(first: np.ndarray, second: np.ndarray) -> float:
     """Mean Dice over the foreground classes of either map; 0 without foreground."""
-    values = [v for v in np.union1d(np.unique(first), np.unique(second)) if v > 0]
-    scores = [
-        2 * ((first == v) & (second == v)).sum() / ((first == v).sum() + (second == v).sum())
-        for v in values
-    ]
+    scores = []
+    for value in np.union1d(np.unique(first), np.unique(second)):
+        if value > 0:
+            a, b = first == value, second == value
+            scores.append(2 * (a & b).sum() / (a.sum() + b.sum()))
     return float(np.mean(scores)) if scores else 0.0
 
 

@@ -1,5 +1,6 @@
-"""Predicted quality: how good a segmentation probably is, without a reference. And the file of the
-estimates.
+"""Predicted quality: how good a segmentation probably is, without a reference.
+
+And the file of the estimates.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import numpy as np
 
 from MedSSLLib.core.files import read_json, write_json
 
-FORMAT, FORMAT_VERSION, FILE_NAME = "medssl-quality", 1, "quality.json"
+QUALITY_FORMAT, QUALITY_VERSION, QUALITY_FILE = "medssl-quality", 1, "quality.json"
 LEVEL = 0.8  # coverage that the interval aims at; not from the paper
 REVIEW_BELOW = 0.7  # Dice below which a case is to be looked at; not from the paper
 
@@ -58,8 +59,9 @@ class Raw:
 
 
 def expected_dice(probabilities: np.ndarray, classes: np.ndarray) -> list[float | None]:
-    """Dice that a prediction would have on average if each voxel were of class c with its
-    probability p_c.
+    """Dice that a prediction would have on average if its probabilities were true.
+
+    Each voxel would be of class c with its probability p_c.
 
     Ratio of expectations, ``2 sum of p_c where c is predicted / (voxels predicted c + sum of
     p_c)``.
@@ -75,11 +77,11 @@ def expected_dice(probabilities: np.ndarray, classes: np.ndarray) -> list[float 
     for index in range(1, len(probabilities)):
         mask, p = classes == index, probabilities[index]
         count = int(mask.sum())
-        found.append(
-            2 * float(p[mask].sum(dtype=np.float64)) / (count + float(p.sum(dtype=np.float64)))
-            if count
-            else None
-        )
+        if count:
+            both = 2 * float(p[mask].sum(dtype=np.float64))
+            found.append(both / (count + float(p.sum(dtype=np.float64))))
+        else:
+            found.append(None)
     return found
 
 
@@ -181,13 +183,20 @@ def review_text(entry: Mapping[str, Any]) -> str:
     return f"yes: {entry['why']}" if entry["review"] else "no"
 
 
+def read_quality(folder: Path) -> dict[str, Any]:
+    """The estimates in a folder of predictions. Raises InputError for a file of another kind."""
+    path = folder / QUALITY_FILE
+    return read_json(path, format_name=QUALITY_FORMAT, newest_version=QUALITY_VERSION)
+
+
 def drop_estimate(folder: Path, run: str, case: str) -> None:
-    """Take a case that is predicted anew out of ``quality.json``; the file goes if it is another
-    run's, or empty.
+    """Take a case that is predicted anew out of ``quality.json``.
+
+    The file goes if it is another run's, or empty.
     """
-    path = folder / FILE_NAME
+    path = folder / QUALITY_FILE
     if path.exists():
-        content = read_json(path, format_name=FORMAT, newest_version=FORMAT_VERSION)
+        content = read_quality(folder)
         left = {name: entry for name, entry in content["cases"].items() if name != case}
         if content["run"] != run or not left:
             path.unlink()
@@ -196,41 +205,47 @@ def drop_estimate(folder: Path, run: str, case: str) -> None:
 
 
 def compared(quality: Mapping[str, Any], per_case: Mapping[str, float | None]) -> dict[str, Any]:
-    """Predicted against true Dice: Spearman's rank correlation with its interval, mean absolute
-    error, share inside.
+    """Predicted against true Dice.
+
+    Spearman's rank correlation with its interval, mean absolute error, fraction inside.
 
     Cases whose labels the run was trained, chosen or calibrated on say nothing about new ones; they
     are ``left_out``. None where it is not defined: fewer than 3 cases or no variation (Spearman),
     no interval (inside).
     """
     seen = set(quality.get("seen", ()))
-    both = {
-        name: (e, dice)
-        for name, e in quality["cases"].items()
-        if (dice := per_case.get(name)) is not None and e["dice"] is not None
-    }
-    rows = [row for name, row in both.items() if name not in seen]
-    predicted, true = (
-        np.array([entry["dice"] for entry, _ in rows]),
-        np.array([dice for _, dice in rows]),
-    )
-    inside = [e["low"] <= t <= e["high"] for e, t in rows if e["low"] is not None]
-    rho = spearman(predicted, true)
+    predicted, true, inside, left_out = [], [], [], []
+    uncalibrated = 0
+    for name, entry in quality["cases"].items():
+        dice = per_case.get(name)
+        if dice is None or entry["dice"] is None:
+            continue
+        if name in seen:
+            left_out.append(name)
+            continue
+        predicted.append(entry["dice"])
+        true.append(dice)
+        uncalibrated += entry["low"] is None
+        if entry["low"] is not None:
+            inside.append(entry["low"] <= dice <= entry["high"])
+    errors = np.abs(np.array(predicted) - np.array(true))
+    rho = spearman(np.array(predicted), np.array(true))
     return {
-        "n": len(rows),
-        "left_out": sorted(seen & both.keys()),
+        "n": len(predicted),
+        "left_out": sorted(left_out),
         "spearman": rho,
-        "spearman_interval": spearman_interval(rho, len(rows)),
-        "mean_absolute_error": float(np.abs(predicted - true).mean()) if rows else None,
+        "spearman_interval": spearman_interval(rho, len(predicted)),
+        "mean_absolute_error": float(errors.mean()) if predicted else None,
         "inside_interval": float(np.mean(inside)) if inside else None,
-        "uncalibrated": sum(entry["low"] is None for entry, _ in rows),
+        "uncalibrated": uncalibrated,
         "review": sorted(name for name, entry in quality["cases"].items() if entry["review"]),
     }
 
 
 def spearman(first: np.ndarray, second: np.ndarray) -> float | None:
-    """Spearman's rank correlation with mean ranks for ties; None for fewer than 3 values or no
-    variation.
+    """Spearman's rank correlation with mean ranks for ties.
+
+    None for fewer than 3 values or no variation.
     """
     from scipy.stats import rankdata
 
@@ -240,9 +255,10 @@ def spearman(first: np.ndarray, second: np.ndarray) -> float | None:
 
 
 def spearman_interval(rho: float | None, n: int) -> tuple[float, float] | None:
-    """95 % interval of a rank correlation of `n` cases, by Fisher's transformation with the
-    variance ``(1 + rho^2 / 2) / (n - 3)`` of Bonett and Wright 2000 (Psychometrika 65, Eq. 5); None
-    for fewer than 4.
+    """95 % interval of a rank correlation of `n` cases; None for fewer than 4.
+
+    By Fisher's transformation with the variance ``(1 + rho^2 / 2) / (n - 3)`` of Bonett and
+    Wright 2000 (Psychometrika 65, Eq. 5).
 
     The cases count as independent: with several of one patient it is too narrow.
     """

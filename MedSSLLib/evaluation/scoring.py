@@ -10,18 +10,19 @@ from typing import Any
 import numpy as np
 
 from MedSSLLib.core.errors import InputError
-from MedSSLLib.core.files import read_json
 from MedSSLLib.evaluation.evaluate import averaged_within, bootstrap_interval, evaluate_pairs
 from MedSSLLib.evaluation.metrics import foreground_dice
-from MedSSLLib.evaluation.quality import FILE_NAME, FORMAT, FORMAT_VERSION, estimate_text
+from MedSSLLib.evaluation.quality import QUALITY_FILE, estimate_text, read_quality
 from MedSSLLib.images import io
 from MedSSLLib.images.labels import IGNORE, class_indices
+from MedSSLLib.project.manifest import Case
 from MedSSLLib.project.project import Project
 
 
 def dice_against(project: Project, folder: Path, references: Path) -> dict[str, float]:
-    """Dice of the pseudo-labels of a round against labels that no training has read, case to mean
-    over structures.
+    """Dice of the pseudo-labels of a round against labels that no training has read.
+
+    Case to mean over structures.
 
     Cases with drawn slices, and those without a reference, are left out; so are cases that show no
     structure in both.
@@ -40,19 +41,19 @@ def dice_against(project: Project, folder: Path, references: Path) -> dict[str, 
         path = folder / f"{case.name}.nii.gz"
         if case.name not in found or case.annotated or not path.exists():
             continue
-        grid = io.read_header(case.images[0], case=case.name)
-        ours, theirs = (
-            class_indices(
-                io.read_label(file, grid, case=case.name).array,
-                project.values,
-                ignore=project.ignore_value,
-            )
-            for file in (path, found[case.name])
-        )
+        ours = _read_classes(project, case, path)
+        theirs = _read_classes(project, case, found[case.name])
         counted = theirs != IGNORE
         if (ours[counted] > 0).any() or (theirs[counted] > 0).any():
             scores[case.name] = foreground_dice(ours[counted], theirs[counted])
     return scores
+
+
+def _read_classes(project: Project, case: Case, file: Path) -> np.ndarray:
+    """Class indices of a label file on the grid of the case's scan."""
+    grid = io.read_header(case.images[0], case=case.name)
+    label = io.read_label(file, grid, case=case.name).array
+    return class_indices(label, project.values, ignore=project.ignore_value)
 
 
 @dataclass(frozen=True)
@@ -75,8 +76,9 @@ class Scored:
 def score_predictions(
     project: Project, predictions: Path, name: str, tolerance_mm: float = 1.0
 ) -> Scored:
-    """Score the predictions in a folder against the labels of the project's cases of the same
-    names.
+    """Score predictions in a folder against the labels of the project's cases.
+
+    Files are named as the cases.
 
     Test cases only, where any was predicted; else every predicted case with a label.
 
@@ -92,36 +94,36 @@ def score_predictions(
             file=predictions,
             remedy="Predict cases with a label",
         )
-    metrics = evaluate_pairs(
-        {case.name: (found[case.name], case.label) for case in cases if case.label is not None},
-        tolerance_mm,
-        classes=project.scored,
-        annotated={case.name: case.annotated for case in cases if case.annotated is not None},
-    )
-    return Scored(
-        name, {case: found[case] for case in metrics["cases"]}, metrics, _estimates(predictions)
-    )
+    pairs, annotated = {}, {}
+    for case in cases:
+        assert case.label is not None
+        pairs[case.name] = (found[case.name], case.label)
+        if case.annotated is not None:
+            annotated[case.name] = case.annotated
+    metrics = evaluate_pairs(pairs, tolerance_mm, classes=project.scored, annotated=annotated)
+    scored = {case: found[case] for case in metrics["cases"]}
+    return Scored(name, scored, metrics, _estimates(predictions))
 
 
 def _estimates(predictions: Path) -> dict[str, str]:
     """Estimated Dice of the cases in a folder of predictions, in words."""
-    path = predictions / FILE_NAME
-    if not path.exists():
+    if not (predictions / QUALITY_FILE).exists():
         return {}
-    content = read_json(path, format_name=FORMAT, newest_version=FORMAT_VERSION)
-    return {name: estimate_text(entry) for name, entry in content["cases"].items()}
+    return {
+        name: estimate_text(entry) for name, entry in read_quality(predictions)["cases"].items()
+    }
 
 
 def interval(
     per_case: Mapping[str, float | None], patients: Mapping[str, str] | None = None
 ) -> tuple[float, float, float]:
-    """Mean and 95 % bootstrap interval over patients, their cases averaged first; undefined cases
-    are left out.
+    """Mean and 95 % bootstrap interval over patients, their cases averaged first.
+
+    Undefined cases are left out.
     """
-    values = np.array([np.nan if value is None else value for value in per_case.values()])
-    return bootstrap_interval(
-        averaged_within(values, [(patients or {}).get(case, case) for case in per_case])
-    )
+    owner = patients or {}
+    values = np.array(list(per_case.values()), dtype=float)  # None becomes NaN
+    return bootstrap_interval(averaged_within(values, [owner.get(case, case) for case in per_case]))
 
 
 def extremes(per_case: Mapping[str, float | None]) -> list[tuple[str, str]]:
@@ -129,5 +131,7 @@ def extremes(per_case: Mapping[str, float | None]) -> list[tuple[str, str]]:
     order = sorted((value, case) for case, value in per_case.items() if value is not None)
     if not order:
         return []
-    picks = {"best": order[-1][1], "median": order[(len(order) - 1) // 2][1], "worst": order[0][1]}
-    return list({case: (rank, case) for rank, case in picks.items()}.values())
+    ranks = {}
+    for rank, place in (("best", -1), ("median", (len(order) - 1) // 2), ("worst", 0)):
+        ranks[order[place][1]] = rank
+    return [(rank, case) for case, rank in ranks.items()]

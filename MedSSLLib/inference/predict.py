@@ -24,10 +24,10 @@ from MedSSLLib.inference.model import (
     prepared,
     segment,
 )
-from MedSSLLib.inference.quality_estimator import Judge
+from MedSSLLib.inference.quality_estimator import QualityEstimator
 from MedSSLLib.project.layouts import images_at
 from MedSSLLib.project.project import Project
-from MedSSLLib.training.run_folder import read_config
+from MedSSLLib.training.run_folder import RunFolder
 
 
 class Predictions(NamedTuple):
@@ -59,23 +59,21 @@ def run_predict(  # noqa: PLR0913 - the contract of the command
             label.
     """
     options = options or PredictOptions()
-    model = load_model(project.run_folder(run), options.device, options.precision)
+    source = RunFolder(project.run_folder(run))
+    model = load_model(source, options.device, options.precision)
     jobs, refused = _jobs(project, cases, images, model.plan.channels)
     require_folder(out)
-    refuse_overwriting(
-        (path for name in jobs for path in _targets(out, name, model.classes)),
-        [*project.files, *(path for paths in jobs.values() for path in paths)],
-    )
+    _protect_inputs(project, out, jobs, model.classes)
     events.emit("start", command="predict", run=run, cases=len(jobs), device=str(model.device))
-    warnings = [*_about_run(project, run, model, options), *map(str, refused)]
-    judge = Judge.of(project, run, model, options, events) if options.quality else None
-    for message in warnings:
-        events.emit("warning", message=message)
+    _warn_of_run(source, model, options, events)
+    estimator = _estimator(project, source, model, options, events)
+    for error in refused:
+        events.emit("warning", message=str(error))
     written: list[Path] = []
     quality = {}
     for number, (name, paths) in enumerate(jobs.items(), 1):
         try:
-            found, estimate = _predicted(model, name, paths, options, judge)
+            found, estimate = _predicted(model, name, paths, options, estimator)
         except InputError as error:
             refused.append(error)
             events.emit("warning", message=str(error))
@@ -86,13 +84,13 @@ def run_predict(  # noqa: PLR0913 - the contract of the command
         if estimate:
             quality[name] = estimate
         drop_estimate(out, run, name)
-        written.append(_write(out, name, found, model.classes))
+        written.append(_write(out, name, found, paths[0], model.classes))
         del found
         events.progress("predict", number, len(jobs))
     if not written:
         raise refused[0]
-    if judge:
-        judge.write(out, quality)
+    if estimator:
+        estimator.write(out, quality)
     events.emit(
         "done",
         run=run,
@@ -104,30 +102,12 @@ def run_predict(  # noqa: PLR0913 - the contract of the command
     return Predictions(written, refused, quality)
 
 
-def _about_run(project: Project, run: str, model: Model, options: PredictOptions) -> list[str]:
-    """Warnings about a run that does not fit what is asked of it."""
-    found = []
-    if options.flips and not read_config(project.run_folder(run)).augment.flip:
-        found.append(
-            f"Run {run} was trained without flips, so mirrored images are new to it and "
-            "averaging over them may make it worse. Train with --set augment.flip=0.5, or leave "
-            "--flips out."
-        )
-    if model.plan.intensities != INTENSITIES:
-        found.append(
-            f"Run {run} was trained with intensities normalised by an earlier rule "
-            f"({model.plan.intensities}, now {INTENSITIES}), so its predictions may be worse than "
-            "they were. Train it again."
-        )
-    return found
-
-
 def _predicted(
     model: Model,
     name: str,
     paths: Sequence[Path],
     options: PredictOptions,
-    judge: Judge | None,
+    estimator: QualityEstimator | None,
 ) -> tuple[Segmentation, dict[str, Any]]:
     """What is predicted of one case, and the estimate of its quality, {} where none is asked for.
 
@@ -141,7 +121,7 @@ def _predicted(
             image, grid = prepared(model, volumes)
             del volumes  # a scan may be as large as all else together
             found = segment(model, image, grid, source, options)
-            return found, judge.entry(image) if judge else {}
+            return found, estimator.entry(image) if estimator else {}
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
@@ -177,6 +157,45 @@ def about_pieces(
     )
 
 
+def _estimator(
+    project: Project, run: RunFolder, model: Model, options: PredictOptions, events: Events
+) -> QualityEstimator | None:
+    """What estimates the quality of predictions, where that is asked for."""
+    if not options.quality:
+        return None
+    return QualityEstimator.of(project, run, model, options, events)
+
+
+def _warn_of_run(run: RunFolder, model: Model, options: PredictOptions, events: Events) -> None:
+    """Say where a run does not fit what is asked of it."""
+    if options.flips and not run.config.augment.flip:
+        events.emit(
+            "warning",
+            message=f"Run {run.name} was trained without flips, so mirrored images are new to it "
+            "and averaging over them may make it worse. Train with --set augment.flip=0.5, or "
+            "leave --flips out.",
+        )
+    if model.plan.intensities != INTENSITIES:
+        events.emit(
+            "warning",
+            message=f"Run {run.name} was trained with intensities normalised by an earlier rule "
+            f"({model.plan.intensities}, now {INTENSITIES}), so its predictions may be worse than "
+            "they were. Train it again.",
+        )
+
+
+def _protect_inputs(
+    project: Project, out: Path, jobs: dict[str, tuple[Path, ...]], classes: Sequence[str]
+) -> None:
+    """Raises InputError where a result would replace a file of the project or an input."""
+    results: list[Path] = []
+    inputs = list(project.files)
+    for name, paths in jobs.items():
+        results += _targets(out, name, classes)
+        inputs += paths
+    refuse_overwriting(results, inputs)
+
+
 def _jobs(
     project: Project, cases: str | None, images: Sequence[Path], channels: int
 ) -> tuple[dict[str, tuple[Path, ...]], list[InputError]]:
@@ -205,6 +224,7 @@ def _write(
     out: Path,
     name: str,
     found: Segmentation,
+    source: Path,
     classes: Sequence[str],
 ) -> Path:
     path, geometry = out / f"{name}.nii.gz", found.label.geometry
@@ -213,12 +233,12 @@ def _write(
         place = probability_path(out, name, index, words)
         if found.probabilities is not None:
             p = found.probabilities[index].astype(np.float32, copy=False)
-            io.write_image(place, Volume(p, geometry))
+            io.write_image(place, Volume(p, geometry), like=source)
         else:
             place.unlink(missing_ok=True)  # of an earlier prediction, whose label is replaced below
     if found.uncertainty is not None:
-        io.write_image(certainty, Volume(found.uncertainty, geometry))
+        io.write_image(certainty, Volume(found.uncertainty, geometry), like=source)
     else:
         certainty.unlink(missing_ok=True)
-    io.write_image(path, found.label)
+    io.write_image(path, found.label, like=source)
     return path

@@ -1,5 +1,6 @@
-"""A finished run for other programs: MONAI bundle, TorchScript, ONNX. The plan goes with it as
-metadata.
+"""A finished run for other programs: MONAI bundle, TorchScript, ONNX.
+
+The plan goes with it as metadata.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from torch import nn
 from MedSSLLib.core.errors import InputError
 from MedSSLLib.core.events import Events
 from MedSSLLib.core.files import atomic_path, refuse_overwriting
+from MedSSLLib.core.packages import missing
 from MedSSLLib.inference.model import Model, load_model
 from MedSSLLib.interop.monai_bundle import Probabilities, as_dynunet, plan_facts, write_bundle
 from MedSSLLib.project.project import Project
@@ -73,8 +75,9 @@ def export_torchscript(model: Model, out: Path) -> None:
 
 
 def _trace(network: nn.Module, model: Model) -> torch.jit.ScriptModule:
-    """A traced network, any batch and any size of whole strides. (PyTorch calls torch.jit
-    deprecated since 2.13.)
+    """A traced network, any batch and any size of whole strides.
+
+    PyTorch calls torch.jit deprecated since 2.13.
     """
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -85,7 +88,7 @@ def export_onnx(model: Model, out: Path) -> None:
     """Write probabilities of padded images as ONNX, sizes free, the plan in ``metadata_props``.
 
     Raises:
-        InputError: onnx or onnxscript is missing.
+        MedSSLError: onnx or onnxscript is missing; it says how to install them.
     """
     onnx = _onnx()
     dims = [step * torch.export.Dim(f"n{axis}") for axis, step in enumerate(_step(model))]
@@ -112,8 +115,9 @@ def export_onnx(model: Model, out: Path) -> None:
 
 @contextmanager
 def _errors_only(name: str) -> Iterator[None]:
-    """Without the warnings that a package logs, such as operators of packages that are not needed
-    here.
+    """Without the warnings that a package logs.
+
+    Such as those of operators of packages that are not needed here.
     """
     logger = logging.getLogger(name)
     level = logger.level
@@ -129,11 +133,8 @@ def _onnx() -> Any:
 
     try:
         return [importlib.import_module(name) for name in _ONNX_PACKAGES][0]
-    except ModuleNotFoundError as error:
-        raise InputError(
-            f"export to ONNX needs the package {error.name}",
-            remedy="Install it: pip install onnx onnxscript",
-        ) from None
+    except ModuleNotFoundError:
+        raise missing(*_ONNX_PACKAGES) from None
 
 
 def _step(model: Model) -> Sequence[int]:
@@ -142,8 +143,9 @@ def _step(model: Model) -> Sequence[int]:
 
 
 def _example(model: Model) -> torch.Tensor:
-    """Two images of two (on the last axis three) total strides, so that no size is taken for
-    fixed.
+    """Two images of two (on the last axis three) total strides.
+
+    So no size is taken for fixed.
     """
     size = [step * (2 + (axis == model.plan.dim - 1)) for axis, step in enumerate(_step(model))]
     return torch.randn(2, model.plan.channels, *size, generator=torch.Generator().manual_seed(0))

@@ -27,17 +27,14 @@ from MedSSLLib.project.runs import WEIGHTS
 from MedSSLLib.training.checkpoint import TransferReport, load_tensors, save_tensors, transfer
 from MedSSLLib.training.context import readable_headers
 from MedSSLLib.training.model_card import write_model_card
-from MedSSLLib.training.run_folder import open_run, owned, write_config
+from MedSSLLib.training.run_folder import RunFolder, open_run, owned, write_config
 
 SAFE_UNPICKLER = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 10)
-_HOLDERS = (
-    "network_weights",
-    "state_dict",
-    "model_state_dict",
-    "model",
-)  # nnU-Net and nnssl, Lightning, MONAI
+# what nnU-Net and nnssl, Lightning and MONAI keep the weights under
+_HOLDERS = ("network_weights", "state_dict", "model_state_dict", "model")
 _WRAPPERS = re.compile(r"^(module\.|_orig_mod\.|net\.|model\.)+")
 _ENCODER = re.compile(r"^(encoder|backbone)\.")
+_DOWNSAMPLES = re.compile(r"downsamples\.\d+\.conv1\.conv\.weight$")
 _NOT_ENCODER = re.compile(
     r"^(decoder|upsamples|skip_layers|output_block|upcat|final_conv|heads?|deep_supervision)"
 )
@@ -50,8 +47,9 @@ def run_import(
     events: Events,
     settings: Mapping[str, Any] | None = None,
 ) -> tuple[Path, TransferReport]:
-    """Make a finished run of the encoder in a weight file; returns its folder and what was taken
-    over.
+    """Make a finished run of the encoder in a weight file.
+
+    Returns its folder and what was taken over.
 
     Args:
         project: whose images the plan is made for.
@@ -101,8 +99,9 @@ def run_import(
 
 
 def read_tensors(file: Path) -> dict[str, Tensor]:
-    """The tensors of a weight file by name, wrappers like ``module.`` taken off, in the order of
-    the file.
+    """The tensors of a weight file by name, in the order of the file.
+
+    Wrappers like ``module.`` are taken off.
 
     Safetensors files have no order; there the names are sorted, numbers by value.
 
@@ -122,28 +121,31 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
         )
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
-    except (
-        Exception
-    ) as error:  # a damaged or hostile file may raise any kind from the depth of torch
+    except Exception as error:  # a damaged or hostile file may raise any kind from deep in torch
         raise InputError(
             f"cannot be read as tensors alone ({_reason(error)})",
             file=file,
             remedy="Save the network's state_dict() with safetensors or torch.save, and import "
             "that",
         ) from None
-    while isinstance(content, dict) and (
-        holder := next((h for h in _HOLDERS if isinstance(content.get(h), dict)), "")
-    ):
-        content = content[holder]
-    if not isinstance(content, dict) or not any(
-        isinstance(value, Tensor) for value in content.values()
-    ):
+    tensors = _state_dictionary(content)
+    if not tensors:
         raise InputError(
             "holds no state dictionary", file=file, remedy=f"It should be one, or under {_HOLDERS}"
         )
-    return _unwrapped(
-        {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
-    )
+    return _unwrapped(tensors)
+
+
+def _state_dictionary(content: Any) -> dict[str, Tensor]:
+    """The tensors of a checkpoint, unwrapped; {} where there are none."""
+    holder: str | None = ""
+    while isinstance(content, dict) and holder is not None:
+        holder = next((name for name in _HOLDERS if isinstance(content.get(name), dict)), None)
+        if holder is not None:
+            content = content[holder]
+    if not isinstance(content, dict):
+        return {}
+    return {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
 
 
 def _reason(error: Exception) -> str:
@@ -159,24 +161,25 @@ def _unwrapped(tensors: Mapping[str, Tensor], ordered: bool = True) -> dict[str,
 
 def _natural(name: str) -> list[tuple[int, str]]:
     """A key that sorts level 10 behind level 9."""
-    return [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", name)]
+    key = []
+    for part in re.split(r"(\d+)", name):
+        key.append((int(part), "") if part.isdigit() else (0, part))
+    return key
 
 
 def encoder_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The encoder's part of a network, each tensor once; DynUNet's blocks get this library's
-    names.
+    """The encoder's part of a network, each tensor once.
+
+    DynUNet's blocks get this library's names.
     """
-    if any(_ENCODER.match(name) for name in tensors):
-        tensors = {
-            _ENCODER.sub("", name): tensor
-            for name, tensor in tensors.items()
-            if _ENCODER.match(name)
-        }
+    marked = {}
+    for name, tensor in tensors.items():
+        if _ENCODER.match(name):
+            marked[_ENCODER.sub("", name)] = tensor
+    tensors = marked or tensors
     found: dict[str, Tensor] = {}
     seen: set[tuple[int, tuple[int, ...]]] = set()
-    last = 1 + sum(
-        1 for name in tensors if re.match(r"downsamples\.\d+\.conv1\.conv\.weight$", name)
-    )
+    last = 1 + sum(bool(_DOWNSAMPLES.match(name)) for name in tensors)
     for name, tensor in tensors.items():
         key = (tensor.data_ptr(), tuple(tensor.shape))
         if _NOT_ENCODER.match(name) or ".all_modules." in name or (tensor.dim() and key in seen):
@@ -185,13 +188,15 @@ def encoder_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         name = re.sub(r"^input_block\.", "stages.0.", name)
         name = re.sub(r"^downsamples\.(\d+)\.", lambda match: f"stages.{int(match[1]) + 1}.", name)
         found[re.sub(r"^bottleneck\.", f"stages.{last}.", name)] = tensor
-    renamed = any(name not in tensors for name in found)
-    return {name: found[name] for name in sorted(found, key=_natural)} if renamed else found
+    if all(name in tensors for name in found):
+        return found
+    return {name: found[name] for name in sorted(found, key=_natural)}
 
 
 def widths_of(convolutions: Sequence[Tensor], levels: int) -> tuple[int, ...]:
-    """Channels per level: the numbers of output channels as they grow, at most as many as the plan
-    has levels.
+    """Channels per level: the numbers of output channels as they grow.
+
+    At most as many as the plan has levels.
     """
     widths: list[int] = []
     for tensor in convolutions:
@@ -201,8 +206,9 @@ def widths_of(convolutions: Sequence[Tensor], levels: int) -> tuple[int, ...]:
 
 
 def take_over(encoder: Encoder, source: Mapping[str, Tensor]) -> TransferReport:
-    """Load by name where the names are this library's, else the convolutions by shape in order of
-    appearance.
+    """Load by name where the names are this library's, else convolutions by shape.
+
+    Those go in order of appearance.
 
     Raises:
         InputError: not one convolution fits.
@@ -210,27 +216,32 @@ def take_over(encoder: Encoder, source: Mapping[str, Tensor]) -> TransferReport:
     own = encoder.state_dict()
     if any(name in own for name in source):
         return transfer(encoder, source)
-    wanted = {name: tensor for name, tensor in own.items() if tensor.dim() > 2}
-    offered = [(name, t) for name, t in source.items() if t.dim() > 2]
-    matched: dict[str, tuple[str, Tensor]] = {}
-    position = 0
-    for name, tensor in wanted.items():
+    matched = _matched(own, source)
+    report = transfer(encoder, {name: source[theirs] for name, theirs in matched.items()})
+    kept = {}
+    for name in report.kept:
+        kept[name] = "not taken from another kind of network"
+        if own[name].dim() > 2:
+            kept[name] = "no convolution of this shape is left in the file"
+    loaded = tuple(f"{name} (from {matched[name]})" for name in report.loaded)
+    unused = tuple(name for name in source if name not in matched.values())
+    return TransferReport(loaded, report.adapted, kept, unused)
+
+
+def _matched(own: Mapping[str, Tensor], source: Mapping[str, Tensor]) -> dict[str, str]:
+    """Convolution of the encoder to that of the file, by shape in order of appearance."""
+    offered = [(name, tensor) for name, tensor in source.items() if tensor.dim() > 2]
+    matched: dict[str, str] = {}
+    position, first = 0, True
+    for name, tensor in own.items():
+        if tensor.dim() <= 2:
+            continue
         for place in range(position, len(offered)):
-            if _fits(offered[place][1], tensor, first=not matched and name == next(iter(wanted))):
-                matched[name], position = offered[place], place + 1
+            if _fits(offered[place][1], tensor, first=first):
+                matched[name], position = offered[place][0], place + 1
                 break
-    report = transfer(encoder, {name: tensor for name, (_, tensor) in matched.items()})
-    kept = {
-        name: "no convolution of this shape is left in the file"
-        if own[name].dim() > 2
-        else "not taken from another kind of network"
-        for name in report.kept
-    }
-    used = {theirs for theirs, _ in matched.values()}
-    loaded = tuple(f"{name} (from {matched[name][0]})" for name in report.loaded)
-    return TransferReport(
-        loaded, report.adapted, kept, tuple(name for name in source if name not in used)
-    )
+        first = False
+    return matched
 
 
 def _fits(theirs: Tensor, mine: Tensor, first: bool) -> bool:
@@ -263,7 +274,7 @@ def _write(
             "imported": file.name,
         },
     )
-    figures = {
+    metrics = {
         "steps": 0,
         "seconds": 0.0,
         "imported_from": file.name,
@@ -271,7 +282,7 @@ def _write(
         "tensors_adapted": len(report.adapted),
         "tensors_new": len(report.kept),
     }
-    write_json(folder / "metrics.json", figures)
-    write_model_card(folder, project, config, plan, figures)
+    write_json(folder / "metrics.json", metrics)
+    write_model_card(RunFolder(folder), project, metrics)
     tensors = {f"encoder.{name}": tensor for name, tensor in encoder.state_dict().items()}
     save_tensors(folder / WEIGHTS, tensors, {"kind": "encoder", "method": "imported"})

@@ -1,5 +1,6 @@
-"""A run as a MONAI bundle: weights, network definition, transforms and metadata that MONAI runs
-without MedSSL.
+"""A run as a MONAI bundle, which MONAI runs without MedSSL.
+
+Weights, network definition, transforms and metadata.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from MedSSLLib.core.errors import InputError
 from MedSSLLib.core.files import atomic_folder, write_json
 from MedSSLLib.data import normalisation, resampling
 from MedSSLLib.images import components
-from MedSSLLib.images.labels import IGNORE
+from MedSSLLib.images.labels import IGNORE, label_type
 from MedSSLLib.inference import sliding_window
 from MedSSLLib.inference.model import Model
 from MedSSLLib.interop import monai_bundle_scripts
@@ -68,6 +69,20 @@ _CONSTANTS = {
     ),
     components: ("NEARLY_AS_SURE", "_BLOCK"),
 }
+_STAND_INS = (
+    "from collections.abc import Collection",
+    "from dataclasses import dataclass",
+    "from typing import NamedTuple",
+    "from scipy import sparse",
+    "Kernel = Callable[[np.ndarray], np.ndarray]",
+    "Interval = tuple[float, float]",
+    f"IGNORE = {IGNORE}",
+    "",
+    "",
+    "class InputError(ValueError):",
+    "    def __init__(self, finding: str, remedy: str = '') -> None:",
+    "        super().__init__(f'image {finding}. {remedy}')",
+)
 _TEXTS = (
     "version",
     "monai_version",
@@ -98,8 +113,9 @@ data that they were trained on.
 
 
 def as_dynunet(network: SegmentationNet) -> tuple[dict[str, Any], DynUNet] | None:
-    """The same network as MONAI's DynUNet: its arguments and the module; None where DynUNet cannot
-    be it.
+    """The same network as MONAI's DynUNet: its arguments and the module.
+
+    None where DynUNet cannot be it.
 
     DynUNet has at least three levels and one normalisation for all of them, which group
     normalisation, whose groups follow the channels, is not.
@@ -180,36 +196,16 @@ def _without_title(card: str) -> str:
 
 
 def scripts_text() -> str:
-    """The bundle's script: ``monai_bundle_scripts.py`` with what it imports from MedSSLLib written
-    out.
-    """
+    """The bundle's script: ``monai_bundle_scripts.py`` with its imports written out."""
     lines = inspect.getsource(monai_bundle_scripts).splitlines()
     ours = [number for number, line in enumerate(lines) if line.startswith("from MedSSLLib")]
-    constants = [
-        f"{name} = {getattr(module, name)!r}"
-        for module, names in _CONSTANTS.items()
-        for name in names
-    ]
-    error = [
-        "from collections.abc import Collection",
-        "from dataclasses import dataclass",
-        "from typing import NamedTuple",
-        "from scipy import sparse",
-        "Kernel = Callable[[np.ndarray], np.ndarray]",
-        "Interval = tuple[float, float]",
-        f"IGNORE = {IGNORE}",
-        "",
-        "",
-        "class InputError(ValueError):",
-        "    def __init__(self, finding: str, remedy: str = '') -> None:",
-        "        super().__init__(f'image {finding}. {remedy}')",
-    ]
-    functions = [
-        line
-        for function in _WRITTEN_OUT
-        for line in ("", "", *inspect.getsource(function).splitlines())
-    ]
-    lines[ours[0] : ours[-1] + 1] = [*constants, *error, *functions, "", ""]
+    written = []
+    for module, names in _CONSTANTS.items():
+        written += [f"{name} = {getattr(module, name)!r}" for name in names]
+    written += _STAND_INS
+    for function in _WRITTEN_OUT:
+        written += ["", "", *inspect.getsource(function).splitlines()]
+    lines[ours[0] : ours[-1] + 1] = [*written, "", ""]
     return "\n".join(lines) + "\n"
 
 
@@ -268,9 +264,9 @@ def plan_facts(model: Model) -> dict[str, Any]:
         "plan": model.plan.model_dump(mode="json"),
         "classes": list(model.classes),
         "values": list(model.values),
-        "one_piece": list(model.one_piece),
-        "undivided": list(model.undivided),
-        "connected": model.connected,
+        "one_piece": list(model.single_component),
+        "undivided": list(model.connected_on_slices),
+        "connected": model.single_foreground,
         "size_multiple": np.prod(model.plan.strides, axis=0).tolist(),
         "hounsfield_range": normalisation.HU_RANGE,
         "hounsfield_scale": normalisation.HU_SCALE,
@@ -286,8 +282,9 @@ def plan_facts(model: Model) -> dict[str, Any]:
 
 
 def schema() -> dict[str, Any]:
-    """A JSON schema with the fields that the bundle specification asks for, so that metadata is
-    checked offline.
+    """A JSON schema with the fields that the bundle specification asks for.
+
+    With it metadata is checked offline.
     """
     tensor = {
         "type": "object",
@@ -384,7 +381,6 @@ def _inferer(model: Model) -> dict[str, Any]:
 
 
 def _after(model: Model) -> list[dict[str, Any]]:
-    wide = max(model.values) > 255
     return [
         {"_target_": "Activationsd", "keys": "pred", "softmax": True},
         {
@@ -397,21 +393,22 @@ def _after(model: Model) -> list[dict[str, Any]]:
         {
             "_target_": "scripts.medssl.ClassMapd",
             "keys": "pred",
-            "single": sorted({*model.one_piece, *model.undivided}),
-            "connected": model.connected,
+            "single": sorted({*model.single_component, *model.connected_on_slices}),
+            "connected": model.single_foreground,
         },
         {
             "_target_": "MapLabelValued",
             "keys": "pred",
             "orig_labels": list(range(len(model.values))),
             "target_labels": list(model.values),
+            "dtype": "$torch.int64",  # the default, float32, is exact up to 16,777,216 only
         },
         {
             "_target_": "SaveImaged",
             "keys": "pred",
             "output_dir": "@output_dir",
             "output_postfix": "",
-            "output_dtype": "int16" if wide else "uint8",
+            "output_dtype": np.dtype(label_type(model.values)).name,
             "separate_folder": False,
             "resample": False,
         },

@@ -1,5 +1,6 @@
-"""What an exported MONAI bundle runs beside MONAI's own transforms: the grid and the intensities of
-the training.
+"""What a MONAI bundle runs beside MONAI's own transforms.
+
+The grid and the intensities of the training.
 
 A copy of this file lies in every bundle, with the functions imported from MedSSLLib below written
 out, so that a bundle needs MONAI, nibabel and scipy only and yet computes what ``medssl predict``
@@ -30,8 +31,9 @@ AXES = ("LSP", "PSL", "SPL")  # directions of d, h, w for a slice axis along L, 
 
 
 class PlanGridd(MapTransform):
-    """Image ``[c, i, j, k]`` to ``[c, d, h, w]`` on the training grid, intensities normalised,
-    affine kept true.
+    """Image ``[c, i, j, k]`` to ``[c, d, h, w]`` on the training grid.
+
+    Intensities are normalised, the affine is kept true.
 
     Args:
         keys: images to change.
@@ -57,30 +59,29 @@ class PlanGridd(MapTransform):
         return changed
 
     def _on_grid(self, image: MetaTensor) -> MetaTensor:
-        axis = (
-            _own_axis(np.asarray(image.affine))
-            if self.slice_axis == "own"
-            else int(self.slice_axis)
-        )
-        image = Orientation(AXES[axis], labels=(("L", "R"), ("P", "A"), ("I", "S")))(image)
-        affine, operators = np.asarray(image.affine, float).copy(), []
+        axis = self.slice_axis
+        if axis == "own":
+            axis = _own_axis(np.asarray(image.affine))
+        image = Orientation(AXES[int(axis)], labels=(("L", "R"), ("P", "A"), ("I", "S")))(image)
+        affine = np.asarray(image.affine, float).copy()
+        operators: list[np.ndarray | None] = []
         for number, (n, step) in enumerate(zip(image.shape[1:], self.spacing, strict=True)):
             own = float(np.linalg.norm(affine[:3, number]))
-            ratio = 1.0 if step is None or abs(own / step - 1) < 1e-3 else step / own
-            size = n if ratio == 1.0 else max(1, math.ceil(n / ratio - 1e-3))
+            if step is None or abs(own / step - 1) < 1e-3:  # this axis stays as it is
+                operators.append(None)
+                continue
+            ratio = step / own
+            size = max(1, math.ceil(n / ratio - 1e-3))
             start = (n - 1) / 2 - (size - 1) / 2 * ratio
-            operators.append(
-                None if ratio == 1.0 else _matrix(start + ratio * np.arange(size), n, ratio, cubic)
-            )
+            operators.append(_matrix(start + ratio * np.arange(size), n, ratio, cubic))
             affine[:3, 3] += start * affine[:3, number]
             affine[:3, number] *= ratio
-        arrays = [
-            resample_separably(normalise(np.asarray(channel), modality), operators)
-            for channel, modality in zip(image, self.modality, strict=True)
-        ]
-        return _with_affine(
-            torch.from_numpy(np.ascontiguousarray(np.stack(arrays))), affine, image.meta
-        )
+        arrays = []
+        for channel, modality in zip(image, self.modality, strict=True):
+            normal = normalise(np.asarray(channel), modality)
+            arrays.append(resample_separably(normal, operators))
+        tensor = torch.from_numpy(np.ascontiguousarray(np.stack(arrays)))
+        return _with_affine(tensor, affine, image.meta)
 
 
 def _with_affine(tensor: torch.Tensor, affine: np.ndarray, meta: Mapping[str, Any]) -> MetaTensor:
@@ -89,23 +90,25 @@ def _with_affine(tensor: torch.Tensor, affine: np.ndarray, meta: Mapping[str, An
 
 
 def _own_axis(affine: np.ndarray) -> int:
-    """The anatomical axis (0 L, 1 P, 2 S) of the voxel axis with the largest spacing; the last one
-    in a tie.
+    """The anatomical axis (0 L, 1 P, 2 S) of the voxel axis with the largest spacing.
+
+    In a tie, the last one.
     """
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     largest = np.flatnonzero(spacing >= spacing.max() * 0.999)
     own = largest[0] if len(largest) == 1 else 2
     direction = np.abs(affine[:3, :3] / spacing)
-    best = max(
-        permutations(range(3)),
-        key=lambda rows: sum(direction[row, axis] for axis, row in enumerate(rows)),
-    )
-    return best[own]
+
+    def agreement(rows: tuple[int, ...]) -> float:
+        return float(direction[list(rows), [0, 1, 2]].sum())
+
+    return max(permutations(range(3)), key=agreement)[own]
 
 
 class ClassMapd(MapTransform):
-    """Probabilities ``[c, i, j, k]`` to the most probable classes ``[1, i, j, k]``, in the pieces
-    that are kept.
+    """Probabilities ``[c, i, j, k]`` to the most probable classes ``[1, i, j, k]``.
+
+    In the pieces that are kept.
 
     Args:
         keys: probabilities to change.
@@ -131,13 +134,14 @@ class ClassMapd(MapTransform):
 
 
 class TiledInferer(Inferer):
-    """The whole volume where it fits, else overlapping tiles that are the patch times whole
-    numbers.
+    """The whole volume where it fits, else overlapping tiles.
+
+    Tiles are the patch times whole numbers.
 
     Args:
         patch: patch of the training.
         voxels: largest volume of one forward pass.
-        overlap: share of a tile shared with its neighbour.
+        overlap: fraction of a tile shared with its neighbour.
     """
 
     def __init__(self, patch: Sequence[int], voxels: int, overlap: float) -> None:
@@ -155,17 +159,17 @@ class TiledInferer(Inferer):
 
 
 def find_cases(folder: str, channels: int) -> list[dict[str, Any]]:
-    """Images of a folder for MONAI's datasets; several channels are files named CASE_0000,
-    CASE_0001 and so on.
+    """Images of a folder for MONAI's datasets.
+
+    Several channels are files named CASE_0000, CASE_0001 and so on.
     """
-    files = sorted(
-        p for p in Path(folder).iterdir() if re.search(r"\.(nii|nii\.gz|nrrd|mha)$", p.name)
-    )
-    if channels == 1:
-        return [{"image": str(path)} for path in files]
     cases: dict[str, list[str]] = {}
-    for path in files:
-        cases.setdefault(re.sub(r"_\d{4}(?=\.)", "", path.name), []).append(str(path))
+    for path in sorted(Path(folder).iterdir()):
+        if re.search(r"\.(nii|nii\.gz|nrrd|mha)$", path.name):
+            name = path.name if channels == 1 else re.sub(r"_\d{4}(?=\.)", "", path.name)
+            cases.setdefault(name, []).append(str(path))
+    if channels == 1:
+        return [{"image": paths[0]} for paths in cases.values()]
     return [{"image": paths} for paths in cases.values() if len(paths) == channels]
 
 

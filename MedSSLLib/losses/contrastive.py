@@ -9,36 +9,15 @@ arXiv 2309.08888), local contrast (Chaitanya et al. 2021, arXiv 2112.09645).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from contextlib import nullcontext
-from functools import wraps
-from typing import Any, Literal, ParamSpec, TypeVar
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-P = ParamSpec("P")
-R = TypeVar("R")
+from MedSSLLib.losses.precision import full_precision
+
 Pace = Literal["linear", "root"]
-
-
-def full_precision(function: Callable[P, R]) -> Callable[P, R]:
-    """Run `function` without autocast, half-precision tensor arguments turned into float32."""
-
-    @wraps(function)
-    def run(*args: P.args, **kwargs: P.kwargs) -> R:
-        first = next(a for a in (*args, *kwargs.values()) if isinstance(a, Tensor))
-        free = nullcontext() if first.is_meta else torch.autocast(first.device.type, enabled=False)
-        with free:
-            return function(*map(_widen, args), **{k: _widen(v) for k, v in kwargs.items()})
-
-    return run
-
-
-def _widen(x: Any) -> Any:
-    half = isinstance(x, Tensor) and x.dtype in (torch.float16, torch.bfloat16)
-    return x.float() if half else x
 
 
 def info_nce(z: Tensor, temperature: float = 0.1) -> Tensor:
@@ -95,7 +74,7 @@ def positive_pairs(labels: Tensor | None, n: int, views: int, device: torch.devi
     return same & (index.unsqueeze(1) != index)
 
 
-def share_with_positive(labels: Tensor, patients: Tensor | None = None) -> Tensor:
+def fraction_with_positive(labels: Tensor, patients: Tensor | None = None) -> Tensor:
     """Share of images ``[n]`` that have another image (with `patients`: of another patient) of the
     same label.
 
@@ -220,7 +199,9 @@ def filter_positives(pool: Tensor, gradients: Tensor, count: int) -> tuple[Tenso
     return ordered[..., :count], ordered[..., count:]
 
 
-def pool_size(largest: int, progress: float, start: float = 0.0, pace: Pace = "linear") -> int:
+def positives_in_use(
+    largest: int, progress: float, start: float = 0.0, pace: Pace = "linear"
+) -> int:
     """GCL Eq. 8: positives in use, ``n(t) = max(1, ceil(K f(t/T)))``.
 
     ``f(t) = s + (1 - s) t`` (linear) or ``sqrt(s^2 + (1 - s^2) t)`` (root), with s = `start`.

@@ -15,12 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from MedSSLLib.images.labels import IGNORE
+from MedSSLLib.losses.precision import at_least_float32
 
 Reduce = Callable[[Tensor], Tensor]
 
 
 def identity(x: Tensor) -> Tensor:
-    """The reduction of a single process."""
+    """The gather and the reduction of a single process."""
     return x
 
 
@@ -50,7 +51,7 @@ def dice_ce(
     Returns:
         Scalar in [0, inf); exactly 0 with zero gradients where no voxel counts.
     """
-    logits = _at_least_float32(logits)
+    logits = at_least_float32(logits)
     targets = one_hot(labels, logits.shape[1], logits.dtype)
     weight = (labels != IGNORE).to(logits.dtype)
     return _dice_ce(logits, targets, weight, reduce, 0 if background else 1, smooth)
@@ -74,7 +75,7 @@ def dice_ce_soft(
         background: whether class 0 takes part in the Dice term.
         smooth: Dice smoothing in voxels. Not from the paper.
     """
-    logits = _at_least_float32(logits)
+    logits = at_least_float32(logits)
     targets = targets.to(logits.dtype)
     return _dice_ce(logits, targets, targets.sum(1), reduce, 0 if background else 1, smooth)
 
@@ -95,9 +96,8 @@ def mixed_targets(first: Tensor, second: Tensor, share: Tensor, classes: int) ->
         ``[b, k, *s]`` for :func:`dice_ce_soft`.
     """
     share = share.view(-1, *[1] * first.ndim)
-    return share * one_hot(first, classes, share.dtype) + (1 - share) * one_hot(
-        second, classes, share.dtype
-    )
+    ours, theirs = (one_hot(labels, classes, share.dtype) for labels in (first, second))
+    return share * ours + (1 - share) * theirs
 
 
 def one_hot(labels: Tensor, classes: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -136,10 +136,6 @@ def _dice_ce(
     return (1 - dice).mean() + sums[3 * k] / sums[3 * k + 1].clamp_min(tiny)
 
 
-def _at_least_float32(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()
-
-
 def segmentation_loss(
     logits: Sequence[Tensor], labels: Tensor, reduce: Reduce = identity
 ) -> Tensor:
@@ -150,13 +146,12 @@ def segmentation_loss(
         labels: class maps ``[b, *s]`` uint8 with IGNORE; coarser levels take every n-th voxel.
         reduce: autograd-aware sum over processes.
     """
-    weights = [0.5**level for level in range(len(logits))]
-    terms = []
-    for weight, level in zip(weights, logits, strict=True):
-        step = [n // m for n, m in zip(labels.shape[1:], level.shape[2:], strict=True)]
-        reduced = labels[(slice(None), *(slice(None, None, s) for s in step))]
-        terms.append(weight * dice_ce(level, reduced, reduce=reduce))
-    return torch.stack(terms).sum() / sum(weights)
+    terms, total = [], 0.0
+    for index, level in enumerate(logits):
+        weight = 0.5**index
+        terms.append(weight * dice_ce(level, _thinned(labels, level), reduce=reduce))
+        total += weight
+    return torch.stack(terms).sum() / total
 
 
 def soft_segmentation_loss(
@@ -169,10 +164,18 @@ def soft_segmentation_loss(
         targets: ``[b, k, *s]``; coarser levels take every n-th voxel.
         reduce: autograd-aware sum over processes.
     """
-    weights = [0.5**level for level in range(len(logits))]
-    terms = []
-    for weight, level in zip(weights, logits, strict=True):
-        steps = [n // m for n, m in zip(targets.shape[2:], level.shape[2:], strict=True)]
-        reduced = targets[(slice(None), slice(None), *(slice(None, None, step) for step in steps))]
-        terms.append(weight * dice_ce_soft(level, reduced, reduce=reduce))
-    return torch.stack(terms).sum() / sum(weights)
+    terms, total = [], 0.0
+    for index, level in enumerate(logits):
+        weight = 0.5**index
+        terms.append(weight * dice_ce_soft(level, _thinned(targets, level), reduce=reduce))
+        total += weight
+    return torch.stack(terms).sum() / total
+
+
+def _thinned(full: Tensor, level: Tensor) -> Tensor:
+    """Every n-th voxel of ``[b, ..., *s]``, so that as many are left as a coarser level has."""
+    axes = level.dim() - 2
+    index = [slice(None)] * (full.dim() - axes)
+    for size, coarse in zip(full.shape[-axes:], level.shape[-axes:], strict=True):
+        index.append(slice(None, None, size // coarse))
+    return full[tuple(index)]

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from MedSSLLib.losses.contrastive import full_precision
 from MedSSLLib.losses.dice_ce import Reduce, identity
+from MedSSLLib.losses.precision import full_precision
 
 
 def sample_anchors(labels: Tensor, classes: int, noise: Tensor) -> Tensor:

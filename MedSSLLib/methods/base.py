@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from MedSSLLib.config.run import Range
+from MedSSLLib.config.run import Preset, Range
 from MedSSLLib.data.batch import Batch
+from MedSSLLib.losses.dice_ce import identity
 from MedSSLLib.networks.unet import Encoder
 
 
-def identity(x: Tensor) -> Tensor:
-    """The gather and reduce of a single process."""
-    return x
-
-
 class MethodConfig(BaseModel):
-    """Fields shared by every pre-training method: which views it wants."""
+    """Fields shared by every pre-training method: which views it wants.
+
+    Attributes:
+        presets: what the method changes in a preset: ``{"paper": {"optimiser.lr": 0.1}}``, with any
+            setting of the run, and ``options.NAME`` for one of its own.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    presets: ClassVar[Mapping[Preset, Mapping[str, Any]]] = {}
 
     view_scale: Range = Field(
         (1.1, 1.4),
@@ -123,7 +126,7 @@ class Method(nn.Module):
         """Detached 0-d tensors of the last :meth:`losses`."""
         return {}
 
-    def remarks(self) -> list[tuple[Literal["metric", "warning"], str]]:
+    def notices(self) -> list[tuple[Literal["metric", "warning"], str]]:
         """Settings that come out otherwise than they are set: kind of event and sentence each."""
         return []
 

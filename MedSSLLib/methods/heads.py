@@ -13,6 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, normalize
 
+from MedSSLLib.losses.precision import at_least_float32
 from MedSSLLib.methods.base import MethodConfig
 from MedSSLLib.networks.unet import Encoder, conv_nd, norm_spec
 
@@ -94,11 +95,6 @@ class LightDecoder(nn.Module):
 def pooled(x: Tensor) -> Tensor:
     """Global average, keeping the axes: ``[b, c, *s]`` to ``[b, c, 1, ...]``."""
     return x.mean(list(range(2, x.dim())), keepdim=True)
-
-
-def at_least_float32(x: Tensor) -> Tensor:
-    """The tensor in float32, or in float64 where it is."""
-    return x if x.dtype == torch.float64 else x.float()
 
 
 @torch.no_grad()

@@ -1,21 +1,49 @@
-"""What is set under ``options``: which settings a method, or a command without a choice of methods,
-has of its own.
-"""
+"""Settings of a run that learns by a method: its presets, and what is set under ``options``."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from MedSSLLib.config.messages import chosen
-from MedSSLLib.methods import METHODS, load_method
+from MedSSLLib.config.run import CommandName, Preset, RunConfig
+from MedSSLLib.methods import known_methods, load_method
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
 
+def configured(
+    command: CommandName,
+    *,
+    preset: Preset = "standard",
+    method: str = "supervised",
+    overrides: Mapping[str, Any] | None = None,
+) -> RunConfig:
+    """The settings of a run: the preset, what the method changes in it, then `overrides`.
+
+    Args:
+        command: what is run.
+        preset: quick, standard or paper.
+        method: of pre-training; other commands have one each.
+        overrides: values by dotted key, such as ``{"optimiser.lr": "1e-3"}``.
+
+    Raises:
+        InputError: a key does not exist or a value does not fit, naming the nearest key.
+    """
+    of_method: Mapping[str, Any] = {}
+    if command == "pretrain" and method in known_methods():
+        of_method = load_method(method).Config.presets.get(preset, {})
+    return RunConfig.build(
+        command, preset=preset, method=method, of_method=of_method, overrides=overrides
+    )
+
+
 def own_options(command: str, method: str, given: Mapping[str, Any]) -> BaseModel | None:
-    """The settings of their own with those given; None where there are none.
+    """The settings of a method, or of a command without a choice of methods, with those given.
+
+    None where there are none, and for a method that is not there (its file was not named).
 
     Raises:
         InputError: an option that does not exist, or a value that does not fit.
@@ -28,8 +56,47 @@ def own_options(command: str, method: str, given: Mapping[str, Any]) -> BaseMode
         from MedSSLLib.config.commands import CompletionConfig
 
         return chosen(CompletionConfig, given)
-    return (
-        chosen(load_method(method).Config, given)
-        if command == "pretrain" and method in METHODS
-        else None
-    )
+    if command == "pretrain" and method in known_methods():
+        return chosen(load_method(method).Config, given)
+    return None
+
+
+def changed_settings(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Settings that differ from the preset, as ``--set`` takes them."""
+    command, preset, method = (settings.get(key) for key in ("command", "preset", "method"))
+    usual = configured(command, preset=preset, method=method)  # type: ignore[arg-type]
+    tree = usual.model_dump(mode="json")
+    if own := own_options(usual.command, usual.method, usual.options):
+        tree["options"] = own.model_dump(mode="json")
+    default = dict(flat_settings(tree))
+    changed = {}
+    for key, value in flat_settings(settings):
+        words = setting_words(key, value)
+        if words and key not in ("name", "labelled") and str(default.get(key)) != str(value):
+            changed[key] = words
+    return changed
+
+
+def setting_words(key: str, value: Any) -> str:
+    """A value in words; of a method's options also that it is null."""
+    return "null" if value is None and key.startswith("options.") else as_typed(value)
+
+
+def as_typed(value: Any) -> str:
+    """A value as ``--set`` takes it; a list of names as ``--labelled`` and ``--meta`` do."""
+    if isinstance(value, str):
+        return value
+    if value and isinstance(value, list) and all(isinstance(item, str) for item in value):
+        return ", ".join(value)
+    return "" if value is None else json.dumps(value, ensure_ascii=False)
+
+
+def flat_settings(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """Settings of a nested configuration as (dotted key, value)."""
+    rows: list[tuple[str, Any]] = []
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            rows += flat_settings(value, f"{prefix}{key}.")
+        else:
+            rows.append((f"{prefix}{key}", value))
+    return rows

@@ -15,8 +15,9 @@ from pydantic import Field
 from torch import Tensor
 
 from MedSSLLib.data.batch import Batch
+from MedSSLLib.losses.precision import at_least_float32
 from MedSSLLib.methods.base import Method, MethodConfig, MethodContext
-from MedSSLLib.methods.heads import LightDecoder, at_least_float32
+from MedSSLLib.methods.heads import LightDecoder
 from MedSSLLib.networks.unet import Encoder
 
 CURVE = 256  # entries of an intensity curve

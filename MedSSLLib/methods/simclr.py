@@ -13,8 +13,9 @@ from torch.nn.functional import normalize
 
 from MedSSLLib.data.batch import Batch
 from MedSSLLib.losses.contrastive import info_nce
+from MedSSLLib.losses.precision import at_least_float32
 from MedSSLLib.methods.base import Method, MethodContext
-from MedSSLLib.methods.heads import HeadConfig, Heads, at_least_float32, pooled, spread
+from MedSSLLib.methods.heads import HeadConfig, Heads, pooled, spread
 from MedSSLLib.networks.unet import Encoder
 
 

@@ -1,6 +1,4 @@
-"""A self-contained HTML page: inline style and images, no script, no network, every text
-escaped.
-"""
+"""A self-contained HTML page: no script, no network, every text escaped."""
 
 from __future__ import annotations
 
@@ -101,8 +99,9 @@ footer { color: var(--soft); font-size: 13px; margin-top: 26px; }
 
 @dataclass(frozen=True)
 class Cell:
-    """A table cell: text, a smaller note behind it (below a number), and whether it is a number
-    (set to the right).
+    """A table cell: text, a smaller note behind it, and whether it is a number.
+
+    Numbers are set to the right, their notes below them.
     """
 
     text: str
@@ -123,11 +122,11 @@ class Page:
     def cards(self, cards: Iterable[tuple[str, str, str]]) -> None:
         """Headline numbers outside any section: (value, what it is, note)."""
         self._close()
-        cells = "".join(
-            f'<div class="card"><b>{_text(value)}</b><span>{_text(name)}</span><span>{_text(note)}</span></div>'
-            for value, name, note in cards
-        )
-        self._parts.append(f'<div class="cards">{cells}</div>')
+        cells = []
+        for value, name, note in cards:
+            words = f"<span>{_text(name)}</span><span>{_text(note)}</span>"
+            cells.append(f'<div class="card"><b>{_text(value)}</b>{words}</div>')
+        self._parts.append(f'<div class="cards">{"".join(cells)}</div>')
 
     def section(self, title: str, text: str = "") -> None:
         """Open a section."""
@@ -143,16 +142,16 @@ class Page:
 
     def bullets(self, items: Iterable[str]) -> None:
         """A list."""
-        self._parts.append("<ul>" + "".join(f"<li>{_text(item)}</li>" for item in items) + "</ul>")
+        lines = "".join(f"<li>{_text(item)}</li>" for item in items)
+        self._parts.append(f"<ul>{lines}</ul>")
 
     def facts(self, facts: Mapping[str, Any]) -> None:
         """Names and values; empty values are left out."""
-        rows = "".join(
-            f"<dt>{_text(name)}</dt><dd>{_text(value)}</dd>"
-            for name, value in facts.items()
-            if value not in ("", None)
-        )
-        self._parts.append(f"<dl>{rows}</dl>")
+        rows = []
+        for name, value in facts.items():
+            if value not in ("", None):
+                rows.append(f"<dt>{_text(name)}</dt><dd>{_text(value)}</dd>")
+        self._parts.append(f"<dl>{''.join(rows)}</dl>")
 
     def table(
         self,
@@ -163,28 +162,28 @@ class Page:
         total: bool = False,
     ) -> None:
         """A table; ``total`` sets the last row apart."""
-        lines = [
-            [cell if isinstance(cell, Cell) else Cell(str(cell)) for cell in row] for row in rows
-        ]
-        right = [bool(lines) and all(row[n].number for row in lines) for n in range(len(head))]
-        cells = [Cell(name, number=side) for name, side in zip(head, right, strict=True)]
-        titles = _cells(cells, "th")
-        body = "".join(
-            f"<tr{_total(total and n == len(lines))}>{_cells(row)}</tr>"
-            for n, row in enumerate(lines, 1)
-        )
+        lines = [list(map(_as_cell, row)) for row in rows]
+        titles = []
+        for column, name in enumerate(head):
+            numbers = bool(lines) and all(line[column].number for line in lines)
+            titles.append(Cell(name, number=numbers))
+        body = []
+        for number, line in enumerate(lines, 1):
+            kind = ' class="total"' if total and number == len(lines) else ""
+            body.append(f"<tr{kind}>{_cells(line)}</tr>")
         heading = f"<caption>{_text(caption)}</caption>" if caption else ""
+        top = f"<thead><tr>{_cells(titles, 'th')}</tr></thead>"
         self._parts.append(
-            f'<div class="scroll"><table>{heading}<thead><tr>{titles}</tr></thead><tbody>{body}</tbody></table></div>'
+            f'<div class="scroll"><table>{heading}{top}<tbody>{"".join(body)}</tbody></table></div>'
         )
 
     def figures(self, *figures: tuple[Figure, str]) -> None:
-        """Figures side by side where there is room: (figure, caption). They become PNG inside the
-        page.
+        """Figures side by side where there is room: (figure, caption).
+
+        They become PNG inside the page.
         """
-        self._parts.append(
-            '<div class="row">' + "".join(_figure(*figure) for figure in figures) + "</div>"
-        )
+        parts = [_figure(figure, caption) for figure, caption in figures]
+        self._parts.append(f'<div class="row">{"".join(parts)}</div>')
 
     def code(self, text: str) -> None:
         """Text in a fixed-width face."""
@@ -238,20 +237,17 @@ def _text(value: Any, *, lines: bool = False) -> str:
     return escape(safe, quote=True)
 
 
+def _as_cell(value: Cell | str) -> Cell:
+    return value if isinstance(value, Cell) else Cell(str(value))
+
+
 def _cells(row: Sequence[Cell], tag: str = "td") -> str:
-    return "".join(
-        f"<{tag}{_right(cell.number)}>{_text(cell.text)}"
-        f"{f' <small>{_text(cell.note)}</small>' if cell.note else ''}</{tag}>"
-        for cell in row
-    )
-
-
-def _right(right: bool) -> str:
-    return ' class="n"' if right else ""
-
-
-def _total(total: bool) -> str:
-    return ' class="total"' if total else ""
+    parts = []
+    for cell in row:
+        side = ' class="n"' if cell.number else ""
+        note = f" <small>{_text(cell.note)}</small>" if cell.note else ""
+        parts.append(f"<{tag}{side}>{_text(cell.text)}{note}</{tag}>")
+    return "".join(parts)
 
 
 def _figure(figure: Figure, caption: str) -> str:

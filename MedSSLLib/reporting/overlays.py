@@ -1,6 +1,4 @@
-"""Slices of a case with its labels drawn on top: which slice to show, which way is up, contour and
-fill.
-"""
+"""Slices of a case with its labels on top: which slice, which way up, contour, fill."""
 
 from __future__ import annotations
 
@@ -45,8 +43,9 @@ class Panel:
 def make_panel(
     title: str, image: Volume, labels: Mapping[str, Volume | None], classes: Sequence[int]
 ) -> Panel:
-    """The slice that shows most, in radiological convention (patient's right on the left, head or
-    front up).
+    """The slice that shows most, in radiological convention.
+
+    The patient's right is on the left, head or front up.
 
     Args:
         title: text of the row.
@@ -56,25 +55,22 @@ def make_panel(
         classes: label values; the position decides the colour.
     """
     scan = orient(image, "LPS")
-    oriented = {
-        name: None if label is None else orient(label, "LPS").array
-        for name, label in labels.items()
-    }
-    leading = next(
-        (array for array in oriented.values() if array is not None), np.zeros(scan.array.shape)
-    )
+    oriented: dict[str, np.ndarray | None] = {}
+    leading = None
+    for name, label in labels.items():
+        oriented[name] = None if label is None else orient(label, "LPS").array
+        if leading is None:
+            leading = oriented[name]
     axis = shown_axis(scan.geometry)
-    index = best_slice(leading, axis, classes)
+    index = best_slice(np.zeros(scan.array.shape) if leading is None else leading, axis, classes)
+    maps: dict[str, np.ndarray | None] = {}
+    for name, array in oriented.items():
+        maps[name] = None if array is None else _class_map(_cut(array, axis, index), classes)
     low, high = np.percentile(scan.array, (0.5, 99.7))
-    grey = np.clip(
-        (_cut(scan.array, axis, index).astype(float) - low) / max(high - low, 1e-9), 0, 1
-    )
-    spacing = [step for number, step in enumerate(scan.geometry.spacing) if number != axis]
-    maps = {
-        name: None if array is None else _class_map(_cut(array, axis, index), classes)
-        for name, array in oriented.items()
-    }
-    return Panel(title, grey, maps, spacing[1] / spacing[0], _UP[axis])
+    plane = _cut(scan.array, axis, index).astype(float)
+    grey = np.clip((plane - low) / max(high - low, 1e-9), 0, 1)
+    across, down = (scan.geometry.spacing[other] for other in range(3) if other != axis)
+    return Panel(title, grey, maps, down / across, _UP[axis])
 
 
 def shown_axis(geometry: Geometry) -> int:
@@ -85,20 +81,23 @@ def shown_axis(geometry: Geometry) -> int:
 
 
 def best_slice(label: np.ndarray, axis: int, classes: Sequence[int]) -> int:
-    """The slice of ``label`` [k, j, i] that holds the largest shares of all classes together; the
-    middle if empty.
+    """The slice of ``label`` [k, j, i] that holds most of all classes together.
+
+    The middle if it is empty.
     """
-    others = tuple(number for number in range(3) if number != 2 - axis)
-    score = np.zeros(label.shape[2 - axis])
+    slices = np.moveaxis(label, 2 - axis, 0)
+    score = np.zeros(len(slices))
     for value in classes:
-        area = (label == value).sum(axis=others).astype(float)
-        score += np.sqrt(area / area.max()) if area.any() else 0
+        area = (slices == value).sum(axis=(1, 2)).astype(float)
+        if area.any():
+            score += np.sqrt(area / area.max())
     return int(score.argmax()) if score.any() else len(score) // 2
 
 
 def _cut(array: np.ndarray, axis: int, index: int) -> np.ndarray:
-    """A slice of an LPS array as it is hung: rows run head to foot (front to back in axial
-    slices).
+    """A slice of an LPS array as it is hung.
+
+    Rows run head to foot, or front to back in axial slices.
     """
     plane = np.take(array, index, axis=2 - axis)
     return plane if axis == 2 else plane[::-1]
@@ -113,8 +112,9 @@ def _class_map(plane: np.ndarray, classes: Sequence[int]) -> np.ndarray:
 
 @styled
 def overlay_figure(panels: Sequence[Panel], names: Sequence[str], *, width: float = 9.6) -> Figure:
-    """Rows of cases, columns of labels: translucent fill and contour; later columns show the first
-    one's outline.
+    """Rows of cases, columns of labels: translucent fill and contour.
+
+    Later columns show the outline of the first label.
 
     Args:
         panels: rows with the same columns.
@@ -123,11 +123,12 @@ def overlay_figure(panels: Sequence[Panel], names: Sequence[str], *, width: floa
     """
     columns = list(panels[0].labels)
     cell = width / len(columns)
-    heights = [
-        cell * panel.image.shape[0] * panel.aspect / panel.image.shape[1] for panel in panels
-    ]
+    longest = max(columns, key=lambda name: len(printable(name)))
+    heights = []
+    for panel in panels:
+        rows, across = panel.image.shape
+        heights.append(cell * rows * panel.aspect / across)
     figure = Figure(figsize=(width, sum(heights) + 0.7))
-    largest = 72 * cell / (BOLD * max(len(printable(name)) + 1 for name in columns))
     grid = figure.add_gridspec(len(panels), len(columns), height_ratios=heights)
     for row, panel in enumerate(panels):
         reference = next((label for label in panel.labels.values() if label is not None), None)
@@ -135,16 +136,21 @@ def overlay_figure(panels: Sequence[Panel], names: Sequence[str], *, width: floa
             axes = figure.add_subplot(grid[row, column])
             _draw(axes, panel, label, None if label is reference else reference, len(names))
             if row == 0:
-                title = axes.set_title(printable(name), loc="center", pad=6)
-                title.set_fontsize(min(title.get_fontsize(), largest))
+                _add_title(axes, name, cell, len(printable(longest)))
             if column == 0:
                 _write(axes, (0.025, 0.975), panel.title, va="top")
-    handles = [
-        Patch(facecolor=to_rgba(colour_of(n), 0.45), edgecolor=colour_of(n), label=printable(name))
-        for n, name in enumerate(names, 1)
-    ]
+    handles = []
+    for number, name in enumerate(names, 1):
+        fill, edge = to_rgba(colour_of(number), 0.45), colour_of(number)
+        handles.append(Patch(facecolor=fill, edgecolor=edge, label=printable(name)))
     figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 5))
     return figure
+
+
+def _add_title(axes: Axes, text: str, width: float, longest: int) -> None:
+    """The title of a column, small enough for the longest one to fit the width in inches."""
+    title = axes.set_title(printable(text), loc="center", pad=6)
+    title.set_fontsize(min(title.get_fontsize(), 72 * width / (BOLD * (longest + 1))))
 
 
 def _draw(

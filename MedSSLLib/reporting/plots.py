@@ -1,5 +1,6 @@
-"""Figures in one style: colour-blind-safe (Okabe and Ito 2008), transparent, legible on white and
-on dark pages.
+"""Plots in one style: colour-blind-safe, transparent, legible on white and dark pages.
+
+The colours are those of Okabe and Ito 2008.
 
 Every function returns a matplotlib ``Figure`` made without pyplot, so nothing is global and no
 display is needed. Save it with :func:`save` or turn it into bytes with :func:`to_png`.
@@ -103,20 +104,21 @@ def training_curves(
         ylabel: the axis' name, shared by all panels.
         bounds: limits of the vertical axis; ``None`` = from the data.
     """
-    names = list(dict.fromkeys(name for curves in runs.values() for name in curves))
+    names: list[str] = []
+    for curves in runs.values():
+        names += [name for name in curves if name not in names]
     figure = Figure(figsize=(3.3 * max(1, len(names)), 2.6))
+    shown: dict[str, Artist] = {}
     for panel, name in enumerate(names):
         axes = figure.add_subplot(1, len(names), panel + 1)
         for number, (run, curves) in enumerate(runs.items()):
             _curve(axes, curves.get(name, ()), PALETTE[number % len(PALETTE)], run)
-        axes.set(
-            title=name.replace("_", " "),
-            xlabel="step",
-            ylabel=ylabel if panel == 0 else "",
-            ylim=bounds,
-        )
-    lines = {str(line.get_label()): line for axes in figure.axes for line in axes.lines}
-    shown = {name: line for name, line in lines.items() if name in runs}
+        axes.set(title=name.replace("_", " "), xlabel="step", ylim=bounds)
+        if panel == 0:
+            axes.set_ylabel(ylabel)
+        for line in axes.lines:
+            if line.get_label() in runs:
+                shown[str(line.get_label())] = line
     if len(runs) > 1 and shown:
         legend_above(figure, list(shown.values()), list(shown), columns=4)
     return figure
@@ -129,8 +131,9 @@ def legend_above(
     *,
     columns: int = 3,
 ) -> None:
-    """The legend above a figure, of what it shows unless told, in as many columns as fit; its rows
-    make it higher.
+    """The legend above a figure, in as many columns as fit.
+
+    It names what the figure shows unless told; its rows make the figure higher.
     """
     if handles is None:
         handles, names = figure.axes[0].get_legend_handles_labels()
@@ -154,8 +157,9 @@ def _curve(axes: Axes, points: Sequence[tuple[float, float]], colour: str, label
 
 
 def running_mean(values: np.ndarray, window: int) -> np.ndarray:
-    """Centred mean over up to ``window`` values, same length; NaN are left out, ends use what there
-    is.
+    """Centred mean over up to ``window`` values, same length.
+
+    NaN are left out; the ends use what there is.
     """
     kernel, present = np.ones(min(window, len(values))), ~np.isnan(values)
     total = np.convolve(np.where(present, values, 0.0), kernel, "same")
@@ -177,22 +181,21 @@ def dice_against_labels(
     """
     figure = Figure(figsize=(4.7, 3.6))
     axes = figure.add_subplot()
-    counts = sorted({count for rows in results.values() for count in rows})
+    counts = sorted(set().union(*results.values()))
     for number, (method, rows) in enumerate(results.items()):
-        colour = PALETTE[number % len(PALETTE)]
         shift = (number - (len(results) - 1) / 2) * 0.06
-        places = np.array([counts.index(count) for count in sorted(rows)]) + shift
-        mean, low, high = np.array([rows[count] for count in sorted(rows)]).T
+        own = sorted(rows)
+        mean, low, high = np.array([rows[count] for count in own]).T
         axes.errorbar(
-            places,
+            np.searchsorted(counts, own) + shift,
             mean,
             [mean - low, high - mean],
-            color=colour,
+            color=PALETTE[number % len(PALETTE)],
             marker="o",
             capsize=3,
             label=method,
         )
-    axes.set_xticks(range(len(counts)), [str(count) for count in counts])
+    axes.set_xticks(range(len(counts)), list(map(str, counts)))
     axes.set(xlabel=xlabel, ylabel="mean Dice", xlim=(-0.5, len(counts) - 0.5))
     legend_above(figure)
     return figure
@@ -214,43 +217,36 @@ def paired_cases(
         names: the two methods.
         metric: the axis' name.
     """
-    pairs = np.array(
-        [
-            (a, second[case])
-            for case, a in first.items()
-            if a is not None and second.get(case) is not None
-        ]
-    )
+    pairs = []
+    for case, before in first.items():
+        after = second.get(case)
+        if before is not None and after is not None:
+            pairs.append((before, after))
     figure = Figure(figsize=(3.6, 3.4))
     axes = figure.add_subplot()
+    style: dict[str, Any] = {"alpha": 0.7, "linewidth": 1.1, "marker": "o", "markersize": 3.2}
     for before, after in pairs:
-        colour = PALETTE[0 if after >= before else 1]
-        axes.plot(
-            (0, 1),
-            (before, after),
-            color=colour,
-            alpha=0.7,
-            linewidth=1.1,
-            marker="o",
-            markersize=3.2,
-        )
-    if len(pairs):
-        means = pairs.mean(axis=0)
-        axes.plot((0, 1), means, color=NEUTRAL, linewidth=2.6, marker="D", markersize=6)
-        for place, mean, side in ((0, means[0], "right"), (1, means[1], "left")):
-            axes.annotate(
-                f"{mean:.3f}",
-                (place, mean),
-                xytext=(-9 if side == "right" else 9, 0),
-                ha=side,
-                va="center",
-                textcoords="offset points",
-                weight="semibold",
-            )
+        axes.plot((0, 1), (before, after), color=PALETTE[0 if after >= before else 1], **style)
+    if pairs:
+        _draw_means(axes, *np.array(pairs).mean(axis=0))
     axes.set_xticks((0, 1), names)
     axes.set(xlim=(-0.45, 1.45), ylabel=metric)
     axes.grid(axis="x", visible=False)
     return figure
+
+
+def _draw_means(axes: Axes, before: float, after: float) -> None:
+    axes.plot((0, 1), (before, after), color=NEUTRAL, linewidth=2.6, marker="D", markersize=6)
+    for place, mean, side in ((0, before, "right"), (1, after, "left")):
+        axes.annotate(
+            f"{mean:.3f}",
+            (place, mean),
+            xytext=(18 * place - 9, 0),
+            ha=side,
+            va="center",
+            textcoords="offset points",
+            weight="semibold",
+        )
 
 
 @styled
@@ -268,18 +264,10 @@ def class_spread(
     axes = figure.add_subplot()
     generator = np.random.default_rng(0)
     for row, name in enumerate(classes):
-        values = np.array(
-            [case[name] for case in cases.values() if case.get(name) is not None], dtype=float
-        )
-        colour = colour_of(row + 1)
-        axes.plot(
-            values,
-            row + generator.uniform(-0.16, 0.16, len(values)),
-            "o",
-            color=colour,
-            alpha=0.65,
-            markersize=5,
-        )
+        found = [case.get(name) for case in cases.values()]
+        values = np.array([value for value in found if value is not None], dtype=float)
+        places = row + generator.uniform(-0.16, 0.16, len(values))
+        axes.plot(values, places, "o", color=colour_of(row + 1), alpha=0.65, markersize=5)
         if len(values):
             axes.plot([np.median(values)] * 2, [row - 0.3, row + 0.3], color=NEUTRAL, linewidth=2.6)
     axes.set_yticks(range(len(classes)), classes)
@@ -290,8 +278,9 @@ def class_spread(
 
 @styled
 def volume_agreement(volumes: Mapping[str, Sequence[tuple[float, float]]]) -> Figure:
-    """Bland-Altman plot per class: difference against mean of measured and reference volume, with
-    limits.
+    """Bland-Altman plot per class, with limits of agreement.
+
+    Difference against mean of measured and reference volume.
 
     Args:
         volumes: class to ``[(measured ml, reference ml), ...]``.
@@ -354,8 +343,9 @@ def reliability_diagram(bins: Mapping[str, Sequence[float]], ece: float) -> Figu
 
 @contextmanager
 def _house_style() -> Iterator[None]:
-    """The style for the time of a call; a preferred font or a glyph that is missing is not worth a
-    message.
+    """The style for the time of a call.
+
+    A preferred font or a glyph that is missing is not worth a message.
     """
     logger = logging.getLogger("matplotlib.font_manager")
     level = logger.level

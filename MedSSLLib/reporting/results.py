@@ -22,91 +22,68 @@ _METRICS = {
 }
 
 
-def duration(seconds: float) -> str:
-    """Seconds as people say them."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
-
-
 def add_results(page: Page, methods: Sequence[Scored]) -> None:
     """Methods side by side, then the last one by class and by case."""
     last = methods[-1]
     page.section("Results")
     page.text(
         "Mean over cases, with the smallest and largest case behind it. Surface Dice counts "
-        "surface within "
-        f"{last.metrics['tolerance_mm']:g} mm. A dash means that no case has the class in both "
-        "prediction and "
-        "reference."
+        f"surface within {last.metrics['tolerance_mm']:g} mm. A dash means that no case has the "
+        "class in both prediction and reference."
     )
-    several = len(methods) > 1
-    if several:
-        classes = list(last.metrics["summary"]["dice"]["per_class"])
-        head = (
-            "model",
-            *(name for name, _ in _METRICS.values()),
-            *(f"Dice, {name}" for name in classes),
-        )
-        page.table(head, map(_method_row, methods), caption="All models")
-    head = ("class", *(name for name, _ in _METRICS.values()))
-    page.table(
-        head, _class_rows(last), caption=f"By class: {last.name}" if several else "", total=True
-    )
+    names = [name for name, _ in _METRICS.values()]
     spread = (class_spread(_dice_by_class(last)), f"Dice of every case by class, {last.name}.")
-    if several:
+    if len(methods) > 1:
         first = methods[0]
+        classes = [f"Dice, {name}" for name in last.metrics["summary"]["dice"]["per_class"]]
+        page.table(["model", *names, *classes], map(_method_row, methods), caption="All models")
+        by_class = f"By class: {last.name}"
+        page.table(["class", *names], _class_rows(last), caption=by_class, total=True)
         pairs = paired_cases(first.per_case, last.per_case, (first.name, last.name))
         page.figures((pairs, "Mean Dice of every case, blue where it rose."), spread)
     else:
+        page.table(["class", *names], _class_rows(last), total=True)
         page.figures(spread)
     limits = "bias (line) and limits of agreement (dashed, 1.96 SD)"
     page.figures((volume_agreement(_volumes(last)), f"Volumes, {last.name}: {limits}."))
+    _add_cases(page, methods)
+
+
+def _add_cases(page: Page, methods: Sequence[Scored]) -> None:
+    """Every case, folded away, with those that could not be scored."""
     page.fold("Every case")
-    estimated = ("estimated Dice",) if last.estimates else ()
-    page.table(
-        ("case", *(f"Dice, {scored.name}" for scored in methods), "HD95, mm", *estimated),
-        _case_rows(methods),
-    )
-    if last.metrics["errors"]:
+    columns = [f"Dice, {scored.name}" for scored in methods]
+    estimated = ["estimated Dice"] if methods[-1].estimates else []
+    page.table(["case", *columns, "HD95, mm", *estimated], _case_rows(methods))
+    errors = methods[-1].metrics["errors"]
+    if errors:
         page.text("Not scored:")
-        page.facts(last.metrics["errors"])
+        page.facts(errors)
     page.unfold()
 
 
 def _method_row(scored: Scored) -> list[Cell | str]:
     summaries = scored.metrics["summary"]
-    means = [number(summaries[metric]["mean"], digits) for metric, (_, digits) in _METRICS.items()]
-    return [
-        scored.name,
-        *means,
-        *(number(value) for value in summaries["dice"]["per_class"].values()),
-    ]
+    row: list[Cell | str] = [scored.name]
+    row += [number(summaries[metric]["mean"], digits) for metric, (_, digits) in _METRICS.items()]
+    row += map(number, summaries["dice"]["per_class"].values())
+    return row
 
 
 def _class_rows(scored: Scored) -> list[list[Cell | str]]:
-    cases, summaries = scored.metrics["cases"], scored.metrics["summary"]
+    cases, summaries = scored.metrics["cases"].values(), scored.metrics["summary"]
     rows: list[list[Cell | str]] = []
     for name in summaries["dice"]["per_class"]:
         row: list[Cell | str] = [name]
         for metric, (_, digits) in _METRICS.items():
-            values = [
-                case[name][metric] for case in cases.values() if case[name][metric] is not None
-            ]
+            found = [case[name][metric] for case in cases]
+            values = [value for value in found if value is not None]
             spread = f"{min(values):.{digits}f}–{max(values):.{digits}f}" if values else ""
             row.append(number(summaries[metric]["per_class"][name], digits, spread))
         rows.append(row)
-    rows.append(
-        [
-            "mean of classes",
-            *(
-                number(summaries[metric]["mean"], digits)
-                for metric, (_, digits) in _METRICS.items()
-            ),
-        ]
-    )
-    return rows
+    total: list[Cell | str] = ["mean of classes"]
+    total += [number(summaries[metric]["mean"], digits) for metric, (_, digits) in _METRICS.items()]
+    return [*rows, total]
 
 
 def _case_rows(methods: Sequence[Scored]) -> Iterable[list[Cell | str]]:
@@ -119,23 +96,24 @@ def _case_rows(methods: Sequence[Scored]) -> Iterable[list[Cell | str]]:
 
 
 def _dice_by_class(scored: Scored) -> dict[str, dict[str, float | None]]:
-    return {
-        case: {name: record["dice"] for name, record in records.items()}
-        for case, records in scored.metrics["cases"].items()
-    }
+    found = {}
+    for case, kinds in scored.metrics["cases"].items():
+        found[case] = {name: values["dice"] for name, values in kinds.items()}
+    return found
 
 
 def _volumes(scored: Scored) -> dict[str, list[tuple[float, float]]]:
-    cases = scored.metrics["cases"].values()
-    return {
-        name: [(case[name]["volume_ml"], case[name]["reference_ml"]) for case in cases]
-        for name in scored.metrics["summary"]["dice"]["per_class"]
-    }
+    found: dict[str, list[tuple[float, float]]] = {}
+    for case in scored.metrics["cases"].values():
+        for name, values in case.items():
+            found.setdefault(name, []).append((values["volume_ml"], values["reference_ml"]))
+    return found
 
 
 def add_overlays(page: Page, project: Project, methods: Sequence[Scored]) -> None:
-    """Best, median and worst case of the last method: scan, reference and each method's
-    prediction.
+    """Best, median and worst case of the last method.
+
+    Scan, reference and each method's prediction.
     """
     panels = list(overlay_panels(project, methods))
     if panels:
@@ -148,8 +126,9 @@ def add_overlays(page: Page, project: Project, methods: Sequence[Scored]) -> Non
 
 
 def overlay_panels(project: Project, methods: Sequence[Scored]) -> Iterable[Panel]:
-    """Panels of the cases that :func:`extremes` names; a case that cannot be read any more is left
-    out.
+    """Panels of the cases that :func:`~MedSSLLib.evaluation.scoring.extremes` names.
+
+    A case that cannot be read any more is left out.
     """
     for rank, name in extremes(methods[-1].per_case):
         try:

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from MedSSLLib import __version__
-from MedSSLLib.config.run import RunConfig
 from MedSSLLib.core.errors import InputError
 from MedSSLLib.core.events import read_events
 from MedSSLLib.core.files import refuse_overwriting
+from MedSSLLib.core.words import duration_words
 from MedSSLLib.evaluation.scoring import Scored, interval, score_predictions
-from MedSSLLib.methods.options import own_options
+from MedSSLLib.methods.options import changed_settings, flat_settings, setting_words
 from MedSSLLib.project.project import Project
 from MedSSLLib.project.runs import summary
 from MedSSLLib.reporting.diagnostics import (
@@ -24,19 +23,18 @@ from MedSSLLib.reporting.diagnostics import (
     add_diagnosis,
     add_meta_labels,
     add_pool,
-    add_rounds,
 )
 from MedSSLLib.reporting.html import Page
 from MedSSLLib.reporting.plots import Curves, training_curves
-from MedSSLLib.reporting.results import add_overlays, add_results, duration
+from MedSSLLib.reporting.results import add_overlays, add_results
+from MedSSLLib.reporting.rounds import add_rounds
 
 _SILENT = ("preprocess", "predict", "transfer")  # stages without losses
-_NOT_FIGURES = ("time", "seconds_left", "steps_per_second")
+_NOT_METRICS = ("time", "seconds_left", "steps_per_second")
 RESEARCH = (
     "Research use only: not a medical device. Every segmentation needs review by a person.",
-    "Figures hold for cases like those scored here: measure on your own references for other "
-    "scanners, protocols, "
-    "fields of view and diseases.",
+    "Results hold for cases like those scored here: measure on your own references for other "
+    "scanners, protocols, fields of view and diseases.",
 )
 
 
@@ -74,16 +72,34 @@ def write_run_report(
             file=folder,
             remedy="See `medssl runs PROJECT` for names",
         )
-    predictions = predictions or (
-        folder / "predictions" if (folder / "predictions").is_dir() else None
-    )
-    scored = (
-        None if predictions is None else score_predictions(project, predictions, run, tolerance_mm)
-    )
-    settings = facts["config"]["config"]
-    lead = _lead(settings, facts["config"].get("data", {}))
-    page = Page(f"Run {run}", lead, kicker=f"MedSSL run report · {project.name}")
-    page.cards(_cards(project, facts, scored))
+    if predictions is None and (folder / "predictions").is_dir():
+        predictions = folder / "predictions"
+    scored = None
+    if predictions is not None:
+        scored = score_predictions(project, predictions, run, tolerance_mm)
+    stored, metrics = facts["config"], facts["metrics"] or {}
+    settings, data = stored["config"], stored.get("data", {})
+    page = Page(f"Run {run}", _lead(settings, data), kicker=f"MedSSL run report · {project.name}")
+    page.cards(_cards(project, metrics, scored))
+    _add_scores(page, project, settings, scored)
+    add_curves(page, {run: folder})
+    add_pool(page, folder)
+    add_diagnosis(page, folder)
+    add_meta_labels(page, data | metrics)
+    add_calibration(page, metrics.get("calibration", {}), "held-out labelled cases")
+    add_rounds(page, project, folder, metrics.get("rounds", ()), references)
+    page.section("The run")
+    page.facts(_run_facts(project, facts))
+    add_configuration(page, settings)
+    add_environment(page, stored.get("versions", {}), stored.get("precision"))
+    add_limits(page, limits([scored] if scored else []))
+    return page.write(out, footer())
+
+
+def _add_scores(
+    page: Page, project: Project, settings: Mapping[str, Any], scored: Scored | None
+) -> None:
+    """Results of the predictions, or how to get some."""
     if scored is not None:
         add_results(page, [scored])
         add_overlays(page, project, [scored])
@@ -93,20 +109,6 @@ def write_run_report(
             "No predictions were given. Predict test cases, then name the folder with "
             "--predictions.",
         )
-    add_curves(page, {run: folder})
-    add_pool(page, folder)
-    add_diagnosis(page, folder)
-    add_meta_labels(page, facts["config"].get("data", {}) | (facts["metrics"] or {}))
-    add_calibration(
-        page, (facts["metrics"] or {}).get("calibration", {}), "held-out labelled cases"
-    )
-    add_rounds(page, project, folder, (facts["metrics"] or {}).get("rounds", ()), references)
-    page.section("The run")
-    page.facts(_run_facts(project, facts))
-    add_configuration(page, settings)
-    add_environment(page, facts["config"].get("versions", {}), facts["config"].get("precision"))
-    add_limits(page, limits([scored] if scored else []))
-    return page.write(out, footer())
 
 
 def footer() -> str:
@@ -115,20 +117,29 @@ def footer() -> str:
     return f"Written by MedSSL {__version__} on {now}. One file, no network."
 
 
+_VERBS = {
+    "pretrain": "Pre-training",
+    "finetune": "Fine-tuning",
+    "selftrain": "Self-training",
+    "complete": "Completing one volume",
+}
+
+
 def _lead(settings: Mapping[str, Any], data: Mapping[str, Any]) -> str:
-    options = settings.get("options", {}) if settings.get("command") == "selftrain" else {}
-    start = options.get("start") or settings.get("init") or "none"
+    start = settings.get("init") or "none"
+    if settings.get("command") == "selftrain":
+        start = settings.get("options", {}).get("start") or start
     origin = "from random weights" if start == "none" else f"from {start}"
-    verb = {
-        "pretrain": "Pre-training",
-        "finetune": "Fine-tuning",
-        "selftrain": "Self-training",
-        "complete": "Completing one volume",
-    }
-    kind = verb.get(settings.get("command", ""), "Training")
-    counts = {word: len(data.get(word, ())) for word in ("labelled", "unlabelled")}
-    scans = " and ".join(f"{count} {word}" for word, count in counts.items() if count)
-    on = f" on {scans} scan{'' if sum(counts.values()) == 1 else 's'}" if scans else ""
+    kind = _VERBS.get(settings.get("command", ""), "Training")
+    counts = []
+    total = 0
+    for word in ("labelled", "unlabelled"):
+        if count := len(data.get(word, ())):
+            counts.append(f"{count} {word}")
+            total += count
+    on = ""
+    if counts:
+        on = f" on {' and '.join(counts)} scan{'' if total == 1 else 's'}"
     return f"{kind} ({settings.get('method')}, preset {settings.get('preset')}) {origin}{on}."
 
 
@@ -138,50 +149,40 @@ def _leaving_out(scored: Scored) -> str:
 
 
 def _cards(
-    project: Project, facts: Mapping[str, Any], scored: Scored | None
+    project: Project, metrics: Mapping[str, Any], scored: Scored | None
 ) -> list[tuple[str, str, str]]:
-    cards = []
-    if scored is not None:
-        summaries = scored.metrics["summary"]
-        _, low, high = interval(
-            scored.per_case, {case.name: case.patient for case in project.cases}
-        )
-        cards.append(
-            (
-                _short(summaries["dice"]["mean"]),
-                "mean Dice",
-                f"95 % interval {low:.3f} to {high:.3f}",
-            )
-        )
-        cards.append(
-            (
-                _short(summaries["hd95_mm"]["mean"], 1, " mm"),
-                "95 % Hausdorff distance",
-                _leaving_out(scored),
-            )
-        )
-        tolerance = f"within {scored.metrics['tolerance_mm']:g} mm"
-        cards.append((_short(summaries["surface_dice"]["mean"]), "surface Dice", tolerance))
-        unseen = {case.name for case in project.test} >= set(scored.metrics["cases"])
-        kind = "test cases, never seen in training" if unseen else "some were seen in training"
-        cards.append((str(len(scored.metrics["cases"])), "cases scored", kind))
-    metrics = facts["metrics"] or {}
+    """Headline numbers: (value, what it is, note)."""
+    cards = [] if scored is None else _score_cards(project, scored)
     if metrics.get("seconds"):
         steps = metrics.get("steps")
-        rate = f", {steps / metrics['seconds']:.3g} a second" if steps else ""
-        rate = ", pseudo-labels included" if "rounds" in metrics else rate
-        cards.append(
-            (
-                duration(metrics["seconds"]),
-                "training time",
-                f"{'?' if steps is None else steps} steps{rate}",
-            )
-        )
+        note = f"{'?' if steps is None else steps} steps"
+        if "rounds" in metrics:
+            note += ", pseudo-labels included"
+        elif steps:
+            note += f", {steps / metrics['seconds']:.3g} a second"
+        cards.append((duration_words(metrics["seconds"]), "training time", note))
     if metrics.get("best") is not None:
-        cards.append(
-            (_short(metrics["best"]), "best validation Dice", f"at step {metrics.get('best_step')}")
-        )
+        note = f"at step {metrics.get('best_step')}"
+        cards.append((_short(metrics["best"]), "best validation Dice", note))
     return cards
+
+
+def _score_cards(project: Project, scored: Scored) -> list[tuple[str, str, str]]:
+    means = {metric: entry["mean"] for metric, entry in scored.metrics["summary"].items()}
+    _, low, high = interval(scored.per_case, {case.name: case.patient for case in project.cases})
+    unseen = {case.name for case in project.test} >= set(scored.metrics["cases"])
+    tolerance = f"within {scored.metrics['tolerance_mm']:g} mm"
+    hausdorff = _short(means["hd95_mm"], 1, " mm")
+    return [
+        (_short(means["dice"]), "mean Dice", f"95 % interval {low:.3f} to {high:.3f}"),
+        (hausdorff, "95 % Hausdorff distance", _leaving_out(scored)),
+        (_short(means["surface_dice"]), "surface Dice", tolerance),
+        (
+            str(len(scored.metrics["cases"])),
+            "cases scored",
+            "test cases, never seen in training" if unseen else "some were seen in training",
+        ),
+    ]
 
 
 def _short(value: float | None, digits: int = 3, unit: str = "") -> str:
@@ -203,64 +204,74 @@ def add_curves(page: Page, runs: Mapping[str, Path]) -> None:
 
 
 def losses(runs: Mapping[str, Path], *, validation: bool = False) -> dict[str, Curves]:
-    """Loss curves (or validation figures) of runs (name to run folder), one entry per run and
-    stage.
+    """Loss curves (or validation metrics) of runs, one entry per run and stage.
+
+    ``runs`` is run name to run folder.
     """
     found: dict[str, Curves] = {}
     for name, folder in runs.items():
         for stage, series in training_series(folder / "events.jsonl").items():
-            label = (
-                name
-                if stage in ("pretrain", "finetune", "selftrain", "complete")
-                else f"{name}, {stage}"
-            )
-            found |= {label: series[validation]} if series[validation] else {}
+            label = name if stage in _VERBS else f"{name}, {stage}"
+            curves = series.scores if validation else series.losses
+            if curves:
+                found[label] = curves
     return found
 
 
-def training_series(events: Path) -> dict[str, tuple[Curves, Curves]]:
-    """Per stage of a run: losses and validation figures, each name to ``[(step, value), ...]``.
+class StageSeries(NamedTuple):
+    """Losses and validation metrics of a stage, each name to ``[(step, value), ...]``."""
+
+    losses: Curves
+    scores: Curves
+
+
+def training_series(events: Path) -> dict[str, StageSeries]:
+    """Losses and validation metrics of a run's stages, in order of steps.
+
+    Stages without losses are left out.
 
     A step that was run again after a resume counts once, with its last value.
     """
-    found: dict[str, tuple[dict[str, dict[int, float]], dict[str, dict[int, float]]]] = {}
+    lost: dict[str, dict[str, dict[int, float]]] = {}
+    scored: dict[str, dict[str, dict[int, float]]] = {}
     for event in read_events(events) if events.is_file() else ():
         stage, step = str(event.get("stage", "")), event.get("step")
-        values = event.get("losses") if event["event"] == "progress" else event
+        training = event["event"] == "progress"
+        values = event.get("losses") if training else event
         if stage in _SILENT or not isinstance(step, int) or not isinstance(values, dict):
             continue
-        series = found.setdefault(stage, ({}, {}))[0 if event["event"] == "progress" else 1]
+        series = (lost if training else scored).setdefault(stage, {})
         for name, value in values.items():
-            if isinstance(value, float) and name not in _NOT_FIGURES:
+            if isinstance(value, float) and name not in _NOT_METRICS:
                 series.setdefault(name, {})[step] = value
-    return {
-        stage: (
-            {n: sorted(p.items()) for n, p in loss.items()},
-            {n: sorted(p.items()) for n, p in score.items()},
-        )
-        for stage, (loss, score) in found.items()
-        if loss
-    }
+    found = {}
+    for stage, curves in lost.items():
+        if curves:
+            found[stage] = StageSeries(_in_order(curves), _in_order(scored.get(stage, {})))
+    return found
+
+
+def _in_order(curves: Mapping[str, Mapping[int, float]]) -> Curves:
+    return {name: sorted(points.items()) for name, points in curves.items()}
 
 
 def _run_facts(project: Project, facts: Mapping[str, Any]) -> dict[str, Any]:
     stored = facts["config"]
     plan, data, settings = stored.get("plan", {}), stored.get("data", {}), stored["config"]
-    stopped = (facts["metrics"] or {}).get("stopped")
-    spacing = " x ".join(
-        "as scanned" if step is None else f"{step:g}" for step in plan.get("spacing", ())
-    )
+    spacing = []
+    for step in plan.get("spacing", ()):
+        spacing.append("as scanned" if step is None else f"{step:g}")
     started = stored.get("started")
     return {
         "project": project.name,
         "started": time.strftime("%d %B %Y, %H:%M", time.localtime(started)) if started else "",
-        **({"stopped by a guard": stopped} if stopped else {}),
+        "stopped by a guard": (facts["metrics"] or {}).get("stopped"),
         "classes": ", ".join(project.classes[1:]),
         "modality": ", ".join(project.modalities),
         "labelled cases": ", ".join(data.get("labelled", ())),
         "annotated slices": annotation_words(data.get("annotated") or {}),
         "network": f"{plan.get('dim', '?')}D U-Net, {_channels(plan.get('channels', '?'))}",
-        "grid, mm (d x h x w)": spacing,
+        "grid, mm (d x h x w)": " x ".join(spacing),
         "patch, voxels": " x ".join(map(str, plan.get("patch", ()))),
         "seed": settings.get("seed"),
     }
@@ -272,73 +283,31 @@ def _channels(count: Any) -> str:
 
 def annotation_words(annotated: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     """Annotated slices as text: "case03: k 4, 9, 15"."""
-    return "; ".join(
-        f"{case}: "
-        + ", ".join(
-            f"{'ijk'[part['axis']]} {', '.join(map(str, part['indices']))}" for part in parts
-        )
-        for case, parts in annotated.items()
-    )
+    texts = []
+    for case, parts in annotated.items():
+        axes = [f"{'ijk'[p['axis']]} {', '.join(map(str, p['indices']))}" for p in parts]
+        texts.append(f"{case}: {', '.join(axes)}")
+    return "; ".join(texts)
 
 
 def add_configuration(
     page: Page, settings: Mapping[str, Any], title: str = "Configuration"
 ) -> None:
-    """Every setting, those that differ from the preset first; the run's name and labelled cases
-    stand elsewhere.
+    """Every setting, those that differ from the preset first.
+
+    The run's name and labelled cases stand elsewhere.
     """
-    command, preset, method = (settings.get(key) for key in ("command", "preset", "method"))
-    usual = RunConfig.build(command, preset=preset, method=method)  # type: ignore[arg-type]
-    own = own_options(usual.command, usual.method, usual.options)
-    default = dict(
-        _flat(
-            usual.model_dump(mode="json")
-            | ({"options": own.model_dump(mode="json")} if own else {})
-        )
-    )
-    rows = [
-        (
-            key,
-            "null" if value is None and key.startswith("options.") else _setting(value),
-            str(default.get(key)) != str(value),
-        )
-        for key, value in _flat(settings)
-    ]
-    changed = {
-        key: words for key, words, differs in rows if differs and key not in ("name", "labelled")
-    }
-    order = " Settings that differ from it come first." if any(changed.values()) else ""
-    page.section(title, f"Preset {preset}.{order}")
+    changed = changed_settings(settings)
+    order = " Settings that differ from it come first." if changed else ""
+    page.section(title, f"Preset {settings.get('preset')}.{order}")
     page.facts(changed)
     page.fold("All settings")
-    page.facts({key: words for key, words, _ in rows})
+    page.facts({key: setting_words(key, value) for key, value in flat_settings(settings)})
     page.unfold()
 
 
-def _setting(value: Any) -> str:
-    """A value as ``--set`` takes it; a list of names as ``--labelled`` and ``--meta`` do."""
-    if isinstance(value, str):
-        return value
-    if value and isinstance(value, list) and all(isinstance(item, str) for item in value):
-        return ", ".join(value)
-    return "" if value is None else json.dumps(value, ensure_ascii=False)
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    rows: list[tuple[str, Any]] = []
-    for key, value in tree.items():
-        rows += (
-            _flat(value, f"{prefix}{key}.")
-            if isinstance(value, dict)
-            else [(f"{prefix}{key}", value)]
-        )
-    return rows
-
-
 def add_environment(page: Page, versions: Mapping[str, str], precision: str | None = None) -> None:
-    """Versions that made the run, the number format it was trained in where one is recorded, and
-    this computer.
-    """
+    """Versions that made the run, its number format where recorded, and this computer."""
     page.section("Environment")
     system = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
     trained = {"number format of training": precision} if precision else {}
@@ -360,11 +329,8 @@ def limits(methods: Sequence[Scored]) -> list[str]:
                 f"{dice['undefined']} times a class was absent from prediction and reference: "
                 "not counted."
             )
-        if scored.metrics["errors"]:
-            found.append(
-                f"{len(scored.metrics['errors'])} cases could not be scored; see the table of "
-                "cases."
-            )
+        if errors := scored.metrics["errors"]:
+            found.append(f"{len(errors)} cases could not be scored; see the table of cases.")
     return [*found, *RESEARCH]
 
 

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -206,16 +207,20 @@ def addresses(root):
     values = dict(
         re.findall(r'set\((EXTENSION_\w+) "([^"$]*)"\)', (root / "CMakeLists.txt").read_text())
     )
-    return base, [
+    of_extension = [
         values[key]
         for key in ("EXTENSION_HOMEPAGE", "EXTENSION_ICONURL", "EXTENSION_SCREENSHOTURLS")
     ]
+    of_package = tomllib.loads((root / "pyproject.toml").read_text())["project"]["urls"].values()
+    cited = re.findall(r'repository-code: "(.*)"', (root / "CITATION.cff").read_text())
+    return base, [*of_extension, *of_package, *cited]
 
 
 def test_all_places_name_the_same_repository():
-    base, (home, icon, picture) = addresses(ROOT)
+    base, (home, icon, picture, *others) = addresses(ROOT)
     assert home == base, "run .ci/set-repository ADDRESS: it changes every place"
     assert icon.startswith(base + "/raw/main/") and picture.startswith(base + "/raw/main/")
+    assert len(others) == 5 and all(address.startswith(base) for address in others)
     if not base.startswith("https://github.com/"):
         assert base.startswith("https://github.example/"), (
             "a placeholder must be below a reserved name"
@@ -224,7 +229,8 @@ def test_all_places_name_the_same_repository():
 
 def test_the_repository_is_set_in_one_step(tmp_path):
     (tmp_path / ".ci").mkdir()
-    for name in (".ci/set-repository", "MedSSL.json", "CMakeLists.txt"):
+    names = ("MedSSL.json", "CMakeLists.txt", "pyproject.toml", "CITATION.cff")
+    for name in (".ci/set-repository", *names):
         shutil.copy(ROOT / name, tmp_path / name)
     script = [sys.executable, str(tmp_path / ".ci" / "set-repository")]
     assert (
@@ -236,10 +242,7 @@ def test_the_repository_is_set_in_one_step(tmp_path):
     assert base == "https://github.com/lab/SlicerMedSSL" and all(
         other.startswith(base) for other in others
     )
-    assert (
-        "example"
-        not in (tmp_path / "CMakeLists.txt").read_text() + (tmp_path / "MedSSL.json").read_text()
-    )
+    assert not [name for name in names if "github.example" in (tmp_path / name).read_text()]
 
 
 def test_requirements_replace_nothing_of_slicers():

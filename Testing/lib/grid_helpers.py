@@ -7,6 +7,7 @@ import pytest
 
 from MedSSLLib.data.plan import make_plan
 from MedSSLLib.images.geometry import Geometry, Volume, oriented
+from Testing.lib.case_helpers import each
 
 
 def rotation(x=0.0, y=0.0, z=0.0):
@@ -70,5 +71,5 @@ def noise(geometry, seed=0):
 
 
 every_grid = pytest.mark.parametrize("name", GRIDS)
-every_dim = pytest.mark.parametrize("dim", ["2d", "3d"])
-every_spacing = pytest.mark.parametrize("spacing", SPACINGS)
+every_dim = each("dim", ["2d", "3d"])
+every_spacing = each("spacing", SPACINGS)

@@ -18,20 +18,54 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[3]
 FILES = ("CONTRIBUTING.md", "CHANGELOG.md", "LICENSE", "CITATION.cff")
+FACES = ("MedSSLLib", "MedSSLLib.api")  # names that are described where they are defined
+NOT_SHOWN = ("__main__", ".monai_bundle_scripts", ".template_test")
 FOLDERS = ("Resources", "Testing/bench", "Testing/faults", "Testing/gui/slicer_bench")
 PAGES = {
-    "Guides": ("Resources/Documentation/Tutorial", "Resources/Documentation/Methods"),
+    "Guides": (
+        "Resources/Documentation/Tutorial",
+        "Resources/Documentation/Python",
+        "Resources/Documentation/Methods",
+    ),
     "Behind it": (
         "Testing/bench/NOTES",
         "Testing/bench/peers/README",
         "Testing/faults/README",
-        "Testing/faults/MUTANTS",
         "Testing/gui/slicer_bench/README",
         "CONTRIBUTING",
         "CHANGELOG",
         "api/index",
     ),
 }
+# the reference in parts: what each is, and its modules with all that is in them; the rest is inside
+PARTS = {
+    "Use it": (
+        "What ``import MedSSLLib as medssl`` gives, for scripts and notebooks.",
+        ("MedSSLLib.api", "MedSSLLib.core.errors", "MedSSLLib.project.project"),
+    ),
+    "Extend it": (
+        "What a pre-training method of your own stands on, and those that there are.",
+        (
+            "MedSSLLib.methods",
+            "MedSSLLib.data.batch",
+            "MedSSLLib.networks",
+            "MedSSLLib.losses",
+            "MedSSLLib.config.run",
+        ),
+    ),
+    "Inside": ("Everything else, for those who change MedSSL itself.", ("MedSSLLib",)),
+}
+
+
+def part_of(module: str) -> str:
+    """The part of the reference that a module stands in."""
+    if module == "MedSSLLib":
+        return "Use it"
+    return next(
+        title
+        for title, (_, tops) in PARTS.items()
+        if any(module == top or module.startswith(f"{top}.") for top in tops)
+    )
 
 
 def modules() -> list[str]:
@@ -41,7 +75,7 @@ def modules() -> list[str]:
         ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
         for path in paths
     ]
-    return sorted(name for name in names if not name.endswith(("__main__", ".bundle_scripts")))
+    return sorted(name for name in names if not name.endswith(NOT_SHOWN))
 
 
 def summary(module: str) -> str:
@@ -69,21 +103,23 @@ def write_sources(folder: Path) -> None:
         (ROOT / "README.md").read_text(encoding="utf-8") + trees, encoding="utf-8"
     )
     names = modules()
-    rows = "".join(f"   * - :mod:`{name}`\n     - {summary(name)}\n" for name in names)
-    listed = "\n   ".join(names)
-    (folder / "api" / "index.rst").write_text(
-        "API reference\n=============\n\nFrom the docstrings; CONTRIBUTING shows how the modules "
-        "stand to each other.\n"
-        f"\n.. list-table::\n   :widths: auto\n\n{rows}\n.. toctree::\n   :hidden:\n\n   "
-        f"{listed}\n",
-        encoding="utf-8",
-    )
+    title = "API reference"
+    text = f"{title}\n{'=' * len(title)}\n\nFrom the docstrings, in three parts.\n"
+    for part, (purpose, _) in PARTS.items():
+        inside = [name for name in names if part_of(name) == part]
+        text += f"\n{part}\n{'-' * len(part)}\n\n{purpose}\n\n.. list-table::\n   :widths: auto\n\n"
+        text += "".join(f"   * - :mod:`{name}`\n     - {summary(name)}\n" for name in inside)
+        listed = "\n   ".join(inside)
+        text += f"\n.. toctree::\n   :hidden:\n   :caption: {part}\n\n   {listed}\n"
+    (folder / "api" / "index.rst").write_text(text, encoding="utf-8")
     for name in names:
         title = (name.removeprefix("MedSSLLib.") or name).replace(
             "_", "\\_"
         )  # short names fit beside the page
         heading = f"{title}\n{'=' * len(title)}\n\n"
-        text = f"{heading}.. automodule:: {name}\n   :members:\n   :show-inheritance:\n"
+        text = f"{heading}.. automodule:: {name}\n"
+        if name not in FACES:
+            text += "   :members:\n   :show-inheritance:\n"
         (folder / "api" / f"{name}.rst").write_text(text, encoding="utf-8")
 
 

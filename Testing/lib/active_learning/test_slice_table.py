@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from MedSSLLib.active_learning import slice_table
-from MedSSLLib.active_learning.slice_table import class_doubt
+from MedSSLLib.active_learning.slice_table import class_uncertainty
 from MedSSLLib.data.plan import make_plan
 from MedSSLLib.data.preprocess import preprocess_image
 from MedSSLLib.data.slices import slice_operator
@@ -14,12 +14,13 @@ from MedSSLLib.images.geometry import Volume
 from MedSSLLib.images.labels import slice_axis
 from MedSSLLib.inference.model import Model
 from MedSSLLib.project.project import Project
+from Testing.lib.case_helpers import each
 from Testing.lib.grid_helpers import GRIDS
 
 CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize("name", GRIDS)
+@each("name", GRIDS)
 def test_models_that_are_sure_of_opposite_things_are_unsure_together(name, tmp_path):
     """Two sure models with plans of different grids differ only where the image is bright: one bit
     a voxel there.
@@ -43,14 +44,21 @@ def test_models_that_are_sure_of_opposite_things_are_unsure_together(name, tmp_p
             return torch.cat([-found, found], 1)
 
     yes, no = (
-        Model(Sure(s), p, (0, 1), ("background", "thing"), CPU, "32")
+        Model(
+            network=Sure(s),
+            plan=p,
+            values=(0, 1),
+            classes=("background", "thing"),
+            device=CPU,
+            precision="32",
+        )
         for s, p in ((1, plan), (-1, finer))
     )
     image, grid = preprocess_image([Volume(array, geometry)], plan)
     along, rows = slice_operator(geometry, grid, axis)
     alone, both = (
         rows
-        @ class_doubt(
+        @ class_uncertainty(
             slice_table._predicted(
                 slice_table.Viewer(plan, None, CPU, yes, others), case, image, grid, False
             ),

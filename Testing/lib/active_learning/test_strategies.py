@@ -10,7 +10,7 @@ import torch
 
 from MedSSLLib.active_learning import strategies
 from MedSSLLib.active_learning.strategies import (
-    Room,
+    Candidates,
     even_order,
     evenly,
     most,
@@ -29,13 +29,14 @@ from MedSSLLib.images.labels import Annotated
 from MedSSLLib.inference import slice_features
 from MedSSLLib.inference.slice_features import combined, slice_profiles
 from MedSSLLib.project.manifest import Case
+from Testing.lib.case_helpers import each
 from Testing.lib.grid_helpers import GRIDS, plan_for
 
 
 def free(n):
     """A room of n rows, each a case of its own."""
     none = np.zeros(n, bool)
-    return Room(np.arange(n), np.zeros(n, int), ~none, none, 1)
+    return Candidates(np.arange(n), np.zeros(n, int), ~none, none, 1)
 
 
 def value(features, weights, chosen):
@@ -49,7 +50,7 @@ def value(features, weights, chosen):
     return total
 
 
-@pytest.mark.parametrize("seed", range(4))
+@each("seed", range(4))
 def test_greedy_choice_is_greedy_and_near_the_best(seed):
     rng = np.random.default_rng(seed)
     features, weights = rng.normal(size=(9, 3)), rng.uniform(0.1, 1, 9)
@@ -73,7 +74,7 @@ def test_drawn_slices_count_as_chosen_and_near_duplicates_are_left_out():
     drawn = np.array([True, False, False, False, False])
     picks = representative(features, np.ones(5), free(5), drawn, 5)
     assert [pick.row for pick in picks] == [2], "1 and 4 look like 0, 3 looks like 2"
-    assert set(picks[0].like) == {2, 3}
+    assert set(picks[0].stands_for) == {2, 3}
     all_drawn = representative(features, np.ones(5), free(5), np.ones(5, bool), 5)
     assert all_drawn == []
 
@@ -93,20 +94,20 @@ def test_patients_count_alike():
     np.testing.assert_allclose(weights, [1 / 9, 1 / 9, 1 / 9, 1 / 3, 0, 1 / 3])
 
 
-@pytest.mark.parametrize("seed", range(5))
+@each("seed", range(5))
 def test_a_case_always_has_room_for_its_share_and_no_more(seed):
     rng = np.random.default_rng(seed)
     case, place = np.repeat([0, 1], 20), np.tile(np.arange(20), 2)
     drawn = np.zeros(40, bool)
-    room = Room(case, place, np.ones(40, bool), drawn, 3)
+    room = Candidates(case, place, np.ones(40, bool), drawn, 3)
     rows = most(rng.uniform(0.1, 1, 40), room, 100)
     assert np.bincount(case[rows]).tolist() == [3, 3]
     for own in (0, 1):
         assert np.diff(np.sort(place[[r for r in rows if case[r] == own]])).min() >= 20 / 6
 
 
-@pytest.mark.parametrize("per_case", range(1, 8))
-@pytest.mark.parametrize("share", [0, 0.1, 0.5])
+@each("per_case", range(1, 8))
+@each("share", [0, 0.1, 0.5])
 def test_a_short_case_has_room_for_its_share_too(per_case, share):
     """Few slices, some empty or drawn, in the worst order: as many as are asked for, or all that
     are left.
@@ -116,7 +117,7 @@ def test_a_short_case_has_room_for_its_share_too(per_case, share):
         range(1, 21), (1, 3, 5)
     ):  # every third first: two neighbours of each are closed
         usable, drawn = rng.random(n) >= share, rng.random(n) < share
-        room = Room(np.zeros(n, int), np.arange(n), usable, drawn, per_case)
+        room = Candidates(np.zeros(n, int), np.arange(n), usable, drawn, per_case)
         rows = most(rng.uniform(0.1, 1, n) + (np.arange(n) % step == step // 2), room, 100)
         assert len(set(rows)) == len(rows) == min(per_case, int((usable & ~drawn).sum()))
         assert not room.open.any() and not (drawn[rows] | ~usable[rows]).any()
@@ -124,7 +125,9 @@ def test_a_short_case_has_room_for_its_share_too(per_case, share):
 
 def test_the_distance_shrinks_only_when_there_is_no_other_room():
     def room(per_case):
-        return Room(np.zeros(9, int), np.arange(9), np.ones(9, bool), np.zeros(9, bool), per_case)
+        return Candidates(
+            np.zeros(9, int), np.arange(9), np.ones(9, bool), np.zeros(9, bool), per_case
+        )
 
     peak = np.array([1, 2, 3, 4, 9, 8, 7, 6, 5.0])
     assert most(peak, room(3), 9) == [4, 6, 8], "a gap of 9 / 6 leaves one out between two"
@@ -147,7 +150,7 @@ def test_a_pick_knows_how_like_those_before_it_is(drawn, monkeypatch):
     monkeypatch.setattr(strategies, "_sample", lambda rng, rows, most_rows: rows)
     before, picks = list(drawn), representative(features, np.ones(20), free(20), known, 6)
     for pick in picks:
-        assert pick.likeness == pytest.approx(
+        assert pick.similarity == pytest.approx(
             max([0.0, *(unit[before] @ unit[pick.row])]), abs=1e-5
         )
         before.append(pick.row)
@@ -157,7 +160,7 @@ def test_a_pick_knows_how_like_those_before_it_is(drawn, monkeypatch):
 def test_neighbours_of_drawn_slices_are_closed_and_empty_ones_never_open():
     drawn, usable = np.zeros(20, bool), np.ones(20, bool)
     drawn[10], usable[:3] = True, False
-    room = Room(np.zeros(20, int), np.arange(20), usable, drawn, 1)
+    room = Candidates(np.zeros(20, int), np.arange(20), usable, drawn, 1)
     assert np.flatnonzero(room.open).tolist() == [3, 4, 5, *range(15, 20)], "17 slices, gap 17 / 4"
 
 
@@ -175,9 +178,9 @@ def test_even_spacing_by_hand():
     )
 
 
-@pytest.mark.parametrize("name", GRIDS)
-@pytest.mark.parametrize("dim", ["2d", "3d"])
-@pytest.mark.parametrize("spacing", [None, (1.9, 1.6, 1.6), (0.8, 0.7, 0.7)])
+@each("name", GRIDS)
+@each("dim", ["2d", "3d"])
+@each("spacing", [None, (1.9, 1.6, 1.6), (0.8, 0.7, 0.7)])
 def test_slices_of_the_source_are_found_on_the_training_grid(name, dim, spacing):
     """An image that is its own slice index, seen through the training grid, gives the index
     back.
@@ -216,9 +219,9 @@ class Plain(torch.nn.Module):
         return [x, x[(..., *(slice(None, None, 2) for _ in range(x.dim() - 2)))]]
 
 
-@pytest.mark.parametrize("dim", [2, 3])
-@pytest.mark.parametrize("axis", range(3))
-@pytest.mark.parametrize("tile", [None, 60])
+@each("dim", [2, 3])
+@each("axis", range(3))
+@each("tile", [None, 60])
 def test_profiles_are_means_within_slices(dim, axis, tile, monkeypatch):
     plan = plan_for(GRIDS["axial"], f"{dim}d", None)
     if tile:
@@ -254,9 +257,9 @@ def test_empty_slices_do_not_count_in_the_features():
     level[~usable] = -20
     table = combined([level], usable)
     np.testing.assert_allclose(table[usable], few, atol=1e-5)
-    room = Room(np.arange(30), np.zeros(30, int), usable, ~np.ones(30, bool), 1)
+    room = Candidates(np.arange(30), np.zeros(30, int), usable, ~np.ones(30, bool), 1)
     picks = representative(table, usable / 15, room, np.zeros(30, bool), 3)
-    assert [len(pick.like) for pick in picks] == [5, 5, 5]
+    assert [len(pick.stands_for) for pick in picks] == [5, 5, 5]
     assert np.isfinite(combined([level], np.zeros(30, bool))).all(), "no slice is usable"
 
 

@@ -11,7 +11,7 @@ import torch
 
 from MedSSLLib.active_learning import slice_table
 from MedSSLLib.active_learning import suggest as module
-from MedSSLLib.active_learning.slice_table import class_doubt
+from MedSSLLib.active_learning.slice_table import class_uncertainty
 from MedSSLLib.active_learning.suggest import SuggestOptions, run_suggest
 from MedSSLLib.cli.main import main
 from MedSSLLib.core.errors import InputError
@@ -28,6 +28,7 @@ from MedSSLLib.project.project import Project
 from MedSSLLib.project.runs import WEIGHTS
 from MedSSLLib.training.checkpoint import save_tensors
 from MedSSLLib.training.run_folder import write_config
+from Testing.lib.case_helpers import each
 from Testing.lib.core_helpers import loud, tiny_config
 from Testing.lib.grid_helpers import GRIDS
 
@@ -70,8 +71,8 @@ def suggest(project, run=None, **options):
     return found, record
 
 
-@pytest.mark.parametrize("name", GRIDS)
-@pytest.mark.parametrize("dim", ["2d", "3d"])
+@each("name", GRIDS)
+@each("dim", ["2d", "3d"])
 def test_the_unsure_slice_is_named_on_the_source_grid(name, dim):
     """One slice of the source lies at the threshold of a hand-made model; all others are clear."""
     geometry = GRIDS[name]
@@ -88,11 +89,11 @@ def test_the_unsure_slice_is_named_on_the_source_grid(name, dim):
         model = _threshold(plan, 0.0)  # the mean of the normalised image
         image, grid = preprocess_image([Volume(array, geometry)], plan)
         along, rows = slice_operator(geometry, grid, axis)
-        doubt = rows @ class_doubt(model.on_grid(image), grid, along)
-        assert doubt.shape == (geometry.size[axis], 1) and int(doubt[:, 0].argmax()) == wanted
+        areas = rows @ class_uncertainty(model.on_grid(image), grid, along)
+        assert areas.shape == (geometry.size[axis], 1) and int(areas[:, 0].argmax()) == wanted
         sides = np.array(geometry.size) * geometry.spacing
         area = sides.prod() / sides[axis]
-        assert 0.2 * area < doubt[wanted, 0] <= 1.05 * area, "square millimetres"
+        assert 0.2 * area < areas[wanted, 0] <= 1.05 * area, "square millimetres"
 
 
 def _threshold(plan, level):
@@ -100,7 +101,14 @@ def _threshold(plan, level):
         def forward(self, x):
             return torch.cat([3 * (level - x), 3 * (x - level)], 1)
 
-    return Model(Threshold(), plan, (0, 1), ("background", "thing"), CPU, "32")
+    return Model(
+        network=Threshold(),
+        plan=plan,
+        values=(0, 1),
+        classes=("background", "thing"),
+        device=CPU,
+        precision="32",
+    )
 
 
 @pytest.mark.parametrize(
@@ -154,14 +162,14 @@ def test_reasons_say_how_like_the_slices_before_a_pick_is(runs, shared, monkeypa
     tables = []
 
     def features(*args, **options):
-        found = slice_table.look(*args, **options)
+        found = slice_table.extract_features(*args, **options)
         rng = np.random.default_rng(1)
         tables.append(
             replace(found, features=rng.normal(size=(len(found.case), 30)) + shared * np.eye(30)[0])
         )
         return tables[-1]
 
-    monkeypatch.setattr(module, "look", features)
+    monkeypatch.setattr(module, "extract_features", features)
     runs.set_annotated("canonical", Annotated.of([(2, [4])]))
     found, _ = suggest(runs, "encoder", strategy="coverage", per_case=2)
     (table,) = tables
@@ -170,10 +178,10 @@ def test_reasons_say_how_like_the_slices_before_a_pick_is(runs, shared, monkeypa
     for item in found:
         number = [scan.case.name for scan in table.scans].index(item.case)
         (row,) = np.flatnonzero((table.case == number) & (table.place == item.index))
-        likeness = (unit[before] @ unit[row]).max()
-        alike = f"like a slice chosen before (similarity {likeness:.2f})"
+        similarity = (unit[before] @ unit[row]).max()
+        alike = f"like a slice chosen before (similarity {similarity:.2f})"
         assert item.reason.split(";")[0] == (
-            alike if likeness >= 0.5 else "unlike any slice chosen so far"
+            alike if similarity >= 0.5 else "unlike any slice chosen so far"
         )
         before.append(row)
     assert any(item.reason.startswith("like") == (shared > 0) for item in found)
@@ -181,7 +189,9 @@ def test_reasons_say_how_like_the_slices_before_a_pick_is(runs, shared, monkeypa
 
 def test_features_are_standardised_over_slices_that_show_something(runs):
     cpu = module.load_viewer(runs, "encoder", "cpu", "auto")
-    table = slice_table.look(runs, slice_table.survey(runs.pool, Events()), cpu, Events())
+    table = slice_table.extract_features(
+        runs, slice_table.survey(runs.pool, Events()), cpu, Events()
+    )
     assert 0 < table.usable.sum() < len(table.usable)
     np.testing.assert_allclose(table.features[table.usable].mean(0), 0, atol=1e-5)
 
@@ -225,16 +235,16 @@ def test_further_runs_that_cannot_take_part_are_refused(runs):
             suggest(runs, run, also=(also,), strategy=strategy)
 
 
-@pytest.mark.parametrize(
-    "doubt, words",
+@each(
+    "areas, words",
     [
         ([0, 0], "nowhere"),
         ([1.234, 0], "1.23 mm2 uncertain, mostly at a"),
         ([20, 2131.4], "2151 mm2 uncertain, mostly at b"),
     ],
 )
-def test_uncertain_areas_are_plain_numbers(doubt, words):
-    assert module._doubt_words(np.array(doubt), ("a", "b")).startswith(words)
+def test_uncertain_areas_are_plain_numbers(areas, words):
+    assert module._area_words(np.array(areas), ("a", "b")).startswith(words)
 
 
 def test_another_seed_draws_other_random_slices(project):

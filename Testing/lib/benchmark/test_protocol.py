@@ -14,15 +14,17 @@ import pytest
 
 from MedSSLLib.benchmark import protocol
 from MedSSLLib.benchmark.data import open_data
-from MedSSLLib.benchmark.protocol import Protocol, parse_row, run_labels
-from MedSSLLib.benchmark.records import differences
+from MedSSLLib.benchmark.protocol import Protocol, run_labels
+from MedSSLLib.benchmark.recommendations import markdown, recommendations
+from MedSSLLib.benchmark.records import differences, parse_row
 from MedSSLLib.benchmark.report import filled, write_tables
-from MedSSLLib.benchmark.tables import load_studies, markdown, recommendations, table_rows
+from MedSSLLib.benchmark.tables import load_studies, table_rows
 from MedSSLLib.cli.main import main
 from MedSSLLib.core.errors import CancelledError, InputError
 from MedSSLLib.methods import METHODS
 from MedSSLLib.project.project import Project
 from Testing.lib.benchmark_helpers import TINY, make_folder, record, result_file, tiny_protocol
+from Testing.lib.case_helpers import each
 from Testing.lib.core_helpers import loud, write_case
 
 ROOT = Path(__file__).parents[3]
@@ -38,7 +40,7 @@ def folder(tmp_path):
 # rows and data
 
 
-@pytest.mark.parametrize(
+@each(
     ("row", "expected"),
     [
         ("random", ("random", False, 0, "")),
@@ -55,7 +57,7 @@ def test_rows_are_read_by_their_grammar(row, expected):
     assert parse_row(row) == expected
 
 
-@pytest.mark.parametrize(
+@each(
     "row",
     [
         "",

@@ -12,13 +12,14 @@ import torch
 from MedSSLLib.benchmark import speed, speed_step
 from MedSSLLib.benchmark.speed import SpeedOptions, run_speed
 from MedSSLLib.benchmark.speed_predict import bare_prediction, fewest_patches
-from MedSSLLib.benchmark.speed_report import markdown, speed_figure, table_rows, write_report
+from MedSSLLib.benchmark.speed_report import speed_figure, speed_markdown, speed_rows, write_report
 from MedSSLLib.benchmark.speed_views import Views
 from MedSSLLib.benchmark.timing import Comparison, in_turn
 from MedSSLLib.cli.main import main
 from MedSSLLib.core.errors import InputError
 from MedSSLLib.core.events import Events
 from MedSSLLib.images.geometry import Geometry
+from Testing.lib.case_helpers import each
 from Testing.lib.core_helpers import Record
 
 
@@ -54,7 +55,7 @@ def test_warm_pairs_are_the_first(monkeypatch):
     assert in_turn(print, print, 3, warm=2) == ((4, 6, 8), (5, 7, 9))
 
 
-@pytest.mark.parametrize(
+@each(
     "shape, patch, count",
     [
         ((5, 7, 9), (5, 7, 9), 1),
@@ -124,7 +125,7 @@ def test_a_tiny_run_measures_everything_and_is_reported(tiny, tmp_path, capsys):
     )
     content = json.loads((tmp_path / "speed" / "speed.json").read_text("utf-8"))
     names = [(row["part"], row["name"]) for row in content["results"]]
-    assert names == [(part, name) for part, some in speed.PARTS.items() for name in some]
+    assert names == [(part, name) for part, some in speed.SPEED_PARTS.items() for name in some]
     assert all(
         row["ours_s"] > 0 and row["reference_s"] > 0 and len(row["ratios"]) == 1
         for row in content["results"]
@@ -207,7 +208,7 @@ CONTENT = {
 
 
 def test_the_table_says_what_was_met_and_what_was_missed(tmp_path):
-    rows = table_rows(CONTENT)
+    rows = speed_rows(CONTENT)
     assert [row[-1] for row in rows] == ["missed", "met", "met"]
     assert rows[0][:5] == [
         "training step, finetune-2d",
@@ -217,7 +218,7 @@ def test_the_table_says_what_was_met_and_what_was_missed(tmp_path):
         "≤ 1.10",
     ]
     assert rows[2][1:5] == ["10 ms", "62 ms", "6.20 (6.20 to 6.20)", "≥ 5.00"]
-    text = markdown(CONTENT)
+    text = speed_markdown(CONTENT)
     assert len(re.findall(r"^\|", text, re.MULTILINE)) == 2 + len(rows) and "2 cores" in text
     assert [path.name for path in write_report(CONTENT, tmp_path)] == ["speed.md", "speed.png"]
 

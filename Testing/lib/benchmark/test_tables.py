@@ -12,8 +12,9 @@ import pytest
 from MedSSLLib.benchmark import protocol
 from MedSSLLib.benchmark.data import open_data
 from MedSSLLib.benchmark.protocol import Protocol, run_labels, score_test_cases
+from MedSSLLib.benchmark.recommendations import markdown, recommendations
 from MedSSLLib.benchmark.records import difference, differences
-from MedSSLLib.benchmark.tables import load_studies, markdown, recommendations, table_rows
+from MedSSLLib.benchmark.tables import load_studies, table_rows
 from MedSSLLib.core.errors import InputError
 from MedSSLLib.evaluation.evaluate import averaged_within
 from MedSSLLib.evaluation.scoring import interval

@@ -6,11 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 import torch
 
 from MedSSLLib.cli import doctor
 from MedSSLLib.training.devices import training_precision
+from Testing.lib.case_helpers import each
 
 ROOT = Path(__file__).parents[3]
 
@@ -88,9 +88,7 @@ get_num_threads = int
 """
 
 
-@pytest.mark.parametrize(
-    ("feature", "expected"), [("amx_bf16", True), ("avx512_bf16", True), ("avx2", False)]
-)
+@each(("feature", "expected"), [("amx_bf16", True), ("avx512_bf16", True), ("avx2", False)])
 def test_either_feature_of_a_processor_is_enough_for_bfloat16(
     tmp_path, monkeypatch, feature, expected
 ):
@@ -122,7 +120,7 @@ def test_a_card_that_torch_cannot_use_is_noticed(monkeypatch):
     assert "without CUDA" in problem["what"]
 
 
-@pytest.mark.parametrize(
+@each(
     ("changes", "word"),
     [
         ({"disk_gib": 0.3}, "disk"),
@@ -137,8 +135,6 @@ def test_scarce_resources_are_told(changes, word, monkeypatch):
     assert word in problem["what"] and problem["fix"]
 
 
-@pytest.mark.parametrize(
-    ("text", "numbers"), [("2.13.0+cpu", (2, 13, 0)), ("3.0rc1", (3,)), ("1.10", (1, 10))]
-)
+@each(("text", "numbers"), [("2.13.0+cpu", (2, 13, 0)), ("3.0rc1", (3,)), ("1.10", (1, 10))])
 def test_versions_compare_as_numbers(text, numbers):
     assert doctor._numbers(text) == numbers

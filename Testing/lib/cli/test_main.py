@@ -22,6 +22,7 @@ from MedSSLLib.cli.main import main
 from MedSSLLib.config import run
 from MedSSLLib.core.errors import CancelledError, GuardError, InputError, MedSSLError
 from MedSSLLib.core.events import read_events
+from Testing.lib.case_helpers import each
 
 ROOT = Path(__file__).parents[3]
 COMMANDS = {command.name: command for _, group in cli.GROUPS for command in group}
@@ -154,7 +155,7 @@ def project(scans) -> Path:
 # parsing
 
 
-@pytest.mark.parametrize("command", CONTRACT)
+@each("command", CONTRACT)
 def test_every_option_of_the_contract_exists(command, capsys):
     assert main([command, "--help"]) == 0
     text = capsys.readouterr().out
@@ -206,7 +207,7 @@ def _actions(name: str) -> list:
     return parser._actions
 
 
-@pytest.mark.parametrize(
+@each(
     "argv",
     [
         ["nonsense"],
@@ -225,7 +226,7 @@ def test_wrong_usage_is_exit_code_2_with_one_reason(argv, capsys):
     assert "error: " in output.err and "Traceback" not in output.err and not output.out
 
 
-@pytest.mark.parametrize(
+@each(
     "command",
     [
         "suggest p --budget 3",
@@ -237,7 +238,7 @@ def test_wrong_usage_is_exit_code_2_with_one_reason(argv, capsys):
         "complete p",
     ],
 )
-@pytest.mark.parametrize("seed", ["-1", "1.5", "x", str(2**63), "²"])
+@each("seed", ["-1", "1.5", "x", str(2**63), "²"])
 def test_a_seed_that_no_generator_takes_is_wrong_usage(command, seed, capsys):
     assert main([*command.split(), "--seed", seed]) == 2
     assert "argument --seed: " in (text := capsys.readouterr().err) and "Unexpected" not in text
@@ -378,7 +379,7 @@ def test_what_is_not_given_keeps_the_default():
     assert _configuration() == run.RunConfig.build("finetune")
 
 
-@pytest.mark.parametrize(
+@each(
     "argv",
     [
         ("--set", "optimiser.lr"),
@@ -411,7 +412,7 @@ class OutOfMemoryError(RuntimeError):
     """Named like torch's."""
 
 
-@pytest.mark.parametrize(
+@each(
     ("error", "code", "word"),
     [
         (MedSSLError("m"), 1, "m"),
@@ -446,7 +447,7 @@ def test_a_failure_is_also_an_event(monkeypatch, tmp_path):
     assert main(["doctor", "p", "--events", str(file)]) == 2
     (event,) = read_events(file)
     assert (event["event"], event["exit_code"], event["message"]) == ("error", 2, "a: found.")
-    assert event["where"].startswith("test_cli.py:")
+    assert event["where"].startswith("test_main.py:")
 
 
 def test_control_characters_in_an_error_are_escaped(monkeypatch, capsys):
@@ -556,8 +557,8 @@ sys.exit(cli.main(["finetune", "p"]))
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX systems")
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("place", ["loop", "elsewhere"])
+@each("number", [signal.SIGTERM, signal.SIGINT])
+@each("place", ["loop", "elsewhere"])
 def test_a_signal_stops_a_loop_in_good_order_and_anything_else_at_once(number, place):
     process = subprocess.Popen(
         [sys.executable, "-c", _WAITING, place],
@@ -600,7 +601,7 @@ def test_init_takes_modality_class_names_and_copies(scans, capsys):
     )
 
 
-@pytest.mark.parametrize("classes", ["liver", "x=liver", "1=", "1=a,,2=b", "1=a,1=b", "1=a,2=a"])
+@each("classes", ["liver", "x=liver", "1=", "1=a,,2=b", "1=a,1=b", "1=a,2=a"])
 def test_class_names_that_cannot_be_read_are_bad_input(classes, scans, capsys):
     assert (
         main(["init", str(scans / "p"), "--images", str(scans / "images"), "--classes", classes])
@@ -676,7 +677,7 @@ def test_add_takes_labels_of_scans_that_are_there(project, scans, capsys):
     assert "nothing to add" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
+@each(
     "command", [["status"], ["runs"], ["add", "x"], ["finetune"], ["pretrain", "--method", "byol"]]
 )
 def test_a_folder_without_project_is_bad_input(command, tmp_path, capsys):
@@ -736,7 +737,7 @@ def test_runs_and_show_say_the_start_the_number_format_and_the_rounds(project, c
     assert "round 2 1 of 2 pseudo-labels used, 13 steps in 3.5 s" in lines
 
 
-@pytest.mark.parametrize("name", ["absent", "../..", "/"])
+@each("name", ["absent", "../..", "/"])
 def test_show_stays_inside_the_project(project, name, capsys):
     assert main(["show", str(project), name]) == 2
 
@@ -772,16 +773,14 @@ def test_settings_lists_every_key_with_its_default(capsys):
     }
 
 
-@pytest.mark.parametrize(
-    "setting", ["preset=quick", "command=selftrain", "method=pgl", "resume=true"]
-)
+@each("setting", ["preset=quick", "command=selftrain", "method=pgl", "resume=true"])
 def test_what_decides_the_settings_is_not_itself_set(setting, project, capsys):
     """Each of these would be put on record without taking effect."""
     assert main(["finetune", str(project), "--set", setting]) == 2
     assert f"{setting.split('=')[0]!r} cannot be set" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
+@each(
     ("command", "key"),
     [
         ("pretrain", "options.meta"),

@@ -8,11 +8,12 @@ from pydantic import ValidationError
 from MedSSLLib.config.run import RunConfig, setting_names
 from MedSSLLib.core.errors import InputError
 from MedSSLLib.methods.pgl import PGLConfig
+from Testing.lib.case_helpers import each
 
 COMMANDS = ("pretrain", "finetune", "selftrain")
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@each("command", COMMANDS)
 def test_presets_grow_and_stay_valid(command):
     steps = [
         RunConfig.build(command, preset=p).training.steps for p in ("quick", "standard", "paper")
@@ -70,7 +71,7 @@ def test_overrides_beat_settings_and_settings_beat_presets():
     assert RunConfig.build("finetune", name=None, seed=None) == RunConfig.build("finetune")
 
 
-@pytest.mark.parametrize(
+@each(
     ("key", "text", "value"),
     [
         ("optimiser.lr", "1e-3", 1e-3),
@@ -91,7 +92,7 @@ def test_text_values_become_what_the_field_wants(key, text, value):
     assert config == value
 
 
-@pytest.mark.parametrize(
+@each(
     ("key", "near"),
     [
         ("optimizer.lr", "optimiser.lr"),
@@ -107,7 +108,7 @@ def test_an_unknown_setting_names_the_nearest(key, near):
     assert key in str(caught.value) and (near is None or near in str(caught.value))
 
 
-@pytest.mark.parametrize(
+@each(
     ("key", "value"),
     [
         ("training.steps", "0"),

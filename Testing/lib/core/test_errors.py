@@ -14,6 +14,7 @@ from MedSSLLib.core.errors import (
     naming,
     printable,
 )
+from Testing.lib.case_helpers import each
 
 
 def test_message_names_case_file_finding_and_remedy() -> None:
@@ -21,7 +22,7 @@ def test_message_names_case_file_finding_and_remedy() -> None:
     assert str(error) == "c1: /data/c1.nii.gz: has 3 channels. Give scalars."
 
 
-@pytest.mark.parametrize(
+@each(
     ("fields", "text"),
     [
         ({}, "is bad."),

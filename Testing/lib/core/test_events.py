@@ -11,7 +11,9 @@ import pytest
 
 from MedSSLLib.core.errors import CancelledError
 from MedSSLLib.core.events import Events, read_events, to_json
-from MedSSLLib.core.sinks import JsonLines, PlainLines, Rate, describe, duration, sparkline
+from MedSSLLib.core.sinks import JsonLines, PlainLines, Rate
+from MedSSLLib.core.words import describe, duration, sparkline
+from Testing.lib.case_helpers import each
 
 
 class Memory:
@@ -123,7 +125,7 @@ def test_lines_from_many_threads_stay_whole(tmp_path):
     assert len([json.loads(line) for line in file.read_text().splitlines()]) == 200
 
 
-@pytest.mark.parametrize("cut", range(1, 60, 7))
+@each("cut", range(1, 60, 7))
 def test_a_torn_last_line_is_skipped_and_does_not_spoil_the_next(tmp_path, cut):
     file = tmp_path / "events.jsonl"
     with Events([JsonLines.to_file(file)]) as events:
@@ -226,9 +228,7 @@ def test_only_the_asked_kinds_are_shown():
     assert stream.getvalue() == b"warning: m\n"
 
 
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(0, "0:00"), (59.6, "1:00"), (75, "1:15"), (3671, "1:01:11")]
-)
+@each(("seconds", "text"), [(0, "0:00"), (59.6, "1:00"), (75, "1:15"), (3671, "1:01:11")])
 def test_durations(seconds, text):
     assert duration(seconds) == text
 

@@ -28,6 +28,7 @@ from MedSSLLib.core.files import (
     refuse_overwriting,
     write_json,
 )
+from Testing.lib.case_helpers import each
 
 
 def leftovers(folder: Path) -> list[str]:
@@ -84,7 +85,7 @@ class TestAtomicPath:
         assert (tmp_path / "a.txt").read_text() == "old"
         assert leftovers(tmp_path) == ["a.txt"]
 
-    @pytest.mark.parametrize(
+    @each(
         ("code", "words"),
         [
             (errno.ENOSPC, "disk is full"),
@@ -175,15 +176,13 @@ class TestJson:
         with pytest.raises(InputError, match="has the format 'thing'"):
             read_json(path, format_name="other", newest_version=2)
 
-    @pytest.mark.parametrize("version", [None, "1", 0, True, 1.5])
+    @each("version", [None, "1", 0, True, 1.5])
     def test_impossible_versions(self, tmp_path: Path, version: object) -> None:
         write_json(tmp_path / "a.json", {"format": "thing", "format_version": version})
         with pytest.raises(InputError, match="format version"):
             read_json(tmp_path / "a.json", format_name="thing", newest_version=2)
 
-    @pytest.mark.parametrize(
-        "content", [b"", b"{", b"[1]", b"\xff\xfe", b"[" * 100_000, b'"text"', b"{'a': 1}"]
-    )
+    @each("content", [b"", b"{", b"[1]", b"\xff\xfe", b"[" * 100_000, b'"text"', b"{'a': 1}"])
     def test_foreign_content(self, tmp_path: Path, content: bytes) -> None:
         (tmp_path / "a.json").write_bytes(content)
         with pytest.raises(InputError) as caught:
@@ -321,16 +320,14 @@ class TestContentHash:
         with pytest.raises(InputError, match="gone"):
             content_hash(tmp_path / "gone")
 
-    @pytest.mark.parametrize(
-        "name", ["../a.raw", "/etc/passwd", "LIST", "a%03d.raw 1 9 1", "C:\\a.raw", "..\\a.raw"]
-    )
+    @each("name", ["../a.raw", "/etc/passwd", "LIST", "a%03d.raw 1 9 1", "C:\\a.raw", "..\\a.raw"])
     def test_a_header_may_not_point_elsewhere(self, tmp_path: Path, name: str) -> None:
         (tmp_path / "a.mhd").write_text(f"NDims = 3\nElementDataFile = {name}\n")
         with pytest.raises(InputError, match="not one file beside it"):
             detached_files(tmp_path / "a.mhd")
 
 
-@pytest.mark.parametrize(
+@each(
     ("text", "inside"),
     [
         ("a/b.nii.gz", True),

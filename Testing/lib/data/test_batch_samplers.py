@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 from MedSSLLib.core.errors import InputError
-from MedSSLLib.data.batch_samplers import MetaPicker, share_in_another_patient, share_with_positive
+from MedSSLLib.data.batch_samplers import MetaPicker, matched_fraction, matched_in_another_patient
 from MedSSLLib.data.meta_labels import build_metalabels
 from MedSSLLib.data.patch_samplers import Pick
 from MedSSLLib.data.random import own_samples
 from MedSSLLib.project.manifest import Case
+from Testing.lib.case_helpers import each
 
 
 def picker(cases_of, samples, dim=2, slices=12, seed=0, **metadata):
@@ -61,8 +62,8 @@ DATA = {
 }
 
 
-@pytest.mark.parametrize("cases_of", DATA.values(), ids=DATA)
-@pytest.mark.parametrize("samples", [*range(4, 34), 48, 64])
+@each("cases_of", DATA.values(), ids=DATA)
+@each("samples", [*range(4, 34), 48, 64])
 def test_slices_of_a_batch(cases_of, samples):
     pick = picker(cases_of, samples)
     for step in range(12):
@@ -70,7 +71,7 @@ def test_slices_of_a_batch(cases_of, samples):
         assert len(picks) == samples == len(set(keys(picks)))
         assert len(by_patient(picks)) >= 2 and min(by_patient(picks).values()) >= 2
         for name in ("patient", "position"):
-            assert share_with_positive(picks)[name] == 1.0
+            assert matched_fraction(picks)[name] == 1.0
         parts = Counter(p.meta["position"] for p in picks)
         assert len(parts) == min(4, samples // 2)
         assert all(
@@ -79,8 +80,8 @@ def test_slices_of_a_batch(cases_of, samples):
         )
 
 
-@pytest.mark.parametrize("cases_of", DATA.values(), ids=DATA)
-@pytest.mark.parametrize("samples", range(2, 17))
+@each("cases_of", DATA.values(), ids=DATA)
+@each("samples", range(2, 17))
 def test_volumes_of_a_batch(cases_of, samples):
     pick = picker(cases_of, samples, dim=3)
     for step in range(12):
@@ -92,7 +93,7 @@ def test_volumes_of_a_batch(cases_of, samples):
             assert len(alone) <= (samples % 2 if max(cases_of) == 2 else 0)
 
 
-@pytest.mark.parametrize(("samples", "patients"), [(16, 2), (24, 3), (32, 4), (64, 8)])
+@each(("samples", "patients"), [(16, 2), (24, 3), (32, 4), (64, 8)])
 def test_full_batches_are_patients_x_parts_x_two_cases(samples, patients):
     pick = picker([2] * 20, samples)
     for step in range(10):
@@ -103,7 +104,7 @@ def test_full_batches_are_patients_x_parts_x_two_cases(samples, patients):
     assert set(by_patient(one_each).values()) == {4}
 
 
-@pytest.mark.parametrize(
+@each(
     ("cases_of", "samples", "slices", "dim"),
     [
         ([1, 1], 32, 12, 2),
@@ -132,8 +133,8 @@ def test_no_case_lies_twice_in_a_batch_across_epochs():
         assert set(by_patient(batch(pick, step)).values()) == {8}
 
 
-@pytest.mark.parametrize("slices", [1, 2, 3, 5, lambda n: 1 + n % 6])
-@pytest.mark.parametrize("samples", [4, 7, 8, 12, 32])
+@each("slices", [1, 2, 3, 5, lambda n: 1 + n % 6])
+@each("samples", [4, 7, 8, 12, 32])
 def test_shallow_volumes(slices, samples):
     pick = picker([2, 1, 2, 1] * 6, samples, slices=slices)
     depth = {case.name: pick.reader.shape(case.name)[1] for case in pick.cases}
@@ -156,7 +157,7 @@ def test_a_batch_is_a_function_of_seed_and_step():
     )
 
 
-@pytest.mark.parametrize("samples", [4, 6, 8, 24])
+@each("samples", [4, 6, 8, 24])
 def test_over_the_steps_everything_occurs(samples):
     pick = picker([2, 1, 3] * 4, samples)
     picks = [p for step in range(200) for p in batch(pick, step)]
@@ -209,10 +210,10 @@ def test_labels_may_be_missing():
     for step in range(10):
         picks = batch(pick, step)
         known = np.mean([p.meta["group"] >= 0 for p in picks])
-        assert len(picks) == 16 and share_with_positive(picks)["group"] == known
+        assert len(picks) == 16 and matched_fraction(picks)["group"] == known
 
 
-@pytest.mark.parametrize("samples", [8, 16, 32])
+@each("samples", [8, 16, 32])
 def test_each_of_two_processes_sees_every_position(samples):
     pick = picker([2] * 20, samples)
     positions = [Counter(), Counter()]
@@ -238,7 +239,7 @@ def test_samples_are_in_random_order():
     assert shares[1] and shares[2]
 
 
-@pytest.mark.parametrize(("samples", "dim"), [(1, 2), (2, 2), (3, 2), (1, 3)])
+@each(("samples", "dim"), [(1, 2), (2, 2), (3, 2), (1, 3)])
 def test_batches_that_cannot_hold_two_patients_are_refused(samples, dim):
     with pytest.raises(InputError, match="two patients.*--batch " + str({2: 4, 3: 2}[dim])):
         picker([2] * 4, samples, dim=dim)
@@ -251,7 +252,9 @@ def test_shares_count_the_own_case_or_other_patients_only():
         for i, (who, group, phase) in enumerate(values)
     ]
     cases = [Case(p.name, (), metadata={"patient": p.name[0]}) for p in picks]
-    assert share_with_positive(picks) == pytest.approx(
+    assert matched_fraction(picks) == pytest.approx(
         {"patient": 5 / 6, "group": 5 / 6, "phase": 2 / 6}
     )
-    assert share_in_another_patient(picks, cases) == pytest.approx({"group": 3 / 6, "phase": 2 / 6})
+    assert matched_in_another_patient(picks, cases) == pytest.approx(
+        {"group": 3 / 6, "phase": 2 / 6}
+    )

@@ -9,6 +9,7 @@ from scipy import ndimage
 from MedSSLLib.config.run import AugmentConfig
 from MedSSLLib.data import intensity
 from MedSSLLib.data.intensity import Change, apply_intensity, sample_intensity
+from Testing.lib.case_helpers import each
 from Testing.lib.core_helpers import PLAIN
 
 KINDS = {
@@ -49,7 +50,7 @@ def images(request):
     return torch.randn(3, 2, *request.param, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@each("kind", KINDS)
 def test_only_the_chosen_samples_change(images, kind):
     before = images.clone()
     after = changed(images, change(kind, 1.5 if kind == "low_resolution" else 0.8))
@@ -97,7 +98,7 @@ def test_noise_has_the_variance_and_each_sample_its_own_seed():
     )
 
 
-@pytest.mark.parametrize("sigma", [0.5, 0.73, 1.0])
+@each("sigma", [0.5, 0.73, 1.0])
 def test_blur_equals_scipy(images, sigma):
     expected = images[1:2].numpy().copy()
     for axis in range(2, images.dim()):
@@ -107,7 +108,7 @@ def test_blur_equals_scipy(images, sigma):
     )
 
 
-@pytest.mark.parametrize("factor", [1.0, 1.2, 1.5, 2.0])
+@each("factor", [1.0, 1.2, 1.5, 2.0])
 def test_low_resolution_is_linear_interpolation_down_and_up(images, factor):
     mode = "bilinear" if images.dim() == 4 else "trilinear"
     few = [round(n / factor) for n in images.shape[2:]]
@@ -139,8 +140,8 @@ def test_blurring_comes_before_the_noise_and_the_scale_of_intensities_last(image
     assert list(sample_intensity(np.random.default_rng(0), 2, PLAIN)) == kinds
 
 
-@pytest.mark.parametrize("factor", [1.3, 1.5, 2.0])
-@pytest.mark.parametrize("axis", [0, 1, 2])
+@each("factor", [1.3, 1.5, 2.0])
+@each("axis", [0, 1, 2])
 def test_low_resolution_does_not_move_anything(factor, axis):
     """A linear ramp stays itself away from the edges: any shift would add a constant."""
     shape = [24, 24, 24]
@@ -159,7 +160,7 @@ def test_low_resolution_smooths(images):
     assert changed(images, change("low_resolution", 2.0))[1].var() < 0.8 * images[1].var()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@each("kind", KINDS)
 def test_strengths_and_probabilities_are_as_configured(kind):
     config = PLAIN.model_copy(update={kind: 0.3})
     changes = sample_intensity(np.random.default_rng(0), 20000, config)

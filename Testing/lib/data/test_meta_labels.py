@@ -15,6 +15,7 @@ import pytest
 
 from MedSSLLib.core.errors import InputError
 from MedSSLLib.data.meta_labels import MISSING, build_metalabels, encode, quantile
+from Testing.lib.case_helpers import each
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,8 @@ def cohort(**columns):
     ]
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 7, 8, 9, 10, 17, 100])
-@pytest.mark.parametrize("parts", [1, 2, 4])
+@each("count", [1, 2, 3, 4, 5, 7, 8, 9, 10, 17, 100])
+@each("parts", [1, 2, 4])
 def test_quantile_is_the_formula(count, parts):
     found = [quantile(i, count, parts) for i in range(count)]
     assert found == [min(int(i // (count / parts)), parts - 1) for i in range(count)]
@@ -60,10 +61,11 @@ def test_every_usable_label_by_default():
     assert labels.of(1, 8) == {"patient": 0, "position": 3, "phase": 1}
     assert labels.of(3, 1) == {"patient": 1, "position": 1, "phase": MISSING}
     assert "as patient does" in labels.dropped["height"]
-    assert labels.describe()[2] == "Meta label phase: 2 classes, missing for 1 of 4 cases."
+    used, _ = labels.describe()
+    assert used.endswith("phase (2 classes, missing for 1 of 4 cases).")
 
 
-@pytest.mark.parametrize(
+@each(
     ("values", "reason"),
     [
         (["A", "A", "A", "A"], "one class only"),
@@ -78,7 +80,7 @@ def test_every_usable_label_by_default():
 def test_unusable_columns_are_dropped_with_the_reason(values, reason):
     labels = build_metalabels(cohort(column=values), [8] * 4)
     assert labels.names == ("patient", "position") and reason in labels.dropped["column"]
-    assert labels.describe()[-1] == f"Meta label column is not used: {labels.dropped['column']}."
+    assert labels.describe()[-1] == f"Not used: column ({labels.dropped['column']})."
 
 
 def test_a_column_that_all_scans_of_a_patient_share_serves_when_it_is_named():

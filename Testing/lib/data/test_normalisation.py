@@ -12,8 +12,8 @@ SHAPE = (24, 48, 44)
 
 
 def scans():
-    """Anatomy and scans of it: masked, masked and stored in few levels, in air, cut to tissue; CT in
-    air, in air stored as one value, with an offset, and masked.
+    """Anatomy and scans of it: masked, masked and stored in few levels, in air, cut to tissue;
+    CT in air, in air stored as one value, with an offset, and masked.
     """
     rng = np.random.default_rng(0)
     places = np.stack(np.meshgrid(*map(np.arange, SHAPE), indexing="ij"), -1)

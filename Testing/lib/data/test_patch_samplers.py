@@ -15,6 +15,7 @@ from MedSSLLib.data.random import shuffled_order
 from MedSSLLib.data.spatial import ViewGeometry, resample, sampling_grid
 from MedSSLLib.images.labels import IGNORE, Annotated, sparse_label
 from MedSSLLib.losses.dice_ce import dice_ce
+from Testing.lib.case_helpers import each
 from Testing.lib.core_helpers import PLAIN, MemoryReader
 
 CPU = torch.device("cpu")
@@ -36,7 +37,12 @@ def reader(cases=3, shape=(14, 18, 16), channels=1, seed=0):
 def segmentation(source, patch, augment=PLAIN, **changes):
     values = {"batch": 4, "foreground": 0.5, "seed": 0} | changes
     return SegmentationSampler(
-        source, tuple(source.images), patch, (1.0,) * len(patch), augment, **values
+        reader=source,
+        cases=tuple(source.images),
+        patch=patch,
+        spacing=(1.0,) * len(patch),
+        augment=augment,
+        **values,
     )
 
 
@@ -56,7 +62,14 @@ def views(source, patch, augment=RICH, samples=4, dim=3, **changes):
         "rotation": 0.0,
         "seed": 0,
     } | changes
-    return ViewSampler(source, pick, patch, (1.0,) * len(patch), augment, **values)
+    return ViewSampler(
+        reader=source,
+        pick=pick,
+        patch=patch,
+        spacing=(1.0,) * len(patch),
+        augment=augment,
+        **values,
+    )
 
 
 SAMPLERS = {
@@ -67,7 +80,7 @@ SAMPLERS = {
 }
 
 
-@pytest.mark.parametrize("kind", SAMPLERS)
+@each("kind", SAMPLERS)
 def test_a_batch_is_a_function_of_seed_and_step(kind):
     one, two = SAMPLERS[kind](), SAMPLERS[kind]()
     two.sample(5), two.sample(1)  # other steps in between leave no trace
@@ -81,8 +94,8 @@ def test_a_batch_is_a_function_of_seed_and_step(kind):
         assert not torch.equal(first.images, other.images)
 
 
-@pytest.mark.parametrize("kind", SAMPLERS)
-@pytest.mark.parametrize("parts", [2, 4])
+@each("kind", SAMPLERS)
+@each("parts", [2, 4])
 def test_the_parts_of_a_batch_make_up_the_whole(kind, parts):
     sampler = SAMPLERS[kind]()
     for step in range(3):
@@ -102,7 +115,7 @@ def test_parts_read_only_their_own_crops():
     assert len(sampler.reader.read) == 1
 
 
-@pytest.mark.parametrize("share", [0.0, 0.25, 0.5, 1.0])
+@each("share", [0.0, 0.25, 0.5, 1.0])
 def test_the_foreground_share_is_centred_on_structures(share):
     source = reader(shape=(40, 40, 40))
     sampler = segmentation(source, (4, 4, 4), foreground=share, batch=4)
@@ -124,6 +137,73 @@ def test_classes_are_chosen_evenly_however_small():
         for label in make_views(sampler.sample(step), sampler.patch, CPU).labels:
             seen[2 if (label == 2).any() else 1] += 1
     assert 0.35 < seen[2] / 320 < 0.65
+
+
+def corners(sampler, steps=60):
+    """Lower corners of the patches ``[n, 3]``, from the windows that are read for them."""
+    for step in range(steps):
+        sampler.sample(step)
+    inset = (np.asarray(sampler.window) - sampler.patch) // 2
+    lows = np.array([lo for _, lo, _ in sampler.reader.read])
+    return lows + (inset if len(inset) == 3 else [0, *inset])
+
+
+def around_one_voxel(patch):
+    """A sampler whose patches are all centred on one voxel, and that voxel."""
+    middle = np.array([side // 2 + 3 for side in (1, *patch)[-3:]])
+    label = np.zeros(2 * middle + 1, np.uint8)
+    label[tuple(middle)] = 1
+    source = MemoryReader({"c": np.zeros((1, *label.shape), np.float32)}, {"c": label})
+    return segmentation(source, patch, foreground=1.0, batch=5), middle
+
+
+@each("patch", [(3, 3, 3), (1, 3, 3), (3, 3), (1, 1)])
+def test_an_odd_patch_has_its_voxel_in_the_middle(patch):
+    """They are shifted by a tenth of a side: by less than half a voxel where they are small."""
+    sampler, voxel = around_one_voxel(patch)
+    half = [side // 2 for side in (1, *patch)[-3:]]
+    assert (corners(sampler, 20) == voxel - half).all()
+
+
+@each("patch", [(4, 4, 4), (4, 4)])
+def test_an_even_patch_has_its_voxel_as_often_left_as_right_of_the_middle(patch):
+    sampler, voxel = around_one_voxel(patch)
+    before = (voxel - corners(sampler))[:, 3 - len(patch) :]
+    assert set(before.ravel()) == {1, 2}
+    np.testing.assert_allclose((before == 2).mean(0), 0.5, atol=0.08)
+
+
+@each("patch", [(15, 15, 15), (15, 15), (1, 25, 25)])
+def test_patches_are_shifted_evenly_by_a_tenth_of_their_side(patch):
+    """15 voxels by up to 1.5: rounded, a third each of -1, 0 and 1; 25 voxels by up to 2.5."""
+    sampler, voxel = around_one_voxel(patch)
+    sides = np.array((1, *patch)[-3:])
+    shift = corners(sampler) - (voxel - sides // 2)
+    assert (shift[:, sides == 1] == 0).all(), "a slice stays the one that was drawn"
+    free = shift[:, sides > 1]
+    possible = list(range(-(patch[-1] // 10), patch[-1] // 10 + 1))
+    for along in free.T:
+        values, counts = np.unique(along, return_counts=True)
+        assert values.tolist() == possible
+        np.testing.assert_allclose(counts / len(along), 1 / len(possible), atol=0.08)
+    together = len(possible) ** free.shape[1]
+    assert len(np.unique(free, axis=0)) > 0.9 * together, "every axis by itself"
+
+
+def test_samples_off_the_structures_lie_anywhere_that_counts():
+    """400 voxels of background, 200 and 100 of the structures; 300 that nobody has looked at."""
+    label = np.repeat([0, IGNORE, 1, 2], [400, 300, 200, 100]).astype(np.uint8).reshape(10, 10, 10)
+    source = MemoryReader({"c": np.zeros((1, 10, 10, 10), np.float32)}, {"c": label})
+    sampler = segmentation(source, (1, 1, 1), foreground=0.5, batch=8)
+    middles = corners(sampler, 200).reshape(200, 8, 3)
+    classes = label[tuple(np.moveaxis(middles, -1, 0))]
+    for part, shares in (
+        (classes[:, :4], {1: 1 / 2, 2: 1 / 2}),
+        (classes[:, 4:], {0: 4 / 7, 1: 2 / 7, 2: 1 / 7}),
+    ):
+        values, counts = np.unique(part, return_counts=True)
+        assert values.tolist() == list(shares)
+        np.testing.assert_allclose(counts / part.size, list(shares.values()), atol=0.05)
 
 
 def test_cases_are_visited_equally_often():
@@ -276,17 +356,17 @@ def test_views_of_the_whole_image_scale_with_it(shape):
     patch = (16, 8)
     picks = [Pick("c0", 2)] * 50
     sampler = ViewSampler(
-        reader(1, shape),
-        lambda rng, step: picks,
-        patch,
-        (1.0, 1.0),
-        None,
-        2,
-        (0.75, 1.0),
-        0.7,
-        0.0,
-        0.0,
-        0,
+        reader=reader(1, shape),
+        pick=lambda rng, step: picks,
+        patch=patch,
+        spacing=(1.0, 1.0),
+        augment=None,
+        views=2,
+        scale=(0.75, 1.0),
+        min_overlap=0.7,
+        flip=0.0,
+        rotation=0.0,
+        seed=0,
         whole=True,
     )
     geometry = sampler.sample(0).geometry
@@ -295,8 +375,8 @@ def test_views_of_the_whole_image_scale_with_it(shape):
     assert sides.min() >= 0.75 - 1e-6 and sides.max() <= 1 + 1e-6 and np.ptp(sides) > 0.2
 
 
-@pytest.mark.parametrize("rotation", [0.0, 25.0])
-@pytest.mark.parametrize("shape", [(20, 22, 24), (7, 22, 9)])
+@each("rotation", [0.0, 25.0])
+@each("shape", [(20, 22, 24), (7, 22, 9)])
 def test_windows_stay_inside_the_volume_where_it_is_large_enough(shape, rotation):
     """And views are those of the whole volume, whose edge continues: nothing is lost by a window of
     their own.

@@ -11,6 +11,7 @@ from MedSSLLib.core.errors import InputError
 from MedSSLLib.data.plan import VOXELS_2D, VOXELS_3D, Plan, canonical_axes, make_plan
 from MedSSLLib.images import io
 from MedSSLLib.images.geometry import Geometry, oriented
+from Testing.lib.case_helpers import each
 
 
 def plan_of(*pairs, **options):
@@ -55,9 +56,7 @@ def test_thick_slices_forced_to_3d_get_a_flat_patch_and_late_halving():
     )  # 3 mm against 0.8, then against 1.6
 
 
-@pytest.mark.parametrize(
-    ("ratio", "slices", "dim"), [(2.9, 40, 3), (3.0, 40, 2), (1.0, 7, 2), (1.0, 8, 3)]
-)
+@each(("ratio", "slices", "dim"), [(2.9, 40, 3), (3.0, 40, 2), (1.0, 7, 2), (1.0, 8, 3)])
 def test_dimension_rule(ratio, slices, dim):
     assert plan_of(((64, 64, slices), (1.0, 1.0, ratio))).dim == dim
 
@@ -68,7 +67,7 @@ def test_dimension_follows_the_median_case():
     assert plan_of(flat, flat, cube).dim == 2
 
 
-@pytest.mark.parametrize("dim", ["2d", "2", 2])
+@each("dim", ["2d", "2", 2])
 def test_dimension_can_be_forced(dim):
     assert plan_of(((64, 64, 64), (1.0, 1.0, 1.0)), dim=dim).dim == 2
 
@@ -88,8 +87,8 @@ def test_spacing_is_the_median_of_every_case_in_its_own_slice_frame():
     assert plan_of(axial, sagittal, sagittal).spacing == (None, 1.2, 1.2)
 
 
-@pytest.mark.parametrize("code", ["LPS", "RAS", "PSL", "SRA", "AIL"])
-@pytest.mark.parametrize("dim", ["2d", "3d"])
+@each("code", ["LPS", "RAS", "PSL", "SRA", "AIL"])
+@each("dim", ["2d", "3d"])
 def test_storage_order_does_not_change_the_plan(code, dim):
     tilt = np.deg2rad(20)
     direction = (np.cos(tilt), -np.sin(tilt), 0, np.sin(tilt), np.cos(tilt), 0, 0, 0, 1)

@@ -16,6 +16,7 @@ from MedSSLLib.data.preprocess import preprocess_image
 from MedSSLLib.data.resampling import cubic
 from MedSSLLib.images.geometry import Geometry, Volume
 from MedSSLLib.images.labels import slice_axis
+from Testing.lib.case_helpers import each
 from Testing.lib.grid_helpers import (
     GRIDS,
     SPACINGS,
@@ -103,7 +104,7 @@ def naive_resample(values, positions, ratio, kernel):
     return np.array(result)
 
 
-@pytest.mark.parametrize("ratio", [0.55, 1.3, 2.7])
+@each("ratio", [0.55, 1.3, 2.7])
 def test_resampling_equals_the_definition(ratio):
     source = Geometry((23, 1, 1), (1.0, 1.0, 1.0))
     n = int(np.ceil(23 * ratio**-1))
@@ -127,7 +128,7 @@ def test_cubic_kernel_interpolates_and_reproduces_parabolas():
         assert [float(weights @ offsets**p) for p in (0, 1, 2)] == pytest.approx([1, t, t * t])
 
 
-@pytest.mark.parametrize("ratio", [1.5, 2.0, 3.0])
+@each("ratio", [1.5, 2.0, 3.0])
 def test_down_sampling_suppresses_what_the_grid_cannot_carry(ratio):
     n = 240
     plan = make_plan([Geometry((n, n, n))], modality="MR", dim="3d").model_copy(

@@ -13,6 +13,7 @@ from MedSSLLib.data.resampling import linear
 from MedSSLLib.images import io
 from MedSSLLib.images.geometry import Geometry, Volume, orient
 from MedSSLLib.images.labels import IGNORE
+from Testing.lib.case_helpers import each
 from Testing.lib.grid_helpers import (
     GRIDS,
     ORIGIN,
@@ -42,21 +43,21 @@ def test_labels_stay_where_they_are(name, dim, spacing):
         there = voxel_points(source)[volume.array == value].mean(0)
         here = voxel_points(grid)[label == value].mean(0)
         assert np.linalg.norm(there - here) < tolerance
-    back = io.resample(Volume(label, grid), source, interpolation="nearest").array
+    back = io.resample_volume(Volume(label, grid), source, interpolation="nearest").array
     inside = volume.array > 0
     overlap = 2 * np.sum((back == volume.array) & inside) / (inside.sum() + np.sum(back > 0))
     unchanged = sorted(source.spacing) == sorted(grid.spacing)
     assert overlap == 1 if unchanged else overlap > 0.85
 
 
-@pytest.mark.parametrize("angles", [(45, 0, 0), (0, 45, 0), (0, 0, 45)])
+@each("angles", [(45, 0, 0), (0, 45, 0), (0, 0, 45)])
 def test_labels_find_their_grid_where_two_orientations_are_equally_near(angles):
     source = Geometry((15, 14, 13), (1.0, 1.2, 0.9), ORIGIN, rotation(*angles))
     letters = itertools.product("LR", "PA", "SI")
     for code in ("".join(order) for signs in letters for order in itertools.permutations(signs)):
         stored = orient(three_blobs(source), code)
         _, grid = preprocess_image(noise(stored.geometry), plan_for(stored.geometry, "2d", None))
-        back = io.resample(
+        back = io.resample_volume(
             Volume(preprocess_label(stored, grid), grid), source, interpolation="nearest"
         ).array
         assert np.mean(back == three_blobs(source).array) > 0.97
@@ -90,10 +91,8 @@ def naive_label(volume, grid):
     return result
 
 
-@pytest.mark.parametrize(
-    "spacing", [(1.0, 1.0, 1.0), (0.71, 0.637, 0.813), (2.13, 1.71, 1.437), (0.613, 1.91, 1.0)]
-)
-@pytest.mark.parametrize("sparse", [False, True])
+@each("spacing", [(1.0, 1.0, 1.0), (0.71, 0.637, 0.813), (2.13, 1.71, 1.437), (0.613, 1.91, 1.0)])
+@each("sparse", [False, True])
 def test_label_resampling_equals_the_definition(spacing, sparse):
     rng = np.random.default_rng(3)
     source = Geometry((9, 5, 7), (1.0, 1.0, 1.0), ORIGIN, rotation(4, 5, 6))
@@ -133,7 +132,7 @@ def test_annotated_slices_stay_exact_on_the_same_slices():
     np.testing.assert_array_equal(label[[2, 5]], full[[2, 5]])
 
 
-@pytest.mark.parametrize("number", range(12))
+@each("number", range(12))
 def test_no_annotated_slice_is_lost_on_a_coarser_grid(number):
     source = Geometry((20, 20, 12), (1.0, 1.0, 1.0))
     array = np.full(source.shape, IGNORE, np.uint8)

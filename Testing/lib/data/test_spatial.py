@@ -21,6 +21,7 @@ from MedSSLLib.data.spatial import (
     sampling_grid,
 )
 from MedSSLLib.images.labels import IGNORE
+from Testing.lib.case_helpers import each
 from Testing.lib.core_helpers import PLAIN
 
 F64 = torch.float64
@@ -69,7 +70,7 @@ def test_every_box_and_flip_of_a_linear_volume_equals_the_closed_form(dim):
         )
 
 
-@pytest.mark.parametrize("spacing", [(1.0, 1.0), (1.0, 2.0), (1.0, 1.0, 1.0), (1.7, 1.0, 0.9)])
+@each("spacing", [(1.0, 1.0), (1.0, 2.0), (1.0, 1.0, 1.0), (1.7, 1.0, 0.9)])
 def test_rotated_flipped_boxes_of_a_linear_volume_equal_the_closed_form(spacing):
     dim = len(spacing)
     window, patch = (41, 43, 39)[:dim], (7, 6, 5)[:dim]
@@ -84,9 +85,7 @@ def test_rotated_flipped_boxes_of_a_linear_volume_equal_the_closed_form(spacing)
     torch.testing.assert_close(seen, positions(geometry, patch) @ slopes, rtol=0, atol=1e-11)
 
 
-@pytest.mark.parametrize(
-    "spacing", [(1.0, 1.0), (0.5, 0.9), (1.0, 1.0, 1.0), (1.9, 1.0, 1.3), (5.0, 1.0, 1.3)]
-)
+@each("spacing", [(1.0, 1.0), (0.5, 0.9), (1.0, 1.0, 1.0), (1.9, 1.0, 1.3), (5.0, 1.0, 1.3)])
 def test_rotations_are_rigid_in_millimetres_and_stay_in_plane_for_thick_slices(spacing):
     mm = np.asarray(spacing)
     matrices = sample_rotations(np.random.default_rng(2), 20, spacing, 30)
@@ -122,7 +121,7 @@ def test_the_identity_view_is_the_exact_crop_of_image_and_label(dim):
     assert torch.equal(resample_labels(label, grid)[0], label[0, *crop])
 
 
-@pytest.mark.parametrize("axis", [0, 1, 2])
+@each("axis", [0, 1, 2])
 def test_a_flip_reverses_its_axis_alone(axis):
     image = torch.randn(1, 1, 6, 7, 8)
     flip = torch.zeros(1, 1, 3)
@@ -308,7 +307,7 @@ def test_zoom_range_and_probability():
     )
 
 
-@pytest.mark.parametrize(
+@each(
     ("window", "patch"),
     [
         ((14, 17), (9, 12)),

@@ -18,7 +18,7 @@ from MedSSLLib.core.errors import InputError
 from MedSSLLib.demo.atlas import Atlas, load_atlas
 from MedSSLLib.demo.simulate import (
     CLASSES,
-    PROTOCOLS,
+    SCANNERS,
     blurred,
     sample_displacement,
     simulate_cohort,
@@ -26,6 +26,7 @@ from MedSSLLib.demo.simulate import (
 )
 from MedSSLLib.images import io
 from MedSSLLib.images.geometry import Volume
+from Testing.lib.case_helpers import each
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +39,7 @@ def scans(atlas):
     """One subject (one seed) in every scanner: the same anatomy in the same place."""
     return {
         name: simulate_subject(blurred(atlas, protocol), name, np.random.default_rng(5))
-        for name, protocol in PROTOCOLS.items()
+        for name, protocol in SCANNERS.items()
     }
 
 
@@ -51,13 +52,13 @@ def dice(a, b):
     return 2 * (a & b).sum() / (a.sum() + b.sum())
 
 
-@pytest.mark.parametrize("pair", list(itertools.combinations(PROTOCOLS, 2)))
+@each("pair", list(itertools.combinations(SCANNERS, 2)))
 def test_scanners_see_the_same_anatomy_in_the_same_place(scans, pair):
     """Axes, tilts and spacings differ, millimetres do not: independent of how the grid was
     sampled.
     """
     first, second = (scans[name] for name in pair)
-    moved = io.resample(second.label, first.label.geometry, interpolation="nearest")
+    moved = io.resample_volume(second.label, first.label.geometry, interpolation="nearest")
     for value, least in ((1, 0.75), (2, 0.75)):
         assert np.linalg.norm(centroid(first.label, value) - centroid(second.label, value)) < 1.5
         assert dice(first.label.array == value, moved.array == value) > least
@@ -103,14 +104,14 @@ def test_right_stays_right(atlas):
     half = atlas.maps.copy()
     x = np.arange(half.shape[1]) + atlas.origin[0]  # RAS: right is positive
     half[3, x < 0] = 0
-    for name in PROTOCOLS:
+    for name in SCANNERS:
         one_sided = simulate_subject(
             Atlas(half, atlas.origin), name, np.random.default_rng(5)
         ).label
         assert centroid(one_sided, 1)[0] < centroid(one_sided, 3)[0] - 8
 
 
-@pytest.mark.parametrize("seed", range(4))
+@each("seed", range(4))
 def test_deformations_are_invertible(atlas, seed):
     """Positive Jacobian determinant of x + u(x) everywhere (nodes 5 mm apart)."""
     displacement = sample_displacement(atlas, 4.0, np.random.default_rng(seed)) / 5.0
@@ -161,7 +162,7 @@ def test_cohort_files(cohort):
     with (cohort / "metadata.csv").open() as stream:
         rows = list(csv.DictReader(stream))
     names = [row["case"] for row in rows]
-    assert [row["scanner"] for row in rows] == [list(PROTOCOLS)[n % 3] for n in range(5)]
+    assert [row["scanner"] for row in rows] == [list(SCANNERS)[n % 3] for n in range(5)]
     for name in names:
         image = io.read_image(cohort / "images" / f"{name}.nii.gz", case=name)
         label = io.read_label(cohort / "labels" / f"{name}.nii.gz", image.geometry, case=name)

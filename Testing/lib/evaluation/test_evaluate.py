@@ -16,6 +16,7 @@ from MedSSLLib.evaluation.metrics import METRICS, evaluate_case
 from MedSSLLib.images import io
 from MedSSLLib.images.geometry import Geometry, Volume
 from MedSSLLib.images.labels import Annotated, counted_mask
+from Testing.lib.case_helpers import each
 
 ONE = {"1": 1}
 
@@ -61,8 +62,8 @@ def naive_distances(prediction, reference, spacing):
     return directed
 
 
-@pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (4.0, 1.5, 0.7)])
-@pytest.mark.parametrize("seed", [0, 1])
+@each("spacing", [(1.0, 1.0, 1.0), (4.0, 1.5, 0.7)])
+@each("seed", [0, 1])
 def test_distances_equal_naive_loops(seed, spacing):
     generator = np.random.default_rng(seed)
     prediction, reference = (generator.random((5, 6, 7)) < p for p in (0.3, 0.5))
@@ -74,7 +75,7 @@ def test_distances_equal_naive_loops(seed, spacing):
     assert record["assd_mm"] == pytest.approx(np.mean(forward + backward), abs=1e-5)
 
 
-@pytest.mark.parametrize("axis", [0, 1, 2])
+@each("axis", [0, 1, 2])
 def test_shifted_boxes_in_closed_form(axis):
     """A box moved by s along one axis: Dice 1 - s/n, HD95 s mm, surface Dice by areas, not
     counts.
@@ -254,7 +255,7 @@ def test_structures_that_a_prediction_lacks_are_counted(tmp_path, capsys):
     assert evaluate_folder(folder[1], folder[1], None, 2.0)["missed"] == 0
 
 
-@pytest.mark.parametrize(("axis", "millimetres"), [(0, 3.0), (1, 2.0), (2, 1.0)])
+@each(("axis", "millimetres"), [(0, 3.0), (1, 2.0), (2, 1.0)])
 def test_files_are_measured_in_their_own_spacing(tmp_path, axis, millimetres):
     """One voxel along k, j or i of the array is 3, 2 or 1 mm in the files."""
     reference = box((6, 7, 8), (1, 1, 1), (4, 5, 6))

@@ -20,6 +20,7 @@ from MedSSLLib.core.errors import InputError
 from MedSSLLib.images import io
 from MedSSLLib.images.geometry import Geometry, Volume
 from MedSSLLib.project.project import Project
+from Testing.lib.case_helpers import each
 
 GRID = Geometry((12, 10, 8), (1.0, 1.5, 2.0), (3.0, -4.0, 5.0))
 HEADER, READ = "header", "pixels"
@@ -302,7 +303,7 @@ IMAGES: dict[str, tuple[str, Maker, str, str]] = {
     "DICOM preamble only": (
         "a.dcm",
         lambda p: p.write_bytes(bytes(128) + b"DICM"),
-        "holds no DICOM images",
+        "damaged or unsupported DICOM",
         HEADER,
     ),
     "DICOM garbage": (
@@ -314,7 +315,7 @@ IMAGES: dict[str, tuple[str, Maker, str, str]] = {
 }
 
 
-@pytest.mark.parametrize("kind", IMAGES)
+@each("kind", IMAGES)
 def test_bad_images_are_refused(tmp_path: Path, kind: str) -> None:
     name, make, words, where = IMAGES[kind]
     make(tmp_path / name)
@@ -454,7 +455,7 @@ LABELS: dict[str, tuple[str, Maker, str]] = {
 }
 
 
-@pytest.mark.parametrize("kind", LABELS)
+@each("kind", LABELS)
 def test_bad_labels_are_refused(tmp_path: Path, kind: str) -> None:
     name, make, words = LABELS[kind]
     make(tmp_path / name)

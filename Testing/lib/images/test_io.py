@@ -11,9 +11,10 @@ import SimpleITK as sitk  # noqa: N813
 
 from MedSSLLib.core.errors import InputError
 from MedSSLLib.images import io
+from MedSSLLib.images.formats.segments import Segment, flattened, segments
 from MedSSLLib.images.geometry import Geometry, Volume, moved
 from MedSSLLib.images.labels import Annotated
-from MedSSLLib.images.segments import Segment, flattened, segments
+from Testing.lib.case_helpers import each
 
 Make = Callable[..., Volume]
 CODES = [
@@ -29,7 +30,7 @@ CODES = [
 
 
 class TestNames:
-    @pytest.mark.parametrize(
+    @each(
         ("file", "name"),
         [
             ("a/case.nii.gz", "case"),
@@ -53,7 +54,7 @@ class TestNames:
 
 
 class TestFiles:
-    @pytest.mark.parametrize("extension", [".nii.gz", ".nii", ".nrrd", ".mha"])
+    @each("extension", [".nii.gz", ".nii", ".nrrd", ".mha"])
     def test_round_trip(
         self, tmp_path: Path, geometry: Geometry, make_volume: Make, extension: str
     ) -> None:
@@ -167,7 +168,7 @@ class TestLabels:
                 assert np.array_equal(again.array, label.array)
                 assert again.geometry == geometry
 
-    @pytest.mark.parametrize("code", CODES)
+    @each("code", CODES)
     def test_other_axis_directions_are_reordered_exactly(
         self, tmp_path: Path, geometry: Geometry, make_label: Make, code: str
     ) -> None:

@@ -20,6 +20,7 @@ from MedSSLLib.images.labels import (
     slice_axis,
     sparse_label,
 )
+from Testing.lib.case_helpers import each
 
 SHAPE = (5, 4, 3)  # k, j, i
 
@@ -35,7 +36,7 @@ class TestAnnotated:
         assert annotated.to_json() == [{"axis": 0, "indices": [1]}, {"axis": 2, "indices": [3, 9]}]
         assert Annotated.from_json(annotated.to_json()) == annotated
 
-    @pytest.mark.parametrize(
+    @each(
         "entries",
         [
             3,
@@ -117,7 +118,7 @@ class TestSimulateAnnotation:
             simulate_annotation(np.ones(SHAPE), 0, 2)
 
 
-@pytest.mark.parametrize(
+@each(
     ("spacing", "axis"),
     [
         ((1, 1, 1), 2),
@@ -161,7 +162,7 @@ class TestClassIndices:
         with pytest.raises(InputError, match=r"unknown values \[-1, 3\], known are \[0, 1\]"):
             class_indices(np.array([[[0, 1, 3, -1]]]), [0, 1])
 
-    @pytest.mark.parametrize("bad", [0.5, np.nan, np.inf])
+    @each("bad", [0.5, np.nan, np.inf])
     def test_fractions_are_refused(self, bad: float) -> None:
         with pytest.raises(InputError, match="not whole numbers"):
             class_indices(np.array([[[0, bad]]]), [0, 1])
@@ -182,7 +183,7 @@ def test_label_values(label: np.ndarray) -> None:
     assert label_values(label) == tuple(sorted({int(value) for value in label.ravel()}))
 
 
-@pytest.mark.parametrize(
+@each(
     ("n", "kept"),
     [
         (1, ((2, (9,)),)),

@@ -13,6 +13,7 @@ from MedSSLLib.images.shape_interpolation import (
     with_known_shapes,
     with_shapes,
 )
+from Testing.lib.case_helpers import each
 
 SOFT = Softness()
 
@@ -96,7 +97,7 @@ def test_beyond_the_last_slice_the_outline_shrinks_by_the_taper_in_mm():
         assert radius(shapes[z]) == pytest.approx(max(0.0, 20 - TAPER * away), abs=0.6)
 
 
-@pytest.mark.parametrize("axis", [0, 1, 2])
+@each("axis", [0, 1, 2])
 def test_drawn_slices_are_reproduced_on_every_axis_with_many_classes(axis):
     rng = np.random.default_rng(axis)
     label = np.kron(rng.integers(0, 4, (4, 5, 6)), np.ones((3, 3, 3), int)).astype(np.uint8)
@@ -209,7 +210,7 @@ def test_beyond_a_slice_without_it_a_structure_is_unlikely_not_impossible():
     assert (prior[6:] < np.log(0.4)).all() and (prior[7:] > np.log(0.01)).all()
 
 
-@pytest.mark.parametrize("drawn", [{4: 1, 12: 1}, {4: 0, 12: 0}, {4: 1, 12: 2}])
+@each("drawn", [{4: 1, 12: 1}, {4: 0, 12: 0}, {4: 1, 12: 2}])
 def test_outside_the_shapes_a_class_that_no_slice_shows_is_as_likely_as_the_network_says(drawn):
     """Where all classes are shown this is the product alone, where none is the network alone."""
     rng = np.random.default_rng(0)

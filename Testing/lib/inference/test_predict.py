@@ -26,6 +26,7 @@ from MedSSLLib.project.project import Project
 from MedSSLLib.project.runs import WEIGHTS
 from MedSSLLib.training.checkpoint import save_tensors
 from MedSSLLib.training.run_folder import write_config
+from Testing.lib.case_helpers import each
 from Testing.lib.core_helpers import loud, tiny_config, tiny_project
 
 
@@ -83,9 +84,9 @@ def dice(a, b):
     return 2 * (a & b).sum() / (a.sum() + b.sum())
 
 
-@pytest.mark.parametrize("grid", GRIDS)
-@pytest.mark.parametrize("dim", ["2d", "3d"])
-@pytest.mark.parametrize("flips", [False, True])
+@each("grid", GRIDS)
+@each("dim", ["2d", "3d"])
+@each("flips", [False, True])
 def test_an_asymmetric_object_lands_where_it_lies(tmp_path, grid, dim, flips):
     geometry = GRIDS[grid]
     label = object_in(geometry)
@@ -151,16 +152,23 @@ def test_pieces_are_kept_by_what_the_labels_tell_and_by_evidence():
     likely[0] = 1 - likely[1]
     both = likely[1] > 0.5
     large, sure = (both & (np.arange(20) < 10) == part for part in (True, False))
-    made = Model(None, None, (0, 1), ("background", "a"), torch.device("cpu"), "32")
+    made = Model(
+        network=None,
+        plan=None,
+        values=(0, 1),
+        classes=("background", "a"),
+        device=torch.device("cpu"),
+        precision="32",
+    )
     for known, kept, expected in (
         ({}, "auto", both),
         ({}, "all", both),
         ({}, "largest", large),
-        ({"one_piece": (1,)}, "auto", both & sure),
-        ({"undivided": (1,)}, "auto", both & sure),
-        ({"connected": True}, "auto", both & sure),
-        ({"undivided": (1,), "one_piece": (1,), "connected": True}, "all", both),
-        ({"undivided": (1,)}, "largest", large),
+        ({"single_component": (1,)}, "auto", both & sure),
+        ({"connected_on_slices": (1,)}, "auto", both & sure),
+        ({"single_foreground": True}, "auto", both & sure),
+        ({"single_component": (1,), "single_foreground": True}, "all", both),
+        ({"connected_on_slices": (1,)}, "largest", large),
     ):
         assert np.array_equal(
             replace(made, **known).class_map(likely, kept) == 1, expected & both

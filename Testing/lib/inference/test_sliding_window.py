@@ -14,6 +14,7 @@ from MedSSLLib.inference.sliding_window import (
     tile_size,
     uncertainty,
 )
+from Testing.lib.case_helpers import each
 from Testing.lib.core_helpers import lone_fabric
 
 CPU = lone_fabric().device
@@ -37,10 +38,10 @@ def per_voxel(x):
     return torch.cat([-x, x], 1)
 
 
-@pytest.mark.parametrize("dim", [2, 3])
-@pytest.mark.parametrize("size", [(5, 9, 7), (8, 8, 8), (1, 30, 21), (13, 3, 2)])
-@pytest.mark.parametrize("budget", [2**21, 600])
-@pytest.mark.parametrize("flips", [False, True])
+@each("dim", [2, 3])
+@each("size", [(5, 9, 7), (8, 8, 8), (1, 30, 21), (13, 3, 2)])
+@each("budget", [2**21, 600])
+@each("flips", [False, True])
 def test_a_voxelwise_network_gives_its_own_answer_everywhere(monkeypatch, dim, size, budget, flips):
     monkeypatch.setattr(sliding_window, "TILE_VOXELS", {2: budget // 8, 3: budget})
     image = np.random.default_rng(0).normal(size=(1, *size)).astype(np.float32)
@@ -136,7 +137,7 @@ def test_images_are_padded_to_whole_strides_with_their_edge(dim):
     assert torch.equal(seen[0][..., 9:, :6], seen[0][..., 8:9, :6].expand_as(seen[0][..., 9:, :6]))
 
 
-@pytest.mark.parametrize(
+@each(
     ("size", "patch", "budget", "expected"),
     [
         ((64, 64, 64), (32, 32, 32), 64**3, (64, 64, 64)),

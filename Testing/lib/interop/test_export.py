@@ -72,7 +72,7 @@ def make_run(project, name, dim, norm="batch", one_piece=(), undivided=(), conne
         "values": [0, 3, 7],
         "one_piece": list(one_piece),
         "undivided": list(undivided),
-        "connected": connected,
+        "single_foreground": connected,
     }
     write_config(folder, config, plan, facts)
     torch.manual_seed(5)
@@ -222,11 +222,12 @@ def test_monai_runs_the_bundle_to_the_labels_of_predict(cohort, dim, norm, piece
     pytest.importorskip("nibabel")
     name = f"bundle-{dim}-{norm}"
     model = make_run(cohort, name, dim, norm, *pieces)
-    single, undivided, connected = pieces or ((), (), False)
-    assert (model.one_piece, model.undivided, model.connected) == (single, undivided, connected)
+    single, on_slices, foreground = pieces or ((), (), False)
+    assert (model.single_component, model.connected_on_slices) == (single, on_slices)
+    assert model.single_foreground is foreground
     facts = plan_facts(model)
-    assert (facts["one_piece"], facts["undivided"]) == (list(single), list(undivided))
-    assert facts["connected"] is connected
+    assert (facts["one_piece"], facts["undivided"]) == (list(single), list(on_slices))
+    assert facts["connected"] is foreground
     events, _ = loud()
     export.run_export(cohort, name, "bundle", tmp_path / "bundle", events)
     run_predict(cohort, name, tmp_path / "mine", events)
@@ -267,10 +268,19 @@ def test_a_bundle_keeps_the_pieces_that_predictions_keep():
     assert made.shape == (1, 4, 4, 12) and torch.equal(made.affine, image.affine)
     for value, places in ((1, range(8, 10)), (2, range(8, 10)), (3, [*range(5), 8, 9])):
         assert np.array_equal(np.flatnonzero((made[0, value] == value).all(0)), list(places)), value
-    model = Model(None, None, (0, 1, 2, 3), tuple("0123"), torch.device("cpu"), "32", (1,), (2,))
+    model = Model(
+        network=None,
+        plan=None,
+        values=(0, 1, 2, 3),
+        classes=tuple("0123"),
+        device=torch.device("cpu"),
+        precision="32",
+        single_component=(1,),
+        connected_on_slices=(2,),
+    )
     assert np.array_equal(made[0], model.class_map(likely))
     assert _after(model)[2]["single"] == [1, 2] and _after(model)[2]["connected"] is False
-    whole = replace(model, connected=True)
+    whole = replace(model, single_foreground=True)
     made = ClassMapd("pred", [1, 2], True)({"pred": image})["pred"]
     assert np.array_equal(made[0], whole.class_map(likely)) and _after(whole)[2]["connected"]
     assert not np.array_equal(made[0], model.class_map(likely))

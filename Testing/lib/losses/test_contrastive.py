@@ -10,13 +10,14 @@ from MedSSLLib.losses.contrastive import (
     filter_positives,
     info_nce,
     pixel_contrast,
-    pool_size,
     positive_gradients,
     positive_pairs,
     positive_pool,
+    positives_in_use,
     retrieval,
     supervised_contrast,
 )
+from Testing.lib.case_helpers import each
 
 TAU = 0.1
 
@@ -49,8 +50,8 @@ def naive_image_loss(z, labels, tau):
     return total / len(rows)
 
 
-@pytest.mark.parametrize("labels", [[0, 1, 0, 2, 1], [0, 0, 0, 0, 0], [-1, 0, -1, 0, 1], [-1] * 5])
-@pytest.mark.parametrize("views", [2, 3])
+@each("labels", [[0, 1, 0, 2, 1], [0, 0, 0, 0, 0], [-1, 0, -1, 0, 1], [-1] * 5])
+@each("views", [2, 3])
 def test_image_loss_equals_naive_loop(labels, views):
     z = randn(5, views, 6)
     expected = naive_image_loss(z, labels, TAU)
@@ -167,7 +168,7 @@ def pixel_case(kept=2, pool=4):
     return anchors, partners, chosen[..., :kept], chosen[..., kept:]
 
 
-@pytest.mark.parametrize(("kept", "pool"), [(1, 1), (2, 4), (4, 4), (3, 9), (9, 9)])
+@each(("kept", "pool"), [(1, 1), (2, 4), (4, 4), (3, 9), (9, 9)])
 def test_pixel_loss_equals_naive_loop(kept, pool):
     case = pixel_case(kept, pool)
     assert float(pixel_contrast(*case, TAU)) == pytest.approx(
@@ -252,19 +253,19 @@ def test_filter_keeps_the_lowest_gradients():
     assert sorted(kept[0, 0].tolist()) == [1, 3, 5, 7] and dropped.shape == (1, 1, 0)
 
 
-@pytest.mark.parametrize("pace", ["linear", "root"])
-@pytest.mark.parametrize("start", [0.0, 0.3, 1.0])
-@pytest.mark.parametrize("largest", [1, 5, 8])
+@each("pace", ["linear", "root"])
+@each("start", [0.0, 0.3, 1.0])
+@each("largest", [1, 5, 8])
 def test_pool_size_grows_from_its_start_to_all(pace, start, largest):
-    sizes = [pool_size(largest, t / 1000, start, pace) for t in range(1001)]
+    sizes = [positives_in_use(largest, t / 1000, start, pace) for t in range(1001)]
     assert sizes == sorted(sizes)
     assert sizes[0] == max(1, math.ceil(largest * start)) and sizes[-1] == largest
     assert set(sizes) == set(range(sizes[0], largest + 1))
 
 
 def test_pool_size_values():
-    assert [pool_size(8, t) for t in (0, 0.125, 0.126, 0.5, 0.999)] == [1, 1, 2, 4, 8]
-    assert [pool_size(8, t, 0, "root") for t in (0, 0.25, 0.26, 0.999)] == [1, 4, 5, 8]
+    assert [positives_in_use(8, t) for t in (0, 0.125, 0.126, 0.5, 0.999)] == [1, 1, 2, 4, 8]
+    assert [positives_in_use(8, t, 0, "root") for t in (0, 0.25, 0.26, 0.999)] == [1, 4, 5, 8]
 
 
 def test_meta_device():

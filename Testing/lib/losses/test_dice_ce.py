@@ -16,6 +16,7 @@ from MedSSLLib.losses.dice_ce import (
     mixed_targets,
     one_hot,
 )
+from Testing.lib.case_helpers import each
 
 SHAPES = [(2, 3, 5, 4), (1, 2, 3, 4, 2), (3, 4, 6)]
 
@@ -54,9 +55,9 @@ def naive(logits, labels, first_class=1, smooth=1.0):
     return sum(terms) / len(terms) + entropy / n
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("background", [False, True])
-@pytest.mark.parametrize("kind", [torch.uint8, torch.int64])
+@each("shape", SHAPES)
+@each("background", [False, True])
+@each("kind", [torch.uint8, torch.int64])
 def test_equals_naive_loop(shape, background, kind):
     logits, labels = make(shape)
     expected = naive(logits, labels, 0 if background else 1)
@@ -100,7 +101,7 @@ def test_ignored_voxels_have_no_influence():
     assert float(dice_ce(changed, labels)) == pytest.approx(float(value.detach()), rel=1e-14)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@each("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_nothing_counted_is_exactly_zero(dtype):
     logits = torch.randn(2, 3, 4, 4, dtype=dtype, requires_grad=True)
     loss = dice_ce(logits, torch.full((2, 4, 4), IGNORE, dtype=torch.uint8), background=True)

@@ -15,6 +15,7 @@ from MedSSLLib.losses.gradient_rules import (
     mitigate,
     mitigation_weight,
 )
+from Testing.lib.case_helpers import each
 
 
 def identity(x):
@@ -54,8 +55,8 @@ def all_pairs(count, seed=0):
     return [(i, j) for i in range(count) for j in rng.sample(range(count), count) if i != j]
 
 
-@pytest.mark.parametrize("count", [2, 3, 5])
-@pytest.mark.parametrize("seed", range(5))
+@each("count", [2, 3, 5])
+@each("seed", range(5))
 def test_equals_naive_loop(count, seed):
     gradients, pairs = vectors(count, seed=seed), all_pairs(count, seed)
     target = torch.rand(count, count, dtype=torch.float64) * 1.6 - 0.8
@@ -65,7 +66,7 @@ def test_equals_naive_loop(count, seed):
     torch.testing.assert_close(after, expected_after, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("goal", [-0.5, 0.0, 0.3, 0.5])
+@each("goal", [-0.5, 0.0, 0.3, 0.5])
 def test_new_cosine_is_the_target(goal):
     """cos(g_i', g_j) = phi_T wherever it acted, else g_i is untouched: all kinds of relation are
     met.
@@ -212,8 +213,8 @@ class Tiny(nn.Module):
         return [p.grad for p in self.parameters()]
 
 
-@pytest.mark.parametrize("rule", [SumGradients(), SumGradients(average=True), GradMitigator()])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@each("rule", [SumGradients(), SumGradients(average=True), GradMitigator()])
+@each("dtype", [torch.float32, torch.float64])
 def test_one_loss_is_plain_training_bit_for_bit(rule, dtype):
     net = Tiny(dtype=dtype)
     net.losses()["loss 0"].backward()

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from MedSSLLib.images.labels import IGNORE
 from MedSSLLib.losses.local_contrast import class_means, local_contrast, sample_anchors
+from Testing.lib.case_helpers import each
 
 TAU = 0.1
 
@@ -62,8 +63,8 @@ def naive(features, labels, anchors, partner=None):
 PARTNER = torch.tensor([2, 3, 0, 1])
 
 
-@pytest.mark.parametrize("partner", [None, PARTNER, torch.tensor([1, 2, 3, 0])])
-@pytest.mark.parametrize("space", [(6, 7), (3, 4, 5)])
+@each("partner", [None, PARTNER, torch.tensor([1, 2, 3, 0])])
+@each("space", [(6, 7), (3, 4, 5)])
 def test_equals_naive_loop(partner, space):
     features, labels, anchors = make(space=space)
     expected = naive(features, labels, anchors, None if partner is None else partner.tolist())

@@ -19,10 +19,10 @@ from MedSSLLib.core.errors import InputError
 from MedSSLLib.data.batch import Batch
 from MedSSLLib.losses.contrastive import (
     filter_positives,
+    fraction_with_positive,
     pixel_contrast,
     positive_gradients,
     positive_pool,
-    share_with_positive,
     supervised_contrast,
 )
 from MedSSLLib.losses.gradient_rules import GradMitigator, SumGradients
@@ -30,6 +30,7 @@ from MedSSLLib.methods.base import MethodContext
 from MedSSLLib.methods.gcl import GCL, GCLConfig, ProjectionHead, _Pixels, map_shape, nearest_index
 from MedSSLLib.networks.unet import Encoder
 from MedSSLLib.training.devices import average_gradient, gather_embeddings
+from Testing.lib.case_helpers import each
 
 PATCH = {2: (16, 24), 3: (8, 16, 8)}
 META = {"patient": 3, "position": 4, "phase": 2}
@@ -71,9 +72,9 @@ def test_without_pixels_it_is_eq_1_for_every_label(dim: int) -> None:
     assert not hasattr(method, "pixel_head")
 
 
-@pytest.mark.parametrize("grad_filter", [False, True])
-@pytest.mark.parametrize("progress", [0.0, 0.6])
-@pytest.mark.parametrize(("s", "k", "k_late"), [(32, 4, 3), (17, 2, 2), (7, 1, 1)])
+@each("grad_filter", [False, True])
+@each("progress", [0.0, 0.6])
+@each(("s", "k", "k_late"), [(32, 4, 3), (17, 2, 2), (7, 1, 1)])
 def test_pixel_loss_is_eq_5_view_by_view(
     grad_filter: bool, progress: float, s: int, k: int, k_late: int
 ) -> None:
@@ -168,9 +169,7 @@ def test_pull_back_is_the_vector_jacobian_product() -> None:
         )
 
 
-@pytest.mark.parametrize(
-    ("shape", "other"), [((6, 8), (3, 2)), ((4, 6, 10), (2, 6, 3)), ((5, 7), (5, 7))]
-)
+@each(("shape", "other"), [((6, 8), (3, 2)), ((4, 6, 10), (2, 6, 3)), ((5, 7), (5, 7))])
 def test_nearest_index_is_nearest_resampling(
     shape: tuple[int, ...], other: tuple[int, ...]
 ) -> None:
@@ -273,8 +272,8 @@ def test_diagnostics() -> None:
         and "positive_in_another_patient/patient" not in figures
     )
     labels = torch.tensor([0, 1, 0, -1, -1, 1])
-    assert float(share_with_positive(labels)) == pytest.approx(4 / 6)
-    assert float(share_with_positive(labels, torch.tensor([0, 1, 0, 1, 2, 2]))) == pytest.approx(
+    assert float(fraction_with_positive(labels)) == pytest.approx(4 / 6)
+    assert float(fraction_with_positive(labels, torch.tensor([0, 1, 0, 1, 2, 2]))) == pytest.approx(
         2 / 6
     )
     alone = small_gcl(context={"meta": {"phase": 2}})
@@ -293,7 +292,7 @@ def test_spread_of_embeddings_is_that_of_unit_vectors() -> None:
     torch.testing.assert_close(method.diagnostics()["feature_std"], expected)
 
 
-@pytest.mark.parametrize(("level", "pixels"), [(0, 16 * 24), (1, 8 * 12), (-1, 4 * 6)])
+@each(("level", "pixels"), [(0, 16 * 24), (1, 8 * 12), (-1, 4 * 6)])
 def test_positives_in_use_are_those_of_the_built_method(level: int, pixels: int) -> None:
     method = small_gcl(pixel_level=level, top_k=8, grad_filter=False)
     assert map_shape((17, 9), method.encoder, method.pixel_level) == tuple(
@@ -303,11 +302,11 @@ def test_positives_in_use_are_those_of_the_built_method(level: int, pixels: int)
     assert method.pixels == pixels and method.top_k == min(8, pixels // 8) == int(
         method.diagnostics()["pool"]
     )
-    assert [kind for kind, _ in method.remarks()] == (["metric"] if level == -1 else [])
+    assert [kind for kind, _ in method.notices()] == (["metric"] if level == -1 else [])
 
 
 def test_positives_that_are_fewer_than_set_are_said() -> None:
-    ((kind, sentence),) = small_gcl(top_k=8).remarks()
+    ((kind, sentence),) = small_gcl(top_k=8).notices()
     assert kind == "metric" and "options.top_k is 8, 3 in use: a view has 24 pixels" in sentence
     assert "GradFilter" not in sentence
     for context, options, words in (
@@ -319,10 +318,10 @@ def test_positives_that_are_fewer_than_set_are_said() -> None:
         ({}, {"candidates": 9}, "4, 1 in use.*GradFilter"),
         ({}, {"top_k": 1}, "^GradFilter has nothing.*Raise"),
     ):
-        ((kind, sentence),) = small_gcl(context=context, **options).remarks()
+        ((kind, sentence),) = small_gcl(context=context, **options).notices()
         assert kind == "warning" and re.search(words, sentence)
-    assert small_gcl(top_k=3).remarks() == small_gcl(pixel=False, top_k=8).remarks() == []
-    assert small_gcl(top_k=1, grad_filter=False).remarks() == []
+    assert small_gcl(top_k=3).notices() == small_gcl(pixel=False, top_k=8).notices() == []
+    assert small_gcl(top_k=1, grad_filter=False).notices() == []
 
 
 def test_copies_are_independent() -> None:
@@ -381,10 +380,8 @@ def test_two_processes_give_the_gradients_of_one(tmp_path: Path) -> None:
         )
 
 
-@pytest.mark.parametrize("dim", [2, 3])
-@pytest.mark.parametrize(
-    "options", [{}, {"gradient": "sum", "pixel_level": 1, "anchors": 5, "instance": True}]
-)
+@each("dim", [2, 3])
+@each("options", [{}, {"gradient": "sum", "pixel_level": 1, "anchors": 5, "instance": True}])
 def test_meta_device(dim: int, options: dict[str, Any]) -> None:
     method = small_gcl(dim, **options).to("meta")
     optimiser = torch.optim.SGD(method.parameters(), lr=0.1, momentum=0.9)

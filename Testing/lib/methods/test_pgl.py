@@ -16,15 +16,16 @@ from MedSSLLib.data.batch import Batch
 from MedSSLLib.data.spatial import ViewGeometry
 from MedSSLLib.methods.base import MethodContext
 from MedSSLLib.methods.pgl import PGL
-from MedSSLLib.networks.alignment import Boxes, align
+from MedSSLLib.networks.alignment import WindowBoxes, align
+from Testing.lib.case_helpers import each
 from Testing.lib.pgl_helpers import PATCH, coordinate_batch, linear_pgl, random_batch, small_pgl
 
 # ------------------------------------------------------------------------------- geometry, end to
 # end
 
 
-@pytest.mark.parametrize("level", [0, 1, 2])
-@pytest.mark.parametrize("dim", [2, 3])
+@each("level", [0, 1, 2])
+@each("dim", [2, 3])
 def test_views_of_a_linear_volume_agree_at_every_place(dim: int, level: int) -> None:
     """All pairs of flips x random boxes through views, a strided encoder and the alignment: the
     loss vanishes.
@@ -40,8 +41,8 @@ def test_views_of_a_linear_volume_agree_at_every_place(dim: int, level: int) -> 
     assert loss <= 1e-12
 
 
-@pytest.mark.parametrize("options", [{"use_flip_prior": False}, {"use_scale_prior": False}])
-@pytest.mark.parametrize("dim", [2, 3])
+@each("options", [{"use_flip_prior": False}, {"use_scale_prior": False}])
+@each("dim", [2, 3])
 def test_without_a_prior_places_do_not_agree(dim: int, options: dict[str, bool]) -> None:
     flips = list(product(product((0, 1), repeat=dim), repeat=2))
     (loss,) = linear_pgl(dim, **options).losses(coordinate_batch(dim, 1, flips), 0.0).values()
@@ -59,8 +60,8 @@ def test_ignoring_where_strided_features_lie_would_misplace_flipped_views() -> N
     assert ((compared.prediction - compared.target).abs() * compared.weight[:, None]).max() > 1.0
 
 
-@pytest.mark.parametrize("flips", [False, True])
-@pytest.mark.parametrize("dim", [2, 3])
+@each("flips", [False, True])
+@each("dim", [2, 3])
 def test_without_scale_prior_whole_maps_are_compared_position_by_position(
     dim: int, flips: bool
 ) -> None:
@@ -112,12 +113,12 @@ def plain_loss(method: PGL, batch: Batch) -> Tensor:
             *(_feature_box(geometry, i, w, z.shape[2:], images.shape[2:]) for w in (0, 1)),
             strict=True,
         )
-        shared = Boxes(
+        shared = WindowBoxes(
             torch.maximum(*(c[0] for c in centres))[None],
             torch.minimum(*(c[1] for c in centres))[None],
         )
         k, f = 2 * i + v, geometry.flip[i, v]
-        box = Boxes(*(edge[None] for edge in maps[v]))
+        box = WindowBoxes(*(edge[None] for edge in maps[v]))
         for x, found in ((z, aligned), (t, targets)):
             one = align(x[k : k + 1], box, shared, f[None], z.shape[2:], method.config.samples)
             found.append(one.features)

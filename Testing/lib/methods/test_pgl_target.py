@@ -18,6 +18,7 @@ from MedSSLLib.methods.base import MethodContext
 from MedSSLLib.methods.heads import spread
 from MedSSLLib.methods.pgl import PGLConfig
 from MedSSLLib.networks.ema import ema_update, frozen_copy, momentum_at
+from Testing.lib.case_helpers import each
 from Testing.lib.core_helpers import MemoryReader
 from Testing.lib.pgl_helpers import PATCH, coordinate_batch, linear_pgl, random_batch, small_pgl
 
@@ -99,7 +100,7 @@ def test_figures_are_not_rounded_in_half_precision() -> None:
     assert {value.dtype for value in shown.values()} == {torch.float32}
 
 
-@pytest.mark.parametrize("far", [0, 1, 3])
+@each("far", [0, 1, 3])
 def test_the_share_of_places_that_both_views_show_is_told(far: int) -> None:
     method, batch = linear_pgl(3), coordinate_batch(3, 0, [((0, 0, 0), (1, 0, 1))] * 4)
     assert method.diagnostics() == {} and batch.geometry is not None
@@ -123,17 +124,17 @@ def test_every_sample_of_a_large_volume_has_places_to_compare(dim: int) -> None:
             {"c": np.random.default_rng(0).normal(size=(2, *shape)).astype(np.float32)}, {}
         )
         sampler = ViewSampler(
-            reader,
-            lambda rng, step: [Pick("c", 3)] * 60,
-            PATCH[dim],
-            (1.0,) * dim,
-            None,
-            2,
-            (1.1, 1.4),
-            0.1,
-            0.5,
-            0.0,
-            0,
+            reader=reader,
+            pick=lambda rng, step: [Pick("c", 3)] * 60,
+            patch=PATCH[dim],
+            spacing=(1.0,) * dim,
+            augment=None,
+            views=2,
+            scale=(1.1, 1.4),
+            min_overlap=0.1,
+            flip=0.5,
+            rotation=0.0,
+            seed=0,
             inner=inner,
         )
         return make_views(sampler.sample(0), PATCH[dim], torch.device("cpu"))

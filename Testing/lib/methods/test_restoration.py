@@ -19,6 +19,7 @@ from MedSSLLib.methods.restoration import (
     sample_corruption,
 )
 from MedSSLLib.networks.unet import Encoder
+from Testing.lib.case_helpers import each
 
 PATCH = {2: (24, 40), 3: (8, 16, 24)}
 OFF = {"shuffle": 0.0, "intensity": 0.0, "paint": 0.0}
@@ -124,9 +125,17 @@ def test_painting_replaces_boxes_or_all_but_boxes(dim: int) -> None:
     assert (changed.amin(axes) >= images.amin(axes) - 1e-9).all()
 
 
-@pytest.mark.parametrize(
-    ("name", "field"), [("shuffle", "order"), ("intensity", "curve"), ("paint", "painted")]
-)
+def test_the_share_of_views_that_are_painted_outside_boxes_holds() -> None:
+    """Five boxes of a third of each side fill less than a quarter of a volume; what is left around
+    five boxes of about half a side is more.
+    """
+    for share in (0.8, 0.3):
+        _, corruption = drawn(3, n=600, paint=1.0, outside=share)
+        around = corruption.painted.mean((1, 2, 3, 4)) > 0.25
+        assert float(around.double().mean()) == pytest.approx(share, abs=0.05)
+
+
+@each(("name", "field"), [("shuffle", "order"), ("intensity", "curve"), ("paint", "painted")])
 def test_probabilities_hold(name: str, field: str) -> None:
     _, corruption = drawn(2, n=400, **{name: 0.3})
     _, untouched = drawn(2, n=1)

@@ -11,6 +11,7 @@ from MedSSLLib.networks.unet import (
     memory_format,
     norm_spec,
 )
+from Testing.lib.case_helpers import each
 from Testing.lib.core_helpers import torch as _torch  # noqa: F401  (one thread)
 
 CASES = {
@@ -22,8 +23,8 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("norm", ["batch", "group", "instance"])
+@each("case", CASES)
+@each("norm", ["batch", "group", "instance"])
 def test_feature_maps_have_the_sizes_of_the_strides(case, norm):
     dim, size, strides = CASES[case]
     encoder = build_encoder(dim, 2, strides, NetworkConfig(widths=(4, 8, 12, 16), norm=norm))
@@ -71,7 +72,7 @@ def test_the_encoder_keeps_its_names_inside_the_network():
     )
 
 
-@pytest.mark.parametrize("channels", [1, 2, 4, 5, 6, 12, 16, 20, 128, 320])
+@each("channels", [1, 2, 4, 5, 6, 12, 16, 20, 128, 320])
 def test_groups_divide_the_channels_of_every_preset_width(channels):
     name, options = norm_spec("group", channels)
     if channels % options["num_groups"]:

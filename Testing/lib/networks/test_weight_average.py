@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from MedSSLLib.networks.ema import WeightAverage
+from Testing.lib.case_helpers import each
 
 
 def net():
@@ -20,7 +21,7 @@ def wander(module, seed):
     module.train()(torch.randn(4, 1, 8, 8) * seed)
 
 
-@pytest.mark.parametrize("decay", [0.0, 0.5, 0.999])
+@each("decay", [0.0, 0.5, 0.999])
 def test_weights_and_buffers_follow_the_recursion(decay):
     module = net()
     average = WeightAverage(module, decay)

@@ -17,6 +17,7 @@ from MedSSLLib.images import io
 from MedSSLLib.images.geometry import Geometry, Volume
 from MedSSLLib.project.metadata import read_metadata
 from MedSSLLib.project.project import Project
+from Testing.lib.case_helpers import each
 
 GRID = Geometry((12, 10, 8), (1.0, 1.5, 2.0))
 Situation = Callable[[Path], dict[str, Any] | None]
@@ -117,7 +118,7 @@ def labels_that_are_the_images(folder: Path) -> dict[str, Any]:
     return {"labels": folder / "images" / ".." / "images"}
 
 
-@refused_with("impossible label values .from -.*Is this an image")
+@refused_with("impossible label values .* from -.*Is this an image")
 def image_as_label(folder: Path) -> dict[str, Any]:
     pair(folder)
     image(folder / "labels" / "a.nii.gz", np.int16)
@@ -209,7 +210,7 @@ def entry_that_is_no_case(folder: Path) -> None:
     write_json(folder / "images" / "dataset.json", {"training": [7]})
 
 
-@pytest.mark.parametrize("kind", SITUATIONS)
+@each("kind", SITUATIONS)
 def test_refusals(tmp_path: Path, kind: str) -> None:
     make, words = SITUATIONS[kind]
     options = make(tmp_path) or {}
@@ -219,7 +220,7 @@ def test_refusals(tmp_path: Path, kind: str) -> None:
     assert not (tmp_path / "project").exists()
 
 
-@pytest.mark.parametrize(
+@each(
     ("content", "words"),
     [
         (b"", "is empty"),
@@ -243,7 +244,7 @@ def test_the_same_line_twice_is_no_contradiction(tmp_path: Path) -> None:
     assert read_metadata(tmp_path / "m.csv") == {"a": {"age": "3"}}
 
 
-@pytest.mark.parametrize(
+@each(
     ("change", "words"),
     [
         ({"format": "other"}, "has the format 'other'"),

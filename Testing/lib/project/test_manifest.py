@@ -25,6 +25,7 @@ from MedSSLLib.project.manifest import (
 )
 from MedSSLLib.project.metadata import read_metadata
 from MedSSLLib.project.project import Project
+from Testing.lib.case_helpers import each
 
 Make = Callable[..., Volume]
 
@@ -105,7 +106,7 @@ class TestManifest:
         assert parse_labels({"background": 0, "liver": 1}) == {0: "background", 1: "liver"}
         assert parse_labels({}) == {0: "background"}
 
-    @pytest.mark.parametrize(
+    @each(
         "entries",
         [
             [],
@@ -134,7 +135,7 @@ class TestManifest:
 
 
 class TestMetadata:
-    @pytest.mark.parametrize(
+    @each(
         "content",
         [
             b'case,patient,age\na,P1,\nb,"P,2",3\n',
@@ -172,7 +173,7 @@ class TestMetadata:
         assert Case("c", (), metadata={"Patient": "P"}).patient == "P"
         assert Case("c", (), metadata={"patient": ""}).patient == "c"
 
-    @pytest.mark.parametrize("text", ["unknown", "NA", "n/a", " None ", "nan", "?", "  "])
+    @each("text", ["unknown", "NA", "n/a", " None ", "nan", "?", "  "])
     def test_unknown_patients_are_not_one_patient(self, text: str) -> None:
         assert [Case(name, (), metadata={"patient": text}).patient for name in "ab"] == ["a", "b"]
         assert Case("a", (), metadata={"patient": text, "patient_id": "P"}).patient == "P"

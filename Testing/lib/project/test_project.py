@@ -24,6 +24,7 @@ from MedSSLLib.images.labels import Annotated
 from MedSSLLib.project.manifest import check_name, stored_path
 from MedSSLLib.project.project import Project
 from MedSSLLib.project.roles import names_in
+from Testing.lib.case_helpers import each
 
 Make = Callable[..., Volume]
 
@@ -230,7 +231,7 @@ class TestChanges:
 
 
 class TestStoredPaths:
-    @pytest.mark.parametrize(
+    @each(
         ("path", "stored"),
         [
             ("/a/project/images/x.nii", "images/x.nii"),
@@ -270,7 +271,7 @@ class TestStoredPaths:
 
 
 class TestFolders:
-    @pytest.mark.parametrize(
+    @each(
         "name",
         [
             "../x",
@@ -305,7 +306,7 @@ class TestFolders:
             with pytest.raises(InputError, match="name"):
                 check(name)
 
-    @pytest.mark.parametrize("name", ["run 1", "été", "a.b-c_d", "患者", "2024-01-01"])
+    @each("name", ["run 1", "été", "a.b-c_d", "患者", "2024-01-01"])
     def test_usable_names(self, project: Project, name: str) -> None:
         assert project.run_folder(name) == project.folder / "runs" / name
 

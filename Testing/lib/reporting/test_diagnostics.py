@@ -17,8 +17,8 @@ from MedSSLLib.images import io
 from MedSSLLib.images.geometry import Geometry, Volume
 from MedSSLLib.images.labels import Annotated
 from MedSSLLib.inference.embedding_map import (
-    FILE_NAME,
-    SLICES,
+    MAP_FILE,
+    MOST_SLICES,
     map_slices,
     principal_components,
     slices_on_map,
@@ -29,10 +29,12 @@ from MedSSLLib.pretraining.pretrain import run_pretrain
 from MedSSLLib.project.manifest import Case
 from MedSSLLib.project.project import Project
 from MedSSLLib.reporting import diagnostics
+from MedSSLLib.reporting import rounds as rounds_section
 from MedSSLLib.reporting.diagnostics import embedding_map
 from MedSSLLib.reporting.html import Page
 from MedSSLLib.reporting.plots import to_png
 from MedSSLLib.reporting.run_report import write_run_report
+from Testing.lib.case_helpers import each
 from Testing.lib.core_helpers import tiny_config, tiny_project
 
 KINDS = ("non_conflicting", "slightly_conflicting", "conflicting")
@@ -63,7 +65,7 @@ def test_a_run_without_events_has_no_figures(tmp_path):
 
 def test_shares_are_stacked_to_one():
     shares = np.asarray([[0.7, 0.5, 0.2], [0.2, 0.3, 0.3], [0.1, 0.2, 0.5]])
-    figure = diagnostics.conflict_shares(
+    figure = diagnostics.conflict_plot(
         {k: list(enumerate(s)) for k, s in zip(KINDS, shares, strict=True)}
     )
     areas = figure.axes[0].collections
@@ -72,7 +74,7 @@ def test_shares_are_stacked_to_one():
     assert tops[-1] == pytest.approx(1.0)
 
 
-@pytest.mark.parametrize(
+@each(
     "name, sentences",
     [
         ("pgl", ["mismatched places", "collapsed", "both views show", "rises to 1"]),
@@ -224,18 +226,18 @@ def trained(tmp_path):
 
 def test_rounds_are_tabulated_with_means_over_cases(trained):
     project, _, rounds = trained
-    row = diagnostics._round_row(project, rounds[1])
+    row = rounds_section._round_row(project, rounds[1])
     assert row == ["2", "4", "3", "0.750", "30", "0.500", "–"]
 
 
 def test_least_certain_case_first_and_every_round_beside_it(trained, tmp_path):
     project, folder, rounds = trained
-    assert diagnostics._shown(rounds[0]["pseudo"]["cases"])[0] == "c3"
-    assert diagnostics._shown(rounds[0]["pseudo"]["cases"])[-1] == "c0"
-    panel = diagnostics._panel(project, folder, "c3")
+    assert rounds_section._cases_shown(rounds[0]["pseudo"]["cases"])[0] == "c3"
+    assert rounds_section._cases_shown(rounds[0]["pseudo"]["cases"])[-1] == "c0"
+    panel = rounds_section._panel(project, folder, "c3")
     assert list(panel.labels) == ["scan", "before round 1", "before round 2"]
     page = Page("x", "y")
-    diagnostics.add_rounds(page, project, folder, rounds)
+    rounds_section.add_rounds(page, project, folder, rounds)
     assert "Pseudo-labels before each round" in page.write(tmp_path / "page.html", "").read_text(
         encoding="utf-8"
     )
@@ -257,7 +259,7 @@ def test_pseudo_labels_are_scored_by_labels_that_training_did_not_read(trained, 
         "c3": 0.0,
     }
     page = Page("x", "y")
-    diagnostics.add_rounds(page, project, folder, rounds, references)
+    rounds_section.add_rounds(page, project, folder, rounds, references)
     text = page.write(tmp_path / "page.html", "").read_text(encoding="utf-8")
     assert "pseudo-label Dice (cases)" in text and "0.556 (3)" in text
     drawn = Annotated.of([(0, [1])])
@@ -286,15 +288,15 @@ def test_references_that_fit_no_pseudo_label_are_refused(trained, tmp_path):
     project, folder, rounds = trained
     (tmp_path / "labels" / "c0.nii.gz").rename(tmp_path / "labels" / "other.nii.gz")
     with pytest.raises(InputError, match="none of the labels"):
-        diagnostics.add_rounds(Page("x", "y"), project, folder, rounds, tmp_path / "labels")
+        rounds_section.add_rounds(Page("x", "y"), project, folder, rounds, tmp_path / "labels")
     with pytest.raises(InputError, match="no pseudo-labels to score"):
-        diagnostics.add_rounds(Page("x", "y"), project, folder, [], tmp_path / "labels")
+        rounds_section.add_rounds(Page("x", "y"), project, folder, [], tmp_path / "labels")
 
 
 def test_a_vanished_scan_leaves_its_panel_out(trained, tmp_path):
     project, folder, _ = trained
     (tmp_path / "images" / "c3.nii.gz").unlink()
-    assert diagnostics._panel(project, folder, "c3") is None
+    assert rounds_section._panel(project, folder, "c3") is None
 
 
 def test_principal_components_against_the_covariance():
@@ -360,7 +362,7 @@ def test_a_map_shows_slices_evenly_from_the_first_to_the_last_that_is_not_empty(
     image = np.random.default_rng(0).normal(size=(1, 100, 4, 4))
     image[:, :20] = image[:, 90:] = 0
     shown = slices_on_map(image)
-    assert len(shown) == SLICES and shown[0] == 20 and shown[-1] == 89
+    assert len(shown) == MOST_SLICES and shown[0] == 20 and shown[-1] == 89
     assert set(np.diff(shown)) == {2, 3}
     assert slices_on_map(image[:, :30]).tolist() == list(range(20, 30))
     assert not len(slices_on_map(np.zeros((1, 4, 4, 4))))
@@ -370,7 +372,7 @@ def test_a_gcl_run_maps_its_slices_and_the_report_shows_them(tmp_path):
     project = tiny_project(tmp_path, 3)
     config = tiny_config("pretrain", method="gcl", name="map", dim="2d", training__batch=4)
     folder = run_pretrain(project, config, Events())
-    content = json.loads((folder / FILE_NAME).read_text())
+    content = json.loads((folder / MAP_FILE).read_text())
     slices = [case for case, _ in content["slices"]]
     assert sorted(set(slices)) == [case.name for case in project.pool] and len(
         content["points"]

@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 
 from MedSSLLib.core.errors import InputError
+from MedSSLLib.core.words import duration_words
 from MedSSLLib.evaluation.scoring import extremes, interval, score_predictions
 from MedSSLLib.images import io
 from MedSSLLib.images.geometry import Geometry, Volume
+from MedSSLLib.methods import options
 from MedSSLLib.project.project import Project
 from MedSSLLib.reporting import run_report
 from MedSSLLib.reporting.html import Page, number
@@ -30,8 +32,8 @@ from MedSSLLib.reporting.plots import (
     training_curves,
     volume_agreement,
 )
-from MedSSLLib.reporting.results import duration
 from MedSSLLib.reporting.run_report import annotation_words, training_series, write_run_report
+from Testing.lib.case_helpers import each
 
 EVIL = "<script>alert('x')</script>\u202e&\"$\\frac{$"
 
@@ -127,7 +129,7 @@ def test_figures_draw_what_they_are_given():
     np.testing.assert_allclose(sorted(limits), sorted([0, 1, 1 - spread, 1 + spread]))
 
 
-@pytest.mark.parametrize(
+@each(
     "figure",
     [
         lambda: training_curves({}),
@@ -144,7 +146,7 @@ def test_figures_survive_little_data_and_odd_names(figure):
     assert to_png(figure(), dpi=30)[:4] == b"\x89PNG"
 
 
-@pytest.mark.parametrize("letters", [3, 16, 30])
+@each("letters", [3, 16, 30])
 def test_the_legend_of_many_methods_lies_inside_the_figure(letters):
     names = [f"{n}".ljust(letters, "m") for n in range(7)]
     figure = dice_against_labels({name: {1: (0.5, 0.4, 0.6)} for name in names})
@@ -186,7 +188,7 @@ def marked(geometry, point):
     return Volume(array, geometry)
 
 
-@pytest.mark.parametrize(
+@each(
     "direction",
     [
         (1.0, 0, 0, 0, 1.0, 0, 0, 0, 1.0),
@@ -249,7 +251,7 @@ def test_extremes_and_words():
     ]
     assert len(extremes({"a": 0.5})) == 1
     assert extremes({"a": None}) == []
-    assert [duration(s) for s in (12, 100, 7000)] == ["12 s", "2 min", "1 h 57 min"]
+    assert [duration_words(s) for s in (12, 100, 7000)] == ["12 s", "2 min", "1 h 57 min"]
     assert annotation_words({"a": [{"axis": 2, "indices": [1, 4]}]}) == "a: k 1, 4"
     mean, low, high = interval({"a": 0.4, "b": 0.6, "c": None})
     assert (mean, low, high) == (pytest.approx(0.5), 0.4, 0.6)
@@ -374,7 +376,7 @@ def test_run_report_holds_the_results_and_is_whole(project, tmp_path):
     assert not re.search(r"(src|href)=.?http", text)
 
 
-@pytest.mark.parametrize(
+@each(
     ("data", "words"),
     [
         ({"unlabelled": ["a", "b", "c"]}, "on 3 unlabelled scans."),
@@ -387,7 +389,7 @@ def test_a_report_tells_the_scans_that_trained(data, words):
     assert run_report._lead({"command": "finetune", "init": "gcl"}, data).endswith(words)
 
 
-@pytest.mark.parametrize(
+@each(
     ("value", "words"),
     [
         (["a", "b"], "a, b"),
@@ -401,7 +403,7 @@ def test_a_report_tells_the_scans_that_trained(data, words):
     ],
 )
 def test_settings_are_shown_as_they_can_be_given(value, words):
-    assert run_report._setting(value) == words
+    assert options.as_typed(value) == words
 
 
 def test_a_report_names_what_differs_from_the_preset_once(project, tmp_path):

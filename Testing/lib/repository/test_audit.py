@@ -10,9 +10,8 @@ import re
 import tomllib
 from pathlib import Path
 
-import pytest
-
 from Testing.faults import audit
+from Testing.lib.case_helpers import each
 
 ROOT = Path(__file__).parents[3]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -73,7 +72,7 @@ def licence(name: str) -> str:
     )
 
 
-@pytest.mark.parametrize("name", run_time())
+@each("name", run_time())
 def test_the_licence_is_permissive(name):
     text = licence(name)
     assert PERMISSIVE.search(text) or (name in WEAK and "MPL" in text), text
@@ -87,7 +86,7 @@ def test_pins_and_bounds_are_not_known_to_be_vulnerable(capsys):
     } <= set(audit.pins())
 
 
-@pytest.mark.parametrize(
+@each(
     ("pin", "bound", "found"),
     [
         ("torch==2.9.1", "torch>=2.8", ["torch 2.9.1: CVE-2026-24747, fixed in 2.10.0"]),

@@ -15,9 +15,10 @@ from MedSSLLib.cli import main as cli
 from MedSSLLib.core.files import read_json
 from MedSSLLib.images import io
 from MedSSLLib.images.geometry import Geometry, Volume
-from MedSSLLib.methods import METHODS
+from MedSSLLib.methods import outside
 from MedSSLLib.project.project import Project
 from MedSSLLib.training.checkpoint import load_tensors
+from Testing.lib.case_helpers import each
 from Testing.lib.documents import (
     DOCUMENTS,
     ROOT,
@@ -70,7 +71,7 @@ def test_the_collector_finds_what_is_written():
     assert calls("echo medssl") == [] and calls("python -m MedSSLLib doctor > x") == [["doctor"]]
 
 
-@pytest.mark.parametrize(
+@each(
     "words",
     [
         ["finetun", "heart"],
@@ -87,7 +88,7 @@ def test_the_parser_complains_about_what_is_wrong(words, capsys):
 # commands
 
 
-@pytest.mark.parametrize("name", [*NAMES, *BENCH])
+@each("name", [*NAMES, *BENCH])
 def test_command_lines_in_documents_are_known_to_the_parser(name, capsys):
     text = (NAMES | BENCH)[name]
     for line in shell_lines(text):
@@ -124,7 +125,7 @@ def test_commands_and_options_in_running_text_exist():
     assert checked > 30
 
 
-@pytest.mark.parametrize("name", NAMES)
+@each("name", NAMES)
 def test_options_named_alone_exist(name):
     every = options(cli.build_parser())
     for code in inline_code(NAMES[name]):
@@ -142,7 +143,7 @@ def test_every_command_is_in_the_readme_or_the_changelog():
     assert not missing
 
 
-@pytest.mark.parametrize("name", [*NAMES, *BENCH])
+@each("name", [*NAMES, *BENCH])
 def test_links_and_pictures_of_documents_exist(name):
     text = (NAMES | BENCH)[name]
     for target in re.findall(
@@ -220,7 +221,8 @@ def test_the_five_minute_tour_of_the_readme_runs(tmp_path, capsys):
 
 @pytest.mark.parametrize("name", [name for name, text in NAMES.items() if blocks(text, "python")])
 def test_python_blocks_run(name, tmp_path, monkeypatch):
-    """The blocks of a document, in order, in one namespace."""
+    """The blocks of a document, in order, in one namespace and an empty folder."""
+    monkeypatch.chdir(tmp_path)
     text = "\n\n".join(block.text for block in blocks(NAMES[name], "python"))
     module_of(
         text.replace("from __future__ import annotations", ""), tmp_path / "blocks.py", monkeypatch
@@ -238,14 +240,20 @@ def module_of(text, path, monkeypatch):
 
 
 def test_the_method_of_the_guide_trains(data_set, tmp_path, monkeypatch, capsys):
-    """Read from the page, saved as a file, registered by its line, trained for two steps by the
+    """Read from the page, saved as a file, named as the page does, trained for two steps by the
     real command.
     """
     text = NAMES[METHODS_GUIDE]
-    module_of(blocks(text, "python")[0].text, tmp_path / "twins.py", monkeypatch)
-    (line,) = (block.text for block in blocks(text, "text") if "methods.twins:Twins" in block.text)
-    name, _, target = (part.strip().strip('",') for part in line.partition(": "))
-    monkeypatch.setitem(METHODS, name, target.replace("MedSSLLib.methods.", ""))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(outside, "_added", {})
+    (tmp_path / "twins.py").write_text(blocks(text, "python")[0].text, encoding="utf-8")
+    (call,) = (
+        words
+        for line in shell_lines(text)
+        for words in calls(line)
+        if "--minutes" in words and any(word.startswith("twins.py") for word in words)
+    )
+    name = call[call.index("--method") + 1]
     Project.create(tmp_path / "heart", data_set.images, labelled="", test="").save()
     call = [
         "pretrain",

@@ -32,7 +32,8 @@ from MedSSLLib.project.runs import summary
 from MedSSLLib.selftraining import pseudo_labels
 from MedSSLLib.training import trainer
 from MedSSLLib.training.checkpoint import load_tensors, save_tensors
-from MedSSLLib.training.run_folder import read_config
+from MedSSLLib.training.run_folder import RunFolder
+from Testing.lib.case_helpers import each
 from Testing.lib.core_helpers import tiny_project
 
 ROOT = Path(__file__).parents[3]
@@ -55,8 +56,8 @@ def newer(path: Path, format_name: str = "", **content: object) -> Path:
 
 
 READERS = {
-    "run": lambda p: read_config(newer(p / "config.json", "medssl-run").parent),
-    "quality": lambda p: quality_estimator.Judge(None, "r").write(
+    "run": lambda p: RunFolder(newer(p / "config.json", "medssl-run").parent).config,
+    "quality": lambda p: quality_estimator.QualityEstimator(model=None, run="r").write(
         newer(p / "quality.json", "medssl-quality").parent, {}
     ),
     "pseudo-labels": lambda p: pseudo_labels.write_pseudo_labels(
@@ -74,7 +75,7 @@ READERS = {
 }
 
 
-@pytest.mark.parametrize("kind", READERS)
+@each("kind", READERS)
 def test_files_of_a_newer_version_say_so(tmp_path, kind):
     with pytest.raises(InputError, match="newer version of MedSSL.*Update MedSSL"):
         READERS[kind](tmp_path)
@@ -130,6 +131,8 @@ INSIDE = {  # function -> why its plain writes are safe
     "_fill": "inside atomic_folder",
     "_export_bundle": "a temporary folder of the system",
     "to_png": "into memory",
+    "_into_temporary": "inside atomic_path",
+    "readable_by_itk": "a temporary folder of the system",
 }
 
 
@@ -267,9 +270,7 @@ def test_torch_files_are_not_read_by_a_torch_that_is_known_to_be_unsafe(tmp_path
         read_tensors(tmp_path / "x.pt")
 
 
-@pytest.mark.parametrize(
-    "content", ['{"a": 5}', '{"a": []}', '{"a": [1, 2]}', '{"a": ["x"]}', '{"a": null}', "[]"]
-)
+@each("content", ['{"a": 5}', '{"a": []}', '{"a": [1, 2]}', '{"a": ["x"]}', '{"a": null}', "[]"])
 def test_a_memory_of_hashes_that_makes_no_sense_is_ignored(tmp_path, content):
     (tmp_path / "scan").write_text("scan")
     (tmp_path / "h.json").write_text(
@@ -320,10 +321,8 @@ def test_training_with_tensorboard_listens_on_no_port(project, monkeypatch):
 # nothing to resume
 
 
-@pytest.mark.parametrize(
-    "command", [["pretrain", "--method", "pgl"], ["finetune"], ["selftrain", "--init", "none"]]
-)
-@pytest.mark.parametrize("name", ["", "none-such"])
+@each("command", [["pretrain", "--method", "pgl"], ["finetune"], ["selftrain", "--init", "none"]])
+@each("name", ["", "none-such"])
 def test_resume_with_nothing_to_resume_is_bad_input(project, command, name, capsys):
     words = [command[0], str(project.folder), *command[1:], "--resume", "--device", "cpu"]
     assert main([*words, "--name", name] if name else words) == 2

@@ -26,6 +26,7 @@ from MedSSLLib.selftraining.local_contrast_task import JointTask
 from MedSSLLib.selftraining.soft_labels import SoftLabels
 from MedSSLLib.training.budget import Budget
 from MedSSLLib.training.trainer import LoopConfig, Trainer
+from Testing.lib.case_helpers import each
 from Testing.lib.core_helpers import MemoryReader, lone_fabric
 
 META = torch.device("meta")
@@ -74,10 +75,10 @@ def one_step(task, tmp_path, **options):
     known to run.
     """
     config = LoopConfig(
-        "meta",
-        0,
-        Budget(steps=4),
-        OptimiserConfig(name=options.pop("optimiser", "adamw")),
+        stage="meta",
+        seed=0,
+        budget=Budget(steps=4),
+        optimiser=OptimiserConfig(name=options.pop("optimiser", "adamw")),
         **options,
     )
     trainer = Trainer(
@@ -98,11 +99,20 @@ def one_step(task, tmp_path, **options):
     return losses
 
 
-@pytest.mark.parametrize("device", ["meta", "cpu"])
-@pytest.mark.parametrize("dim", [2, 3])
-@pytest.mark.parametrize("optimiser", ["adamw", "sgd", "lars"])
+@each("device", ["meta", "cpu"])
+@each("dim", [2, 3])
+@each("optimiser", ["adamw", "sgd", "lars"])
 def test_a_step_of_fine_tuning(tmp_path, dim, optimiser, device):
-    sampler = SegmentationSampler(reader(), ("c0", "c1"), PATCH[dim], (1.0,) * dim, ALL, 2, 0.5, 0)
+    sampler = SegmentationSampler(
+        reader=reader(),
+        cases=("c0", "c1"),
+        patch=PATCH[dim],
+        spacing=(1.0,) * dim,
+        augment=ALL,
+        batch=2,
+        foreground=0.5,
+        seed=0,
+    )
     net = SegmentationNet(encoder(dim), 2, deep_supervision=True).to(device)
     task = SegmentationTask(net, sampler, plan(dim), torch.device(device), frozen=False)
     assert set(one_step(task, tmp_path, optimiser=optimiser)) == {"segmentation"}
@@ -118,7 +128,16 @@ def two_classes():
 def semi(kind, dim, device):
     """Mean Teacher, Mixup, both, and the joint stage of self-training with either matching."""
     source = two_classes()
-    sampler = SegmentationSampler(source, ("c0", "c1"), PATCH[dim], (1.0,) * dim, ALL, 2, 0.5, 0)
+    sampler = SegmentationSampler(
+        reader=source,
+        cases=("c0", "c1"),
+        patch=PATCH[dim],
+        spacing=(1.0,) * dim,
+        augment=ALL,
+        batch=2,
+        foreground=0.5,
+        seed=0,
+    )
     facts = (SegmentationNet(encoder(dim), 3).to(device), sampler, plan(dim), torch.device(device))
     labelled = MixupTask(*facts) if "mixup" in kind else SegmentationTask(*facts)
     if "mean-teacher" in kind:
@@ -126,16 +145,19 @@ def semi(kind, dim, device):
     if kind.split()[0] in ("inter", "intra"):
         soft = SoftLabels(Path("nothing"), 3, frozenset()) if "soft" in kind else None
         return JointTask(
-            labelled, replace(sampler, batch=3, soft=soft), 3, kind.split()[0], 0.1, 0.5
+            labelled=labelled,
+            contrast=replace(sampler, batch=3, soft=soft),
+            classes=3,
+            matching=kind.split()[0],
+            weight=0.1,
+            pseudo_weight=0.5,
         )
     return labelled
 
 
-@pytest.mark.parametrize("device", ["meta", "cpu"])
-@pytest.mark.parametrize("dim", [2, 3])
-@pytest.mark.parametrize(
-    "kind", ["mixup", "mean-teacher", "mean-teacher and mixup", "inter", "intra", "inter soft"]
-)
+@each("device", ["meta", "cpu"])
+@each("dim", [2, 3])
+@each("kind", ["mixup", "mean-teacher", "mean-teacher and mixup", "inter", "intra", "inter soft"])
 def test_a_step_of_semi_supervised_training(tmp_path, kind, dim, device):
     extra = (
         {"consistency"} if "teacher" in kind else {"contrast", "pseudo"} if "int" in kind else set()
@@ -157,30 +179,28 @@ def pretraining(method, dim, device, **options):
 
     config = module.config
     sampler = ViewSampler(
-        reader(),
-        pick,
-        PATCH[dim],
-        (1.0,) * dim,
-        ALL,
-        kind.views,
-        config.view_scale,
-        config.min_overlap,
-        config.flip,
-        config.rotation,
-        0,
+        reader=reader(),
+        pick=pick,
+        patch=PATCH[dim],
+        spacing=(1.0,) * dim,
+        augment=ALL,
+        views=kind.views,
+        scale=config.view_scale,
+        min_overlap=config.min_overlap,
+        flip=config.flip,
+        rotation=config.rotation,
+        seed=0,
     )
     return PretrainTask(module, sampler, torch.device(device))
 
 
-@pytest.mark.parametrize("device", ["meta", "cpu"])
-@pytest.mark.parametrize(
-    ("method", "dim"), [(m, d) for m in METHODS for d in (2, 3) if d in load_method(m).dims]
-)
+@each("device", ["meta", "cpu"])
+@each(("method", "dim"), [(m, d) for m in METHODS for d in (2, 3) if d in load_method(m).dims])
 def test_a_step_of_pre_training(tmp_path, method, dim, device):
     assert one_step(pretraining(method, dim, device), tmp_path)
 
 
-@pytest.mark.parametrize(
+@each(
     "break_it",
     [
         lambda x: x.sum().item(),

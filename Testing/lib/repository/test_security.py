@@ -23,6 +23,7 @@ from MedSSLLib.core.files import write_json
 from MedSSLLib.images import io
 from MedSSLLib.project.project import Project
 from MedSSLLib.training.checkpoint import load_tensors, save_tensors
+from Testing.lib.case_helpers import each
 from Testing.lib.core_helpers import tiny_project
 
 ROOT = Path(__file__).parents[3]
@@ -60,8 +61,8 @@ BOMBS = {
 }
 
 
-@pytest.mark.parametrize("kind", BOMBS)
-@pytest.mark.parametrize("name", ["x.safetensors", "x.pt"])
+@each("kind", BOMBS)
+@each("name", ["x.safetensors", "x.pt"])
 def test_no_code_in_a_weight_file_runs(project, tmp_path, kind, name, capsys):
     mark = tmp_path / "code-ran"
     BOMBS[kind](tmp_path / name, Bomb(mark))
@@ -111,7 +112,7 @@ HEADERS = {
 }
 
 
-@pytest.mark.parametrize("kind", HEADERS)
+@each("kind", HEADERS)
 def test_malicious_headers_of_weight_files_are_refused(tmp_path, kind):
     path = tmp_path / "x.safetensors"
     path.write_bytes(HEADERS[kind])
@@ -153,10 +154,8 @@ def test_a_checkpoint_that_fits_nothing_is_bad_input_and_stays(project, capsys):
         assert checkpoint.name in message and "Unexpected" not in message and checkpoint.exists()
 
 
-@pytest.mark.parametrize(
-    "name", ["../out", "/tmp/out", "a/../../out", "..", "a/b", "C:\\out", "~root", "a\0b"]
-)
-@pytest.mark.parametrize("command", ["finetune", "predict", "show", "report"])
+@each("name", ["../out", "/tmp/out", "a/../../out", "..", "a/b", "C:\\out", "~root", "a\0b"])
+@each("command", ["finetune", "predict", "show", "report"])
 def test_run_names_stay_inside_the_project(project, tmp_path, name, command, capsys):
     words = {
         "finetune": ["--name", name],
@@ -189,7 +188,7 @@ def test_links_in_a_project_are_not_written_through(project, tmp_path, capsys):
     (project.folder / "runs" / "link").unlink()
 
 
-@pytest.mark.parametrize(
+@each(
     "name", ["..", "../a", "/a", "a/b", "a\\b", "C:a", "a\nb", "\u202ea", "con", ".", "@a", "-rf"]
 )
 def test_case_names_of_a_manifest_stay_inside(project, tmp_path, name, capsys):

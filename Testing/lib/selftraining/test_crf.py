@@ -13,6 +13,7 @@ from MedSSLLib.images.geometry import Geometry, Volume
 from MedSSLLib.selftraining import crf
 from MedSSLLib.selftraining.crf import mean_field
 from MedSSLLib.selftraining.pseudo_labels import smooth
+from Testing.lib.case_helpers import each
 
 
 def naive(probabilities, image, spacing, rounds):
@@ -49,8 +50,8 @@ def random_case(shape, classes=3, seed=0):
     return rng.dirichlet(np.ones(classes), shape).transpose(3, 0, 1, 2), rng.normal(size=shape)
 
 
-@pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (2.5, 0.8, 1.1), (9.0, 1.4, 1.4)])
-@pytest.mark.parametrize("rounds", [1, 3])
+@each("spacing", [(1.0, 1.0, 1.0), (2.5, 0.8, 1.1), (9.0, 1.4, 1.4)])
+@each("rounds", [1, 3])
 def test_against_a_naive_loop(spacing, rounds):
     probabilities, image = random_case((4, 5, 6))
     found = mean_field(torch.from_numpy(probabilities), torch.from_numpy(image), spacing, rounds)

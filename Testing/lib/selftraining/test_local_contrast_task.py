@@ -12,6 +12,7 @@ from MedSSLLib.images.labels import IGNORE
 from MedSSLLib.losses.dice_ce import dice_ce
 from MedSSLLib.losses.local_contrast import local_contrast, sample_anchors
 from MedSSLLib.selftraining.local_contrast_task import JointTask, separation
+from Testing.lib.case_helpers import each
 from Testing.lib.semi_helpers import CPU, network, plan, reader, sampler
 
 
@@ -20,7 +21,12 @@ def task(dim=2, matching="inter", weight=0.5, pseudo_weight=0.0, batch=3, **sour
     everything = reader(("c0", "c1", "c2", "c3"))
     contrast = sampler(dim, ("c0", "c1", "c2", "c3"), batch=batch, source=everything)
     return JointTask(
-        labelled, replace(contrast, foreground=1.0, seed=1), 3, matching, weight, pseudo_weight
+        labelled=labelled,
+        contrast=replace(contrast, foreground=1.0, seed=1),
+        classes=3,
+        matching=matching,
+        weight=weight,
+        pseudo_weight=pseudo_weight,
     )
 
 
@@ -48,8 +54,8 @@ def test_segmentation_ignores_voxels_that_are_not_labelled(dim):
     assert made.losses((nothing, views), 0.0)["segmentation"].item() == 0
 
 
-@pytest.mark.parametrize("matching", ["inter", "intra"])
-@pytest.mark.parametrize("dim", [2, 3])
+@each("matching", ["inter", "intra"])
+@each("dim", [2, 3])
 def test_the_contrast_is_lambda_times_the_local_contrastive_loss(dim, matching):
     """Recomputed from the projections; two views of an image form one image with twice the
     pixels.
@@ -77,7 +83,7 @@ def test_the_contrast_is_lambda_times_the_local_contrastive_loss(dim, matching):
     assert set(losses) == {"segmentation", "contrast"}
 
 
-@pytest.mark.parametrize("n", [2, 3, 5])
+@each("n", [2, 3, 5])
 def test_the_partner_is_another_image(n):
     made = task(batch=n)
     for step in range(20):

@@ -26,6 +26,7 @@ from MedSSLLib.selftraining.pseudo_labels import (
     pseudo_labelled,
     write_pseudo_labels,
 )
+from Testing.lib.case_helpers import each
 
 PROJECT = SimpleNamespace(values=(0, 3, 700), classes=("background", "a", "b"), ignore_value=9)
 
@@ -198,21 +199,21 @@ def test_clean_up_keeps_the_largest_component_and_fills_its_hole(tmp_path, monke
         )
 
 
-@pytest.mark.parametrize(
+@each(
     ("known", "left"),
     [
-        ({"one_piece": (2,)}, True),
-        ({"one_piece": (1, 2)}, False),
-        ({"one_piece": ()}, True),
-        ({"undivided": (1,)}, False),
-        ({"undivided": (2,)}, True),
+        ({"single_component": (2,)}, True),
+        ({"single_component": (1, 2)}, False),
+        ({"single_component": ()}, True),
+        ({"connected_on_slices": (1,)}, False),
+        ({"connected_on_slices": (2,)}, True),
     ],
 )
 def test_classes_of_several_pieces_keep_them(tmp_path, monkeypatch, known, left):
     two = box((6, 8, 8))
     two[5, 7, 7] = 1
     predicted(monkeypatch, two)
-    model = replace(MODEL, **{"one_piece": (), **known})
+    model = replace(MODEL, **{"single_component": (), **known})
     write_pseudo_labels(
         PROJECT, model, [case_on(tmp_path, Geometry((8, 8, 6)))], tmp_path / "r", PseudoOptions()
     )

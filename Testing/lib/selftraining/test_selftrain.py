@@ -23,10 +23,11 @@ from MedSSLLib.project.runs import summary
 from MedSSLLib.reporting.run_report import write_run_report
 from MedSSLLib.selftraining import selftrain
 from MedSSLLib.selftraining.pseudo_labels import CollapsedError
-from MedSSLLib.selftraining.start import warn_of_idle_settings, with_share
+from MedSSLLib.selftraining.start import warn_of_idle_settings, with_fraction
 from MedSSLLib.training import devices
 from MedSSLLib.training.checkpoint import load_tensors
-from MedSSLLib.training.run_folder import read_data
+from MedSSLLib.training.run_folder import RunFolder
+from Testing.lib.case_helpers import each
 from Testing.lib.core_helpers import loud, tiny_config, tiny_project
 
 SHAPE = (8, 16, 16)
@@ -221,9 +222,9 @@ def test_what_the_joint_stage_reads(project, monkeypatch):
     seen = []
     plain = selftrain.fit
 
-    def fit(ready, task, budget, stage):
+    def fit(context, task, budget, stage):
         seen.append((stage, task))
-        return plain(ready, task, budget, stage)
+        return plain(context, task, budget, stage)
 
     monkeypatch.setattr(selftrain, "fit", fit)
     config = settings(
@@ -249,7 +250,7 @@ def test_what_the_joint_stage_reads(project, monkeypatch):
     )
 
 
-@pytest.mark.parametrize(
+@each(
     ("drawn", "others", "share", "times"),
     [
         (1, 89, 0.5, 89),
@@ -267,7 +268,7 @@ def test_partly_drawn_cases_are_a_share_of_the_joint_batches(drawn, others, shar
         [Case(f"{kind}{n}", ()) for n in range(count)]
         for kind, count in (("d", drawn), ("o", others))
     )
-    cases = with_share(first, rest, share)
+    cases = with_fraction(first, rest, share)
     assert Counter(case.name for case in cases) == {
         **{c.name: times for c in first},
         **{c.name: 1 for c in rest},
@@ -350,7 +351,7 @@ def test_clean_up_knows_which_classes_are_one_piece(tmp_path, monkeypatch):
     seen, shapes = [], []
 
     def stop(project, model, cases, folder, options, *rest):
-        seen.append((model.one_piece, model.undivided))
+        seen.append((model.single_component, model.connected_on_slices))
         shapes.append(options.shapes)
         raise CollapsedError("seen")
 
@@ -369,8 +370,10 @@ def test_clean_up_knows_which_classes_are_one_piece(tmp_path, monkeypatch):
             )
     assert seen == [((1,), ()), ((), (1, 2))] and shapes == [False, True]
     for name, known in zip(("dense", "slices"), seen, strict=True):
-        data = read_data(project.run_folder(name))
-        assert (data.one_piece, data.undivided) == known, "so that predictions know it as well"
+        data = RunFolder(project.run_folder(name)).data
+        assert (data.single_component, data.connected_on_slices) == known, (
+            "so that predictions know it as well"
+        )
 
 
 def test_a_guard_keeps_the_last_good_model(project, monkeypatch):
@@ -412,7 +415,7 @@ def test_growth_is_that_since_the_round_before(project, monkeypatch):
 
 
 def test_a_model_without_foreground_stops_the_run_and_is_not_kept(project, monkeypatch):
-    def nothing(ready, task, budget, stage):
+    def nothing(context, task, budget, stage):
         with torch.no_grad():
             task.module.head.bias.copy_(torch.tensor([100.0, 0, 0]))
         return {"steps": 0, "seconds": 0.0, "best": None}
@@ -424,7 +427,9 @@ def test_a_model_without_foreground_stops_the_run_and_is_not_kept(project, monke
 
 
 def test_a_collapse_is_put_down_to_the_run_started_from():
-    job = selftrain._Job(None, None, SelfTrainConfig(start="first"), None, None)
+    job = selftrain._Job(
+        context=None, data=None, options=SelfTrainConfig(start="first"), model=None
+    )
     assert job.pseudo.start == "first"
 
 
@@ -459,7 +464,7 @@ def test_labels_of_cases_outside_the_selection_stay_closed_though_they_are_annot
     }
 
 
-@pytest.mark.parametrize(
+@each(
     ("change", "words"),
     [
         ({"options__round": 2}, "round"),
@@ -472,6 +477,21 @@ def test_labels_of_cases_outside_the_selection_stay_closed_though_they_are_annot
 def test_settings_that_do_not_fit_are_refused(project, change, words):
     with pytest.raises(InputError, match=words):
         selftrain.run_selftrain(project, settings(**change), Events())
+
+
+def test_an_unlabelled_scan_that_cannot_be_read_is_named_and_left_out(tmp_path):
+    project = project_of(tmp_path)
+    scan = project.case("case1").images[0]
+    scan.write_bytes(scan.read_bytes()[:-200])
+    events, record = loud()
+    config = settings(options__rounds=1, training__steps=4)
+    folder = selftrain.run_selftrain(project, config, events)
+    (warning,) = (e["message"] for e in record.of("warning") if "class" not in e["message"])
+    assert "case1" in warning and scan.name in warning
+    facts = json.loads((folder / "config.json").read_text())["data"]
+    assert facts["unlabelled"] == ["case2"]
+    made = (folder / "pseudo" / "round-1").glob("*.nii.gz")
+    assert {path.name for path in made} == {"case2.nii.gz"}
 
 
 def test_without_unlabelled_cases_or_slices_there_is_nothing_to_learn(tmp_path):
@@ -512,14 +532,14 @@ def test_a_round_goes_on_from_the_one_before_unless_it_starts_again(project, mon
     """With `restart` every round starts from the first model, as in the released code."""
     begun, real = {}, selftrain.fit
 
-    def fit(ready, task, budget, stage):
+    def fit(context, task, budget, stage):
         net = getattr(task.module, "network", task.module)
         begun[stage] = {name: tensor.clone() for name, tensor in net.state_dict().items()}
-        return real(ready, task, budget, stage)
+        return real(context, task, budget, stage)
 
-    def model(net, *rest):
-        teachers.append({name: tensor.clone() for name, tensor in net.state_dict().items()})
-        return Model(net, *rest)
+    def model(network, **rest):
+        teachers.append({name: tensor.clone() for name, tensor in network.state_dict().items()})
+        return Model(network=network, **rest)
 
     teachers = []
     monkeypatch.setattr(selftrain, "fit", fit)
@@ -542,7 +562,7 @@ def test_pseudo_labels_are_predicted_in_the_number_format_of_training(project, m
     monkeypatch.setattr(devices, "_multiplies_bfloat16", lambda: True)
     formats = []
     monkeypatch.setattr(
-        selftrain, "Model", lambda *given: formats.append(given[5]) or Model(*given)
+        selftrain, "Model", lambda **given: formats.append(given["precision"]) or Model(**given)
     )
     folder = selftrain.run_selftrain(project, settings(name="formats", options__rounds=1), Events())
     assert (

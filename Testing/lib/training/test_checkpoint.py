@@ -19,6 +19,7 @@ from MedSSLLib.training.checkpoint import (
     transfer,
 )
 from MedSSLLib.training.optimisers import LARS
+from Testing.lib.case_helpers import each
 
 STRIDES = ((1, 1), (2, 2), (2, 2))
 
@@ -84,9 +85,7 @@ def test_unreadable_files_are_named(tmp_path):
             load_tensors(path)
 
 
-@pytest.mark.parametrize(
-    "header", [{"format_version": "2"}, {"format_version": "x"}, {"facts": "{"}]
-)
+@each("header", [{"format_version": "2"}, {"format_version": "x"}, {"facts": "{"}])
 def test_newer_and_damaged_headers_are_refused(tmp_path, header):
     path = tmp_path / "x.safetensors"
     save_file(
@@ -107,7 +106,7 @@ def test_a_plain_safetensors_file_is_welcome(tmp_path):
     assert torch.equal(tensors["a"], torch.ones(2)) and facts == {}
 
 
-@pytest.mark.parametrize("kind", ["adamw", "sgd", "sgd without momentum", "lars"])
+@each("kind", ["adamw", "sgd", "sgd without momentum", "lars"])
 def test_an_optimiser_goes_on_as_if_never_stopped(kind):
     def make(net):
         if kind == "adamw":
@@ -149,7 +148,7 @@ def test_transfer_to_the_same_network_is_complete():
     )
 
 
-@pytest.mark.parametrize(("before", "after"), [(1, 3), (5, 1), (2, 3)])
+@each(("before", "after"), [(1, 3), (5, 1), (2, 3)])
 def test_other_channels_keep_the_response_to_equal_channels(before, after):
     source, target = encoder(channels=before).eval(), encoder(channels=after).eval()
     report = transfer(target, source.state_dict())

@@ -9,6 +9,7 @@ from torch import nn
 
 from MedSSLLib.config.run import OptimiserConfig
 from MedSSLLib.training.optimisers import LARS, build_optimiser, set_rate, warmup_cosine
+from Testing.lib.case_helpers import each
 
 
 def test_lars_equals_a_naive_loop_in_float64():
@@ -63,7 +64,7 @@ class Net(nn.Module):
         self.frozen = nn.Linear(2, 2).requires_grad_(False)
 
 
-@pytest.mark.parametrize("name", ["adamw", "sgd", "lars"])
+@each("name", ["adamw", "sgd", "lars"])
 def test_rates_and_decay_go_by_the_place_and_kind_of_a_parameter(name):
     net = Net()
     config = OptimiserConfig(name=name, lr=0.5, weight_decay=0.1)

@@ -22,6 +22,7 @@ from MedSSLLib.training.checkpoint import load_tensors
 from MedSSLLib.training.devices import seed_step
 from MedSSLLib.training.optimisers import warmup_cosine
 from MedSSLLib.training.trainer import LoopConfig, Trainer
+from Testing.lib.case_helpers import each
 from Testing.lib.core_helpers import lone_fabric, loud
 
 
@@ -73,7 +74,7 @@ class Toy:
 def trainer(task, folder, steps=12, events=None, **options):
     optimiser = options.pop("optimiser", OptimiserConfig(lr=0.01, warmup=0.1))
     budget = options.pop("budget", None) or Budget(steps=steps)
-    config = LoopConfig("toy", 0, budget, optimiser, **options)
+    config = LoopConfig(stage="toy", seed=0, budget=budget, optimiser=optimiser, **options)
     return Trainer(task, config, lone_fabric(), folder, events or Events())
 
 
@@ -185,7 +186,7 @@ def test_of_equal_scores_the_weights_trained_longest_are_kept(tmp_path):
     assert len(impatient.state.scores) == 3, "an equal score is no progress"
 
 
-@pytest.mark.parametrize("every", [0.1, 0.3, 0.34, 1.0])
+@each("every", [0.1, 0.3, 0.34, 1.0])
 def test_the_end_is_always_validated(tmp_path, every):
     run = trainer(Toy(scores=[0.1] * 50), tmp_path, steps=20, validate_every=every)
     run.run()
@@ -261,8 +262,8 @@ class Interrupted(Toy):
         return super().losses(batch, progress)
 
 
-@pytest.mark.parametrize("how", ["file", "SIGTERM"])
-@pytest.mark.parametrize("optimiser", ["adamw", "sgd", "lars"])
+@each("how", ["file", "SIGTERM"])
+@each("optimiser", ["adamw", "sgd", "lars"])
 def test_an_interrupted_run_ends_with_the_same_bits(tmp_path, how, optimiser):
     options = {"optimiser": OptimiserConfig(name=optimiser, lr=0.01), "validate_every": 0.25}
     scores = [0.4, 0.3, 0.6, 0.5]
@@ -384,7 +385,7 @@ def test_out_of_memory_splits_the_batch_says_so_and_ends_with_the_same_weights(t
     messages = [event["message"] for event in record.of("warning")]
     assert len(messages) == 2 and "8 bytes" in messages[0] and "in 4 parts" in messages[1]
     resumed = trainer(Hungry(room=2), tmp_path / "b")
-    assert resumed.resume() and resumed.state.parts == 4, "a resumed run knows"
+    assert resumed.resume() and resumed.state.micro_batches == 4, "a resumed run knows"
 
 
 def test_out_of_memory_with_one_sample_stops_with_numbers_and_keeps_the_checkpoint(tmp_path):

@@ -14,8 +14,8 @@ from MedSSLLib.core.events import Events
 from MedSSLLib.data.cache import Cache
 from MedSSLLib.data.plan import Plan
 from MedSSLLib.data.slices import (
+    annotated_along,
     annotation_axis,
-    drawn_slices,
     not_empty,
     slice_operator,
     slice_spread,
@@ -23,7 +23,7 @@ from MedSSLLib.data.slices import (
 from MedSSLLib.images import io
 from MedSSLLib.images.geometry import Geometry, Volume
 from MedSSLLib.inference.model import Model, load_model
-from MedSSLLib.inference.slice_features import combined, slice_profiles
+from MedSSLLib.inference.slice_features import combined_profiles, slice_profiles
 from MedSSLLib.inference.sliding_window import uncertainty as entropy_map
 from MedSSLLib.networks.unet import Encoder, build_encoder, place
 from MedSSLLib.project.manifest import Case
@@ -145,7 +145,7 @@ def survey(cases: Sequence[Case], events: Events) -> list[Scan]:
             events.emit("warning", message=str(error.for_case(case.name)))
             continue
         axis = annotation_axis(case, geometry)
-        scans.append(Scan(case, geometry, axis, drawn_slices(case, axis, geometry.size[axis])))
+        scans.append(Scan(case, geometry, axis, annotated_along(case, axis, geometry.size[axis])))
     return scans
 
 
@@ -193,7 +193,7 @@ def extract_features(
         place=np.concatenate([np.arange(count) for count in counts]),
         usable=shown,
         drawn=np.concatenate([scan.drawn for scan in kept]),
-        features=combined(features, shown),
+        features=combined_profiles(features, shown),
         uncertainty=np.concatenate(uncertain),
     )
 

@@ -47,6 +47,7 @@ from MedSSLLib.active_learning.strategies import (
 from MedSSLLib.core.errors import InputError
 from MedSSLLib.core.events import Events
 from MedSSLLib.core.files import refuse_overwriting, write_json
+from MedSSLLib.data.random import Stream, random_stream
 from MedSSLLib.project.project import Project
 
 _Choice = tuple[int, int, str, float | None]  # scan, slice, reason, score
@@ -352,7 +353,7 @@ def _random(scans: Sequence[Scan], options: SuggestOptions, events: Events) -> l
     known: dict[int, np.ndarray | None] = {}
     taken = np.zeros(len(scans), int)
     chosen: list[_Choice] = []
-    for row in np.random.default_rng([options.seed, 9]).permutation(len(case)):
+    for row in random_stream(options.seed, Stream.RANDOM_SLICES).permutation(len(case)):
         position, index = int(case[row]), int(place[row])
         if len(chosen) == options.budget:
             break

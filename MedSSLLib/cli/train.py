@@ -262,13 +262,13 @@ def given_by(args: argparse.Namespace, extra: dict[str, Any]) -> dict[str, Any]:
     """What was typed, as options or by ``--set``, by dotted key.
 
     Raises:
-        InputError: as `combined` does.
+        InputError: as `merged_settings` does.
     """
     options = {key: getattr(args, option, None) for option, key in SETTING_OF.items()}
-    return combined(options | extra, parse_settings(args.settings))
+    return merged_settings(options | extra, parse_settings(args.settings))
 
 
-def combined(options: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+def merged_settings(options: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
     """Options, None where they are not given, and further settings, both by dotted key.
 
     Raises:

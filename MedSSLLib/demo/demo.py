@@ -245,7 +245,7 @@ def annotate(project: Project, slices: int) -> None:
     for case in project.labelled:
         assert case.label is not None
         geometry = io.read_header(case.images[0])
-        label = io.read_label(case.label, geometry, case=case.name).array
+        label = io.read_label(case.label, geometry, case=case.name, names=project.labels).array
         project.set_annotated(
             case.name, _chosen_slices(label, project.values[1:], slices, slice_axis(geometry))
         )

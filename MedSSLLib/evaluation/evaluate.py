@@ -189,9 +189,13 @@ def _evaluate_files(
 ) -> tuple[CaseMetrics, list[int]]:
     """The metrics of a case, and the values that are neither 0, a class nor to be ignored."""
     predicted, expected = files
-    geometry = io.read_header(expected)
-    reference = io.read_label(expected, geometry, case=name).array
-    prediction = io.read_label(predicted, geometry, case=name).array
+    geometry = io.common_grid(predicted, expected)
+    if classes is None:
+        names = io.segment_names(expected) or io.segment_names(predicted) or None
+    else:
+        names = {value: kind for kind, value in classes.items()}
+    reference = io.read_label(expected, geometry, case=name, names=names).array
+    prediction = io.read_label(predicted, geometry, case=name, names=names).array
     _require_labels(prediction, predicted)
     _require_labels(reference, expected)
     values = {*label_values(reference), *label_values(prediction)} - {0}

@@ -141,7 +141,9 @@ def _panel(project: Project, case: Case, rank: str, methods: Sequence[Scored]) -
     image = io.read_image(case.images[0], case=case.name)
     labels: dict[str, Volume | None] = {"scan": None}
     if case.label is not None:
-        labels["reference"] = io.read_label(case.label, image.geometry, case=case.name)
+        labels["reference"] = io.read_label(
+            case.label, image.geometry, case=case.name, names=project.labels
+        )
     for scored in methods:
         name = scored.name if len(methods) > 1 else "prediction"
         labels[name] = io.read_label(scored.predictions[case.name], image.geometry, case=case.name)

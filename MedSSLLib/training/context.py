@@ -14,10 +14,10 @@ from lightning_fabric import Fabric
 
 from MedSSLLib.config.run import RunConfig
 from MedSSLLib.core.errors import InputError
-from MedSSLLib.core.events import Events
+from MedSSLLib.core.events import Events, at_most
 from MedSSLLib.core.files import write_text
 from MedSSLLib.data.cache import Cache
-from MedSSLLib.data.plan import Plan, make_plan
+from MedSSLLib.data.plan import INTENSITIES, Plan, make_plan
 from MedSSLLib.images import io
 from MedSSLLib.images.labels import IGNORE, class_indices, simulate_annotation, slice_axis
 from MedSSLLib.networks.unet import Encoder, build_encoder
@@ -211,7 +211,7 @@ def choose_plan(
     plan = _new_plan(context, cases, auto if config.dim == "auto" else config.dim)
     if start is None or not start.recorded:
         return plan
-    theirs = start.plan
+    theirs = start.plan.model_copy(update={"intensities": INTENSITIES})
     if config.dim != "auto" and theirs.dim != int(config.dim[0]):
         raise InputError(
             f"--dim {config.dim} contradicts the {theirs.dim}D encoder of {start.name!r}",
@@ -254,6 +254,10 @@ def fill_cache(
     )
     prepared.report(events)
     prepared.require_any()
+    if labels:
+        names = [case.name for case in prepared.usable]
+        for message in at_most(cache.small_structures(names, project.classes)):
+            events.emit("warning", message=message)
     return cache, prepared.usable
 
 

@@ -144,6 +144,12 @@ class TrainingConfig(Frozen):
     voxels: int | None = Field(
         None, ge=512, description="Voxels of a patch; chosen from dimension when not set."
     )
+    grid: Positive | Literal["auto"] | None = Field(
+        "auto",
+        description="Finest grid spacing in mm (2D: in the plane); None = that of the scans; "
+        "auto = coarser where a patch would not show the labelled structures and their "
+        "surroundings.",
+    )
     folds: Annotated[int, AfterValidator(_several)] = Field(
         0, ge=0, description="Cross-validation folds before the final fit; 0 = none."
     )
@@ -190,11 +196,17 @@ class RunConfig(Frozen):
         None, ge=1, description="Simulate this many annotated slices a labelled case."
     )
     freeze_encoder: bool = Field(False, description="Train the decoder only.")
-    semi: Literal["none", "mean-teacher"] = Field(
+    semi: Literal["none", "mean-teacher", "mixing"] = Field(
         "none", description="Whether unlabelled scans teach too."
     )
     consistency: float = Field(
         0.1, ge=0, description="Weight of Mean Teacher's consistency. Not from the paper."
+    )
+    confident: float = Field(
+        0.95,
+        ge=0,
+        le=1,
+        description="Least probability of a voxel that the teacher of mixing labels (UniMatch).",
     )
     mixup: float = Field(0.0, ge=0, description="Beta parameter of Mixup; 0 = off.")
     network: NetworkConfig = Field(NetworkConfig(), description="Size of the network.")
@@ -286,6 +298,7 @@ _PRESETS: dict[Command, dict[Preset, dict[str, Any]]] = {
         "paper": {
             "training.steps": 20000,
             "network.widths": (16, 32, 64, 128, 128, 128),
+            "options.recipe": "contrast",
             "options.pseudo_weight": 0.0,
             "options.first_share": 0.25,
             "options.restart": True,
@@ -309,7 +322,7 @@ _VIEWS: dict[Command, dict[str, Any]] = {
 
 # What runs of earlier versions go on with: options that came later, as they were before.
 _CAME_LATER: dict[str, dict[str, Any]] = {
-    "selftrain": {"shapes": False, "drawn_share": 0.0},
+    "selftrain": {"shapes": False, "drawn_share": 0.0, "recipe": "contrast"},
     "gcl": {"pixel_level": -1},
 }
 

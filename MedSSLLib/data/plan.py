@@ -8,7 +8,8 @@ suit a CPU. Labels are never looked at.
   number of slices is below 8; else 3.
 * Slice axis: in 2D each case's own; in 3D the anatomical axis that most anisotropic cases (ratio >=
   1.5) share, else S.
-* Spacing: the median over cases, the two in-plane axes pooled.
+* Spacing: the median over cases, the two in-plane axes pooled; not finer than a `grid` that is
+  asked for.
 * Patch: an equal physical length per axis, at most the median extent, within the voxel budget; each
   axis a multiple of its total stride.
 * Strides: a level halves an axis unless it would keep fewer than 4 voxels or its spacing is already
@@ -79,6 +80,7 @@ def make_plan(
     channels: int = 1,
     dim: str | int = "auto",
     voxel_budget: int | None = None,
+    grid: float | None = None,
 ) -> Plan:
     """Decide the plan from the headers of the cases that will be trained on, by the rules above.
 
@@ -88,6 +90,7 @@ def make_plan(
         channels: images per case.
         dim: 'auto', '2d' (or 2), '3d' (or 3).
         voxel_budget: voxels of a patch at most; by default 16,384 in 2D and 98,304 in 3D.
+        grid: no grid axis is finer than this, in mm; None leaves the spacing as it is.
 
     Raises:
         InputError: no cases, or as many modalities as channels are not given.
@@ -101,7 +104,9 @@ def make_plan(
         _axes_dhw(geometry, axis, canonical) for geometry, axis in zip(geometries, own, strict=True)
     ]
     spacings, sizes = (np.array(values, float) for values in zip(*grids, strict=True))
-    between, within = _rounded(np.median(spacings[:, 0])), _rounded(np.median(spacings[:, 1:]))
+    between, within = (
+        max(_rounded(np.median(part)), grid or 0.0) for part in (spacings[:, 0], spacings[:, 1:])
+    )
     target = np.array([between, within, within])
     extent = np.median(sizes * spacings, axis=0) / target
     skip = 3 - n_dim
@@ -116,6 +121,12 @@ def make_plan(
         patch=patch,
         strides=strides,
     )
+
+
+def image_axes(geometry: Geometry, plan: Plan) -> list[int]:
+    """Which axis of a case (0 i, 1 j, 2 k) runs along the plan's d, h and w."""
+    canonical = None if plan.slice_axis == "own" else plan.slice_axis
+    return _image_axes(geometry, slice_axis(geometry), canonical)
 
 
 def canonical_axes(geometry: Geometry) -> tuple[int, int, int]:
@@ -171,11 +182,16 @@ def _canonical_axis(geometries: Sequence[Geometry], own: Sequence[int]) -> Liter
 
 def _axes_dhw(geometry: Geometry, own: int, canonical: int | None) -> tuple[list[float], list[int]]:
     """Spacing and size of one case along d, h, w."""
+    axes = _image_axes(geometry, own, canonical)
+    return [geometry.spacing[a] for a in axes], [geometry.size[a] for a in axes]
+
+
+def _image_axes(geometry: Geometry, own: int, canonical: int | None) -> list[int]:
+    """Which image axis (0 i, 1 j, 2 k) runs along d, h and w."""
     anatomical = canonical_axes(geometry)
     slice_direction = anatomical[own] if canonical is None else canonical
     order = [slice_direction, *[axis for axis in (2, 1, 0) if axis != slice_direction]]
-    image_axes = [anatomical.index(axis) for axis in order]
-    return [geometry.spacing[a] for a in image_axes], [geometry.size[a] for a in image_axes]
+    return [anatomical.index(axis) for axis in order]
 
 
 def _patch_and_strides(

@@ -18,6 +18,8 @@ from torch import Tensor
 from MedSSLLib.config.run import AugmentConfig
 from MedSSLLib.images.labels import IGNORE
 
+OVERSHOOT = 1.25  # of bicubic interpolation between control points, at most 1.23
+
 Rng = np.random.Generator
 Boxes = tuple[np.ndarray, np.ndarray]
 
@@ -196,6 +198,27 @@ def sample_segmentation_views(
         for x in (centre - half, centre + half, flip, rotation)
     )
     return ViewGeometry(lo, hi, flips, turn, _sample_elastic(rng, n, dim, config))
+
+
+def view_margin(views: ViewGeometry, patch: Sequence[int]) -> list[int]:
+    """Voxels around the patches ``[0, patch)`` that views in their frame look at, the most an
+    axis.
+
+    Args:
+        views: boxes with rotation and displacement, ``[b, v, s]``.
+        patch: voxels an axis; the views have as many.
+    """
+    size = torch.tensor(list(patch), dtype=views.lo.dtype)
+    reach = (views.hi - views.lo) / 2 * (1 - 1 / size)  # to the centre of the last voxel
+    if views.rotation is not None:
+        reach = torch.einsum("bvij,bvj->bvi", views.rotation.abs(), reach)
+    if views.displacement is not None:
+        most = views.displacement.abs().flatten(3).amax(3)
+        reach = reach + OVERSHOOT * most * (views.hi - views.lo)
+    centre = (views.hi + views.lo) / 2
+    below = (0.5 + reach - centre).amax((0, 1))  # voxels are interpolated between two centres
+    above = (0.5 + reach + centre - size).amax((0, 1))
+    return torch.maximum(below, above).sub(1e-3).ceil().clamp_min(0).int().tolist()
 
 
 def _sample_elastic(

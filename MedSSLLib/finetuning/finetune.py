@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from MedSSLLib.config.run import RunConfig
+from MedSSLLib.core.errors import InputError
 from MedSSLLib.core.events import Events
 from MedSSLLib.evaluation.calibration import calibration_of, sampled
 from MedSSLLib.finetuning.labelled_data import (
@@ -21,6 +22,7 @@ from MedSSLLib.finetuning.labelled_data import (
     make_sampler,
 )
 from MedSSLLib.finetuning.mean_teacher import MeanTeacherTask
+from MedSSLLib.finetuning.mixing_task import Mix, MixingTask, TeacherMixingTask
 from MedSSLLib.finetuning.mixup import MixupTask
 from MedSSLLib.finetuning.segmentation_task import SegmentationTask
 from MedSSLLib.images.labels import IGNORE
@@ -56,7 +58,7 @@ def run_finetune(project: Project, config: RunConfig, events: Events) -> Path:
         init = resolve_weights(project, ready.config.init)
         ready = adopt_network(ready, init)
         cases = labelled_cases(ready.project, ready.config)
-        plan = choose_plan(ready, ready.project.pool, init)
+        plan = choose_plan(ready, ready.project.pool, init, labelled=cases)
         cache, cases = fill_cache(ready, plan, cases, labels=True)
         training, held_out = hold_out(ready, cases, init)
         check_structures(ready, cache, training)
@@ -96,11 +98,19 @@ def _warn_of_idle_settings(
 
 def make_task(
     ready: Preparation, data: LabelledData, net: SegmentationNet
-) -> SegmentationTask | MeanTeacherTask:
-    """The task that the configuration asks for: plain, with Mixup, with Mean Teacher, or with
-    both.
+) -> SegmentationTask | MeanTeacherTask | TeacherMixingTask:
+    """The task that the configuration asks for: plain, with Mixup, with Mean Teacher, with both, or
+    with mixing.
+
+    Raises:
+        InputError: Mixup and mixing together.
     """
     config = ready.config
+    if config.mixup and config.semi == "mixing":
+        raise InputError(
+            "mixing puts two images together already, so Mixup cannot do it again",
+            remedy="Use --semi mixing or --mixup, not both",
+        )
     sampler = make_sampler(ready, data.plan, data.cache, data.training)
     held_out = tuple(case.name for case in data.held_out)
     facts = (net, sampler, data.plan, ready.device, held_out, config.freeze_encoder)
@@ -111,7 +121,10 @@ def make_task(
     unlabelled = make_sampler(
         ready, data.plan, data.cache, pool, labelled=False, seed=config.seed + 1
     )
-    return MeanTeacherTask(labelled, unlabelled, config.consistency)
+    if config.semi == "mean-teacher":
+        return MeanTeacherTask(labelled, unlabelled, config.consistency)
+    classes, mix = len(ready.project.classes), Mix(threshold=config.confident)
+    return TeacherMixingTask(MixingTask(*facts, other=unlabelled, classes=classes, mix=mix))
 
 
 def cross_validate(

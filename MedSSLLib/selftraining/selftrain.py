@@ -9,6 +9,7 @@ that a guard stops keeps the last good model's weights.
 
 from __future__ import annotations
 
+import time
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -28,7 +29,6 @@ from MedSSLLib.networks.unet import SegmentationNet, place
 from MedSSLLib.project.manifest import Case
 from MedSSLLib.project.project import Project
 from MedSSLLib.project.runs import WEIGHTS, begun
-from MedSSLLib.selftraining.local_contrast_task import JointTask
 from MedSSLLib.selftraining.pseudo_labels import (
     ENTRIES,
     CollapsedError,
@@ -39,6 +39,8 @@ from MedSSLLib.selftraining.pseudo_labels import (
     pseudo_labelled,
     write_pseudo_labels,
 )
+from MedSSLLib.selftraining.round_tasks import RoundTask, round_cases, round_task
+from MedSSLLib.selftraining.schedule import Schedule
 from MedSSLLib.selftraining.soft_labels import SoftLabels
 from MedSSLLib.selftraining.start import (
     adopt_heads,
@@ -47,7 +49,7 @@ from MedSSLLib.selftraining.start import (
     require_all_classes,
     start_weights,
     warn_of_idle_settings,
-    with_share,
+    with_labels_of_start,
 )
 from MedSSLLib.training.checkpoint import load_stage, load_tensors, save_stage, save_tensors
 from MedSSLLib.training.context import (
@@ -64,7 +66,7 @@ from MedSSLLib.training.context import (
 from MedSSLLib.training.devices import precision_of
 from MedSSLLib.training.holdout import hold_out
 from MedSSLLib.training.model_card import write_model_card
-from MedSSLLib.training.stages import build_network, finish, fit, stage_budget
+from MedSSLLib.training.stages import build_network, finish, fit
 from MedSSLLib.training.trainer import STOP_FILE
 
 
@@ -103,23 +105,38 @@ class _Job:
         o = self.options
         looked_at = latest_pseudo_labels(self.start)
         return PseudoOptions(
-            o.clean, o.filter, o.threshold, o.accept, o.reject, looked_at, o.start, o.soft, o.shapes
+            o.clean,
+            o.filter,
+            o.threshold,
+            o.accept,
+            o.reject,
+            looked_at,
+            o.start,
+            o.likely,
+            o.shapes,
         )
+
+    @property
+    def schedule(self) -> Schedule:
+        """How the time is shared out."""
+        first = 0.0 if self.start else self.options.first_share
+        return Schedule(self.ready.config, self.options.rounds, first)
+
+    @property
+    def spent(self) -> float:
+        """Seconds of training and of predicting pseudo-labels in the finished stages."""
+        predicted = (row["pseudo"].get("seconds", 0.0) for row in self.rows)
+        return float(sum(s["seconds"] for s in (self.first, *self.rows)) + sum(predicted))
 
     @property
     def figures(self) -> dict[str, Any]:
         """What goes into ``metrics.json``; the seconds are those of training and of predicting
         pseudo-labels.
         """
-        stages = (self.first, *self.rows)
-        seconds = [
-            *(s["seconds"] for s in stages),
-            *(row["pseudo"].get("seconds", 0.0) for row in self.rows),
-        ]
         return {
             "rounds": self.rows,
-            "steps": sum(s["steps"] for s in stages),
-            "seconds": round(sum(seconds), 1),
+            "steps": sum(stage["steps"] for stage in (self.first, *self.rows)),
+            "seconds": round(self.spent, 1),
         }
 
 
@@ -134,10 +151,11 @@ def run_selftrain(project: Project, config: RunConfig, events: Events) -> Path:
             kept.
     """
     with ExitStack() as stack:
+        config = with_labels_of_start(project, config, self_train_options(config).start)
         ready = prepare(project, config, events, stack)
         options = self_train_options(ready.config)
         ready = with_options(ready, options)
-        start = start_weights(project, options.start)
+        start = start_weights(ready.project, options.start)
         ready = adopt_heads(ready, start)
         init = start or resolve_weights(project, ready.config.init)
         ready = adopt_network(ready, init)
@@ -168,7 +186,7 @@ def _data(ready: Preparation, init: Path | None) -> LabelledData:
         InputError: a class has no labelled voxel, or there is nothing to pseudo-label.
     """
     cases = labelled_cases(ready.project, ready.config)
-    plan = choose_plan(ready, ready.project.pool, init)
+    plan = choose_plan(ready, ready.project.pool, init, labelled=cases)
     cache, cases = fill_cache(ready, plan, cases, labels=True)
     training, held_out = hold_out(ready, cases, init)
     require_all_classes(ready.project, cache, training)
@@ -188,12 +206,6 @@ def _data(ready: Preparation, init: Path | None) -> LabelledData:
             file=str(ready.project.folder),
             remedy="Add unlabelled cases, or use finetune",
         )
-    if len(ready.project.classes) == 2:
-        ready.events.emit(
-            "warning",
-            message="With one foreground class the contrastive loss is zero; only the "
-            "pseudo-labels themselves teach.",
-        )
     return LabelledData(plan, cache, training, held_out, others)
 
 
@@ -205,8 +217,8 @@ def _stage_one(job: _Job) -> SegmentationNet:
         net.load_state_dict(load_tensors(start)[0])
         return net
     if (figures := _finished(ready, "stage-1", net)) is None:
-        budget = stage_budget(ready.config, job.options.first_share)
-        figures = fit(ready, make_task(ready, job.data, net), budget, "stage-1")
+        task = make_task(ready, job.data, net)
+        figures = fit(ready, task, job.schedule.stage_one(), "stage-1")
         _keep(ready, "stage-1", net, figures)
     job.first = figures
     return net
@@ -228,9 +240,10 @@ def _round(
     net = build_network(ready, job.data.plan, None)
     net.load_state_dict((first if job.options.restart else teacher).state_dict())
     if (figures := _finished(ready, name, net)) is None:
-        share = (1.0 if job.start else 1 - job.options.first_share) / job.options.rounds
-        task = _joint_task(job, net, folder, summary, number)
-        figures = fit(ready, task, stage_budget(ready.config, share), name)
+        predicted = summary.get("seconds", 0.0)
+        budget = job.schedule.round(number, job.spent + predicted, predicted)
+        task = _round_task(job, net, folder, summary, number)
+        figures = fit(ready, task, budget, name)
         figures |= {key: float(value) for key, value in task.diagnostics().items()}
         _keep(ready, name, net, figures)
     known = ("steps", "seconds", "local_contrast", "separation")
@@ -268,8 +281,16 @@ def _pseudo_labels(
         job.undivided,
     )
 
+    started = time.monotonic()
+
     def progress(done: int, total: int) -> None:
-        ready.events.progress(f"pseudo-{number}", done, total)
+        taken = time.monotonic() - started
+        whole = taken / done * total
+        last = (job.rows or [job.first])[-1]
+        step_time = last["seconds"] / last["steps"] if last["steps"] else None
+        after = job.schedule.left_after_prediction(number, job.spent + whole, whole, step_time)
+        left = None if after is None else whole - taken + after
+        ready.events.progress(f"pseudo-{number}", done, total, seconds_left=left)
         if (ready.folder / STOP_FILE).exists():
             go_on = (
                 f"go on: --resume --name {ready.folder.name}"
@@ -312,16 +333,14 @@ def _keep_last_good(job: _Job, error: GuardError) -> None:
     save_tensors(ready.folder / WEIGHTS, net.state_dict(), facts)
 
 
-def _joint_task(
+def _round_task(
     job: _Job, net: SegmentationNet, folder: Path, summary: dict[str, Any], number: int
-) -> JointTask:
-    """The joint task of a round over true labels and this round's pseudo-labels."""
+) -> RoundTask:
+    """The task of a round over true labels and this round's pseudo-labels."""
     ready, data, options = job.ready, job.data, job.options
     pseudo = pseudo_labelled(job.targets, folder, summary["kept"])
     cache = Cache(ready.project.cache_folder, data.plan, folder / ENTRIES)
     whole = tuple(case for case in data.training if case.name not in summary["kept"])
-    partly = {case.name for case in data.training if case.annotated}
-    drawn = tuple(case for case in pseudo if case.name in partly)
     values, ignore = ready.project.values, ready.project.ignore_value
     for _, error in cache.prepare(whole + pseudo, labels=True, values=values, ignore=ignore):
         raise error
@@ -337,25 +356,13 @@ def _joint_task(
     # the contrast needs structures (released code: slices with all classes), segmentation also what
     # is none
     share = ready.config.training.foreground if options.pseudo_weight else 1.0
-    soft = (
-        SoftLabels(folder, len(ready.project.classes), frozenset(summary["kept"]))
-        if options.soft
-        else None
-    )
+    classes = len(ready.project.classes)
+    soft = SoftLabels(folder, classes, frozenset(summary["kept"])) if options.likely else None
+    partly = [case.name for case in data.training if case.annotated]
+    cases = round_cases(options, whole, pseudo, partly)
     seed = ready.config.seed + number
-    cases = with_share(
-        drawn, whole + tuple(case for case in pseudo if case not in drawn), options.drawn_share
-    )
-    contrast = make_sampler(ready, data.plan, cache, cases, foreground=share, seed=seed, soft=soft)
-    task = JointTask(
-        labelled,
-        contrast,
-        len(ready.project.classes),
-        options.matching,
-        options.weight,
-        options.pseudo_weight,
-        options.temperature,
-    )
+    other = make_sampler(ready, data.plan, cache, cases, foreground=share, seed=seed, soft=soft)
+    task = round_task(labelled, other, classes, options)
     place(task.module, ready.device, data.plan.dim)
     return task
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from MedSSLLib.config.commands import SelfTrainConfig
+from MedSSLLib.config.run import RunConfig
 from MedSSLLib.core.errors import InputError
 from MedSSLLib.data.cache import Cache
 from MedSSLLib.project.manifest import Case
@@ -14,7 +15,30 @@ from MedSSLLib.project.project import Project
 from MedSSLLib.project.runs import WEIGHTS
 from MedSSLLib.selftraining.pseudo_labels import SUMMARY
 from MedSSLLib.training.context import Preparation, resolve_weights
-from MedSSLLib.training.run_folder import read_config, read_data
+from MedSSLLib.training.run_folder import read_config, read_data, read_run
+
+
+def with_labels_of_start(project: Project, config: RunConfig, run: str) -> RunConfig:
+    """The settings with the labelled cases of the run started from, where neither the project nor
+    the settings name any.
+
+    Raises:
+        InputError: the run does not exist, or is not finished.
+    """
+    weights = resolve_weights(project, run)
+    named = any(case.label for case in project.labelled)
+    if named or config.labelled is not None or config.resume or weights is None:
+        return config
+    data = read_run(weights.parent)["data"]
+    there = {case.name for case in project.pool if case.label}
+    labelled = [*data.get("labelled", ()), *data.get("validation", ())]
+    theirs = read_config(weights.parent).annotated_slices
+    return config.override(
+        {
+            "labelled": tuple(name for name in labelled if name in there),
+            "annotated_slices": config.annotated_slices or theirs,
+        }
+    )
 
 
 def start_weights(project: Project, run: str) -> Path | None:
@@ -38,6 +62,13 @@ def start_weights(project: Project, run: str) -> Path | None:
             f"run {run!r} is a pre-trained encoder", remedy=f"Use --init {run} instead of --from"
         )
     theirs, ours = read_data(weights.parent).classes, project.classes
+    if len(ours) == 1:
+        raise InputError(
+            f"run {run!r} segments {', '.join(theirs[1:])}, but no labelled case of this project "
+            "tells its classes",
+            file=str(project.folder),
+            remedy="Name labelled cases with --labelled",
+        )
     if theirs != ours:
         raise InputError(
             f"run {run!r} segments {', '.join(theirs[1:])}, this project {', '.join(ours[1:])}",
@@ -100,6 +131,16 @@ def warn_of_idle_settings(ready: Preparation, options: SelfTrainConfig) -> None:
     if options.soft and not options.pseudo_weight:
         ready.events.emit(
             "warning", message="options.soft does nothing: options.pseudo_weight is 0."
+        )
+    if options.recipe == "mixing" and options.confident > 0 and not options.pseudo_weight:
+        ready.events.emit(
+            "warning", message="options.confident does nothing: options.pseudo_weight is 0."
+        )
+    if options.weight and len(ready.project.classes) == 2:
+        ready.events.emit(
+            "warning",
+            message="With one foreground class the contrastive loss is zero; only the "
+            "pseudo-labels themselves teach.",
         )
     if config.training.folds:
         ready.events.emit("warning", message="training.folds does nothing in self-training.")

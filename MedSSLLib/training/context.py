@@ -26,6 +26,7 @@ from MedSSLLib.project.project import Project
 from MedSSLLib.project.runs import WEIGHTS
 from MedSSLLib.training.checkpoint import TransferReport, load_tensors, transfer, unprefixed
 from MedSSLLib.training.devices import make_fabric, precision_of, resolve_device, resolve_precision
+from MedSSLLib.training.field import grid_for, scan_sides, structure_sides
 from MedSSLLib.training.run_folder import (
     labels_seen,
     open_run,
@@ -130,11 +131,13 @@ def choose_plan(
     cases: Sequence[Case],
     init: Path | None = None,
     auto: Literal["auto", "2d", "3d"] = "auto",
+    labelled: Sequence[Case] = (),
 ) -> Plan:
     """The plan of the run being resumed, of the run whose encoder is taken over, or a new one from
     the headers.
 
-    `auto` is what ``--dim auto`` means in a new one.
+    `auto` is what ``--dim auto`` means in a new one; the structures of the `labelled` cases decide
+    what ``training.grid=auto`` means there (see ``field.py``).
 
     Raises:
         InputError: no case can be read, or `--dim` contradicts the encoder that is taken over.
@@ -142,13 +145,7 @@ def choose_plan(
     config = ready.config
     if (ready.folder / "config.json").exists():
         return read_plan(ready.folder)
-    plan = make_plan(
-        readable_headers(cases),
-        modality=ready.project.modalities,
-        channels=ready.project.channels,
-        dim=auto if config.dim == "auto" else config.dim,
-        voxel_budget=config.training.voxels,
-    )
+    plan = _new_plan(ready, cases, auto if config.dim == "auto" else config.dim, labelled)
     if init is None or not (init.parent / "config.json").exists():
         return plan
     theirs = read_plan(init.parent)
@@ -157,20 +154,40 @@ def choose_plan(
             f"--dim {config.dim} contradicts the {theirs.dim}D encoder of {init.parent.name!r}",
             remedy="Leave --dim out, or pre-train again in that dimension",
         )
-    if config.training.voxels is None:
+    asked = isinstance(config.training.grid, float)
+    if config.training.voxels is None and not asked:
         return theirs
-    fitted = make_plan(
-        readable_headers(cases),
-        modality=ready.project.modalities,
-        channels=ready.project.channels,
-        dim=theirs.dim,
-        voxel_budget=config.training.voxels,
-    )
-    return (
-        theirs.model_copy(update={"patch": fitted.patch})
-        if fitted.strides == theirs.strides
-        else theirs
-    )
+    fitted = _new_plan(ready, cases, theirs.dim)
+    if fitted.strides != theirs.strides:
+        return theirs
+    taken: dict[str, Any] = {"patch": fitted.patch} if config.training.voxels else {}
+    taken |= {"spacing": fitted.spacing} if asked else {}
+    return theirs.model_copy(update=taken)
+
+
+def _new_plan(
+    ready: Preparation, cases: Sequence[Case], dim: str | int, labelled: Sequence[Case] = ()
+) -> Plan:
+    training, project = ready.config.training, ready.project
+    headers = readable_headers(cases)
+
+    def planned(grid: float | None) -> Plan:
+        return make_plan(
+            headers,
+            modality=project.modalities,
+            channels=project.channels,
+            dim=dim,
+            voxel_budget=training.voxels,
+            grid=grid,
+        )
+
+    if training.grid != "auto":
+        return planned(training.grid)
+    plain = planned(None)
+    sides = structure_sides(project, labelled, plain)
+    if sides is None:
+        return plain
+    return planned(grid_for(sides, scan_sides(headers, plain), planned))
 
 
 def fill_cache(

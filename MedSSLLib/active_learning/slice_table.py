@@ -28,10 +28,9 @@ from MedSSLLib.inference.sliding_window import uncertainty as entropy_map
 from MedSSLLib.networks.unet import Encoder, build_encoder, place
 from MedSSLLib.project.manifest import Case
 from MedSSLLib.project.project import Project
-from MedSSLLib.training.checkpoint import load_tensors, unprefixed
-from MedSSLLib.training.context import resolve_weights
+from MedSSLLib.training.checkpoint import unprefixed
 from MedSSLLib.training.devices import resolve_device
-from MedSSLLib.training.run_folder import read_config, read_plan
+from MedSSLLib.training.run_folder import find_start
 
 
 @dataclass(frozen=True)
@@ -107,12 +106,11 @@ def load_viewer(
         InputError: a run does not exist or is not finished, a further one has other classes, or the
             device does not exist.
     """
-    folder = project.run_folder(run)
-    weights = resolve_weights(project, run)
-    assert weights is not None
-    config, plan = read_config(folder), read_plan(folder)
+    source = find_start(project, run)
+    assert source is not None
+    config, plan = source.config, source.plan
     if config.command != "pretrain":
-        model = load_model(folder, device, precision)
+        model = load_model(source, device, precision)
         others = []
         for name in also:
             other = load_model(project.run_folder(name), device, precision)
@@ -121,7 +119,7 @@ def load_viewer(
         return Viewer(plan, model.network.encoder, model.device, model, tuple(others))
     where = resolve_device(device)
     encoder = build_encoder(plan.dim, plan.channels, plan.strides, config.network)
-    encoder.load_state_dict(unprefixed("encoder", load_tensors(weights)[0]))
+    encoder.load_state_dict(unprefixed("encoder", source.tensors))
     encoder.eval()
     place(encoder, where, plan.dim)
     return Viewer(plan, encoder, where)
@@ -204,23 +202,14 @@ def _prepared(
     project: Project, scans: Sequence[Scan], cache: Cache, events: Events
 ) -> tuple[Scan, ...]:
     """The scans that could be preprocessed. Raises InputError when there is none."""
-    refused = cache.prepare(
+    prepared = cache.prepare(
         [scan.case for scan in scans],
         progress=lambda done, total: events.progress("preprocess", done, total),
     )
-    bad, first = set(), ""
-    for case, error in refused:
-        events.emit("warning", message=str(error))
-        bad.add(case.name)
-        first = first or f": {error}"
-    kept = tuple(scan for scan in scans if scan.case.name not in bad)
-    if not kept:
-        raise InputError(
-            f"none of the {len(scans)} cases can be used{first}",
-            file=str(project.folder),
-            remedy="See the warnings, and `medssl status`",
-        )
-    return kept
+    prepared.report(events)
+    prepared.require_any(str(project.folder))
+    usable = {case.name for case in prepared.usable}
+    return tuple(scan for scan in scans if scan.case.name in usable)
 
 
 def _predicted(

@@ -136,7 +136,9 @@ def without_reporting(options: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in options.items() if key not in Reporting.__optional_keys__}
 
 
-def refuse_unknown(function: str, options: Mapping[str, Any], known: Collection[str]) -> None:
+def refuse_unknown_arguments(
+    function: str, options: Mapping[str, Any], known: Collection[str]
+) -> None:
     """Raise TypeError for an argument that does not exist, as Python does."""
     for name in options:
         if name not in known:

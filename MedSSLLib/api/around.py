@@ -10,7 +10,7 @@ from MedSSLLib.api.arguments import (
     PathLike,
     SuggestionOptions,
     opened,
-    refuse_unknown,
+    refuse_unknown_arguments,
     without_reporting,
 )
 from MedSSLLib.api.run import RunLike, name_of
@@ -43,7 +43,7 @@ def suggest(
     Raises:
         InputError: the strategy needs a run that was not given, or nothing is left to annotate.
     """
-    refuse_unknown("suggest", options, SuggestionOptions.__optional_keys__)
+    refuse_unknown_arguments("suggest", options, SuggestionOptions.__optional_keys__)
     from MedSSLLib.active_learning.suggest import SuggestOptions, run_suggest
 
     project = opened(project)

@@ -14,7 +14,7 @@ from MedSSLLib.api.arguments import (
     Selection,
     names_of,
     opened,
-    refuse_unknown,
+    refuse_unknown_arguments,
     without_reporting,
 )
 from MedSSLLib.api.session import session
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from MedSSLLib.config.run import RunConfig
     from MedSSLLib.inference.model import Model
     from MedSSLLib.inference.predict import Predictions
+    from MedSSLLib.training.run_folder import RunFolder
 
 
 _OF_SEGMENT = ("flips", "components", "device", "precision")
@@ -78,11 +79,15 @@ class Run:
         return (self.folder / WEIGHTS).exists()
 
     @cached_property
+    def _files(self) -> RunFolder:
+        from MedSSLLib.training.run_folder import RunFolder
+
+        return RunFolder(self.folder)
+
+    @property
     def config(self) -> RunConfig:
         """Every setting of the run."""
-        from MedSSLLib.training.run_folder import read_config
-
-        return read_config(self.folder)
+        return self._files.config
 
     @property
     def metrics(self) -> dict[str, Any]:
@@ -93,9 +98,7 @@ class Run:
     @property
     def classes(self) -> dict[int, str]:
         """Names of the label values that `segment` gives."""
-        from MedSSLLib.training.run_folder import read_data
-
-        data = read_data(self.folder)
+        data = self._files.data
         return dict(zip(data.values, data.classes, strict=True))
 
     @property
@@ -129,7 +132,7 @@ class Run:
         Raises:
             InputError: the run segments nothing, or the image cannot be used.
         """
-        refuse_unknown("segment", options, _OF_SEGMENT)
+        refuse_unknown_arguments("segment", options, _OF_SEGMENT)
         from MedSSLLib.images.affine import affine_of
         from MedSSLLib.inference.model import PredictOptions, load_model, predict_case
 
@@ -189,7 +192,7 @@ def predict(
     Raises:
         InputError: no usable case, an unusable run, or a result that would replace a scan.
     """
-    refuse_unknown("predict", options, PredictionOptions.__optional_keys__)
+    refuse_unknown_arguments("predict", options, PredictionOptions.__optional_keys__)
     from MedSSLLib.inference.model import PredictOptions
     from MedSSLLib.inference.predict import run_predict
 

@@ -14,7 +14,7 @@ from MedSSLLib.api.arguments import (
     TrainingOptions,
     names_of,
     opened,
-    refuse_unknown,
+    refuse_unknown_arguments,
 )
 from MedSSLLib.api.run import Run, RunLike, name_of
 from MedSSLLib.api.session import session
@@ -24,7 +24,7 @@ from MedSSLLib.project.project import Project
 from MedSSLLib.project.runs import WEIGHTS
 
 if TYPE_CHECKING:
-    from MedSSLLib.config.run import Command, RunConfig
+    from MedSSLLib.config.run import CommandName, RunConfig
     from MedSSLLib.methods.base import Method
 
 
@@ -49,7 +49,7 @@ def pretrain(
         CancelledError: stopped by the user; the checkpoint is kept.
         GuardError: a loss is not finite, the features have collapsed, or memory ran out.
     """
-    refuse_unknown("pretrain", options, TrainingOptions.__optional_keys__)
+    refuse_unknown_arguments("pretrain", options, TrainingOptions.__optional_keys__)
     from MedSSLLib.methods import outside
     from MedSSLLib.pretraining.pretrain import run_pretrain
 
@@ -78,7 +78,7 @@ def finetune(
         CancelledError: stopped by the user; the checkpoint is kept.
         GuardError: the loss is not finite, or memory ran out.
     """
-    refuse_unknown("finetune", options, LabelOptions.__optional_keys__)
+    refuse_unknown_arguments("finetune", options, LabelOptions.__optional_keys__)
     from MedSSLLib.finetuning.finetune import run_finetune
 
     project = opened(project)
@@ -106,7 +106,7 @@ def selftrain(
         CancelledError: stopped by the user; the checkpoint is kept.
         GuardError: the loss is not finite, or memory ran out.
     """
-    refuse_unknown("selftrain", options, SelfTrainingOptions.__optional_keys__)
+    refuse_unknown_arguments("selftrain", options, SelfTrainingOptions.__optional_keys__)
     from MedSSLLib.selftraining.selftrain import run_selftrain
 
     if (start is None) == (init is None) and not (start is None and options.get("resume")):
@@ -147,7 +147,7 @@ def complete(
         CancelledError: stopped by the user; the checkpoint is kept.
         GuardError: the loss is not finite, or memory ran out.
     """
-    refuse_unknown("complete", options, TrainingOptions.__optional_keys__)
+    refuse_unknown_arguments("complete", options, TrainingOptions.__optional_keys__)
     from MedSSLLib.finetuning.complete import run_complete
 
     project = opened(project)
@@ -163,7 +163,7 @@ def complete(
 def _train(
     work: Callable[[Project, RunConfig, Events], Path],
     project: Project | PathLike,
-    command: Command,
+    command: CommandName,
     method: str,
     given: Mapping[str, Any],
     options: Mapping[str, Any],

@@ -43,10 +43,9 @@ from MedSSLLib.inference.predict import run_predict
 from MedSSLLib.methods.options import configured
 from MedSSLLib.pretraining.pretrain import run_pretrain
 from MedSSLLib.project.project import Project
-from MedSSLLib.project.runs import WEIGHTS
 from MedSSLLib.selftraining.selftrain import run_selftrain
 from MedSSLLib.training.devices import resolve_device, training_precision
-from MedSSLLib.training.run_folder import read_config
+from MedSSLLib.training.run_folder import RunFolder
 
 Settings = Mapping[str, str]
 _TRAINING: tuple[Literal["pretrain", "finetune", "selftrain"], ...] = (
@@ -363,20 +362,15 @@ def _finished(project: Project, config: RunConfig) -> bool:
     Raises:
         InputError: the run of that name, done or begun, has other settings.
     """
-    folder = project.run_folder(config.name)
-    done = (folder / WEIGHTS).exists()
-    there = (done or _has_checkpoint(folder)) and (folder / "config.json").exists()
-    if there and (found := unlike(read_config(folder), config)):
+    run = RunFolder(project.run_folder(config.name))
+    there = (run.finished or run.has_checkpoint) and run.recorded
+    if there and (found := unlike(run.config, config)):
         raise InputError(
             f"run {config.name!r} has other settings: {'; '.join(found)}",
-            file=folder,
+            file=run.folder,
             remedy="Choose another --out, and another --tag where there is one",
         )
-    return done
-
-
-def _has_checkpoint(folder: Path) -> bool:
-    return any((folder / "checkpoint").glob("*.safetensors"))
+    return run.finished
 
 
 def _run(
@@ -390,7 +384,7 @@ def _run(
     One that left no checkpoint is started anew.
     """
     folder = project.run_folder(config.name)
-    if _has_checkpoint(folder):
+    if RunFolder(folder).has_checkpoint:
         config = config.override({"resume": True})
     elif folder.exists():
         shutil.rmtree(folder)

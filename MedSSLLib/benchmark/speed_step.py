@@ -38,7 +38,7 @@ from MedSSLLib.pretraining.pretrain import build_task
 from MedSSLLib.project.project import Project
 from MedSSLLib.selftraining.local_contrast_task import JointTask
 from MedSSLLib.training.budget import Budget
-from MedSSLLib.training.context import Preparation, choose_plan, fill_cache, prepare
+from MedSSLLib.training.context import TrainingContext, choose_plan, fill_cache, open_context
 from MedSSLLib.training.stages import loop_config
 from MedSSLLib.training.trainer import Trainer
 
@@ -72,10 +72,6 @@ STEPS = {
     "gcl-2d": Step("pretrain", "gcl", "2d", 24, 1.20),
     "selftrain-2d": Step("selftrain", "local-contrast", "2d", 8, 1.25),
     "selftrain-3d": Step("selftrain", "local-contrast", "3d", 2, 1.25),
-    "mixing-2d": Step("selftrain", "mixing", "2d", 8, 1.30),
-    "mixing-3d": Step("selftrain", "mixing", "3d", 2, 1.30),
-    "mixing-teacher-2d": Step("finetune", "mixing", "2d", 8, 1.30),
-    "mixing-teacher-3d": Step("finetune", "mixing", "3d", 2, 1.30),
 }
 
 
@@ -111,11 +107,11 @@ def measure_step(
         ThreadPoolExecutor(1) as loader,
         ExitStack() as stack,
     ):
-        ready = prepare(_project(Path(folder), GRIDS[step.dim]), config, Events(), stack)
-        trainer = _trainer(ready, step, size)
+        context = open_context(_project(Path(folder), GRIDS[step.dim]), config, Events(), stack)
+        trainer = _trainer(context, step, size)
         trainer.module.train()
         whole, bare = _Whole(trainer, loader), _bare(trainer, step)
-        times = in_turn(whole, bare, pairs, warm=2, device=ready.device)
+        times = in_turn(whole, bare, pairs, warm=2, device=context.device)
         whole.finish()
     return Comparison("step", name, *times, goal=step.goal, facts={"batch": size})
 
@@ -163,44 +159,58 @@ def _project(folder: Path, grid: Geometry) -> Project:
     )
 
 
-def _trainer(ready: Preparation, step: Step, batch: int) -> Trainer:
+def _trainer(context: TrainingContext, step: Step, batch: int) -> Trainer:
     """The real trainer and task over a real cache."""
-    plan = choose_plan(ready, ready.project.pool)
+    plan = choose_plan(context, context.project.pool)
     pretraining = step.command == "pretrain"
-    cache, cases = fill_cache(ready, plan, ready.project.pool, labels=not pretraining)
+    cache, cases = fill_cache(context, plan, context.project.pool, labels=not pretraining)
     if pretraining:
-        task: Any = build_task(ready, plan, cache, cases, None)[0]
+        task: Any = build_task(context, plan, cache, cases)[0]
     else:
         mm = tuple(float(x) for x in plan.spacing[3 - plan.dim :] if x)
         names = tuple(case.name for case in cases)
-        net = SegmentationNet(build_encoder(plan.dim, 1, plan.strides, ready.config.network), 3)
+        net = SegmentationNet(build_encoder(plan.dim, 1, plan.strides, context.config.network), 3)
         labelled, contrast = (
             SegmentationSampler(
-                cache, names, plan.patch, mm, AugmentConfig(), batch, fraction, seed
+                reader=cache,
+                cases=names,
+                patch=plan.patch,
+                spacing=mm,
+                augment=AugmentConfig(),
+                batch=batch,
+                foreground=fraction,
+                seed=seed,
             )
             for seed, fraction in enumerate((0.5, 1.0))
         )
-        task = SegmentationTask(net, labelled, plan, ready.device)
+        task = SegmentationTask(net, labelled, plan, context.device)
         if step.method == "mixing":
             other = replace(contrast, foreground=0.5, labelled=step.command == "selftrain")
-            task = MixingTask(net, labelled, plan, ready.device, other=other, classes=3)
+            task = MixingTask(net, labelled, plan, context.device, other=other, classes=3)
             task = task if step.command == "selftrain" else TeacherMixingTask(task)
         elif step.command == "selftrain":
-            task = JointTask(task, contrast, 3, "inter", 0.1, 0.5)
-    place(task.module, ready.device, plan.dim)
+            task = JointTask(
+                labelled=task,
+                contrast=contrast,
+                classes=3,
+                matching="inter",
+                weight=0.1,
+                pseudo_weight=0.5,
+            )
+    place(task.module, context.device, plan.dim)
     return Trainer(
         task,
-        loop_config(ready.config, "speed", Budget(steps=10**6)),
-        ready.fabric,
-        ready.folder,
-        ready.events,
+        loop_config(context.config, "speed", Budget(steps=10**6)),
+        context.fabric,
+        context.folder,
+        context.events,
     )
 
 
 def _bare(trainer: Trainer, step: Step) -> Callable[[], None]:
     """Forward, backward and optimiser step on a ready batch."""
     task: Any = trainer.task
-    key = step.command if step.method in ("supervised", "local-contrast") else step.method
+    key = step.method if step.command == "pretrain" else step.command
     work = _BARE[key](task, task.device_batch(task.host_batch(0, 0, 1)))
 
     def bare() -> None:
@@ -232,13 +242,6 @@ def _bare_selftrain(task: JointTask, batch: Any) -> Callable[[], torch.Tensor]:
     return work
 
 
-def _bare_mixing(task: MixingTask | TeacherMixingTask, batch: Any) -> Callable[[], torch.Tensor]:
-    """The network alone on a batch as large; a teacher's forward pass is no part of it."""
-    mixing = task.mixing if isinstance(task, TeacherMixingTask) else task
-    images = batch[0].images[:, 0].contiguous(memory_format=memory_format(mixing.plan.dim))
-    return lambda: segmentation_loss(mixing.module.all_logits(images), batch[0].labels[:, 0])
-
-
 def _bare_pgl(task: Any, batch: Any) -> Callable[[], torch.Tensor]:
     method, images = task.module, batch.images.flatten(0, 1)
 
@@ -268,7 +271,6 @@ def _bare_gcl(task: Any, batch: Any) -> Callable[[], torch.Tensor]:
 _BARE: dict[str, Callable[[Any, Any], Callable[[], torch.Tensor]]] = {
     "finetune": _bare_finetune,
     "selftrain": _bare_selftrain,
-    "mixing": _bare_mixing,
     "pgl": _bare_pgl,
     "gcl": _bare_gcl,
 }

@@ -80,17 +80,17 @@ def measure_views(
     patch = views.patch
     reader = Arrays(views.volume, views.samples)
     sampler = ViewSampler(
-        cast(CropReader, reader),
-        lambda rng, step: [Pick(case) for case in reader.arrays],
-        patch,
-        (1.0,) * len(patch),
-        AUGMENT,
-        2,
-        SCALE,
-        0.1,
-        0.5,
-        0.0,
-        0,
+        reader=cast(CropReader, reader),
+        pick=lambda rng, step: [Pick(case) for case in reader.arrays],
+        patch=patch,
+        spacing=(1.0,) * len(patch),
+        augment=AUGMENT,
+        views=2,
+        scale=SCALE,
+        min_overlap=0.1,
+        flip=0.5,
+        rotation=0.0,
+        seed=0,
     )
     pipeline = monai_pipeline(patch)
     pipeline.set_random_state(0)

@@ -264,12 +264,12 @@ def warn_of_unused(
         return
     from MedSSLLib.cli.tables import setting_rows
     from MedSSLLib.methods.options import own_options
-    from MedSSLLib.training.run_folder import read_config, read_run, resumable
+    from MedSSLLib.training.run_folder import resumable
 
-    folder = resumable(project, config)
-    stored = read_config(folder)
+    run = resumable(project, config)
+    stored = run.config
     given = {key: value for key, value in given.items() if key not in ("name", "device")}
-    if given.get("precision") == read_run(folder).get("precision"):
+    if given.get("precision") == run.precision:
         given.pop("precision", None)
 
     def values(settings: RunConfig) -> dict[str, str]:
@@ -286,7 +286,7 @@ def warn_of_unused(
     if unused:
         what = ", ".join(unused)
         events.emit(
-            "warning", message=f"Run {folder.name} goes on with its own settings. Not used: {what}."
+            "warning", message=f"Run {run.name} goes on with its own settings. Not used: {what}."
         )
 
 

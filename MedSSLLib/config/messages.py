@@ -37,10 +37,10 @@ _ALLOWED = {
 }
 
 
-AnyModel = TypeVar("AnyModel", bound=BaseModel)
+AnySettings = TypeVar("AnySettings", bound=BaseModel)
 
 
-def chosen(model: type[AnyModel], options: Mapping[str, Any]) -> AnyModel:
+def chosen(model: type[AnySettings], options: Mapping[str, Any]) -> AnySettings:
     """What is set under ``options``: the settings of a method or of a command of its own.
 
     Raises:

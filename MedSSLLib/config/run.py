@@ -18,7 +18,7 @@ from MedSSLLib.config.messages import refusal, unknown
 from MedSSLLib.core.errors import InputError
 
 Preset = Literal["quick", "standard", "paper"]
-Command = Literal["pretrain", "finetune", "selftrain", "complete"]
+CommandName = Literal["pretrain", "finetune", "selftrain", "complete"]
 Positive = Annotated[float, Field(gt=0)]
 
 
@@ -169,7 +169,7 @@ class TrainingConfig(Frozen):
 class RunConfig(Frozen):
     """Everything that decides a run. Written to ``config.json`` with versions and data facts."""
 
-    command: Command = Field(description="What is run: pretrain, finetune or selftrain.")
+    command: CommandName = Field(description="What is run: pretrain, finetune or selftrain.")
     method: str = Field(
         "supervised", description="Pre-training method, or 'supervised' and 'local-contrast'."
     )
@@ -229,7 +229,7 @@ class RunConfig(Frozen):
     @classmethod
     def build(
         cls,
-        command: Command,
+        command: CommandName,
         *,
         preset: Preset = "standard",
         method: str = "supervised",
@@ -276,7 +276,7 @@ class RunConfig(Frozen):
             raise refusal(error, cls) from None
 
 
-_PRESETS: dict[Command, dict[Preset, dict[str, Any]]] = {
+_PRESETS: dict[CommandName, dict[Preset, dict[str, Any]]] = {
     "pretrain": {
         "quick": {"training.steps": 400, "network.widths": (16, 32, 64, 128, 128)},
         "standard": {"training.steps": 3000, "network.widths": (16, 32, 64, 128, 128)},
@@ -314,7 +314,7 @@ _FEWER = {
     "augment.contrast": 0.3,
     "augment.gamma": 0.5,
 }
-_VIEWS: dict[Command, dict[str, Any]] = {
+_VIEWS: dict[CommandName, dict[str, Any]] = {
     "pretrain": _FEWER,  # probabilities of the PGL code, which has no contrast
     "complete": _FEWER,  # the network sees one scan only, whose intensities do not change
 }
@@ -333,7 +333,7 @@ def as_begun(config: RunConfig) -> RunConfig:
     return config.override({"options": _CAME_LATER.get(kind, {}) | config.options})
 
 
-def _preset(command: Command, preset: Preset) -> dict[str, Any]:
+def _preset(command: CommandName, preset: Preset) -> dict[str, Any]:
     if preset not in _PRESETS[command]:
         raise InputError(f"preset {preset!r} does not exist", remedy="Use quick, standard or paper")
     return {

@@ -5,14 +5,13 @@ write::
 
     events = Events([JsonLines.to_stream(sys.stdout)])
     events.emit("start", command="finetune", run="heart-1")
-    if events.due("finetune", step, steps):         # ask first: reading a loss from a GPU costs a
-        wait events.progress("finetune", step, steps, {"dice": float(dice)}, seconds_left=41.0)
+    if events.due("finetune", step, steps):  # ask first: reading a loss from a GPU costs a wait
+        events.progress("finetune", step, steps, {"dice": float(dice)}, seconds_left=41.0)
     events.emit("done", run="heart-1")
 
 A sink that fails (a full disk, say) is dropped and the others are told; training goes on. One
 exception: when the *reader* of ``--events -`` has gone away, the command is cancelled, so that no
-    orphan runs
-on.
+orphan runs on.
 """
 
 from __future__ import annotations

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from MedSSLLib.data.intensity import Change, apply_intensity
-from MedSSLLib.data.random import noise_generator as noise_generator
 from MedSSLLib.data.spatial import (
     ViewGeometry,
     resample,
@@ -65,8 +64,17 @@ class Batch:
 
 @dataclass(frozen=True)
 class HostBatch:
-    """A window a view, ``[b, v, c, *w]``, its lower corner in the geometry's frame, and what was
-    drawn; on the host.
+    """What is read and drawn on the host: a window a view, and how the view is made of it.
+
+    Attributes:
+        windows: ``[b, v, c, *w]``.
+        corner: lower corner of each window in the geometry's frame, ``[b, v, s]``.
+        geometry: where each view lies.
+        changes: of intensity, by kind.
+        labels: class maps of the windows, ``[b, v, *w]`` uint8.
+        meta: as in :class:`Batch`.
+        cases: names of the samples' cases.
+        targets: soft targets of the windows, ``[b, v, k, *w]``.
     """
 
     windows: Tensor
@@ -80,9 +88,8 @@ class HostBatch:
 
     def pin(self) -> HostBatch:
         """A copy in page-locked memory, for asynchronous transfer."""
-        labels, targets = (
-            None if x is None else x.pin_memory() for x in (self.labels, self.targets)
-        )
+        labels = None if self.labels is None else self.labels.pin_memory()
+        targets = None if self.targets is None else self.targets.pin_memory()
         return replace(self, windows=self.windows.pin_memory(), labels=labels, targets=targets)
 
 

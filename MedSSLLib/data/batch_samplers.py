@@ -15,10 +15,9 @@ from MedSSLLib.data.patch_samplers import Pick
 from MedSSLLib.data.random import shuffled_order
 from MedSSLLib.project.manifest import Case
 
-PARTS = 4  # parts of the slice axis (GCL)
-CASES_PER_PATIENT = (
-    2  # cases of a patient in one batch, more where patients are few; not from the paper
-)
+POSITIONS = 4  # parts of the slice axis (GCL)
+# cases of a patient in one batch, more where patients are few; not from the paper
+CASES_PER_PATIENT = 2
 LEAST = {2: 4, 3: 2}  # samples that hold two patients, in 2D with two parts each
 
 
@@ -34,25 +33,27 @@ class UniformPicker:
 
     def __call__(self, rng: np.random.Generator, step: int) -> list[Pick]:
         """The samples of a step's global batch."""
-        order = [
-            shuffled_order(self.seed, step * self.samples + i, len(self.cases))
-            for i in range(self.samples)
-        ]
-        names = [self.cases[i].name for i in order]
-        return [
-            Pick(name, int(rng.integers(self.reader.shape(name)[1])) if self.dim == 2 else 0)
-            for name in names
-        ]
+        picks = []
+        for place in range(step * self.samples, (step + 1) * self.samples):
+            name = self.cases[shuffled_order(self.seed, place, len(self.cases))].name
+            index = int(rng.integers(self.reader.shape(name)[1])) if self.dim == 2 else 0
+            picks.append(Pick(name, index))
+        return picks
 
 
 @dataclass
 class _Draw:
-    """A batch being drawn: what it holds, and what it shall not hold again, as (case number,
-    slice).
+    """A batch being drawn.
+
+    Attributes:
+        rng: the generator.
+        positions: parts of the slice axis that each case gives a slice of.
+        found: what it holds, as (case number, slice).
+        used: what it shall not hold again.
     """
 
     rng: np.random.Generator
-    parts: np.ndarray
+    positions: np.ndarray
     found: list[tuple[int, int]] = field(default_factory=list)
     used: set[tuple[int, int]] = field(default_factory=set)
 
@@ -63,14 +64,13 @@ class _Draw:
 
 @dataclass(frozen=True)
 class MetaPicker:
-    """Patients x slice positions x cases, so that every anchor has positives and negatives under
-    the meta labels.
+    """Patients x slice positions x cases: every anchor has positives and negatives.
 
     Patient after patient gives at most `CASES_PER_PATIENT` cases (phases, visits) that differ in
     their meta labels, and each case one random slice of every position part (a volume in 3D), until
     the batch is full: at least two patients, of fewer cases or parts where the batch is small, and
     no slice twice while there are others. The composition is not from the paper. The samples are in
-    random order, so that every part of a split batch sees all positions.
+    random order, so that every micro-batch sees all positions.
 
     Raises:
         InputError: fewer samples than `LEAST`.
@@ -103,8 +103,8 @@ class MetaPicker:
 
     def __call__(self, rng: np.random.Generator, step: int) -> list[Pick]:
         """The samples of a step's global batch."""
-        width = min(PARTS, self.samples // 2) if self.dim == 2 else 1
-        draw = _Draw(rng, rng.permutation(self._parts)[:width])
+        width = min(POSITIONS, self.samples // 2) if self.dim == 2 else 1
+        draw = _Draw(rng, rng.permutation(self._positions)[:width])
         before = 0
         for turn, patient in enumerate(self._order(step, width)):
             second = width if turn == 0 else 0  # room for another patient
@@ -118,8 +118,8 @@ class MetaPicker:
         return [self._pick(*draw.found[i]) for i in rng.permutation(self.samples)]
 
     @property
-    def _parts(self) -> int:
-        return PARTS if self.dim == 2 else 1
+    def _positions(self) -> int:
+        return POSITIONS if self.dim == 2 else 1
 
     def _order(self, step: int, width: int) -> Iterator[int]:
         """Patients from the step's place in the endless sequence, each once in a round."""
@@ -136,8 +136,9 @@ class MetaPicker:
                 seen.clear()
 
     def _add_patient(self, draw: _Draw, numbers: list[int], limit: int) -> None:
-        """Cases of a patient, until the batch holds `limit` samples; none is left over for another
-        patient alone.
+        """Cases of a patient, until the batch holds `limit` samples.
+
+        None is left over for another patient alone.
         """
         order = self._by_difference(draw, numbers)
         for number in order[:CASES_PER_PATIENT]:
@@ -147,38 +148,38 @@ class MetaPicker:
                 self._add_case(draw, number, limit)
 
     def _by_difference(self, draw: _Draw, numbers: list[int]) -> list[int]:
-        """A random case, then those whose known meta labels differ most from its own; those in the
-        batch come last.
+        """A random case, then those whose known meta labels differ most from its own.
+
+        Those in the batch come last.
         """
         busy = {number for number, _ in draw.used}
-        order = sorted(
-            (numbers[i] for i in draw.rng.permutation(len(numbers))),
-            key=lambda number: number in busy,
-        )
+        order = [numbers[i] for i in draw.rng.permutation(len(numbers))]
+        order.sort(key=lambda number: number in busy)
         first = self.meta.of(order[0])
 
         def alike(number: int) -> tuple[bool, int]:
             other = self.meta.of(number)
-            return number in busy, -sum(
-                MISSING != first[name] != other[name] != MISSING for name in first
-            )
+            differences = 0
+            for name, value in first.items():
+                differences += MISSING != value != other[name] != MISSING
+            return number in busy, -differences
 
         return [order[0], *sorted(order[1:], key=alike)]
 
     def _add_case(self, draw: _Draw, number: int, limit: int) -> None:
         """A slice of each part that has one left, in random order of the parts."""
         slices = self.reader.shape(self.cases[number].name)[1] if self.dim == 2 else 1
-        for part in draw.rng.permutation(draw.parts).tolist():
-            first = min(-(-part * slices // self._parts), slices - 1)
-            last = max(-(-(part + 1) * slices // self._parts), first + 1)
+        for position in draw.rng.permutation(draw.positions).tolist():
+            first = min(-(-position * slices // self._positions), slices - 1)
+            last = max(-(-(position + 1) * slices // self._positions), first + 1)
             free = [index for index in range(first, last) if (number, index) not in draw.used]
             if free and len(draw.found) < limit:
                 draw.add(number, free[draw.rng.integers(len(free))])
 
     def _allow_more(self, draw: _Draw) -> None:
         """Other parts where all slices of some are in the batch; then slices again."""
-        if len(draw.parts) < self._parts:
-            draw.parts = np.arange(self._parts)
+        if len(draw.positions) < self._positions:
+            draw.positions = np.arange(self._positions)
         else:
             draw.used.clear()
 
@@ -186,23 +187,22 @@ class MetaPicker:
         return Pick(self.cases[number].name, index, self.meta.of(number, index))
 
 
-def share_with_positive(picks: Sequence[Pick]) -> dict[str, float]:
-    """Per meta label the share of samples that share their class with another sample of the
-    batch.
-    """
-    return {
-        name: _share(_same(picks, name) & ~np.eye(len(picks), dtype=bool)) for name in picks[0].meta
-    }
+def matched_fraction(picks: Sequence[Pick]) -> dict[str, float]:
+    """Per meta label the fraction of samples that share their class with another of the batch."""
+    others = ~np.eye(len(picks), dtype=bool)
+    return {name: _fraction(_same(picks, name) & others) for name in picks[0].meta}
 
 
-def share_in_another_patient(picks: Sequence[Pick], cases: Sequence[Case]) -> dict[str, float]:
-    """Per meta label but the patient: the share of samples that share their class with another
-    patient's sample.
+def matched_in_another_patient(picks: Sequence[Pick], cases: Sequence[Case]) -> dict[str, float]:
+    """Per meta label but the patient the fraction of samples matched by another patient's.
+
+    Matched are samples of the same class.
     """
     patient_of = {case.name: case.patient for case in cases}
     patients = np.asarray([patient_of[pick.name] for pick in picks])
-    other = patients[:, None] != patients
-    return {name: _share(_same(picks, name) & other) for name in picks[0].meta if name != PATIENT}
+    others = patients[:, None] != patients
+    names = [name for name in picks[0].meta if name != PATIENT]
+    return {name: _fraction(_same(picks, name) & others) for name in names}
 
 
 def _same(picks: Sequence[Pick], name: str) -> np.ndarray:
@@ -211,5 +211,5 @@ def _same(picks: Sequence[Pick], name: str) -> np.ndarray:
     return (values[:, None] == values) & (values != MISSING)
 
 
-def _share(positive: np.ndarray) -> float:
-    return float(positive.any(1).mean())
+def _fraction(matched: np.ndarray) -> float:
+    return float(matched.any(1).mean())

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from MedSSLLib.core.errors import InputError, naming
+from MedSSLLib.core.events import Events
 from MedSSLLib.core.files import FileLock, explained_os_errors
 from MedSSLLib.core.hashes import Hashes
 from MedSSLLib.data.array_store import Handles, read_info, write_entry
@@ -65,6 +66,40 @@ class _Classes:
     ignore: int | None
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """What became of cases that a cache was asked to hold.
+
+    Attributes:
+        usable: the cases that can be read now, in the order they were given.
+        refused: the others, each with its error, which names the case.
+    """
+
+    usable: tuple[Case, ...]
+    refused: tuple[tuple[Case, InputError], ...] = ()
+
+    def report(self, events: Events, opening: str = "") -> None:
+        """Name every refused case and its error in a warning, after `opening`."""
+        for _, error in self.refused:
+            events.emit("warning", message=f"{opening}{error}")
+
+    def require_any(self, file: str = "") -> None:
+        """Raises InputError where no case is usable, with the first reason."""
+        if self.usable:
+            return
+        reason = f": {self.refused[0][1]}" if self.refused else ""
+        raise InputError(
+            f"none of the {len(self.refused)} cases can be used{reason}",
+            file=file,
+            remedy="See the warnings, and `medssl status`",
+        )
+
+    def require_all(self) -> None:
+        """Raises the error of the first refused case, if there is one."""
+        if self.refused:
+            raise self.refused[0][1]
+
+
 class Cache:
     """The preprocessed cases of a project.
 
@@ -97,8 +132,8 @@ class Cache:
         values: Sequence[int] = (),
         ignore: int | None = None,
         progress: Callable[[int, int], None] | None = None,
-    ) -> list[tuple[Case, InputError]]:
-        """Make what is missing; afterwards the accepted cases can be read.
+    ) -> Prepared:
+        """Make what is missing; afterwards the usable cases can be read.
 
         Args:
             cases: the cases.
@@ -108,12 +143,13 @@ class Cache:
             progress: called with (done, total) after every case.
 
         Returns:
-            The refused cases with their errors; the others are ready.
+            The usable cases, and the refused ones with their errors.
 
         Raises:
             MedSSLError: the cache cannot be written.
         """
-        refused = []
+        usable: list[Case] = []
+        refused: list[tuple[Case, InputError]] = []
         classes = _Classes(values, ignore)
         with Hashes(self.folder / "hashes.json") as hashes:
             for done, case in enumerate(cases, 1):
@@ -122,11 +158,12 @@ class Cache:
                     if labels:
                         self._labels[case.name] = self._label_entry(case, image, hashes, classes)
                     self._images[case.name] = image
+                    usable.append(case)
                 except InputError as error:
                     refused.append((case, error.for_case(case.name)))
                 if progress:
                     progress(done, len(cases))
-        return refused
+        return Prepared(tuple(usable), tuple(refused))
 
     def shape(self, name: str) -> tuple[int, int, int, int]:
         """Channels and size of a prepared image, c, d, h, w."""

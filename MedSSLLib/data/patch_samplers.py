@@ -1,8 +1,8 @@
 """Which cases, slices and patches make a batch, and the batch itself.
 
 Every sampler is a pure function of (seed, step): resuming, prefetching and splitting a batch over
-processes need no state. The global batch of a step is drawn whole and each part of it reads its own
-samples only.
+processes need no state. The global batch of a step is drawn whole and each micro-batch of it reads
+its own samples only.
 """
 
 from __future__ import annotations
@@ -19,8 +19,7 @@ from torch import Tensor
 from MedSSLLib.config.run import AugmentConfig
 from MedSSLLib.data.batch import CropReader, HostBatch, TargetReader
 from MedSSLLib.data.intensity import sample_intensity
-from MedSSLLib.data.random import noise_generator as noise_generator
-from MedSSLLib.data.random import own_samples, shuffled_order
+from MedSSLLib.data.random import Stream, own_samples, random_stream, shuffled_order
 from MedSSLLib.data.spatial import (
     ViewGeometry,
     meeting_boxes,
@@ -34,9 +33,9 @@ from MedSSLLib.data.spatial import (
 from MedSSLLib.images.labels import IGNORE
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SegmentationSampler:
-    """Patches (3D) or slice patches (2D) of labelled cases, a share of them centred on a structure.
+    """Patches (3D) or slice patches (2D) of labelled cases, some of them centred on a structure.
 
     Attributes:
         reader: the cache.
@@ -44,8 +43,8 @@ class SegmentationSampler:
         patch: patch size, length 2 or 3.
         spacing: voxel size in mm of the patch axes.
         batch: samples of the global batch.
-        foreground: share of samples centred on a labelled foreground voxel; the others lie anywhere
-            that counts, every voxel alike.
+        foreground: fraction of samples centred on a labelled foreground voxel; the others lie
+            anywhere that counts, every voxel alike.
         labelled: whether labels are read; without, patches lie anywhere and nothing counts.
         soft: reads soft targets beside the labels; None leaves them out.
     """
@@ -61,16 +60,17 @@ class SegmentationSampler:
     labelled: bool = True
     soft: TargetReader | None = None
 
-    def sample(self, step: int, part: int = 0, parts: int = 1) -> HostBatch:
-        """The samples of `part` (of `parts`) of the global batch of a step."""
-        rng = np.random.default_rng([self.seed, step, 1])
+    def sample(self, step: int, micro_batch: int = 0, micro_batches: int = 1) -> HostBatch:
+        """The samples of one of the micro-batches of a step's global batch."""
+        rng = random_stream(self.seed, step, Stream.SEGMENTATION_BATCH)
         draws = [self._draw(rng, step, i) for i in range(self.batch)]
         geometry = sample_segmentation_views(
             rng, self.batch, self.patch, self.patch, self.spacing, self.augment
         )
         changes = sample_intensity(rng, self.batch, self.augment)
-        mine = own_samples(self.batch, part, parts)
-        names, lows = [draws[i][0] for i in mine], np.stack([draws[i][1] for i in mine])
+        mine = own_samples(self.batch, micro_batch, micro_batches)
+        names = [draws[i][0] for i in mine]
+        lows = np.stack([draws[i][1] for i in mine])
         return HostBatch(
             **self._windows(names, lows, geometry.only(mine)),
             changes={kind: change.only(mine) for kind, change in changes.items()},
@@ -78,8 +78,7 @@ class SegmentationSampler:
         )
 
     def _windows(self, names: list[str], lows: np.ndarray, views: ViewGeometry) -> dict[str, Any]:
-        """The windows of the samples, all of one size that holds what each view looks at inside its
-        volume.
+        """The windows of the samples, of one size that holds what each view sees of its volume.
 
         Args:
             names: the cases.
@@ -91,9 +90,8 @@ class SegmentationSampler:
         whole = np.asarray([1] * (3 - dim) + [*self.patch])
         shapes = np.asarray([self.reader.shape(name)[1:] for name in names])
         side = np.minimum(whole + 2 * before, shapes.max(0))
-        first = np.clip(
-            lows - before, 0, np.maximum(shapes - side, 0)
-        )  # resampling goes on outside
+        # outside the volume resampling continues its edge, and labels do not count
+        first = np.clip(lows - before, 0, np.maximum(shapes - side, 0))
         parts = [self._read(name, low, low + side) for name, low in zip(names, first, strict=True)]
         images, labels, soft = zip(*parts, strict=True)
         return {
@@ -161,10 +159,9 @@ class Pick:
 Picker = Callable[[np.random.Generator, int], list[Pick]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ViewSampler:
-    """Several views a sample for pre-training: boxes with a window each, flips, rotation,
-    intensity.
+    """Several views a sample for pre-training: boxes, flips, rotation, intensity.
 
     Attributes:
         pick: draws the samples of a step's global batch, ``pick(rng, step)``.
@@ -172,7 +169,7 @@ class ViewSampler:
         views: views a sample.
         scale: side of a box relative to the patch, or with `whole` to the image's largest box of
             its proportions.
-        min_overlap: least overlap of the boxes of a sample, share of the smaller box.
+        min_overlap: least overlap of the boxes of a sample, fraction of the smaller box.
         flip, rotation, inner: as in the method; `inner` is what of a view can be compared, None for
             all of it.
     """
@@ -191,9 +188,9 @@ class ViewSampler:
     whole: bool = False
     inner: np.ndarray | None = None
 
-    def sample(self, step: int, part: int = 0, parts: int = 1) -> HostBatch:
-        """The samples of `part` (of `parts`) of the global batch of a step."""
-        rng = np.random.default_rng([self.seed, step, 3])
+    def sample(self, step: int, micro_batch: int = 0, micro_batches: int = 1) -> HostBatch:
+        """The samples of one of the micro-batches of a step's global batch."""
+        rng = random_stream(self.seed, step, Stream.VIEW_BATCH)
         picks = self.pick(rng, step)
         dim = len(self.patch)
         draws = [partial(self._boxes, rng, self.reader.shape(pick.name)[-dim:]) for pick in picks]
@@ -212,7 +209,7 @@ class ViewSampler:
                 meeting_boxes(pair, flip, self.inner, draw)
                 for pair, flip, draw in zip(boxes, flips, draws, strict=True)
             ]
-        mine = own_samples(len(picks), part, parts, equal=True)  # gathering needs parts of one size
+        mine = own_samples(len(picks), micro_batch, micro_batches, equal=True)
         kept = (mine[:, None] * self.views + np.arange(self.views)).ravel()
         lo, hi = np.moveaxis(np.asarray(boxes), 1, 0)[:, mine]
         turns = None if turns is None else turns.reshape(len(picks), self.views, dim, dim)[mine]

@@ -1,9 +1,8 @@
 """The ICBM152 brain template with the two regions that the simulated cohort labels.
 
 Template: ICBM 2009a nonlinear symmetric (Fonov et al. 2011), copyright 1993-2009 Louis Collins,
-    McConnell
-Brain Imaging Centre, Montreal Neurological Institute, McGill University.  It comes with the nilearn
-package.
+McConnell Brain Imaging Centre, Montreal Neurological Institute, McGill University.  It comes with
+the nilearn package.
 """
 
 from __future__ import annotations

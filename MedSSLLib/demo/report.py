@@ -23,7 +23,7 @@ from MedSSLLib.reporting.run_report import (
     limits,
     losses,
 )
-from MedSSLLib.training.run_folder import read_run
+from MedSSLLib.training.run_folder import RunFolder
 
 
 def gain(methods: Sequence[Scored]) -> tuple[float, float, float]:
@@ -73,8 +73,10 @@ def write_demo_report(
     page.section("Time")
     page.facts({stage: duration_words(value) for stage, value in seconds.items()})
     for run, what in (("pretrain", "pre-training"), ("selftrained", "self-training")):
-        add_configuration(page, read_run(runs[run])["config"], f"Configuration of the {what}")
-    made = read_run(runs["pretrain"])
+        add_configuration(
+            page, RunFolder(runs[run]).record["config"], f"Configuration of the {what}"
+        )
+    made = RunFolder(runs["pretrain"]).record
     add_environment(page, made.get("versions", {}), made.get("precision"))
     page.section("Limits")
     page.bullets([*_own_limits(scored), *limits(scored)])

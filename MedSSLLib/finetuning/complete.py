@@ -2,9 +2,9 @@
 
 A network is fine-tuned on the drawn slices of this one case, from random weights or from a
 pre-trained encoder. Its probabilities are multiplied with those of the shapes interpolated between
-the drawn slices (`shape_prior`). The network sees the image but only few slices, the shapes are
-consistent but blind to the image. Beside a drawn slice the shapes decide, far from one the network
-does.
+the drawn slices (`shape_interpolation`). The network sees the image but only few slices, the shapes
+are consistent but blind to the image. Beside a drawn slice the shapes decide, far from one the
+network does.
 """
 
 from __future__ import annotations
@@ -35,26 +35,29 @@ from MedSSLLib.images.labels import (
 )
 from MedSSLLib.images.shape_interpolation import Softness, with_shapes
 from MedSSLLib.inference.model import Model, PredictOptions, label_volume, predict_case
+from MedSSLLib.networks.unet import SegmentationNet
 from MedSSLLib.project.manifest import Case
 from MedSSLLib.project.project import Project
 from MedSSLLib.training.context import (
-    Preparation,
-    adopt_network,
+    TrainingContext,
     choose_plan,
     fill_cache,
-    prepare,
+    open_context,
     record,
-    resolve_weights,
-    with_options,
 )
 from MedSSLLib.training.devices import resolve_precision
+from MedSSLLib.training.run_folder import RunFolder, find_start
 from MedSSLLib.training.stages import build_network, finish, fit, stage_budget
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """What was drawn on a case: class map ``[k, j, i]``, IGNORE where nothing was, and the
-    slices.
+    """What was drawn on a case.
+
+    Attributes:
+        case: the case, with the drawn slices.
+        label: class map uint8 ``[k, j, i]``, IGNORE where nothing was drawn.
+        annotated: the drawn slices.
     """
 
     case: Case
@@ -72,59 +75,51 @@ def run_complete(project: Project, config: RunConfig, events: Events) -> Path:
         GuardError: a guard stopped the run.
     """
     with ExitStack() as stack:
-        ready = prepare(project, config, events, stack)
-        options = completion_options(ready.config)
-        ready, drawing = read_drawing(with_options(ready, options), options.case)
-        path = (Path(options.out) if options.out else ready.folder) / f"{drawing.case.name}.nii.gz"
+        context = open_context(project, config, events, stack)
+        options = completion_options(context.config)
+        context, drawing = read_drawing(context.with_options(options), options.case)
+        folder = Path(options.out) if options.out else context.folder
+        path = folder / f"{drawing.case.name}.nii.gz"
         refuse_overwriting([path], project.files)
-        init = resolve_weights(ready.project, ready.config.init)
-        ready = adopt_network(in_slices(ready, init), init)
-        plan = plan_along(choose_plan(ready, ready.project.pool, init), drawing)
-        cache, cases = fill_cache(ready, plan, (drawing.case,), labels=True)
+        start = find_start(context.project, context.config.init)
+        context = in_slices(context, start).starting_from(start)
+        plan = plan_along(choose_plan(context, context.project.pool), drawing)
+        cache, cases = fill_cache(context, plan, (drawing.case,), labels=True)
         data = LabelledData(plan, cache, cases)
-        record(ready, plan, data.facts(len(ready.project.classes)))
-        net = build_network(ready, plan, init)
-        figures = fit(ready, make_task(ready, data, net), stage_budget(ready.config), "complete")
-        model = Model(
-            net.eval(),
-            plan,
-            ready.project.values,
-            ready.project.classes,
-            ready.device,
-            resolve_precision(ready.config.precision, ready.device),
-        )
-        if ready.fabric.is_global_zero:
-            io.write_image(path, complete_case(model, drawing, options))
-        finish(ready, plan, net, figures, path=str(path), case=drawing.case.name)
+        record(context, plan, data.facts(len(context.project.classes)))
+        net = build_network(context, plan, start)
+        task = make_task(context, data, net)
+        metrics = fit(context, task, stage_budget(context.config), "complete")
+        if context.is_first:
+            io.write_image(path, complete_case(_model(context, plan, net), drawing, options))
+        finish(context, net, metrics, path=str(path), case=drawing.case.name)
         return path
 
 
-def read_drawing(ready: Preparation, name: str) -> tuple[Preparation, Drawing]:
-    """The drawing of a case, and the preparation with that case alone labelled.
+def _model(context: TrainingContext, plan: Plan, net: SegmentationNet) -> Model:
+    return Model(
+        network=net.eval(),
+        plan=plan,
+        values=context.project.values,
+        classes=context.project.classes,
+        device=context.device,
+        precision=resolve_precision(context.config.precision, context.device),
+    )
+
+
+def read_drawing(context: TrainingContext, name: str) -> tuple[TrainingContext, Drawing]:
+    """The drawing of a case, and the context with that case alone labelled.
 
     Raises:
         InputError: no such case, no drawn slice, every slice drawn, or no structure on them.
     """
-    case = ready.project.case(name)
-    if case.label is None:
-        raise InputError(
-            "has no annotated slice",
-            case=case.name,
-            remedy="Draw 3 to 5 slices in Slicer's Annotate panel and mark them, or add a label "
-            "file",
-        )
-    if case.role == "test":
-        raise InputError(
-            "is a test case, so no model may be trained on its label",
-            case=case.name,
-            remedy="Complete another case, or take this one out of the test cases",
-        )
-    project = ready.project.with_labelled(case.name)
-    volume = io.read_label(
-        case.label, io.read_header(case.images[0], case=case.name), case=case.name
-    )
+    case = _case_to_complete(context.project, name)
+    assert case.label is not None
+    project = context.project.with_labelled(case.name)
+    header = io.read_header(case.images[0], case=case.name)
+    volume = io.read_label(case.label, header, case=case.name)
     classes = class_indices(volume.array, project.values, ignore=project.ignore_value)
-    annotated = _annotated(case, classes, volume, ready.config.annotated_slices)
+    annotated = _annotated(case, classes, volume, context.config.annotated_slices)
     label = sparse_label(classes, annotated)
     if not (label == IGNORE).any():
         raise InputError(
@@ -140,21 +135,37 @@ def read_drawing(ready: Preparation, name: str) -> tuple[Preparation, Drawing]:
             file=case.label or "",
             remedy="Annotate a slice on which there is one",
         )
-    return replace(ready, project=project), Drawing(
-        replace(case, annotated=annotated), label, annotated
-    )
+    case = replace(case, annotated=annotated)
+    return replace(context, project=project), Drawing(case, label, annotated)
 
 
-def in_slices(ready: Preparation, init: Path | None) -> Preparation:
-    """In 2D where neither the user nor an encoder says otherwise: a few drawn slices hold little of
-    a 3D patch.
+def _case_to_complete(project: Project, name: str) -> Case:
+    case = project.case(name)
+    if case.label is None:
+        raise InputError(
+            "has no annotated slice",
+            case=case.name,
+            remedy="Draw 3 to 5 slices in Slicer's Annotate panel and mark them, or add a label "
+            "file",
+        )
+    if case.role == "test":
+        raise InputError(
+            "is a test case, so no model may be trained on its label",
+            case=case.name,
+            remedy="Complete another case, or take this one out of the test cases",
+        )
+    return case
 
-    On a hippocampus with 3 drawn slices, 200 steps in 2D took as long as about 30 in 3D (see
-    bench/NOTES.md).
+
+def in_slices(context: TrainingContext, start: RunFolder | None) -> TrainingContext:
+    """In 2D where neither the user nor an encoder says otherwise.
+
+    A few drawn slices hold little of a 3D patch. On a hippocampus with 3 drawn slices, 200 steps in
+    2D took as long as about 30 in 3D (see bench/NOTES.md).
     """
-    if init is not None or ready.config.dim != "auto":
-        return ready
-    return replace(ready, config=ready.config.override({"dim": "2d"}))
+    if start is not None or context.config.dim != "auto":
+        return context
+    return context.override({"dim": "2d"})
 
 
 def plan_along(plan: Plan, drawing: Drawing) -> Plan:
@@ -168,8 +179,9 @@ def plan_along(plan: Plan, drawing: Drawing) -> Plan:
 
 
 def complete_case(model: Model, drawing: Drawing, options: CompletionConfig) -> Volume:
-    """The completed label, in the label file's values, on the source grid; drawn voxels are as
-    drawn.
+    """The completed label, in the label file's values, on the source grid.
+
+    Drawn voxels are as drawn.
     """
     volumes = [io.read_image(path, case=drawing.case.name) for path in drawing.case.images]
     _, probabilities = predict_case(model, volumes, PredictOptions(components="all"))
@@ -187,9 +199,7 @@ def complete_case(model: Model, drawing: Drawing, options: CompletionConfig) -> 
 
 
 def _annotated(case: Case, classes: np.ndarray, volume: Volume, simulated: int | None) -> Annotated:
-    """The drawn slices that the manifest records, or so many that are simulated from a full
-    label.
-    """
+    """The slices that the manifest records as drawn, or so many simulated from a full label."""
     if simulated and case.annotated is not None:
         raise InputError(
             f"has {case.annotated.count} annotated slices, so none can be simulated",

@@ -1,5 +1,6 @@
-"""Fine-tuning: a segmentation network from labelled cases or slices, from scratch or on a
-pre-trained encoder.
+"""Fine-tuning: a segmentation network from labelled cases or slices.
+
+From scratch, or on a pre-trained encoder.
 """
 
 from __future__ import annotations
@@ -9,11 +10,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from MedSSLLib.config.run import RunConfig
 from MedSSLLib.core.errors import InputError
 from MedSSLLib.core.events import Events
+from MedSSLLib.data.random import Stream, random_stream
 from MedSSLLib.evaluation.calibration import calibration_of, sampled
 from MedSSLLib.finetuning.labelled_data import (
     LabelledData,
@@ -31,18 +31,23 @@ from MedSSLLib.networks.unet import SegmentationNet
 from MedSSLLib.project.manifest import Case
 from MedSSLLib.project.project import Project
 from MedSSLLib.training.context import (
-    Preparation,
-    adopt_network,
+    TrainingContext,
     choose_plan,
     fill_cache,
     labelled_cases,
-    prepare,
+    open_context,
     record,
-    resolve_weights,
 )
 from MedSSLLib.training.holdout import HOLDOUT_FROM, SLICES_TO_JUDGE, hold_out
-from MedSSLLib.training.run_folder import labels_seen
+from MedSSLLib.training.run_folder import find_start
 from MedSSLLib.training.stages import build_network, finish, fit, stage_budget
+
+NOT_MEASURED = {
+    "measured": False,
+    "why": f"no labelled case was held out (that needs {HOLDOUT_FROM} labelled cases of "
+    f"{SLICES_TO_JUDGE} annotated slices, some of which did not train the run started from)",
+}
+"""What is recorded instead of a calibration."""
 
 
 def run_finetune(project: Project, config: RunConfig, events: Events) -> Path:
@@ -54,135 +59,140 @@ def run_finetune(project: Project, config: RunConfig, events: Events) -> Path:
         GuardError: a guard stopped the run.
     """
     with ExitStack() as stack:
-        ready = prepare(project, config, events, stack)
-        init = resolve_weights(project, ready.config.init)
-        ready = adopt_network(ready, init)
-        cases = labelled_cases(ready.project, ready.config)
-        plan = choose_plan(ready, ready.project.pool, init, labelled=cases)
-        cache, cases = fill_cache(ready, plan, cases, labels=True)
-        training, held_out = hold_out(ready, cases, init)
-        check_structures(ready, cache, training)
-        _warn_of_idle_settings(ready, training, held_out)
-        unlabelled = () if ready.config.semi == "none" else add_unlabelled(ready, cache, cases)
-        data = LabelledData(plan, cache, training, held_out, unlabelled)
-        record(ready, plan, data.facts(len(ready.project.classes)))
-        scores = cross_validate(ready, data, init)
-        net = build_network(ready, plan, init)
-        budget = stage_budget(ready.config, 1 - sum(row["share"] for row in scores))
-        figures = fit(ready, make_task(ready, data, net), budget)
-        figures["calibration"] = held_out_calibration(ready, data, net)
-        finish(ready, plan, net, {**figures, "cross_validation": scores} if scores else figures)
-        return ready.folder
+        context = open_context(project, config, events, stack)
+        context = context.starting_from(find_start(project, context.config.init))
+        data = _prepare_data(context)
+        record(context, data.plan, data.facts(len(context.project.classes)))
+        folds = cross_validate(context, data)
+        net = build_network(context, data.plan, context.start)
+        budget = stage_budget(context.config, 1 - sum(row["share"] for row in folds))
+        metrics = fit(context, make_task(context, data, net), budget)
+        metrics["calibration"] = held_out_calibration(context, data, net)
+        if folds:
+            metrics["cross_validation"] = folds
+        finish(context, net, metrics)
+        return context.folder
+
+
+def _prepare_data(context: TrainingContext) -> LabelledData:
+    """Labelled cases in the cache, those held out, and unlabelled ones where they teach too."""
+    cases = labelled_cases(context.project, context.config)
+    plan = choose_plan(context, context.project.pool, labelled=cases)
+    cache, cases = fill_cache(context, plan, cases, labels=True)
+    training, held_out = hold_out(context, cases)
+    check_structures(context, cache, training)
+    _warn_of_idle_settings(context, training, held_out)
+    unlabelled: tuple[Case, ...] = ()
+    if context.config.semi != "none":
+        unlabelled = add_unlabelled(context, cache, cases)
+        if not unlabelled:
+            raise InputError(
+                "no unlabelled case can be used",
+                file=str(context.project.folder),
+                remedy="Add unlabelled cases, or leave out --semi",
+            )
+    return LabelledData(plan, cache, training, held_out, unlabelled)
 
 
 def _warn_of_idle_settings(
-    ready: Preparation, training: Sequence[Case], held_out: Sequence[Case]
+    context: TrainingContext, training: Sequence[Case], held_out: Sequence[Case]
 ) -> None:
     """Say where cross-validation or early stopping was asked for and cannot take place."""
-    settings = ready.config.training
+    settings = context.config.training
     if settings.folds and len({case.patient for case in (*training, *held_out)}) < 2:
-        ready.events.emit(
-            "warning", message="training.folds does nothing: the labelled cases are of one patient."
-        )
+        context.warn("training.folds does nothing: the labelled cases are of one patient.")
     if settings.patience and not held_out:
-        ready.events.emit(
-            "warning",
-            message=(
-                "training.patience does not stop the "
-                f"{'last ' if settings.folds else ''}training early: no labelled case "
-                f"is held out to judge it (that needs {HOLDOUT_FROM} labelled cases of "
-                f"{SLICES_TO_JUDGE} annotated slices)."
-            ),
+        last = "last " if settings.folds else ""
+        context.warn(
+            f"training.patience does not stop the {last}training early: no labelled case is held "
+            f"out to judge it (that needs {HOLDOUT_FROM} labelled cases of {SLICES_TO_JUDGE} "
+            "annotated slices)."
         )
 
 
 def make_task(
-    ready: Preparation, data: LabelledData, net: SegmentationNet
+    context: TrainingContext, data: LabelledData, net: SegmentationNet
 ) -> SegmentationTask | MeanTeacherTask | TeacherMixingTask:
-    """The task that the configuration asks for: plain, with Mixup, with Mean Teacher, with both, or
-    with mixing.
+    """The task that the settings ask for: plain, with Mixup, Mean Teacher or both, or with mixing.
 
     Raises:
         InputError: Mixup and mixing together.
     """
-    config = ready.config
+    config = context.config
     if config.mixup and config.semi == "mixing":
         raise InputError(
             "mixing puts two images together already, so Mixup cannot do it again",
             remedy="Use --semi mixing or --mixup, not both",
         )
-    sampler = make_sampler(ready, data.plan, data.cache, data.training)
-    held_out = tuple(case.name for case in data.held_out)
-    facts = (net, sampler, data.plan, ready.device, held_out, config.freeze_encoder)
-    labelled = MixupTask(*facts, alpha=config.mixup) if config.mixup else SegmentationTask(*facts)
+    given: dict[str, Any] = {
+        "module": net,
+        "sampler": make_sampler(context, data.plan, data.cache, data.training),
+        "plan": data.plan,
+        "device": context.device,
+        "validation": tuple(case.name for case in data.held_out),
+        "frozen": config.freeze_encoder,
+    }
+    labelled = MixupTask(alpha=config.mixup, **given) if config.mixup else SegmentationTask(**given)
     if config.semi == "none":
         return labelled
-    pool = data.training + data.unlabelled
+    everything = data.training + data.unlabelled
     unlabelled = make_sampler(
-        ready, data.plan, data.cache, pool, labelled=False, seed=config.seed + 1
+        context, data.plan, data.cache, everything, labelled=False, seed=config.seed + 1
     )
     if config.semi == "mean-teacher":
         return MeanTeacherTask(labelled, unlabelled, config.consistency)
-    classes, mix = len(ready.project.classes), Mix(threshold=config.confident)
-    return TeacherMixingTask(MixingTask(*facts, other=unlabelled, classes=classes, mix=mix))
+    classes, mix = len(context.project.classes), Mix(threshold=config.confident)
+    return TeacherMixingTask(MixingTask(**given, other=unlabelled, classes=classes, mix=mix))
 
 
-def cross_validate(
-    ready: Preparation, data: LabelledData, init: Path | None
-) -> list[dict[str, Any]]:
-    """Held-out Dice of `training.folds` folds, each trained with an equal share of the budget; []
-    without folds.
+def cross_validate(context: TrainingContext, data: LabelledData) -> list[dict[str, Any]]:
+    """Held-out Dice of `training.folds` folds, every patient in one of them; [] without folds.
 
-    Every patient is in one fold.
+    Each fold and the training that follows have an equal fraction of the budget.
     """
     cases = data.training + data.held_out
     patients = sorted({case.patient for case in cases})
-    folds = min(ready.config.training.folds, len(patients))
+    folds = min(context.config.training.folds, len(patients))
     if folds < 2:
         return []
-    if labels_seen(init) & {case.name for case in cases}:
-        ready.events.emit(
-            "warning",
-            message="The Dice of the folds will be too high: the run started from was "
-            "trained on some of their cases.",
+    seen = context.start.labels_seen if context.start else frozenset()
+    if seen & {case.name for case in cases}:
+        context.warn(
+            "The Dice of the folds will be too high: the run started from was trained on some of "
+            "their cases."
         )
-    rows, share = [], 1 / (folds + 1)
-    order = np.random.default_rng([ready.config.seed, 6]).permutation(patients)
+    order = random_stream(context.config.seed, Stream.FOLDS).permutation(patients)
+    fraction = 1 / (folds + 1)
+    rows = []
     for fold in range(folds):
-        held_out = tuple(case for case in cases if case.patient in order[fold::folds])
-        rest = tuple(case for case in cases if case not in held_out)
-        net = build_network(ready, data.plan, init)
-        task = make_task(ready, LabelledData(data.plan, data.cache, rest, held_out), net)
-        figures = fit(ready, task, stage_budget(ready.config, share), f"fold-{fold + 1}")
+        left_out = set(order[fold::folds])
+        held_out = tuple(case for case in cases if case.patient in left_out)
+        rest = tuple(case for case in cases if case.patient not in left_out)
+        net = build_network(context, data.plan, context.start)
+        task = make_task(context, LabelledData(data.plan, data.cache, rest, held_out), net)
+        budget = stage_budget(context.config, fraction)
+        metrics = fit(context, task, budget, f"fold-{fold + 1}")
         names = [case.name for case in held_out]
-        rows.append({"fold": fold + 1, "cases": names, "dice": figures["best"], "share": share})
+        rows.append({"fold": fold + 1, "cases": names, "dice": metrics["best"], "share": fraction})
     return rows
 
 
 def held_out_calibration(
-    ready: Preparation, data: LabelledData, net: SegmentationNet
+    context: TrainingContext, data: LabelledData, net: SegmentationNet
 ) -> dict[str, Any]:
     """Calibration on the held-out labelled cases, or why it was not measured.
 
-    See :func:`~MedSSLLib.evaluation.calibration.calibration_of`.
-
-    The same cases chose the step whose weights are kept, so the figures flatter a little.
+    See :func:`~MedSSLLib.evaluation.calibration.calibration_of`. The same cases chose the step
+    whose weights are kept, so the metrics flatter a little.
     """
-    if not data.held_out or not ready.fabric.is_global_zero:
-        return {
-            "measured": False,
-            "why": f"no labelled case was held out (that needs {HOLDOUT_FROM} labelled cases "
-            f"of {SLICES_TO_JUDGE} annotated slices, some of which did not train the "
-            "run started from)",
-        }
+    if not data.held_out or not context.is_first:
+        return dict(NOT_MEASURED)
     net.eval()
     rows = []
     for number, case in enumerate(data.held_out):
         size = data.cache.shape(case.name)[1:]
-        image, label = (
-            data.cache.image(case.name, (0, 0, 0), size),
-            data.cache.label(case.name, (0, 0, 0), size),
-        )
-        probabilities = predict_probabilities(net, image, data.plan, ready.device).numpy()
-        rows.append(sampled(probabilities, label, IGNORE, ready.config.seed + number))
+        image = data.cache.image(case.name, (0, 0, 0), size)
+        label = data.cache.label(case.name, (0, 0, 0), size)
+        probabilities = predict_probabilities(net, image, data.plan, context.device).numpy()
+        rows.append(sampled(probabilities, label, IGNORE, context.config.seed + number))
     return {"measured": True, **calibration_of(rows, [case.patient for case in data.held_out])}

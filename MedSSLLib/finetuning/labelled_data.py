@@ -14,9 +14,7 @@ from MedSSLLib.data.patch_samplers import SegmentationSampler
 from MedSSLLib.data.plan import Plan
 from MedSSLLib.images.components import one_piece_classes, undivided_on_slices
 from MedSSLLib.project.manifest import Case
-from MedSSLLib.training.context import (
-    Preparation,
-)
+from MedSSLLib.training.context import TrainingContext
 
 
 @dataclass(frozen=True)
@@ -32,86 +30,80 @@ class LabelledData:
     def facts(self, classes: int) -> dict[str, Any]:
         """Names, annotated slices and what the labels tell of pieces, for the record."""
         cases = self.training + self.held_out
-        annotated = {c.name: c.annotated.to_json() for c in cases if c.annotated}
-        slices_alone = len(annotated) == len(cases)
+        annotated = {case.name: case.annotated.to_json() for case in cases if case.annotated}
+        connected: list[int] = []
+        if len(annotated) == len(cases):
+            connected = undivided_on_slices(self.labels(whole=False), classes)
         return {
-            "labelled": [c.name for c in self.training],
-            "validation": [c.name for c in self.held_out],
-            "unlabelled": [c.name for c in self.unlabelled],
+            "labelled": _names(self.training),
+            "validation": _names(self.held_out),
+            "unlabelled": _names(self.unlabelled),
             "annotated": annotated,
             "fingerprint": self.cache.fingerprint(),
-            "one_piece": one_piece_classes(self.labels(whole=True), classes),
-            "undivided": undivided_on_slices(self.labels(whole=False), classes)
-            if slices_alone
-            else [],
+            "single_component": one_piece_classes(self.labels(whole=True), classes),
+            "connected_on_slices": connected,
         }
 
     def labels(self, *, whole: bool) -> Iterator[np.ndarray]:
-        """Class maps of the cases with a label, of those annotated as a whole or of those with
-        annotated slices.
-        """
+        """Class maps of the cases annotated as a whole, or of those with annotated slices."""
         for case in self.training + self.held_out:
             if whole == (not case.annotated):
                 yield self.cache.label(case.name, (0, 0, 0), self.cache.shape(case.name)[1:])
 
 
-def check_structures(ready: Preparation, cache: Cache, training: Sequence[Case]) -> None:
+def _names(cases: Sequence[Case]) -> list[str]:
+    return [case.name for case in cases]
+
+
+def check_structures(context: TrainingContext, cache: Cache, training: Sequence[Case]) -> None:
     """Warn of classes that no label shows where it counts: a network cannot learn them.
 
     Raises:
         InputError: there is no structure at all.
     """
     shown = {value for case in training for value in cache.counts(case.name)}
-    unseen = [
-        name for index, name in enumerate(ready.project.classes) if index and index not in shown
-    ]
     if not shown - {0}:
         raise InputError(
             f"the labels of {', '.join(case.name for case in training[:5])} show background alone",
-            file=str(ready.project.folder),
+            file=str(context.project.folder),
             remedy="Label cases, or mark slices, that show structures",
         )
+    names = enumerate(context.project.classes)
+    unseen = [name for index, name in names if index and index not in shown]
     if unseen:
-        ready.events.emit(
-            "warning",
-            message=f"No labelled case that is trained on shows {', '.join(unseen)}: "
-            "the model will not find it.",
+        context.warn(
+            f"No labelled case that is trained on shows {', '.join(unseen)}: "
+            "the model will not find it."
         )
 
 
-def add_unlabelled(ready: Preparation, cache: Cache, labelled: Sequence[Case]) -> tuple[Case, ...]:
+def add_unlabelled(
+    context: TrainingContext, cache: Cache, labelled: Sequence[Case]
+) -> tuple[Case, ...]:
     """Images of the pool's other cases, added to the cache; no label is read.
 
-    Raises:
-        InputError: there is none.
+    Those that cannot be used are named in warnings.
     """
     names = {case.name for case in labelled}
-    others = tuple(case for case in ready.project.pool if case.name not in names)
-    refused = {case.name for case, _ in cache.prepare(others)}
-    usable = tuple(case for case in others if case.name not in refused)
-    if not usable:
-        raise InputError(
-            "no unlabelled case can be used",
-            file=str(ready.project.folder),
-            remedy="Add unlabelled cases, or leave out --semi",
-        )
-    return usable
+    others = [case for case in context.project.pool if case.name not in names]
+    prepared = cache.prepare(others)
+    prepared.report(context.events)
+    return prepared.usable
 
 
 def make_sampler(
-    ready: Preparation, plan: Plan, cache: Cache, cases: Sequence[Case], **changes: Any
+    context: TrainingContext, plan: Plan, cache: Cache, cases: Sequence[Case], **changes: Any
 ) -> SegmentationSampler:
     """The sampler of patches for a plan; `changes` replace its other attributes."""
-    config = ready.config
-    spacing = tuple(float(mm) for mm in plan.spacing[3 - plan.dim :] if mm)
+    config = context.config
     sampler = SegmentationSampler(
-        cache,
-        tuple(c.name for c in cases),
-        plan.patch,
-        spacing,
-        config.augment,
-        ready.batch(plan),
-        config.training.foreground,
-        config.seed,
+        reader=cache,
+        cases=tuple(case.name for case in cases),
+        patch=plan.patch,
+        spacing=tuple(float(mm) for mm in plan.spacing[3 - plan.dim :] if mm),
+        augment=config.augment,
+        batch=context.batch(plan),
+        foreground=config.training.foreground,
+        seed=config.seed,
     )
     return replace(sampler, **changes)

@@ -13,12 +13,14 @@ from torch import Tensor, nn
 from MedSSLLib.data.batch import Batch, HostBatch, make_views
 from MedSSLLib.data.intensity import sample_intensity
 from MedSSLLib.data.patch_samplers import SegmentationSampler
+from MedSSLLib.data.random import Stream, random_stream
 from MedSSLLib.finetuning.segmentation_task import SegmentationTask
 from MedSSLLib.networks.ema import BATCH_NORMS, ema_update, frozen_copy
 from MedSSLLib.networks.unet import SegmentationNet, memory_format
+from MedSSLLib.training.task import Task
 
 TEACHER_DECAY = 0.99  # Mean Teacher, section 3.3 (ramp-up phase)
-RAMP_UP = 0.4  # share of the run over which the consistency weight rises; not from the paper
+RAMP_UP = 0.4  # fraction of the run over which the consistency weight rises; not from the paper
 
 
 class TeacherStudent(nn.Module):
@@ -31,7 +33,7 @@ class TeacherStudent(nn.Module):
 
 
 @dataclass
-class MeanTeacherTask:
+class MeanTeacherTask(Task):
     """A labelled task plus consistency with a moving-average teacher on unlabelled patches.
 
     Tarvainen, Valpola 2017 (arXiv 1703.01780): student and teacher see the same patch under
@@ -55,18 +57,17 @@ class MeanTeacherTask:
         self.module = TeacherStudent(self.labelled.module)
 
     def host_batch(
-        self, step: int, part: int, parts: int
+        self, step: int, micro_batch: int, micro_batches: int
     ) -> tuple[HostBatch, HostBatch, HostBatch]:
-        """Labelled windows, and unlabelled windows with the student's and with the teacher's
-        changes.
-        """
-        student = replace(self.unlabelled.sample(step, part, parts), labels=None)
-        student = student.pin() if self.labelled.device.type == "cuda" else student
-        rng = np.random.default_rng([self.unlabelled.seed, step, 9, part])
-        teacher = replace(
-            student, changes=sample_intensity(rng, len(student.windows), self.unlabelled.augment)
-        )
-        return self.labelled.host_batch(step, part, parts), student, teacher
+        """Labelled windows, and unlabelled ones as the student and as the teacher see them."""
+        student = self.unlabelled.sample(step, micro_batch, micro_batches)
+        student = replace(student, labels=None)
+        if self.labelled.device.type == "cuda":
+            student = student.pin()
+        rng = random_stream(self.unlabelled.seed, step, Stream.TEACHER_VIEW, micro_batch)
+        changes = sample_intensity(rng, len(student.windows), self.unlabelled.augment)
+        labelled = self.labelled.host_batch(step, micro_batch, micro_batches)
+        return labelled, student, replace(student, changes=changes)
 
     def device_batch(
         self, host: tuple[HostBatch, HostBatch, HostBatch]
@@ -87,18 +88,12 @@ class MeanTeacherTask:
         """
         labelled, student, teacher = batch
         layout = memory_format(self.labelled.plan.dim)
+        seen = student.images[:, 0].contiguous(memory_format=layout)
         with statistics_kept(self.module.student):
-            prediction = (
-                self.module.student(student.images[:, 0].contiguous(memory_format=layout))
-                .float()
-                .softmax(1)
-            )
+            prediction = self.module.student(seen).float().softmax(1)
+        seen = teacher.images[:, 0].contiguous(memory_format=layout)
         with torch.no_grad():
-            target = (
-                self.module.teacher(teacher.images[:, 0].contiguous(memory_format=layout))
-                .float()
-                .softmax(1)
-            )
+            target = self.module.teacher(seen).float().softmax(1)
         distance = (prediction - target).square().sum(1).mean()
         self._consistency = distance.detach()
         return {
@@ -114,39 +109,28 @@ class MeanTeacherTask:
         """Unweighted distance between student and teacher."""
         return {} if self._consistency is None else {"student_teacher": self._consistency}
 
-    def check(self, figures: dict[str, float], progress: float) -> None:
-        """No check beyond finite losses."""
-
     def validate(self) -> dict[str, float]:
-        """Figures of the student on held-out cases."""
+        """Metrics of the student on held-out cases."""
         return self.labelled.validate()
-
-    def gradient_rule(self) -> None:
-        """The plain sum."""
-
-    def shared(self) -> list[nn.Parameter]:
-        """No parameters need separate gradients."""
-        return []
 
 
 @contextmanager
 def statistics_kept(module: nn.Module) -> Iterator[None]:
-    """Within the context a forward pass leaves the running statistics of batch normalisation
-    alone.
-    """
-    parts = [part for part in module.modules() if isinstance(part, BATCH_NORMS)]
-    momenta = [part.momentum for part in parts]
-    for part in parts:
-        part.momentum = 0.0
+    """Within the context a forward pass leaves the statistics of batch normalisation alone."""
+    norms = [norm for norm in module.modules() if isinstance(norm, BATCH_NORMS)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
     try:
         yield
     finally:
-        for part, momentum in zip(parts, momenta, strict=True):
-            part.momentum = momentum
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
 
 
 def ramp(progress: float) -> float:
-    """Share of the full weight at `progress` of the run: ``exp(-5 (1 - t)^2)``, t reaching 1 at
-    `RAMP_UP`.
+    """Fraction of the full weight at `progress` of the run.
+
+    ``exp(-5 (1 - t)^2)`` (Laine, Aila 2017, arXiv 1610.02242), t reaching 1 at `RAMP_UP`.
     """
     return float(np.exp(-5 * (1 - min(1.0, progress / RAMP_UP)) ** 2))

@@ -8,9 +8,8 @@ from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from MedSSLLib.data.batch import Batch, HostBatch, make_views
 from MedSSLLib.data.mixing import (
@@ -23,13 +22,14 @@ from MedSSLLib.data.mixing import (
     sample_roles,
 )
 from MedSSLLib.data.patch_samplers import SegmentationSampler
-from MedSSLLib.data.random import own_samples
+from MedSSLLib.data.random import Stream, own_samples, random_stream
 from MedSSLLib.finetuning.mean_teacher import TEACHER_DECAY, TeacherStudent, ramp
 from MedSSLLib.finetuning.segmentation_task import SegmentationTask
 from MedSSLLib.losses.dice_ce import soft_segmentation_loss
 from MedSSLLib.networks.ema import ema_update
 from MedSSLLib.networks.unet import SegmentationNet, memory_format
 from MedSSLLib.training.devices import sum_over_processes
+from MedSSLLib.training.task import Task
 
 
 @dataclass(frozen=True)
@@ -79,14 +79,17 @@ class MixingTask(SegmentationTask):
     classes: int = field(kw_only=True)
     mix: Mix = field(kw_only=True, default=Mix())
 
-    def host_batch(self, step: int, part: int, parts: int) -> tuple[HostBatch, HostBatch]:  # type: ignore[override]
+    def host_batch(  # type: ignore[override]
+        self, step: int, micro_batch: int, micro_batches: int
+    ) -> tuple[HostBatch, HostBatch]:
         """Labelled windows, with the rectangles of the mix in ``meta``, and those with
         pseudo-labels.
         """
-        first, second = super().host_batch(step, part, parts), self.other.sample(step, part, parts)
+        first = super().host_batch(step, micro_batch, micro_batches)
+        second = self.other.sample(step, micro_batch, micro_batches)
         n = self.sampler.batch
-        mine = own_samples(n, part, parts)
-        rng = np.random.default_rng([self.sampler.seed, step, 12])
+        mine = own_samples(n, micro_batch, micro_batches)
+        rng = random_stream(self.sampler.seed, step, Stream.MIXING)
         low, high = sample_rectangles(rng, n, self.sampler.patch, self.mix.share)
         outside, alone = sample_roles(n, step * n, self.mix.alone_every)
         drawn = {"low": low, "high": high, "outside": outside, "alone": alone}
@@ -144,7 +147,7 @@ class MixingTask(SegmentationTask):
 
 
 @dataclass
-class TeacherMixingTask:
+class TeacherMixingTask(Task):
     """:class:`MixingTask` whose pseudo-labels a moving average of the network makes in every step.
 
     The teacher labels a patch as it is, the student learns from the same patch with changed
@@ -167,10 +170,10 @@ class TeacherMixingTask:
         self.module.teacher = deepcopy(self.mixing.module).requires_grad_(False)
 
     def host_batch(
-        self, step: int, part: int, parts: int
+        self, step: int, micro_batch: int, micro_batches: int
     ) -> tuple[HostBatch, HostBatch, HostBatch]:
         """Labelled windows with the rectangles, and others for the student and for the teacher."""
-        first, strong = self.mixing.host_batch(step, part, parts)
+        first, strong = self.mixing.host_batch(step, micro_batch, micro_batches)
         strong = replace(strong, labels=None)
         return first, strong, replace(strong, changes={})
 
@@ -208,19 +211,9 @@ class TeacherMixingTask:
         """Share of the teacher's voxels that count."""
         return {} if self._sure is None else {"teacher_sure": self._sure}
 
-    def check(self, figures: dict[str, float], progress: float) -> None:
-        """No check beyond finite losses."""
-
     def validate(self) -> dict[str, float]:
-        """Figures of the student on held-out cases."""
+        """Metrics of the student on held-out cases."""
         return self.mixing.validate()
-
-    def gradient_rule(self) -> None:
-        """The plain sum."""
-
-    def shared(self) -> list[nn.Parameter]:
-        """No parameters need separate gradients."""
-        return []
 
 
 @contextmanager

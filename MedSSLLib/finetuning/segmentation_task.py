@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -17,10 +17,11 @@ from MedSSLLib.inference.sliding_window import predict_probabilities
 from MedSSLLib.losses.dice_ce import segmentation_loss
 from MedSSLLib.networks.unet import SegmentationNet, memory_format
 from MedSSLLib.training.devices import sum_over_processes
+from MedSSLLib.training.task import Task
 
 
 @dataclass
-class SegmentationTask:
+class SegmentationTask(Task):
     """Dice and cross-entropy over counted voxels of augmented patches.
 
     Attributes:
@@ -29,6 +30,7 @@ class SegmentationTask:
         plan: patch and dimension.
         device: where it runs.
         validation: names of held-out labelled cases.
+        frozen: whether the encoder stays as it is.
     """
 
     module: SegmentationNet
@@ -37,11 +39,10 @@ class SegmentationTask:
     device: torch.device
     validation: Sequence[str] = ()
     frozen: bool = False
-    _figures: dict[str, Tensor] = field(default_factory=dict)
 
-    def host_batch(self, step: int, part: int, parts: int) -> HostBatch:
-        """Windows and labels of one part of a step's batch."""
-        host = self.sampler.sample(step, part, parts)
+    def host_batch(self, step: int, micro_batch: int, micro_batches: int) -> HostBatch:
+        """Windows and labels of one micro-batch of a step."""
+        host = self.sampler.sample(step, micro_batch, micro_batches)
         return host.pin() if self.device.type == "cuda" else host
 
     def device_batch(self, host: HostBatch) -> Batch:
@@ -54,55 +55,37 @@ class SegmentationTask:
         """Segmentation loss; coarser levels under deep supervision weigh half as much each."""
         assert batch.labels is not None
         images = batch.images[:, 0].contiguous(memory_format=memory_format(self.plan.dim))
-        return {
-            "segmentation": segmentation_loss(
-                self.module.all_logits(images), batch.labels[:, 0], sum_over_processes
-            )
-        }
-
-    def after_step(self, progress: float) -> None:
-        """Nothing changes after a step."""
-
-    def diagnostics(self) -> dict[str, Tensor]:
-        """No figures beyond the loss."""
-        return {}
-
-    def check(self, figures: dict[str, float], progress: float) -> None:
-        """No check beyond finite losses."""
+        levels = self.module.all_logits(images)
+        loss = segmentation_loss(levels, batch.labels[:, 0], sum_over_processes)
+        return {"segmentation": loss}
 
     def validate(self) -> dict[str, float]:
         """Mean Dice over held-out cases on the training grid; 'score' is the mean over classes."""
-        return validation_dice(
-            self.module, self.sampler.reader, self.validation, self.plan, self.device
-        )
-
-    def gradient_rule(self) -> None:
-        """The plain sum."""
-
-    def shared(self) -> list[nn.Parameter]:
-        """No parameters need separate gradients."""
-        return []
+        reader = self.sampler.reader
+        return validation_dice(self.module, reader, self.validation, self.plan, self.device)
 
 
 @torch.inference_mode()
 def validation_dice(
     network: nn.Module, reader: CropReader, cases: Sequence[str], plan: Plan, device: torch.device
 ) -> dict[str, float]:
-    """Dice per foreground class over cases on the training grid, counted voxels only; {} without
-    cases.
+    """Dice per foreground class over cases on the training grid, counted voxels only.
+
+    Returns:
+        ``dice_1`` and so on, each the mean over the cases that have the class, 0 where none has it;
+        ``score``, the mean over classes. Empty without cases.
     """
     rows = []
     for name in cases:
-        c, *size = reader.shape(name)
-        image, label = reader.image(name, (0, 0, 0), size), reader.label(name, (0, 0, 0), size)
+        size = reader.shape(name)[1:]
+        image = reader.image(name, (0, 0, 0), size)
+        label = reader.label(name, (0, 0, 0), size)
         probabilities = predict_probabilities(network, image, plan, device)
         rows.append(dice_per_class(probabilities.argmax(0).numpy(), label, probabilities.shape[0]))
     if not rows:
         return {}
-    table = np.asarray(rows)
-    per_class = [
-        float(np.mean(column[~np.isnan(column)])) if (~np.isnan(column)).any() else 0.0
-        for column in table.T
-    ]
-    figures = {f"dice_{index + 1}": value for index, value in enumerate(per_class)}
-    return {**figures, "score": float(np.mean(per_class))}
+    metrics = {}
+    for index, column in enumerate(np.asarray(rows).T, 1):
+        known = column[~np.isnan(column)]
+        metrics[f"dice_{index}"] = float(np.mean(known)) if len(known) else 0.0
+    return {**metrics, "score": float(np.mean(list(metrics.values())))}

@@ -3,7 +3,7 @@
 Only what SimpleITK does not give: the positions and orientations of the frames of an enhanced
 multi-frame image.
 Source: DICOM PS3.5 sections 7.1 (data elements), 7.5 (sequences) and PS3.10 section 7 (file
-    format).
+format).
 """
 
 from __future__ import annotations

@@ -21,9 +21,11 @@ _LPS = {"L": (0, 1), "R": (0, -1), "P": (1, 1), "A": (1, -1), "S": (2, 1), "I": 
 class Geometry:
     """The grid of a volume, in SimpleITK's conventions.
 
-    size: voxels along i, j, k.  spacing: mm along i, j, k.  origin: centre of voxel (0, 0, 0), mm,
-        LPS.
-    direction: 9 numbers, row-major 3 x 3; column a is the unit vector of axis a in LPS.
+    Attributes:
+        size: voxels along i, j, k.
+        spacing: mm along i, j, k.
+        origin: centre of voxel (0, 0, 0), mm, LPS.
+        direction: 9 numbers, row-major 3 x 3; column a is the unit vector of axis a in LPS.
     """
 
     size: tuple[int, int, int]

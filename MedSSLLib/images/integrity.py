@@ -55,8 +55,9 @@ class _Promise:
 def check_whole(path: Path, *, pixels: bool) -> None:
     """Check a NIfTI or MetaImage file against its own header; other formats are left to ITK.
 
-    pixels: also read the data: length, checksum and, in NIfTI, whether every value is finite (ITK
-        turns NaN into 0).
+    With `pixels` the data are read too: length, checksum and, in NIfTI, whether every value is
+    finite (ITK turns NaN into 0).
+
     Raises InputError for what fails, for a header without a usable size or spacing, and for Analyze
     files, which do not say where left is.
     """

@@ -266,9 +266,9 @@ def resample(
     """`volume` at the voxels of `geometry`, through physical space (any directions, left-handed
     ones too).
 
-    interpolation: "linear" and "cubic" (B-spline; linear when an axis has fewer than 4 voxels) give
-        float32,
-    "nearest" keeps the type. Voxels more than half a voxel outside `volume` become `outside`.
+    The interpolations "linear" and "cubic" (B-spline; linear when an axis has fewer than 4 voxels)
+    give float32, "nearest" keeps the type. Voxels more than half a voxel outside `volume` become
+    `outside`.
     """
     if interpolation not in _INTERPOLATORS:
         raise InputError(

@@ -1,14 +1,14 @@
-"""A map of what a pre-trained encoder sees: slices by the principal components of their deepest
-features.
-"""
+"""A map of what a pre-trained encoder sees: slices by principal components of their features."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from MedSSLLib.core.files import read_json
 from MedSSLLib.data.slices import not_empty, slice_spread
 
 if TYPE_CHECKING:
@@ -21,9 +21,10 @@ if TYPE_CHECKING:
     from MedSSLLib.project.manifest import Case
 
 
-FILE_NAME, FORMAT, FORMAT_VERSION = "embedding.json", "medssl-embedding", 1
-CASES = 24  # most cases on a map; not from the paper
-SLICES = 32  # most slices of a case, evenly spaced; not from the paper
+MAP_FILE = "embedding.json"
+_FORMAT, _FORMAT_VERSION = "medssl-embedding", 1
+MOST_CASES = 24  # on a map; not from the paper
+MOST_SLICES = 32  # of a case, evenly spaced; not from the paper
 
 
 def map_slices(
@@ -34,13 +35,12 @@ def map_slices(
     plan: Plan,
     device: torch.device,
 ) -> dict[str, Any]:
-    """Where the slices of some cases lie, with their meta labels; the content of
-    ``embedding.json``.
+    """Where the slices of some cases lie, with their meta labels.
 
-    The first ``CASES`` of the cases that `meta` knows, so that those of a patient stay together.
-    ``points`` holds a row of two principal components a slice, ``explained`` their share of the
-    variance, ``labels`` the classes and every slice's class index. For a 2D encoder, to which
-    slices are independent.
+    The content of ``embedding.json``. The first ``MOST_CASES`` of the cases that `meta` knows, so
+    that those of a patient stay together. ``points`` holds a row of two principal components a
+    slice, ``explained`` their fraction of the variance, ``labels`` the classes and every slice's
+    class index. For a 2D encoder, to which slices are independent.
 
     Empty slices are left out: all alike, and far from the others, they would set the scale and the
     first component.
@@ -52,7 +52,8 @@ def map_slices(
 
     encoder.eval()
     features, rows = [], []
-    for number, name in enumerate(case.name for case in cases[:CASES]):
+    for number, case in enumerate(cases[:MOST_CASES]):
+        name = case.name
         image = cache.image(name, (0, 0, 0), cache.shape(name)[1:])
         shown = slices_on_map(image)
         features.append(slice_profiles(encoder, image[:, shown], plan, device, 0)[-1])
@@ -61,32 +62,44 @@ def map_slices(
         raise RuntimeError("every slice is empty")
     points, explained = principal_components(combined([np.concatenate(features)]), 2)
     values = [meta.of(*row) for row in rows]
+    labels = {}
+    for name, classes in meta.classes.items():
+        labels[name] = {"classes": list(classes), "values": [value[name] for value in values]}
     return {
-        "format": FORMAT,
-        "format_version": FORMAT_VERSION,
+        "format": _FORMAT,
+        "format_version": _FORMAT_VERSION,
         "explained": explained.tolist(),
         "points": points.tolist(),
         "slices": [[cases[number].name, index] for number, index in rows],
-        "labels": {
-            name: {"classes": list(classes), "values": [value[name] for value in values]}
-            for name, classes in meta.classes.items()
-        },
+        "labels": labels,
     }
 
 
+def read_map(path: Path) -> dict[str, Any]:
+    """What :func:`map_slices` gave and a run kept. Raises InputError for a damaged file."""
+    return read_json(path, format_name=_FORMAT, newest_version=_FORMAT_VERSION)
+
+
 def slices_on_map(image: np.ndarray) -> np.ndarray:
-    """Indices along d of up to ``SLICES`` slices of ``[c, d, h, w]``, evenly spaced among those
-    that are not empty.
+    """Indices along d of up to ``MOST_SLICES`` slices of ``[c, d, h, w]``.
+
+    They are evenly spaced among the slices that are not empty.
     """
     places = np.flatnonzero(not_empty(slice_spread(image, 0)))
-    return places[
-        np.unique(np.linspace(0, len(places) - 1, min(len(places), SLICES)).round().astype(int))
-    ]
+    count = min(len(places), MOST_SLICES)
+    spaced = np.linspace(0, len(places) - 1, count).round().astype(int)
+    return places[np.unique(spaced)]
 
 
 def principal_components(table: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Coordinates ``[rows, count]`` on the first principal axes of ``[rows, f]``, and their shares
-    of the variance.
+    """Coordinates on the first principal axes, and their fractions of the variance.
+
+    Args:
+        table: ``[rows, f]``.
+        count: number of axes.
+
+    Returns:
+        ``[rows, count]`` and ``[count]``.
 
     The sign of an axis is such that its largest coordinate is positive. Missing axes are 0.
     """
@@ -95,6 +108,6 @@ def principal_components(table: np.ndarray, count: int) -> tuple[np.ndarray, np.
     kept = min(count, len(size))
     points[:, :kept] = left[:, :kept] * size[:kept]
     largest = points[np.abs(points).argmax(0), np.arange(count)]
-    shares = np.zeros(count)
-    shares[:kept] = size[:kept] ** 2 / max(float((size**2).sum()), 1e-12)
-    return points * np.where(largest < 0, -1, 1), shares
+    fractions = np.zeros(count)
+    fractions[:kept] = size[:kept] ** 2 / max(float((size**2).sum()), 1e-12)
+    return points * np.where(largest < 0, -1, 1), fractions

@@ -14,23 +14,16 @@ from torch import Tensor
 
 from MedSSLLib.config.run import RunConfig
 from MedSSLLib.core.errors import InputError
-from MedSSLLib.core.files import read_json
 from MedSSLLib.data.plan import Plan
 from MedSSLLib.data.preprocess import preprocess_image
 from MedSSLLib.evaluation.calibration import helpful_temperature, softened
 from MedSSLLib.images import io
 from MedSSLLib.images.components import class_map
 from MedSSLLib.images.geometry import Geometry, Volume
-from MedSSLLib.inference.sliding_window import (
-    VARIANTS,
-    predict_probabilities,
-    predict_varied,
-)
+from MedSSLLib.inference.sliding_window import PERTURBATIONS, predict_probabilities, predict_varied
 from MedSSLLib.networks.unet import SegmentationNet, build_encoder, place
-from MedSSLLib.project.runs import WEIGHTS
-from MedSSLLib.training.checkpoint import load_tensors
 from MedSSLLib.training.devices import resolve_device, resolve_precision
-from MedSSLLib.training.run_folder import read_config, read_data, read_plan
+from MedSSLLib.training.run_folder import RunFolder
 
 
 @dataclass(frozen=True)
@@ -60,13 +53,21 @@ class PredictOptions:
     precision: str = "auto"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Model:
     """A trained segmentation network with what it needs to be applied.
 
-    ``one_piece`` and ``undivided`` are as in :class:`~MedSSLLib.training.run_folder.RunData`.
-    ``temperature`` is that of the written probabilities (see
-    :mod:`MedSSLLib.evaluation.calibration`); it moves no label.
+    Attributes:
+        network: in evaluation mode, on the device.
+        plan: of the data it was trained on.
+        values: label values in class order, with background.
+        classes: class names, with background.
+        device: where it runs.
+        precision: '32', 'bf16' or '16'.
+        single_component, connected_on_slices: what training labels told of pieces, as in
+            :class:`~MedSSLLib.training.run_folder.RunData`.
+        temperature: of the written probabilities (see :mod:`MedSSLLib.evaluation.calibration`); it
+            moves no label.
     """
 
     network: SegmentationNet
@@ -75,8 +76,8 @@ class Model:
     classes: tuple[str, ...]
     device: torch.device
     precision: str
-    one_piece: tuple[int, ...] = ()
-    undivided: tuple[int, ...] = ()
+    single_component: tuple[int, ...] = ()
+    connected_on_slices: tuple[int, ...] = ()
     temperature: float = 1.0
 
     @torch.inference_mode()
@@ -93,8 +94,8 @@ class Model:
             return predict_probabilities(self.network, image, self.plan, self.device, flips=flips)
 
     def each_variant(self, image: np.ndarray, *, flips: bool = False) -> Iterator[Tensor]:
-        """Probabilities of a preprocessed case from every one of VARIANTS; the plain one first."""
-        for variant in VARIANTS:
+        """Probabilities of a preprocessed case from each of PERTURBATIONS; the plain one first."""
+        for variant in PERTURBATIONS:
             with self._autocast():
                 probabilities = predict_varied(
                     self.network, image, self.plan, self.device, variant, flips=flips
@@ -102,18 +103,19 @@ class Model:
             yield probabilities
 
     def class_map(self, probabilities: np.ndarray, components: str = "auto") -> np.ndarray:
-        """Most probable classes uint8 ``[d, h, w]`` of ``[k, d, h, w]`` in the pieces that are
-        kept.
+        """Most probable classes, in the pieces that are kept.
 
         Args:
-            probabilities: of any grid.
+            probabilities: ``[k, d, h, w]``, of any grid.
             components: as in :class:`PredictOptions`.
+
+        Returns:
+            uint8 ``[d, h, w]``.
         """
         if components == "auto":
-            return class_map(probabilities, self.one_piece, self.undivided)
-        return class_map(
-            probabilities, range(1, len(probabilities)) if components == "largest" else ()
-        )
+            return class_map(probabilities, self.single_component, self.connected_on_slices)
+        every_class = range(1, len(probabilities))
+        return class_map(probabilities, every_class if components == "largest" else ())
 
     @contextmanager
     def _autocast(self) -> Iterator[None]:
@@ -122,62 +124,60 @@ class Model:
             yield
 
 
-def load_model(run_folder: Path, device: str = "auto", precision: str = "auto") -> Model:
+def load_model(run: RunFolder | Path, device: str = "auto", precision: str = "auto") -> Model:
     """The network of a finished fine-tuning or self-training run, ready to predict.
+
+    Args:
+        run: the run, or its folder.
+        device: as in RunConfig.
+        precision: auto is float32 on the CPU; the others as in RunConfig.
 
     Raises:
         InputError: the run is not finished, is a pre-training run, or the device does not exist.
     """
-    if not (run_folder / WEIGHTS).exists():
-        found = "is not finished: it has no weights" if run_folder.exists() else "does not exist"
+    run = run if isinstance(run, RunFolder) else RunFolder(run)
+    if not run.finished:
+        found = "is not finished: it has no weights" if run.folder.exists() else "does not exist"
         raise InputError(
-            f"run {run_folder.name!r} {found}",
-            file=str(run_folder),
+            f"run {run.name!r} {found}",
+            file=str(run.folder),
             remedy="See `medssl runs PROJECT` for finished runs",
         )
-    config, plan = read_config(run_folder), read_plan(run_folder)
-    if config.command == "pretrain":
+    if run.config.command == "pretrain":
         raise InputError(
-            f"run {run_folder.name!r} is a pre-trained encoder, it segments nothing yet",
-            remedy=f"Run `medssl finetune PROJECT --init {run_folder.name}` and predict with "
-            "that run",
+            f"run {run.name!r} is a pre-trained encoder, it segments nothing yet",
+            remedy=f"Run `medssl finetune PROJECT --init {run.name}` and predict with that run",
         )
-    data, where = read_data(run_folder), resolve_device(device)
-    tensors, _ = load_tensors(run_folder / WEIGHTS)
+    data, where = run.data, resolve_device(device)
+    network = _network(run)
+    network.eval()
+    place(network, where, run.plan.dim)
+    return Model(
+        network=network,
+        plan=run.plan,
+        values=data.values,
+        classes=data.classes,
+        device=where,
+        precision=resolve_precision(precision, where),
+        single_component=data.single_component,
+        connected_on_slices=data.connected_on_slices,
+        temperature=helpful_temperature(run.metrics.get("calibration") or {}),
+    )
+
+
+def _network(run: RunFolder) -> SegmentationNet:
+    """The network of a run with its weights."""
+    tensors = run.tensors
     try:
-        network = network_of(config, plan, len(data.classes))
+        network = network_of(run.config, run.plan, len(run.data.classes))
         network.load_state_dict(tensors)
     except (RuntimeError, ValueError, TypeError, ArithmeticError, LookupError) as error:
         raise InputError(
             f"its settings and weights do not fit together ({type(error).__name__})",
-            file=str(run_folder),
+            file=str(run.folder),
             remedy="Restore the folder from a backup, or train again",
         ) from error
-    network.eval()
-    place(network, where, plan.dim)
-    return Model(
-        network,
-        plan,
-        data.values,
-        data.classes,
-        where,
-        resolve_precision(precision, where),
-        data.one_piece,
-        data.undivided,
-        run_temperature(run_folder),
-    )
-
-
-def run_temperature(run_folder: Path) -> float:
-    """The temperature of a run's probabilities; 1 where none was measured, or where it did not
-    help.
-    """
-    metrics = run_folder / "metrics.json"
-    return (
-        helpful_temperature(read_json(metrics).get("calibration") or {})
-        if metrics.exists()
-        else 1.0
-    )
+    return network
 
 
 def network_of(config: RunConfig, plan: Plan, classes: int) -> SegmentationNet:
@@ -189,8 +189,9 @@ def network_of(config: RunConfig, plan: Plan, classes: int) -> SegmentationNet:
 def predict_case(
     model: Model, volumes: Sequence[Volume], options: PredictOptions
 ) -> tuple[Volume, np.ndarray]:
-    """Label volume (values of the label files) and class probabilities ``[k, *shape]``, both on the
-    source grid.
+    """Label volume, in the values of the label files, and class probabilities.
+
+    Both are on the source grid, the probabilities ``[k, *shape]``.
     """
     source = volumes[0].geometry
     probabilities, grid = model.probabilities(volumes, flips=options.flips)
@@ -200,22 +201,22 @@ def predict_case(
 
 
 def on_source(probabilities: Tensor, grid: Geometry, source: Geometry) -> np.ndarray:
-    """Probabilities ``[k, d, h, w]`` of the training grid as ``[k, *shape]`` of the source grid."""
-    return np.stack(
-        [
-            io.resample(
-                Volume(p, grid), source, interpolation="linear", outside=float(index == 0)
-            ).array
-            for index, p in enumerate(probabilities.numpy())
-        ]
-    )
+    """Probabilities ``[k, d, h, w]`` of the training grid as ``[k, *shape]`` of the source grid.
+
+    What lies outside the training grid is background.
+    """
+    result = []
+    for index, values in enumerate(probabilities.numpy()):
+        outside = 1.0 if index == 0 else 0.0
+        volume = io.resample(Volume(values, grid), source, interpolation="linear", outside=outside)
+        result.append(volume.array)
+    return np.stack(result)
 
 
 def label_volume(model: Model, classes: np.ndarray, geometry: Geometry) -> Volume:
     """A class map in the values of the label files."""
-    return Volume(
-        np.asarray(model.values, np.int32)[classes].astype(_label_type(model.values)), geometry
-    )
+    values = np.asarray(model.values, np.int32)[classes]
+    return Volume(values.astype(_label_type(model.values)), geometry)
 
 
 def _label_type(values: Sequence[int]) -> type[np.uint8] | type[np.int16]:

@@ -17,13 +17,11 @@ from MedSSLLib.evaluation.quality import drop_estimate
 from MedSSLLib.images import io
 from MedSSLLib.images.geometry import Volume
 from MedSSLLib.inference.model import PredictOptions, load_model, predict_case
-from MedSSLLib.inference.quality_estimator import Judge
-from MedSSLLib.inference.sliding_window import (
-    uncertainty,
-)
+from MedSSLLib.inference.quality_estimator import QualityEstimator
+from MedSSLLib.inference.sliding_window import uncertainty
 from MedSSLLib.project.layouts import images_at
 from MedSSLLib.project.project import Project
-from MedSSLLib.training.run_folder import read_config
+from MedSSLLib.training.run_folder import RunFolder
 
 
 class Predictions(NamedTuple):
@@ -52,22 +50,16 @@ def run_predict(  # noqa: PLR0913 - the contract of the command
             label.
     """
     options = options or PredictOptions()
-    model = load_model(project.run_folder(run), options.device, options.precision)
+    source = RunFolder(project.run_folder(run))
+    model = load_model(source, options.device, options.precision)
     jobs, refused = _jobs(project, cases, images, model.plan.channels)
     require_folder(out)
-    refuse_overwriting(
-        (path for name in jobs for path in _targets(out, name, model.classes)),
-        [*project.files, *(path for paths in jobs.values() for path in paths)],
-    )
+    _protect_inputs(project, out, jobs, model.classes)
     events.emit("start", command="predict", run=run, cases=len(jobs), device=str(model.device))
-    if options.flips and not read_config(project.run_folder(run)).augment.flip:
-        events.emit(
-            "warning",
-            message=f"Run {run} was trained without flips, so mirrored images are new to it and "
-            "averaging over them may make it worse. Train with --set augment.flip=0.5, or leave "
-            "--flips out.",
-        )
-    judge = Judge.of(project, run, model, options, events) if options.quality else None
+    _warn_of_flips(source, options, events)
+    estimator = None
+    if options.quality:
+        estimator = QualityEstimator.of(project, source, model, options, events)
     for error in refused:
         events.emit("warning", message=str(error))
     written: list[Path] = []
@@ -77,8 +69,8 @@ def run_predict(  # noqa: PLR0913 - the contract of the command
             volumes = [io.read_image(path, case=name) for path in paths]
             with naming(name, str(paths[0])):
                 label, probabilities = predict_case(model, volumes, options)
-                if judge:
-                    quality[name] = judge.entry(volumes)
+                if estimator:
+                    quality[name] = estimator.entry(volumes)
         except InputError as error:
             refused.append(error)
             events.emit("warning", message=str(error))
@@ -88,10 +80,33 @@ def run_predict(  # noqa: PLR0913 - the contract of the command
         events.progress("predict", number, len(jobs))
     if not written:
         raise refused[0]
-    if judge:
-        judge.write(out, quality)
+    if estimator:
+        estimator.write(out, quality)
     events.emit("done", run=run, cases=len(written), refused=len(refused), folder=str(out))
     return Predictions(written, refused)
+
+
+def _warn_of_flips(run: RunFolder, options: PredictOptions, events: Events) -> None:
+    """Say so where flips are averaged over that the run was not trained with."""
+    if options.flips and not run.config.augment.flip:
+        events.emit(
+            "warning",
+            message=f"Run {run.name} was trained without flips, so mirrored images are new to it "
+            "and averaging over them may make it worse. Train with --set augment.flip=0.5, or "
+            "leave --flips out.",
+        )
+
+
+def _protect_inputs(
+    project: Project, out: Path, jobs: dict[str, tuple[Path, ...]], classes: Sequence[str]
+) -> None:
+    """Raises InputError where a result would replace a file of the project or an input."""
+    results: list[Path] = []
+    inputs = list(project.files)
+    for name, paths in jobs.items():
+        results += _targets(out, name, classes)
+        inputs += paths
+    refuse_overwriting(results, inputs)
 
 
 def _jobs(

@@ -1,5 +1,6 @@
-"""Judging predictions without a reference: predictions of its variants, calibrated on held-out
-labelled cases.
+"""Estimating the quality of predictions without a reference.
+
+From predictions of variants of the image, calibrated on held-out labelled cases.
 """
 
 from __future__ import annotations
@@ -31,22 +32,21 @@ from MedSSLLib.images.geometry import Volume
 from MedSSLLib.images.labels import Annotated
 from MedSSLLib.project.manifest import Case
 from MedSSLLib.project.project import Project
-from MedSSLLib.project.runs import WEIGHTS
-from MedSSLLib.training.run_folder import labels_seen, read_run
+from MedSSLLib.training.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from MedSSLLib.inference.model import Model, PredictOptions
 
 
-REACH = 3  # voxels; not from the paper
+NEAR_VOXELS = 3  # not from the paper
 UNCALIBRATED = (
     "not calibrated: no labelled case was held out when the run was trained, "
     "so there is no interval"
 )
 
 
-@dataclass(frozen=True)
-class Judge:
+@dataclass(frozen=True, kw_only=True)
+class QualityEstimator:
     """Estimates the Dice of what a model's predictions write, as far as the training grid shows it.
 
     Attributes:
@@ -70,42 +70,46 @@ class Judge:
 
     @classmethod
     def of(
-        cls, project: Project, run: str, model: Model, options: PredictOptions, events: Events
-    ) -> Judge:
-        """A judge that knows the held-out labelled cases of the run, where there are any."""
+        cls, project: Project, run: RunFolder, model: Model, options: PredictOptions, events: Events
+    ) -> QualityEstimator:
+        """An estimator that knows the held-out labelled cases of the run, where there are any."""
         cache = Cache(project.cache_folder, model.plan)
-        cases = readable(
-            cache, project, recorded_cases(project, run, "validation", events), model, events
-        )
-        judge = cls(
-            model, run, seen=_seen(project, run), components=options.components, flips=options.flips
+        held_out = recorded_cases(project, run, run.data.validation, events)
+        cases = readable(cache, project, held_out, model, events)
+        estimator = cls(
+            model=model,
+            run=run.name,
+            seen=run.labels_seen | frozenset(run.data.validation),
+            components=options.components,
+            flips=options.flips,
         )
         known: dict[str, list[tuple[float, float]]] = {}
         for number, case in enumerate(cases, 1):
-            pair = judge.pair(cache, case)
+            pair = estimator.pair(cache, case)
             if pair is not None:
                 known.setdefault(case.patient, []).append(pair)
             events.progress("calibrate", number, len(cases))
         if not known:
             events.emit("warning", message=f"Predicted quality is {UNCALIBRATED}.")
-        shown = cases or readable(
-            cache, project, recorded_cases(project, run, "labelled", events), model, events
-        )
-        usual = frozenset.intersection(
-            *[frozenset(cache.counts(case.name)) for case in shown] or [frozenset()]
-        )
-        return replace(judge, known=tuple(map(tuple, known.values())), usual=usual - {0})
+        if not cases:
+            labelled = recorded_cases(project, run, run.data.labelled, events)
+            cases = readable(cache, project, labelled, model, events)
+        shown = [frozenset(cache.counts(case.name)) for case in cases]
+        usual = frozenset.intersection(*shown) if shown else frozenset()
+        return replace(estimator, known=tuple(map(tuple, known.values())), usual=usual - {0})
 
     def pair(self, cache: Cache, case: Case) -> tuple[float, float] | None:
-        """Raw and true Dice of a labelled case; None where no structure is found, or none
-        counts.
+        """Raw and true Dice of a labelled case.
+
+        None where no structure is found, or none counts.
         """
         size = cache.shape(case.name)[1:]
         raw, classes = self.raw(cache.image(case.name, (0, 0, 0), size))
-        dice = dice_per_class(
-            classes, cache.label(case.name, (0, 0, 0), size), len(self.model.classes)
-        )
-        return None if raw is None or np.isnan(dice).all() else (raw.dice, float(np.nanmean(dice)))
+        label = cache.label(case.name, (0, 0, 0), size)
+        dice = dice_per_class(classes, label, len(self.model.classes))
+        if raw is None or np.isnan(dice).all():
+            return None
+        return raw.dice, float(np.nanmean(dice))
 
     def raw(self, image: np.ndarray) -> tuple[Raw | None, np.ndarray]:
         """See :func:`raw_quality`."""
@@ -125,11 +129,9 @@ class Judge:
             content = read_json(path, format_name=QUALITY_FORMAT, newest_version=QUALITY_VERSION)
             earlier = content["cases"] if content["run"] == self.run else {}
         cases = sum(map(len, self.known))
-        note = (
-            f"calibrated on {cases} held-out labelled cases of {len(self.known)} patients"
-            if cases
-            else UNCALIBRATED
-        )
+        note = UNCALIBRATED
+        if cases:
+            note = f"calibrated on {cases} held-out labelled cases of {len(self.known)} patients"
         write_json(
             path,
             {
@@ -148,61 +150,46 @@ class Judge:
         return path
 
 
-def _seen(project: Project, run: str) -> frozenset[str]:
-    """Cases whose labels have trained a run or those that it started from, or chosen or calibrated
-    it.
-    """
-    folder = project.run_folder(run)
-    return frozenset(
-        labels_seen(folder / WEIGHTS) | set(read_run(folder)["data"].get("validation", ()))
-    )
-
-
-def recorded_cases(project: Project, run: str, part: str, events: Events) -> tuple[Case, ...]:
-    """The "validation" (held-out) or "labelled" (training) cases of a run, with the slices that
-    were annotated then.
+def recorded_cases(
+    project: Project, run: RunFolder, names: Sequence[str], events: Events
+) -> tuple[Case, ...]:
+    """The cases of these names, with the slices that were annotated when the run was trained.
 
     Those that the project no longer has, or has without a label, are named in a warning.
     """
-    data = read_run(project.run_folder(run))["data"]
     known = {case.name: case for case in project.cases if case.label is not None}
-    annotated, names = data.get("annotated", {}), data.get(part, ())
     gone = [name for name in names if name not in known]
     if gone:
         events.emit(
             "warning",
             message=f"Predicted quality does without {', '.join(gone)}, no longer labelled cases "
-            "of "
-            f"the project as they were when run {run} was trained.",
+            f"of the project as they were when run {run.name} was trained.",
         )
-    return tuple(
-        replace(
-            known[name],
-            annotated=Annotated.from_json(annotated[name]) if name in annotated else None,
-        )
-        for name in names
-        if name in known
-    )
+    cases = []
+    for name in names:
+        if name in known:
+            then = run.data.annotated.get(name)
+            annotated = None if then is None else Annotated.from_json(then)
+            cases.append(replace(known[name], annotated=annotated))
+    return tuple(cases)
 
 
 def readable(
     cache: Cache, project: Project, cases: Sequence[Case], model: Model, events: Events
 ) -> tuple[Case, ...]:
-    """The cases that could be read into the cache, labels in the model's classes; warnings name the
-    others.
+    """The cases that could be read into the cache, labels in the model's classes.
+
+    Warnings name the others.
     """
-    refused = cache.prepare(cases, labels=True, values=model.values, ignore=project.ignore_value)
-    for _, error in refused:
-        events.emit("warning", message=f"Predicted quality does without a labelled case: {error}")
-    bad = {case.name for case, _ in refused}
-    return tuple(case for case in cases if case.name not in bad)
+    prepared = cache.prepare(cases, labels=True, values=model.values, ignore=project.ignore_value)
+    prepared.report(events, "Predicted quality does without a labelled case: ")
+    return prepared.usable
 
 
 def raw_quality(
     model: Model, image: np.ndarray, *, components: str = "auto", flips: bool = False
 ) -> tuple[Raw | None, np.ndarray]:
-    """What predictions of a preprocessed case ``[c, d, h, w]`` and its variants say, and the plain
-    one's classes.
+    """What predictions of a preprocessed case and its variants say, and the plain one's classes.
 
     None where the plain prediction holds no structure. Every prediction is what would be written:
     averaged over flips if asked, and without the pieces that are not kept, whose voxels count as
@@ -228,15 +215,14 @@ def raw_quality(
 
 
 def _near(probabilities: np.ndarray, classes: np.ndarray) -> np.ndarray:
-    """Probabilities ``[k, d, h, w]`` of structures, 0 further than REACH voxels from where they are
-    predicted.
+    """Probabilities ``[k, d, h, w]`` of structures near where they are predicted, 0 elsewhere.
 
-    A model of few labels spreads small probabilities over the whole image, which say little about
-    what is written.
+    Near is within NEAR_VOXELS voxels. A model of few labels spreads small probabilities over the
+    whole image, which say little about what is written.
     """
     from scipy.ndimage import binary_dilation
 
     near = probabilities.copy()
     for index in range(1, len(near)):
-        near[index][~binary_dilation(classes == index, iterations=REACH)] = 0
+        near[index][~binary_dilation(classes == index, iterations=NEAR_VOXELS)] = 0
     return near

@@ -1,5 +1,6 @@
-"""Class probabilities of a preprocessed case: whole slices or volumes where they fit, blended tiles
-where not.
+"""Class probabilities of a preprocessed case.
+
+Whole slices or volumes where they fit into one forward pass, blended tiles where not.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ from MedSSLLib.data.plan import Plan
 Network = Callable[[Tensor], Tensor]
 
 TILE_VOXELS = {2: 2**20, 3: 2**21}  # most voxels of one forward pass; not from the paper
-VARIANTS = ((1.0, 1.0), (0.8, 1.0), (1.25, 1.0), (1.0, 0.85), (1.0, 1.15))
+PERTURBATIONS = ((1.0, 1.0), (0.8, 1.0), (1.25, 1.0), (1.0, 0.85), (1.0, 1.15))
 """Contrast and in-plane zoom of the views that a prediction should survive, the plain one first;
 inside the range that training varies. Not from the paper."""
-OVERLAP = 0.125  # share of a tile shared with its neighbour; not from the paper
+OVERLAP = 0.125  # fraction of a tile shared with its neighbour; not from the paper
 
 
 @torch.inference_mode()
@@ -52,7 +53,7 @@ def predict_varied(
     """As :func:`predict_probabilities`, from the image with another contrast and in-plane size,
     scaled back.
 
-    `variant` holds both, as VARIANTS does.
+    `variant` holds both, as PERTURBATIONS does.
     """
     contrast, zoom = variant
     source = torch.from_numpy(np.ascontiguousarray(image))

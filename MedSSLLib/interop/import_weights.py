@@ -27,7 +27,7 @@ from MedSSLLib.project.runs import WEIGHTS
 from MedSSLLib.training.checkpoint import TransferReport, load_tensors, save_tensors, transfer
 from MedSSLLib.training.context import readable_headers
 from MedSSLLib.training.model_card import write_model_card
-from MedSSLLib.training.run_folder import open_run, owned, write_config
+from MedSSLLib.training.run_folder import RunFolder, open_run, owned, write_config
 
 SAFE_UNPICKLER = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 10)
 # what nnU-Net and nnssl, Lightning and MONAI keep the weights under
@@ -283,6 +283,6 @@ def _write(
         "tensors_new": len(report.kept),
     }
     write_json(folder / "metrics.json", metrics)
-    write_model_card(folder, project, config, plan, metrics)
+    write_model_card(RunFolder(folder), project, metrics)
     tensors = {f"encoder.{name}": tensor for name, tensor in encoder.state_dict().items()}
     save_tensors(folder / WEIGHTS, tensors, {"kind": "encoder", "method": "imported"})

@@ -235,8 +235,8 @@ def plan_facts(model: Model) -> dict[str, Any]:
         "plan": model.plan.model_dump(mode="json"),
         "classes": list(model.classes),
         "values": list(model.values),
-        "one_piece": list(model.one_piece),
-        "undivided": list(model.undivided),
+        "one_piece": list(model.single_component),
+        "undivided": list(model.connected_on_slices),
         "size_multiple": np.prod(model.plan.strides, axis=0).tolist(),
         "hounsfield_range": preprocess.HU_RANGE,
         "percentiles": preprocess.PERCENTILES,
@@ -361,8 +361,8 @@ def _after(model: Model) -> list[dict[str, Any]]:
         {
             "_target_": "scripts.medssl.ClassMapd",
             "keys": "pred",
-            "one_piece": list(model.one_piece),
-            "undivided": list(model.undivided),
+            "one_piece": list(model.single_component),
+            "undivided": list(model.connected_on_slices),
         },
         {
             "_target_": "MapLabelValued",

@@ -74,7 +74,7 @@ def positive_pairs(labels: Tensor | None, n: int, views: int, device: torch.devi
     return same & (index.unsqueeze(1) != index)
 
 
-def share_with_positive(labels: Tensor, patients: Tensor | None = None) -> Tensor:
+def fraction_with_positive(labels: Tensor, patients: Tensor | None = None) -> Tensor:
     """Share of images ``[n]`` that have another image (with `patients`: of another patient) of the
     same label.
 
@@ -199,7 +199,9 @@ def filter_positives(pool: Tensor, gradients: Tensor, count: int) -> tuple[Tenso
     return ordered[..., :count], ordered[..., count:]
 
 
-def pool_size(largest: int, progress: float, start: float = 0.0, pace: Pace = "linear") -> int:
+def positives_in_use(
+    largest: int, progress: float, start: float = 0.0, pace: Pace = "linear"
+) -> int:
     """GCL Eq. 8: positives in use, ``n(t) = max(1, ceil(K f(t/T)))``.
 
     ``f(t) = s + (1 - s) t`` (linear) or ``sqrt(s^2 + (1 - s^2) t)`` (root), with s = `start`.

@@ -21,7 +21,7 @@ Reduce = Callable[[Tensor], Tensor]
 
 
 def identity(x: Tensor) -> Tensor:
-    """The reduction of a single process."""
+    """The gather and the reduction of a single process."""
     return x
 
 
@@ -96,9 +96,8 @@ def mixed_targets(first: Tensor, second: Tensor, share: Tensor, classes: int) ->
         ``[b, k, *s]`` for :func:`dice_ce_soft`.
     """
     share = share.view(-1, *[1] * first.ndim)
-    return share * one_hot(first, classes, share.dtype) + (1 - share) * one_hot(
-        second, classes, share.dtype
-    )
+    ours, theirs = (one_hot(labels, classes, share.dtype) for labels in (first, second))
+    return share * ours + (1 - share) * theirs
 
 
 def one_hot(labels: Tensor, classes: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -147,13 +146,12 @@ def segmentation_loss(
         labels: class maps ``[b, *s]`` uint8 with IGNORE; coarser levels take every n-th voxel.
         reduce: autograd-aware sum over processes.
     """
-    weights = [0.5**level for level in range(len(logits))]
-    terms = []
-    for weight, level in zip(weights, logits, strict=True):
-        step = [n // m for n, m in zip(labels.shape[1:], level.shape[2:], strict=True)]
-        reduced = labels[(slice(None), *(slice(None, None, s) for s in step))]
-        terms.append(weight * dice_ce(level, reduced, reduce=reduce))
-    return torch.stack(terms).sum() / sum(weights)
+    terms, total = [], 0.0
+    for index, level in enumerate(logits):
+        weight = 0.5**index
+        terms.append(weight * dice_ce(level, _thinned(labels, level), reduce=reduce))
+        total += weight
+    return torch.stack(terms).sum() / total
 
 
 def soft_segmentation_loss(
@@ -166,10 +164,18 @@ def soft_segmentation_loss(
         targets: ``[b, k, *s]``; coarser levels take every n-th voxel.
         reduce: autograd-aware sum over processes.
     """
-    weights = [0.5**level for level in range(len(logits))]
-    terms = []
-    for weight, level in zip(weights, logits, strict=True):
-        steps = [n // m for n, m in zip(targets.shape[2:], level.shape[2:], strict=True)]
-        reduced = targets[(slice(None), slice(None), *(slice(None, None, step) for step in steps))]
-        terms.append(weight * dice_ce_soft(level, reduced, reduce=reduce))
-    return torch.stack(terms).sum() / sum(weights)
+    terms, total = [], 0.0
+    for index, level in enumerate(logits):
+        weight = 0.5**index
+        terms.append(weight * dice_ce_soft(level, _thinned(targets, level), reduce=reduce))
+        total += weight
+    return torch.stack(terms).sum() / total
+
+
+def _thinned(full: Tensor, level: Tensor) -> Tensor:
+    """Every n-th voxel of ``[b, ..., *s]``, so that as many are left as a coarser level has."""
+    axes = level.dim() - 2
+    index = [slice(None)] * (full.dim() - axes)
+    for size, coarse in zip(full.shape[-axes:], level.shape[-axes:], strict=True):
+        index.append(slice(None, None, size // coarse))
+    return full[tuple(index)]

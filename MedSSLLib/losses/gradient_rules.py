@@ -37,11 +37,15 @@ class SumGradients:
         total = torch.stack(list(losses.values())).sum() / (len(losses) if self.average else 1)
         parameters = [*shared, *others]
         grads = torch.autograd.grad(total, parameters, allow_unused=True)
-        used = [(p, g) for p, g in zip(parameters, grads, strict=True) if g is not None]
+        used, sizes, flat = [], [], []
+        for parameter, gradient in zip(parameters, grads, strict=True):
+            if gradient is not None:
+                used.append(parameter)
+                sizes.append(parameter.numel())
+                flat.append(gradient.flatten())
         _clear(parameters)
         if used:
-            flat = reduce(torch.cat([g.flatten() for _, g in used]))
-            _assign([p for p, _ in used], flat.split([p.numel() for p, _ in used]))
+            _assign(used, reduce(torch.cat(flat)).split(sizes))
 
     def state_dict(self) -> dict[str, Tensor]:
         """Nothing to keep."""
@@ -94,16 +98,14 @@ class GradMitigator:
         target = self._target_for(gram)
         coefficients, self._target = mitigate(gram, target, self._pairs(len(losses)), self.beta)
         self._measured = measure(gram, target, tuple(losses))
-        weights = torch.full(
-            (len(parameters), len(losses)), 1 / len(losses), dtype=gram.dtype, device=gram.device
-        )
+        weights = gram.new_full((len(parameters), len(losses)), 1 / len(losses))
         weights[: len(shared)] = coefficients.mean(1)
-        updates = [
-            (w.unsqueeze(1) * block).sum(0) for w, block in zip(weights, blocks, strict=True)
-        ]
         _clear(parameters)
-        kept = [i for i, is_used in enumerate(used) if is_used]
-        _assign([parameters[i] for i in kept], [updates[i] for i in kept])
+        for parameter, is_used, weight, block in zip(
+            parameters, used, weights, blocks, strict=True
+        ):
+            if is_used:
+                _assign([parameter], [(weight.unsqueeze(1) * block).sum(0)])
 
     def state_dict(self) -> dict[str, Tensor]:
         """Target cosines ``[T, M, M]``, once there are any, and the state of the pair order's
@@ -133,11 +135,11 @@ class GradMitigator:
 
     def _pairs(self, count: int) -> list[tuple[int, int]]:
         """All ordered pairs, the partners j of each i in random order."""
-        orders = [
-            torch.randperm(count, generator=self._generator, device="cpu").tolist()
-            for _ in range(count)
-        ]
-        return [(i, j) for i, order in enumerate(orders) for j in order if i != j]
+        pairs = []
+        for i in range(count):
+            order = torch.randperm(count, generator=self._generator, device="cpu").tolist()
+            pairs += [(i, j) for j in order if i != j]
+        return pairs
 
 
 def gradient_matrix(
@@ -146,14 +148,17 @@ def gradient_matrix(
     """Gradients of M losses in one matrix ``[M, N]``, and which parameters any loss depends on."""
     rows, used = [], [False] * len(parameters)
     for m, loss in enumerate(losses, 1):
-        grads = torch.autograd.grad(
+        grads: tuple[Tensor | None, ...] = torch.autograd.grad(
             loss, parameters, retain_graph=m < len(losses), allow_unused=True
         )
-        used = [before or g is not None for before, g in zip(used, grads, strict=True)]
-        full = (
-            torch.zeros_like(p) if g is None else g for p, g in zip(parameters, grads, strict=True)
-        )
-        rows.append(torch.cat([g.flatten() for g in full]))
+        row = []
+        for index, (parameter, gradient) in enumerate(zip(parameters, grads, strict=True)):
+            if gradient is None:
+                gradient = torch.zeros_like(parameter)
+            else:
+                used[index] = True
+            row.append(gradient.flatten())
+        rows.append(torch.cat(row))
     return torch.stack(rows), used
 
 
@@ -260,7 +265,8 @@ def measure(gram: Tensor, target: Tensor, names: Sequence[str]) -> dict[str, Ten
     }
     per_pair = (cosine * usable).sum(0) / usable.sum(0).clamp_min(1)
     for i, first in enumerate(names):
-        measured |= {f"cosine/{first}-{names[j]}": per_pair[i, j] for j in range(i + 1, len(names))}
+        for j in range(i + 1, len(names)):
+            measured[f"cosine/{first}-{names[j]}"] = per_pair[i, j]
     return measured
 
 

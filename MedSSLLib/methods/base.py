@@ -12,12 +12,8 @@ from torch import Tensor, nn
 
 from MedSSLLib.config.run import Preset, Range
 from MedSSLLib.data.batch import Batch
+from MedSSLLib.losses.dice_ce import identity
 from MedSSLLib.networks.unet import Encoder
-
-
-def identity(x: Tensor) -> Tensor:
-    """The gather and reduce of a single process."""
-    return x
 
 
 class MethodConfig(BaseModel):
@@ -130,7 +126,7 @@ class Method(nn.Module):
         """Detached 0-d tensors of the last :meth:`losses`."""
         return {}
 
-    def remarks(self) -> list[tuple[Literal["metric", "warning"], str]]:
+    def notices(self) -> list[tuple[Literal["metric", "warning"], str]]:
         """Settings that come out otherwise than they are set: kind of event and sentence each."""
         return []
 

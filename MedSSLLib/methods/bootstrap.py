@@ -95,8 +95,9 @@ class Bootstrap(Method):
         results = []
         for index, (z, z_target) in enumerate(zip(projections, targets, strict=True)):
             prediction, mask = self.predict(z, batch.geometry, index)
+            features, target_mask = self.places(z_target, batch.geometry, index)
             target = Aligned(
-                *(_other_view(x, self.views) for x in self.places(z_target, batch.geometry, index))
+                _other_view(features, self.views), _other_view(target_mask, self.views)
             )
             results.append(
                 _Compared(prediction, target.features, (mask * target.mask).squeeze(1), z)
@@ -116,12 +117,12 @@ class Bootstrap(Method):
         """
         levels = self.compared(batch)
         self._last = [_Compared(*(x.detach() for x in level)) for level in levels]
-        names = (
-            ["consistency"]
-            if len(levels) == 1
-            else [f"consistency_{level}" for level in self.levels]
-        )
-        return {name: self._consistency(level) for name, level in zip(names, levels, strict=True)}
+        if len(levels) == 1:
+            return {"consistency": self._consistency(levels[0])}
+        losses = {}
+        for number, level in zip(self.levels, levels, strict=True):
+            losses[f"consistency_{number}"] = self._consistency(level)
+        return losses
 
     def _consistency(self, level: _Compared) -> Tensor:
         distance = cosine_regression(
@@ -148,11 +149,14 @@ class Bootstrap(Method):
         """
         if not self._last:
             return {}
-        last = [_Compared(*map(at_least_float32, level)) for level in self._last]
-        matched = [_weighted(cosine_similarity(x.prediction, x.target), x.weight) for x in last]
-        other = [_mismatched(x, self.views) for x in last]
+        matched, other, spreads = [], [], []
+        for level in self._last:
+            x = _Compared(*map(at_least_float32, level))
+            matched.append(_weighted(cosine_similarity(x.prediction, x.target), x.weight))
+            other.append(_mismatched(x, self.views))
+            spreads.append(spread(x.projection))
         return {
-            "feature_std": torch.stack([spread(x.projection) for x in last]).mean(),
+            "feature_std": torch.stack(spreads).mean(),
             "cosine": torch.stack(matched).mean(),
             "cosine_mismatched": torch.stack(other).mean(),
             "ema_momentum": torch.full_like(matched[0], self._momentum),

@@ -25,13 +25,13 @@ from MedSSLLib.losses.contrastive import (
     Pace,
     choose_partner,
     filter_positives,
+    fraction_with_positive,
     pixel_contrast,
-    pool_size,
     positive_gradients,
     positive_pairs,
     positive_pool,
+    positives_in_use,
     retrieval,
-    share_with_positive,
     supervised_contrast,
 )
 from MedSSLLib.losses.gradient_rules import GradMitigator, SumGradients
@@ -41,7 +41,7 @@ from MedSSLLib.methods.heads import spread
 from MedSSLLib.networks.unet import Encoder
 
 # an image has at least so many pixels for each one in a pool of positives; not from the paper
-POOL_SHARE = 8
+POOL_FRACTION = 8
 LEAST_PIXELS = 32  # of a view for the pixel loss: four of them are positives; not from the paper
 INSTANCE = "instance"
 """Name of the objective without a meta label: the only positive is the image's other view
@@ -179,9 +179,8 @@ class GCL(Method):
     One objective a label and M backward passes through one forward pass. Cost of the pixel loss a
     label, for n views: affinities and similarities ``n x anchors x candidates`` and filter
     gradients ``n x anchors x top_k x 128`` floats (at most 64 x 64 x 1024 and 64 x 64 x 8 x 128 for
-    64 views by
-    default: 16 MiB each). Image embeddings are gathered over processes; pixels meet those of their
-        own process.
+    64 views by default: 16 MiB each). Image embeddings are gathered over processes; pixels meet
+    those of their own process.
     """
 
     Config: ClassVar[type[GCLConfig]] = GCLConfig
@@ -245,7 +244,7 @@ class GCL(Method):
         rule = {f"gradient/{name}": value for name, value in self._rule.diagnostics().items()}
         return {**self._measured, **rule}
 
-    def remarks(self) -> list[tuple[Literal["metric", "warning"], str]]:
+    def notices(self) -> list[tuple[Literal["metric", "warning"], str]]:
         """How many positives an anchor pixel has, where that is fewer than set, or leaves
         GradFilter no choice.
         """
@@ -254,7 +253,7 @@ class GCL(Method):
         k, wanted = self.top_k, self.config.top_k
         reason = (
             f"a view has {self.pixels} pixels at options.pixel_level, "
-            f"at most one in {POOL_SHARE} is a positive"
+            f"at most one in {POOL_FRACTION} is a positive"
         )
         capped = f"Setting options.top_k is {wanted}, {k} in use: {reason}." if k < wanted else ""
         if k > 1 or not self.config.grad_filter:
@@ -293,9 +292,9 @@ class GCL(Method):
             return supervised_contrast(z, None, self.config.temperature)
         labels = self.context.gather(labels)
         self._measured[f"retrieval/{name}"] = retrieval(z, labels)
-        self._measured[f"with_positive/{name}"] = share_with_positive(labels)
+        self._measured[f"with_positive/{name}"] = fraction_with_positive(labels)
         if patients is not None and name != PATIENT:
-            share = share_with_positive(labels, patients)
+            share = fraction_with_positive(labels, patients)
             self._measured[f"positive_in_another_patient/{name}"] = share
         return supervised_contrast(z, labels, self.config.temperature)
 
@@ -323,7 +322,7 @@ class GCL(Method):
             gradient = positive_gradients(anchors, others, pool, config.temperature)
             gradient = self.pixel_head.pull_back(pixels.features[:, :a].detach(), gradient)
             kept, dropped = filter_positives(
-                pool, gradient, pool_size(size, progress, config.start, config.pace)
+                pool, gradient, positives_in_use(size, progress, config.start, config.pace)
             )
         self._measured["pool"] = torch.full(
             (), kept.shape[2], dtype=torch.float32, device=kept.device
@@ -332,10 +331,10 @@ class GCL(Method):
 
 
 def pool_limit(top_k: int, pixels: int) -> int:
-    """Positives of an anchor pixel: ``top_k``, at most one in POOL_SHARE of the other image's
+    """Positives of an anchor pixel: ``top_k``, at most one in POOL_FRACTION of the other image's
     pixels, at least one.
     """
-    return max(1, min(top_k, pixels // POOL_SHARE))
+    return max(1, min(top_k, pixels // POOL_FRACTION))
 
 
 def map_shape(patch: Sequence[int], encoder: Encoder, level: int) -> tuple[int, ...]:

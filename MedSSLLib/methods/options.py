@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from MedSSLLib.config.messages import chosen
-from MedSSLLib.config.run import Command, Preset, RunConfig
+from MedSSLLib.config.run import CommandName, Preset, RunConfig
 from MedSSLLib.methods import known_methods, load_method
 
 if TYPE_CHECKING:
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def configured(
-    command: Command,
+    command: CommandName,
     *,
     preset: Preset = "standard",
     method: str = "supervised",

@@ -22,7 +22,7 @@ from MedSSLLib.data.spatial import ViewGeometry
 from MedSSLLib.losses.precision import at_least_float32
 from MedSSLLib.methods.base import MethodContext
 from MedSSLLib.methods.bootstrap import Bootstrap, BootstrapConfig
-from MedSSLLib.networks.alignment import Aligned, Boxes, align, common_box
+from MedSSLLib.networks.alignment import Aligned, WindowBoxes, align, common_box
 from MedSSLLib.networks.unet import Encoder
 
 
@@ -117,8 +117,8 @@ class PGL(Bootstrap):
         own, inner = (_boxes(geometry, flip, extent) for extent in self.extents[index].unbind())
         if not self.config.use_scale_prior:
             return align(x, own, own, flip, x.shape[2:], samples=1)
-        shared = common_box(Boxes(*(edge.unflatten(0, (-1, self.views)) for edge in inner)))
-        shared = Boxes(*(edge.repeat_interleave(self.views, 0) for edge in shared))
+        shared = common_box(WindowBoxes(*(edge.unflatten(0, (-1, self.views)) for edge in inner)))
+        shared = WindowBoxes(*(edge.repeat_interleave(self.views, 0) for edge in shared))
         bins = x.shape[2:] if self.config.bins is None else [self.config.bins] * (x.dim() - 2)
         return align(x, own, shared, flip, bins, self.config.samples)
 
@@ -167,21 +167,21 @@ def map_extents(encoder: Encoder, patch: tuple[int, ...], level: int) -> list[li
             f"{' x '.join(map(str, patch))}: too small to align",
             remedy="Choose a finer level (options.levels) or a larger patch (training.voxels)",
         )
-    axes = list(zip(sizes, strides, patch, strict=True))
-    first = [0.5 / n for _, _, n in axes]
-    last = [((size - 1) * total + 0.5) / n for size, total, n in axes]
-    start = [(1 - total) / 2 / n for _, total, n in axes]
-    stop = [((1 - total) / 2 + size * total) / n for size, total, n in axes]
+    start, stop, first, last = [], [], [], []
+    for size, total, n in zip(sizes, strides, patch, strict=True):
+        offset = (1 - total) / 2  # of the map's low edge, in voxels of the patch
+        start.append(offset / n)
+        stop.append((offset + size * total) / n)
+        first.append(0.5 / n)
+        last.append(((size - 1) * total + 0.5) / n)
     return [[start, stop], [first, last]]
 
 
-def _boxes(geometry: ViewGeometry, flip: Tensor, extent: Tensor) -> Boxes:
-    """Boxes in window voxels, ``[b*v, s]`` each, of what takes up the share `extent` ``[2, s]`` of
-    each view.
-    """
+def _boxes(geometry: ViewGeometry, flip: Tensor, extent: Tensor) -> WindowBoxes:
+    """What takes up the fraction `extent` ``[2, s]`` of each view: boxes ``[b*v, s]`` in voxels."""
     lo, hi = geometry.lo.flatten(0, 1), geometry.hi.flatten(0, 1)
     start, stop = (extent.to(lo.dtype) * (hi - lo)[:, None]).unbind(1)
-    return Boxes(
+    return WindowBoxes(
         torch.where(flip > 0, hi - stop, lo + start), torch.where(flip > 0, hi - start, lo + stop)
     )
 

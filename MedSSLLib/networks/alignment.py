@@ -1,7 +1,7 @@
 """Prior-guided alignment: the same part of a volume cut out of the feature maps of two views of it.
 
 RoIAlign in 2D and 3D with known boxes and flips (PGL, arXiv 2011.12640; RoIAlign, arXiv
-1703.06870). Boxes are parallel to the axes, so linear sampling and the average over a bin's
+1703.06870). WindowBoxes are parallel to the axes, so linear sampling and the average over a bin's
 sub-samples are a product of one small matrix per axis: exact, deterministic on every device, and
 many times cheaper than gathering points.
 """
@@ -18,7 +18,7 @@ from torch import Tensor
 from MedSSLLib.networks.unet import memory_format
 
 
-class Boxes(NamedTuple):
+class WindowBoxes(NamedTuple):
     """Axis-parallel boxes ``[lo, hi)``, each ``[b, s]``, in voxels of a window; voxel i is ``[i, i
     + 1)``.
     """
@@ -36,17 +36,17 @@ class Aligned(NamedTuple):
     mask: Tensor
 
 
-def common_box(views: Boxes) -> Boxes:
+def common_box(views: WindowBoxes) -> WindowBoxes:
     """Intersection of all views' boxes, ``[b, v, s]`` to ``[b, s]``; where they do not meet, ``hi
     <= lo``.
     """
-    return Boxes(views.lo.amax(1), views.hi.amin(1))
+    return WindowBoxes(views.lo.amax(1), views.hi.amin(1))
 
 
 def align(
     features: Tensor,
-    views: Boxes,
-    region: Boxes,
+    views: WindowBoxes,
+    region: WindowBoxes,
     flip: Tensor,
     bins: Sequence[int],
     samples: int = 2,

@@ -24,13 +24,14 @@ class WeightAverage:
     def __init__(self, module: nn.Module, decay: float) -> None:
         self.decay = decay
         self.updates = 0
-        self._live = [
-            t for t in module.state_dict(keep_vars=True).values() if t.is_floating_point()
-        ]
-        self._names = [
-            n for n, t in module.state_dict(keep_vars=True).items() if t.is_floating_point()
-        ]
-        self._average = [t.detach().clone() for t in self._live]
+        self._names: list[str] = []
+        self._live: list[Tensor] = []
+        self._average: list[Tensor] = []
+        for name, tensor in module.state_dict(keep_vars=True).items():
+            if tensor.is_floating_point():
+                self._names.append(name)
+                self._live.append(tensor)
+                self._average.append(tensor.detach().clone())
 
     @torch.no_grad()
     def update(self) -> None:

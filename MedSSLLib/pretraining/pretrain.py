@@ -19,14 +19,15 @@ from MedSSLLib.core.files import write_json
 from MedSSLLib.data.batch_samplers import (
     MetaPicker,
     UniformPicker,
-    share_in_another_patient,
-    share_with_positive,
+    matched_fraction,
+    matched_in_another_patient,
 )
 from MedSSLLib.data.cache import Cache
-from MedSSLLib.data.meta_labels import MetaLabels, build_metalabels, refuse_unknown
+from MedSSLLib.data.meta_labels import build_metalabels, refuse_unknown
 from MedSSLLib.data.patch_samplers import ViewSampler
 from MedSSLLib.data.plan import Plan
-from MedSSLLib.inference.embedding_map import FILE_NAME, map_slices
+from MedSSLLib.data.random import Stream, random_stream
+from MedSSLLib.inference.embedding_map import MAP_FILE, map_slices
 from MedSSLLib.methods import load_method, outside
 from MedSSLLib.methods.base import Method, MethodConfig, MethodContext
 from MedSSLLib.networks.unet import place
@@ -36,21 +37,17 @@ from MedSSLLib.project.project import Project
 from MedSSLLib.project.runs import WEIGHTS
 from MedSSLLib.training.checkpoint import save_tensors, unprefixed
 from MedSSLLib.training.context import (
-    Preparation,
-    adopt_network,
+    TrainingContext,
     choose_plan,
     fill_cache,
     make_encoder,
-    prepare,
+    open_context,
     record,
-    resolve_weights,
-    with_options,
 )
 from MedSSLLib.training.devices import gather_embeddings, seed_step, sum_over_processes
 from MedSSLLib.training.model_card import write_model_card
-from MedSSLLib.training.run_folder import read_run
-from MedSSLLib.training.stages import loop_config, stage_budget
-from MedSSLLib.training.trainer import Trainer
+from MedSSLLib.training.run_folder import find_start
+from MedSSLLib.training.stages import make_trainer, stage_budget
 
 VIEW_VOXELS = {2: 96 * 96, 3: 32 * 32 * 32}  # voxels of a pre-training view; not from the paper
 SAMPLES = {2: 32, 3: 8}  # samples a step, each with all its views; not from the paper
@@ -65,142 +62,131 @@ def run_pretrain(project: Project, config: RunConfig, events: Events) -> Path:
         GuardError: a loss is not finite or the features have collapsed.
     """
     with ExitStack() as stack:
-        ready = prepare(project, config, events, stack)
-        kind = method_of(ready)
-        options = method_options(kind, ready.config)
-        ready = with_options(ready, options)
-        init = resolve_weights(project, ready.config.init)
-        ready = adopt_network(ready, init)
-        plan = choose_plan(ready, project.pool, init, kind.auto_dim)
-        if plan.dim not in kind.dims:
-            raise InputError(
-                f"method {ready.config.method!r} does not work in {plan.dim}D",
-                remedy=f"Use --dim {kind.dims[0]}d or another --method",
-            )
-        if kind.needs_meta:
-            refuse_unknown(getattr(options, "meta", ()), project.pool)
-        cache, cases = fill_cache(ready, plan, project.pool, labels=False)
-        if len(cases) < 2:
-            raise InputError(
-                f"{len(cases)} usable case(s); pre-training needs at least 2", remedy="Add cases"
-            )
-        task, facts = build_task(ready, plan, cache, cases, init)
-        record(
-            ready,
-            plan,
-            {
-                "unlabelled": [c.name for c in cases],
-                "view": list(task.sampler.patch),
-                "fingerprint": cache.fingerprint(),
-                **({"method": origin} if (origin := outside.origin(ready.config.method)) else {}),
-                **facts,
-            },
-        )
-        trainer = Trainer(
-            task,
-            loop_config(ready.config, "pretrain", stage_budget(ready.config)),
-            ready.fabric,
-            ready.folder,
-            ready.events,
-        )
-        if ready.config.resume:
-            trainer.resume()
+        context = open_context(project, config, events, stack)
+        kind = method_of(context)
+        options = method_options(kind, context.config)
+        context = context.with_options(options)
+        context = context.starting_from(find_start(project, context.config.init))
+        plan, cache, cases = _prepare_data(context, kind, options)
+        task, facts = build_task(context, plan, cache, cases)
+        own = {
+            "unlabelled": [case.name for case in cases],
+            "view": list(task.sampler.patch),
+            "fingerprint": cache.fingerprint(),
+        }
+        origin = outside.origin(context.config.method)
+        if origin:
+            own["method"] = origin
+        record(context, plan, {**own, **facts})
+        trainer = make_trainer(context, task, stage_budget(context.config), "pretrain")
         weights = trainer.run()
-        figures = {"steps": trainer.state.step, "seconds": round(trainer.state.elapsed, 1), **facts}
-        keep(ready, plan, weights, figures)
-        write_map(ready, task, weights, cache, cases, plan)
-        if ready.fabric.is_global_zero:
-            ready.events.emit(
-                "done",
-                run=ready.folder.name,
-                folder=str(ready.folder),
-                steps=figures["steps"],
-                seconds=figures["seconds"],
-            )
-        return ready.folder
+        taken = {"steps": trainer.state.step, "seconds": round(trainer.state.elapsed, 1)}
+        keep_encoder(context, weights, {**taken, **facts})
+        write_map(context, task, weights, cache, cases, plan)
+        if context.is_first:
+            name, folder = context.run.name, str(context.folder)
+            context.events.emit("done", run=name, folder=folder, **taken)
+        return context.folder
 
 
-def method_of(ready: Preparation) -> type[Method]:
+def _prepare_data(
+    context: TrainingContext, kind: type[Method], options: MethodConfig
+) -> tuple[Plan, Cache, tuple[Case, ...]]:
+    """The plan, the cache, and at least two cases in it."""
+    pool = context.project.pool
+    plan = choose_plan(context, pool, kind.auto_dim)
+    if plan.dim not in kind.dims:
+        raise InputError(
+            f"method {context.config.method!r} does not work in {plan.dim}D",
+            remedy=f"Use --dim {kind.dims[0]}d or another --method",
+        )
+    if kind.needs_meta:
+        refuse_unknown(getattr(options, "meta", ()), pool)
+    cache, cases = fill_cache(context, plan, pool, labels=False)
+    if len(cases) < 2:
+        raise InputError(
+            f"{len(cases)} usable case(s); pre-training needs at least 2", remedy="Add cases"
+        )
+    return plan, cache, cases
+
+
+def method_of(context: TrainingContext) -> type[Method]:
     """The run's method. For a run that goes on, a warning where it has changed since.
 
     Raises:
         InputError: there is no such method, or it is not the one that the run began with.
     """
-    name = ready.config.method
-    if (ready.folder / "config.json").exists():
-        began = read_run(ready.folder)["data"].get("method", {})
-        sentence = outside.compare_origins(ready.folder.name, began, outside.origin(name))
+    name = context.config.method
+    if context.config.resume:
+        began = context.run.record["data"].get("method", {})
+        sentence = outside.compare_origins(context.run.name, began, outside.origin(name))
         if sentence:
-            ready.events.emit("warning", message=sentence)
+            context.warn(sentence)
     return load_method(name)
 
 
 def build_task(
-    ready: Preparation, plan: Plan, cache: Cache, cases: Sequence[Case], init: Path | None
+    context: TrainingContext, plan: Plan, cache: Cache, cases: Sequence[Case]
 ) -> tuple[PretrainTask, dict[str, Any]]:
     """The method on the device with its sampler, and facts about the meta labels."""
-    kind = load_method(ready.config.method)
-    options = method_options(kind, ready.config)
-    patch = view_patch(plan, ready.config.training.voxels)
-    pick, facts = make_picker(ready, plan, cache, cases, options)
-    seed_step(ready.config.seed, 0)
-    encoder, report = make_encoder(ready, plan, init)
-    if report is not None:
-        ready.events.emit(
-            "metric", stage="transfer", tensors_loaded=len(report.loaded), report=report.text()
-        )
+    config = context.config
+    kind = load_method(config.method)
+    options = method_options(kind, config)
+    patch = view_patch(plan, config.training.voxels)
+    pick, facts = make_picker(context, plan, cache, cases, options)
+    seed_step(config.seed, 0)
+    encoder = make_encoder(context, plan, context.start)
     counts = pick.meta.counts if isinstance(pick, MetaPicker) else {}
-    context = MethodContext(
+    surroundings = MethodContext(
         plan.dim,
         plan.channels,
         patch,
         counts,
-        gather_embeddings,
-        sum_over_processes,
-        ready.config.seed,
+        gather=gather_embeddings,
+        reduce=sum_over_processes,
+        seed=config.seed,
     )
-    method = kind(encoder, options, context)
-    if ready.fabric.world_size > 1:
-        share_batch_norm(method, ready.device, ready.events)
-    tell_left_out(
-        pick.samples, ready.fabric.world_size * ready.config.training.accumulate, ready.events
-    )
-    for event, sentence in method.remarks():
-        ready.events.emit(event, message=sentence)
-    place(method, ready.device, plan.dim)
-    spacing = tuple(float(mm) for mm in plan.spacing[3 - plan.dim :] if mm)
-    augment = ready.config.augment if kind.intensity else None
+    method = kind(encoder, options, surroundings)
+    if context.fabric.world_size > 1:
+        synchronise_batch_norm(method, context.device, context.events)
+    micro_batches = context.fabric.world_size * config.training.accumulate
+    tell_left_out(pick.samples, micro_batches, context.events)
+    for event, sentence in method.notices():
+        context.events.emit(event, message=sentence)
+    place(method, context.device, plan.dim)
     sampler = ViewSampler(
-        cache,
-        pick,
-        patch,
-        spacing,
-        augment,
-        kind.views,
-        options.view_scale,
-        options.min_overlap,
-        options.flip,
-        options.rotation,
-        ready.config.seed,
-        options.view_of == "image",
-        method.inner,
+        reader=cache,
+        pick=pick,
+        patch=patch,
+        spacing=tuple(float(mm) for mm in plan.spacing[3 - plan.dim :] if mm),
+        augment=config.augment if kind.intensity else None,
+        views=kind.views,
+        scale=options.view_scale,
+        min_overlap=options.min_overlap,
+        flip=options.flip,
+        rotation=options.rotation,
+        seed=config.seed,
+        whole=options.view_of == "image",
+        inner=method.inner,
     )
-    return PretrainTask(method, sampler, ready.device), facts
+    return PretrainTask(method, sampler, context.device), facts
 
 
-def tell_left_out(samples: int, parts: int, events: Events) -> None:
-    """A warning where a batch cannot be split evenly: parts have one size, so that they count
-    alike.
+def tell_left_out(samples: int, micro_batches: int, events: Events) -> None:
+    """A warning where a batch cannot be split evenly.
+
+    Micro-batches have one size, so that they count alike.
     """
-    if samples >= parts and samples % parts:
+    left_out = samples % micro_batches
+    if samples >= micro_batches and left_out:
         events.emit(
             "warning",
-            message=f"A batch of {samples} in {parts} parts of one size uses "
-            f"{samples - samples % parts} samples; choose a multiple of {parts}.",
+            message=f"A batch of {samples} in {micro_batches} parts of one size uses "
+            f"{samples - left_out} samples; choose a multiple of {micro_batches}.",
         )
 
 
-def share_batch_norm(method: nn.Module, device: torch.device, events: Events) -> None:
+def synchronise_batch_norm(method: nn.Module, device: torch.device, events: Events) -> None:
     """Batch norm over the batch of all processes, where PyTorch can (CUDA); elsewhere a warning.
 
     A contrast over all processes could tell apart the statistics of each.
@@ -218,31 +204,39 @@ def share_batch_norm(method: nn.Module, device: torch.device, events: Events) ->
 
 
 def make_picker(
-    ready: Preparation, plan: Plan, cache: Cache, cases: Sequence[Case], options: MethodConfig
+    context: TrainingContext,
+    plan: Plan,
+    cache: Cache,
+    cases: Sequence[Case],
+    options: MethodConfig,
 ) -> tuple[UniformPicker | MetaPicker, dict[str, Any]]:
-    """What chooses cases and slices; for methods with meta labels balanced over them, with facts
-    for the record.
+    """What chooses cases and slices, and facts about the meta labels for the record.
+
+    For methods with meta labels the choice is balanced over them.
     """
-    samples, seed = ready.config.training.batch or SAMPLES[plan.dim], ready.config.seed
-    if not load_method(ready.config.method).needs_meta:
+    config = context.config
+    samples, seed = config.training.batch or SAMPLES[plan.dim], config.seed
+    if not load_method(config.method).needs_meta:
         return UniformPicker(cache, cases, samples, plan.dim, seed), {}
     slices = [cache.shape(case.name)[1] for case in cases] if plan.dim == 2 else None
-    meta: MetaLabels = build_metalabels(cases, slices, getattr(options, "meta", ()))
+    meta = build_metalabels(cases, slices, getattr(options, "meta", ()))
     for sentence in meta.describe():
-        ready.events.emit("metric" if "not used" not in sentence else "warning", message=sentence)
+        kind = "warning" if "not used" in sentence else "metric"
+        context.events.emit(kind, message=sentence)
     picker = MetaPicker(cache, cases, samples, meta, plan.dim, seed)
-    first = picker(np.random.default_rng([seed, 0, 3]), 0)
+    first = picker(random_stream(seed, 0, Stream.VIEW_BATCH), 0)
     return picker, {
         "meta": meta.counts,
         "dropped": meta.dropped,
-        "anchors_with_positive": share_with_positive(first),
-        "anchors_with_positive_in_another_patient": share_in_another_patient(first, cases),
+        "anchors_with_positive": matched_fraction(first),
+        "anchors_with_positive_in_another_patient": matched_in_another_patient(first, cases),
     }
 
 
 def method_options(kind: type[Method], config: RunConfig) -> MethodConfig:
-    """The method's own configuration from ``options``. Raises InputError as
-    :func:`~MedSSLLib.config.messages.chosen` does.
+    """The method's own configuration from ``options``.
+
+    Raises InputError as :func:`~MedSSLLib.config.messages.chosen` does.
     """
     options = chosen(kind.Config, config.options)
     if options.view_of == "image" and max(options.view_scale) > 1:
@@ -255,18 +249,21 @@ def method_options(kind: type[Method], config: RunConfig) -> MethodConfig:
 
 
 def view_patch(plan: Plan, voxels: int | None) -> tuple[int, ...]:
-    """Patch of a pre-training view: the plan's shape scaled to the voxel budget, in whole strides,
-    at least two.
+    """Patch of a pre-training view: the plan's shape scaled to the voxel budget.
+
+    Every side is a whole number of strides, at least two where the plan's patch has as many.
     """
     step = np.prod(plan.strides, axis=0).astype(int)
     patch = np.asarray(plan.patch)
-    scale = min(1.0, ((voxels or VIEW_VOXELS[plan.dim]) / patch.prod()) ** (1 / plan.dim))
-    whole = np.maximum(np.rint(patch * scale / step), np.minimum(2, patch // step)).astype(int)
+    budget = voxels or VIEW_VOXELS[plan.dim]
+    scale = min(1.0, (budget / patch.prod()) ** (1 / plan.dim))
+    least = np.minimum(2, patch // step)
+    whole = np.maximum(np.rint(patch * scale / step), least).astype(int)
     return tuple(int(n) for n in whole * step)
 
 
 def write_map(
-    ready: Preparation,
+    context: TrainingContext,
     task: PretrainTask,
     weights: dict[str, Tensor],
     cache: Cache,
@@ -275,30 +272,27 @@ def write_map(
 ) -> None:
     """Keep a map of the slices for the report, where slices have meta labels."""
     pick = task.sampler.pick
-    if (
-        plan.dim == 2
-        and isinstance(pick, MetaPicker)
-        and pick.meta.names
-        and ready.fabric.is_global_zero
-    ):
-        task.module.load_state_dict(weights)
-        try:
-            content = map_slices(task.module.encoder, cache, cases, pick.meta, plan, ready.device)
-        except (RuntimeError, MemoryError, np.linalg.LinAlgError) as error:  # only a picture
-            ready.events.emit("warning", message=f"The map of slices could not be made: {error}")
-        else:
-            write_json(ready.folder / FILE_NAME, content)
+    has_labels = plan.dim == 2 and isinstance(pick, MetaPicker) and bool(pick.meta.names)
+    if not (has_labels and context.is_first):
+        return
+    assert isinstance(pick, MetaPicker)
+    task.module.load_state_dict(weights)
+    try:
+        content = map_slices(task.module.encoder, cache, cases, pick.meta, plan, context.device)
+    except (RuntimeError, MemoryError, np.linalg.LinAlgError) as error:  # only a picture
+        context.warn(f"The map of slices could not be made: {error}")
+    else:
+        write_json(context.folder / MAP_FILE, content)
 
 
-def keep(
-    ready: Preparation, plan: Plan, weights: dict[str, Tensor], figures: dict[str, Any]
+def keep_encoder(
+    context: TrainingContext, weights: dict[str, Tensor], metrics: dict[str, Any]
 ) -> None:
-    """Keep the encoder, metrics and model card."""
-    if not ready.fabric.is_global_zero:
+    """Keep metrics, model card and the encoder, on the first process."""
+    if not context.is_first:
         return
     encoder = {f"encoder.{name}": tensor for name, tensor in unprefixed("encoder", weights).items()}
-    write_json(ready.folder / "metrics.json", figures)
-    write_model_card(ready.folder, ready.project, ready.config, plan, figures)
-    save_tensors(
-        ready.folder / WEIGHTS, encoder, {"kind": "encoder", "method": ready.config.method}
-    )
+    write_json(context.folder / "metrics.json", metrics)
+    write_model_card(context.run, context.project, metrics)
+    facts = {"kind": "encoder", "method": context.config.method}
+    save_tensors(context.folder / WEIGHTS, encoder, facts)

@@ -13,15 +13,15 @@ from MedSSLLib.core.errors import GuardError
 from MedSSLLib.data.batch import Batch, HostBatch, make_views
 from MedSSLLib.data.patch_samplers import ViewSampler
 from MedSSLLib.methods.base import Method
+from MedSSLLib.training.task import Task
 
 COLLAPSED = 1e-3  # standard deviation of features below which a run is stopped; not from the paper
-READINGS = (
-    10  # so many in a row stop a run that has collapsed or compares nothing; not from the paper
-)
+# so many readings in a row stop a run that has collapsed or compares nothing; not from the paper
+READINGS = 10
 
 
 @dataclass
-class PretrainTask:
+class PretrainTask(Task):
     """A method over random views, as the trainer sees it."""
 
     module: Method
@@ -30,9 +30,9 @@ class PretrainTask:
     collapsed: int = 0  # readings in a row
     apart: int = 0  # readings in a row without a place that two views share
 
-    def host_batch(self, step: int, part: int, parts: int) -> HostBatch:
-        """Windows and view parameters of one part of a step's batch."""
-        host = self.sampler.sample(step, part, parts)
+    def host_batch(self, step: int, micro_batch: int, micro_batches: int) -> HostBatch:
+        """Windows and view parameters of one micro-batch of a step."""
+        host = self.sampler.sample(step, micro_batch, micro_batches)
         return host.pin() if self.device.type == "cuda" else host
 
     def device_batch(self, host: HostBatch) -> Batch:
@@ -48,10 +48,10 @@ class PretrainTask:
         self.module.after_step(progress)
 
     def diagnostics(self) -> dict[str, Tensor]:
-        """The method's figures."""
+        """The method's own."""
         return self.module.diagnostics()
 
-    def check(self, figures: dict[str, float], progress: float) -> None:
+    def check(self, metrics: dict[str, float], progress: float) -> None:
         """Stop a run that has collapsed, or that compares nothing.
 
         One reading says little: a small batch may hold crops of air alone, or views that hardly
@@ -60,26 +60,22 @@ class PretrainTask:
         Raises:
             GuardError: the features hardly vary any more, or the views of a sample share no place.
         """
-        spread = figures.get("feature_std", math.inf)
+        spread = metrics.get("feature_std", math.inf)
         self.collapsed = self.collapsed + 1 if progress > 0.02 and spread < COLLAPSED else 0
-        self.apart = self.apart + 1 if figures.get("shared") == 0 else 0
+        self.apart = self.apart + 1 if metrics.get("shared") == 0 else 0
         if self.apart >= READINGS:
             raise GuardError(
                 f"The views of a sample had no place in common that could be compared, {READINGS} "
                 "readings in a row: nothing is learnt. Raise options.min_overlap or "
-                "training.voxels, or "
-                "choose a finer level (options.levels); the last checkpoint is kept."
+                "training.voxels, or choose a finer level (options.levels); the last checkpoint is "
+                "kept."
             )
         if self.collapsed >= READINGS:
             raise GuardError(
                 f"The features have collapsed (standard deviation {spread:.1e}). Lower "
-                "optimiser.lr, use "
-                "network.norm=batch, or raise the batch size; the last checkpoint is kept."
+                "optimiser.lr, use network.norm=batch, or raise the batch size; the last "
+                "checkpoint is kept."
             )
-
-    def validate(self) -> dict[str, float]:
-        """Pre-training has no labels to validate on."""
-        return {}
 
     def gradient_rule(self) -> Any:
         """The method's rule."""

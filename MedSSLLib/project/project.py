@@ -68,11 +68,19 @@ class Project:
     ) -> Project:
         """Make and save a project from a folder of images, a data set folder or a dataset.json.
 
-        labelled: selection of the cases whose labels may be read; None: every case with a label
-            that is not a test
-        case. test: selection of test cases. Only headers are read, except that the labels of
-        labelled cases are scanned for their values where no dataset.json declares them.
-        drawn_plane: see `Manifest`. Bad cases are left out and kept in `refused`.
+        Only headers are read, except that the labels of labelled cases are scanned for their values
+        where no dataset.json declares them. Bad cases are left out and kept in `refused`.
+
+        Args:
+            folder: of the project, to be made.
+            images: folder of images, data set folder or dataset.json.
+            labels: folder of label files named like the images.
+            metadata: CSV table with a column ``case``.
+            labelled: selection of the cases whose labels may be read; None: every case with a label
+                that is not a test case.
+            test: selection of test cases.
+            drawn_plane: see `Manifest`.
+
         Raises InputError when the project exists, a selection names an unknown case, or no case is
         usable.
         """

@@ -14,9 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from MedSSLLib.core.events import read_events
-from MedSSLLib.core.files import read_json
 from MedSSLLib.evaluation.calibration import helpful_temperature
-from MedSSLLib.inference.embedding_map import FILE_NAME, FORMAT, FORMAT_VERSION
+from MedSSLLib.inference.embedding_map import MAP_FILE, read_map
 from MedSSLLib.reporting.html import Cell, Page
 from MedSSLLib.reporting.plots import (
     NEUTRAL,
@@ -115,12 +114,12 @@ def add_diagnosis(page: Page, folder: Path) -> None:
     """
     series = diagnostics(folder / "events.jsonl")
     drawn = [*_view_plots(series), *_gradient_plots(series)]
-    if (folder / FILE_NAME).exists():
+    if (folder / MAP_FILE).exists():
+        content = read_map(folder / MAP_FILE)
         caption = (
             "Slices by the first two principal components of their deepest features, "
             "coloured by each meta label."
         )
-        content = read_json(folder / FILE_NAME, format_name=FORMAT, newest_version=FORMAT_VERSION)
         drawn.append((embedding_map(content), caption))
     if drawn:
         page.section("What was learnt")

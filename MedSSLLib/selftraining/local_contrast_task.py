@@ -1,6 +1,4 @@
-"""Joint training of self-training: segmentation on labels, local contrast on labels and
-pseudo-labels.
-"""
+"""Joint training: segmentation on labels, local contrast on labels and pseudo-labels."""
 
 from __future__ import annotations
 
@@ -14,13 +12,15 @@ from torch import Tensor, nn
 from MedSSLLib.data.batch import Batch, HostBatch, make_views
 from MedSSLLib.data.intensity import sample_intensity
 from MedSSLLib.data.patch_samplers import SegmentationSampler
+from MedSSLLib.data.random import Stream, random_stream
 from MedSSLLib.finetuning.segmentation_task import SegmentationTask
 from MedSSLLib.losses.dice_ce import dice_ce, dice_ce_soft
 from MedSSLLib.losses.local_contrast import class_means, local_contrast, sample_anchors
 from MedSSLLib.networks.unet import SegmentationNet, conv_nd, memory_format
 from MedSSLLib.training.devices import sum_over_processes
+from MedSSLLib.training.task import Task
 
-HEAD = 16  # channels of the projection head (released code)
+_HEAD = 16  # channels of the projection head (released code)
 ANCHORS = 3  # random pixels a class and image (released code)
 
 
@@ -36,10 +36,10 @@ class JointNet(nn.Module):
         conv, width = conv_nd(network.encoder.dim), network.encoder.widths[0]
         self.network = network
         self.projector = nn.Sequential(
-            conv(width, HEAD, 1, bias=False),
-            nn.GroupNorm(4, HEAD),
+            conv(width, _HEAD, 1, bias=False),
+            nn.GroupNorm(4, _HEAD),
             nn.ReLU(),
-            conv(HEAD, HEAD, 1, bias=False),
+            conv(_HEAD, _HEAD, 1, bias=False),
         )
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -55,13 +55,13 @@ class JointNet(nn.Module):
         return self.network.logits_of(features), self.projector(features[-1])
 
 
-@dataclass
-class JointTask:
-    """Segmentation loss on labelled patches plus lambda times local contrast on labelled and
-    pseudo-labelled ones.
+@dataclass(kw_only=True)
+class JointTask(Task):
+    """Segmentation of labelled patches, local contrast of labelled and pseudo-labelled ones.
 
-    Chaitanya et al. 2021 (arXiv 2112.09645), stage 3. With `pseudo_weight` the pseudo-labelled
-    patches also take part in the segmentation loss (not from the paper).
+    Chaitanya et al. 2021 (arXiv 2112.09645), stage 3: the segmentation loss plus lambda times the
+    contrast. With `pseudo_weight` the pseudo-labelled patches also take part in the segmentation
+    loss (not from the paper).
 
     Attributes:
         labelled: the task on labelled patches; its network is the one trained.
@@ -81,51 +81,51 @@ class JointTask:
     pseudo_weight: float
     temperature: float = 0.1
     module: JointNet = field(init=False)
-    _figures: dict[str, Tensor] = field(default_factory=dict)
+    _diagnostics: dict[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Attach a new projection head."""
         self.module = JointNet(self.labelled.module)
         self.module.projector.to(self.labelled.device)
 
-    def host_batch(self, step: int, part: int, parts: int) -> tuple[HostBatch, list[HostBatch]]:
-        """Labelled windows, and contrast windows (twice with other intensity changes for intra
-        matching).
+    def host_batch(
+        self, step: int, micro_batch: int, micro_batches: int
+    ) -> tuple[HostBatch, list[HostBatch]]:
+        """Labelled windows, and contrast windows.
+
+        For intra matching the latter twice, with other changes of intensity.
         """
-        first = self.contrast.sample(step, part, parts)
-        first = first.pin() if self.labelled.device.type == "cuda" else first
-        rng = np.random.default_rng([self.contrast.seed, step, 10, part])
-        n, classes = len(first.windows), self.classes
+        first = self.contrast.sample(step, micro_batch, micro_batches)
+        if self.labelled.device.type == "cuda":
+            first = first.pin()
+        rng = random_stream(self.contrast.seed, step, Stream.CONTRAST, micro_batch)
+        n = len(first.windows)
         views = [first]
         if self.matching == "intra":
-            views.append(
-                replace(
-                    first, changes=sample_intensity(rng, n, self.contrast.augment), targets=None
-                )
-            )
-        noise = torch.from_numpy(rng.random((n, classes - 1, ANCHORS)).astype(np.float32))
+            changes = sample_intensity(rng, n, self.contrast.augment)
+            views.append(replace(first, changes=changes, targets=None))
+        noise = rng.random((n, self.classes - 1, ANCHORS)).astype(np.float32)
         shift = int(rng.integers(1, n)) if n > 1 else 0
-        partner = torch.from_numpy(np.roll(np.arange(n), shift))
-        views[0] = replace(views[0], meta={"noise": noise, "partner": partner})
-        return self.labelled.host_batch(step, part, parts), views
+        partner = np.roll(np.arange(n), shift)
+        meta = {"noise": torch.from_numpy(noise), "partner": torch.from_numpy(partner)}
+        views[0] = replace(first, meta=meta)
+        return self.labelled.host_batch(step, micro_batch, micro_batches), views
 
     def device_batch(self, host: tuple[HostBatch, list[HostBatch]]) -> tuple[Batch, list[Batch]]:
         """All batches on the device."""
         labelled, views = host
         patch, device = self.contrast.patch, self.labelled.device
-        return self.labelled.device_batch(labelled), [
-            make_views(view, patch, device) for view in views
-        ]
+        contrasted = [make_views(view, patch, device) for view in views]
+        return self.labelled.device_batch(labelled), contrasted
 
     def losses(self, batch: tuple[Batch, list[Batch]], progress: float) -> dict[str, Tensor]:
-        """Segmentation, weighted local contrast and, where asked, weighted pseudo-label
-        segmentation.
-        """
+        """Segmentation, weighted local contrast and, where asked, of pseudo-labels too."""
         labelled, views = batch
         layout = memory_format(self.labelled.plan.dim)
-        outputs = [
-            self.module(view.images[:, 0].contiguous(memory_format=layout)) for view in views
-        ]
+        outputs = []
+        for view in views:
+            images = view.images[:, 0].contiguous(memory_format=layout)
+            outputs.append(self.module(images))
         logits, features = outputs[0]
         assert views[0].labels is not None
         labels = views[0].labels[:, 0]
@@ -137,7 +137,7 @@ class JointTask:
         contrast = local_contrast(
             features, labels, anchors, partner, self.temperature, sum_over_processes
         )
-        self._figures = {
+        self._diagnostics = {
             "local_contrast": contrast.detach(),
             "separation": separation(features, labels, self.classes),
         }
@@ -146,26 +146,13 @@ class JointTask:
             terms["pseudo"] = self.pseudo_weight * _segmentation(logits, views[0])
         return terms
 
-    def after_step(self, progress: float) -> None:
-        """Nothing changes after a step."""
-
     def diagnostics(self) -> dict[str, Tensor]:
         """The unweighted contrast and the separation of classes in feature space."""
-        return self._figures
-
-    def check(self, figures: dict[str, float], progress: float) -> None:
-        """No check beyond finite losses."""
+        return self._diagnostics
 
     def validate(self) -> dict[str, float]:
-        """Figures on held-out labelled cases."""
+        """Metrics on held-out labelled cases."""
         return self.labelled.validate()
-
-    def gradient_rule(self) -> None:
-        """The plain sum."""
-
-    def shared(self) -> list[nn.Parameter]:
-        """No parameters need separate gradients."""
-        return []
 
 
 def _segmentation(logits: Tensor, view: Batch) -> Tensor:
@@ -178,8 +165,7 @@ def _segmentation(logits: Tensor, view: Batch) -> Tensor:
 
 @torch.no_grad()
 def separation(features: Tensor, labels: Tensor, classes: int) -> Tensor:
-    """How far apart class means lie: 1 - mean cosine between the batch's means of different
-    foreground classes.
+    """How far apart the means of different foreground classes lie: 1 - their mean cosine.
 
     Args:
         features: ``[n, d, *s]``.

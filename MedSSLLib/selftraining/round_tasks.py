@@ -8,24 +8,25 @@ from typing import Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from MedSSLLib.config.commands import SelfTrainConfig
 from MedSSLLib.data.batch import Batch, HostBatch
 from MedSSLLib.data.patch_samplers import SegmentationSampler
-from MedSSLLib.data.random import own_samples
+from MedSSLLib.data.random import Stream, own_samples, random_stream
 from MedSSLLib.finetuning.mixing_task import Mix, MixingTask
 from MedSSLLib.finetuning.segmentation_task import SegmentationTask
 from MedSSLLib.losses.dice_ce import soft_segmentation_loss
 from MedSSLLib.losses.local_contrast import local_contrast, sample_anchors
 from MedSSLLib.project.manifest import Case
 from MedSSLLib.selftraining.local_contrast_task import ANCHORS, JointNet, JointTask, separation
-from MedSSLLib.selftraining.start import with_share
+from MedSSLLib.selftraining.start import with_fraction
 from MedSSLLib.training.devices import sum_over_processes
+from MedSSLLib.training.task import Task
 
 
-@dataclass
-class MixedContrastTask:
+@dataclass(kw_only=True)
+class MixedContrastTask(Task):
     """:class:`MixingTask` plus lambda times the local contrast of the mixed images.
 
     Every pixel has the label of the image it comes from. Not from the paper: there the images are
@@ -43,19 +44,21 @@ class MixedContrastTask:
     weight: float
     temperature: float = 0.1
     module: JointNet = field(init=False)
-    _figures: dict[str, Tensor] = field(default_factory=dict)
+    _diagnostics: dict[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Attach a new projection head."""
         self.module = JointNet(self.mixing.module)
         self.module.projector.to(self.mixing.device)
 
-    def host_batch(self, step: int, part: int, parts: int) -> tuple[HostBatch, HostBatch]:
+    def host_batch(
+        self, step: int, micro_batch: int, micro_batches: int
+    ) -> tuple[HostBatch, HostBatch]:
         """The windows to be mixed, with the noise that draws anchors and every image's partner."""
-        first, second = self.mixing.host_batch(step, part, parts)
-        rng = np.random.default_rng([self.mixing.sampler.seed, step, 13])
+        first, second = self.mixing.host_batch(step, micro_batch, micro_batches)
+        rng = random_stream(self.mixing.sampler.seed, step, Stream.MIXED_CONTRAST)
         total, classes = self.mixing.sampler.batch, self.mixing.classes
-        mine = own_samples(total, part, parts)
+        mine = own_samples(total, micro_batch, micro_batches)
         noise = rng.random((total, classes - 1, ANCHORS)).astype(np.float32)[mine]
         shift = int(rng.integers(1, len(mine))) if len(mine) > 1 else 0
         partner = np.roll(np.arange(len(mine)), shift)
@@ -76,7 +79,7 @@ class MixedContrastTask:
         contrast = local_contrast(
             features, mixture.labels, anchors, partner, self.temperature, sum_over_processes
         )
-        self._figures = {
+        self._diagnostics = {
             "local_contrast": contrast.detach(),
             "separation": separation(features, mixture.labels, mixing.classes),
         }
@@ -85,26 +88,13 @@ class MixedContrastTask:
             "contrast": self.weight * contrast,
         }
 
-    def after_step(self, progress: float) -> None:
-        """Nothing changes after a step."""
-
     def diagnostics(self) -> dict[str, Tensor]:
         """The unweighted contrast and the separation of classes in feature space."""
-        return self._figures
-
-    def check(self, figures: dict[str, float], progress: float) -> None:
-        """No check beyond finite losses."""
+        return self._diagnostics
 
     def validate(self) -> dict[str, float]:
-        """Figures on held-out labelled cases."""
+        """Metrics on held-out labelled cases."""
         return self.mixing.validate()
-
-    def gradient_rule(self) -> None:
-        """The plain sum."""
-
-    def shared(self) -> list[nn.Parameter]:
-        """No parameters need separate gradients."""
-        return []
 
 
 RoundTask = JointTask | MixingTask | MixedContrastTask
@@ -128,7 +118,7 @@ def round_cases(
     others = tuple(case for case in pseudo if case.name not in partly)
     if options.recipe == "contrast":
         others = (*whole, *others)
-    return with_share(drawn, others, options.drawn_share)
+    return with_fraction(drawn, others, options.drawn_share)
 
 
 def round_task(
@@ -148,9 +138,21 @@ def round_task(
     o = options
     if o.recipe == "contrast":
         return JointTask(
-            labelled, other, classes, o.matching, o.weight, o.pseudo_weight, o.temperature
+            labelled=labelled,
+            contrast=other,
+            classes=classes,
+            matching=o.matching,
+            weight=o.weight,
+            pseudo_weight=o.pseudo_weight,
+            temperature=o.temperature,
         )
-    mix = Mix(o.pseudo_weight, o.rectangle, o.alone_every, o.confident, o.soft)
+    mix = Mix(
+        weight=o.pseudo_weight,
+        share=o.rectangle,
+        alone_every=o.alone_every,
+        threshold=o.confident,
+        soft=o.soft,
+    )
     task = MixingTask(
         labelled.module,
         labelled.sampler,
@@ -162,4 +164,8 @@ def round_task(
         classes=classes,
         mix=mix,
     )
-    return MixedContrastTask(task, o.matching, o.weight, o.temperature) if o.weight else task
+    if not o.weight:
+        return task
+    return MixedContrastTask(
+        mixing=task, matching=o.matching, weight=o.weight, temperature=o.temperature
+    )

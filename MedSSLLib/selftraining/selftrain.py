@@ -1,5 +1,4 @@
-"""Self-training in rounds: pseudo-labels from the last model, then joint training with the local
-contrastive loss.
+"""Self-training in rounds: pseudo-labels from the last model, then joint training on them.
 
 Chaitanya, Erdil, Karani, Konukoglu 2021 (arXiv 2112.09645). Stage 1 is a finished fine-tuning run
 or is trained here; each round predicts pseudo-labels and trains jointly, with a new projection
@@ -19,16 +18,15 @@ from MedSSLLib.config.commands import SelfTrainConfig, self_train_options
 from MedSSLLib.config.run import RunConfig
 from MedSSLLib.core.errors import CancelledError, GuardError, InputError
 from MedSSLLib.core.events import Events
-from MedSSLLib.core.files import write_json
 from MedSSLLib.data.cache import Cache
 from MedSSLLib.finetuning.finetune import make_task
-from MedSSLLib.finetuning.labelled_data import LabelledData, make_sampler
+from MedSSLLib.finetuning.labelled_data import LabelledData, add_unlabelled, make_sampler
 from MedSSLLib.finetuning.segmentation_task import SegmentationTask
 from MedSSLLib.inference.model import Model
 from MedSSLLib.networks.unet import SegmentationNet, place
 from MedSSLLib.project.manifest import Case
 from MedSSLLib.project.project import Project
-from MedSSLLib.project.runs import WEIGHTS, begun
+from MedSSLLib.project.runs import begun
 from MedSSLLib.selftraining.pseudo_labels import (
     ENTRIES,
     CollapsedError,
@@ -45,51 +43,53 @@ from MedSSLLib.selftraining.soft_labels import SoftLabels
 from MedSSLLib.selftraining.start import (
     adopt_heads,
     check_names,
+    find_model,
     latest_pseudo_labels,
     require_all_classes,
-    start_weights,
     warn_of_idle_settings,
     with_labels_of_start,
 )
-from MedSSLLib.training.checkpoint import load_stage, load_tensors, save_stage, save_tensors
+from MedSSLLib.training.checkpoint import load_stage, save_stage
 from MedSSLLib.training.context import (
-    Preparation,
-    adopt_network,
+    TrainingContext,
     choose_plan,
     fill_cache,
     labelled_cases,
-    prepare,
+    open_context,
     record,
-    resolve_weights,
-    with_options,
 )
-from MedSSLLib.training.devices import precision_of
 from MedSSLLib.training.holdout import hold_out
-from MedSSLLib.training.model_card import write_model_card
-from MedSSLLib.training.stages import build_network, finish, fit
+from MedSSLLib.training.run_folder import RunFolder, find_start
+from MedSSLLib.training.stages import (
+    build_network,
+    finish,
+    fit,
+    keep_segmentation,
+)
 from MedSSLLib.training.trainer import STOP_FILE
 
 
-@dataclass
+@dataclass(kw_only=True)
 class _Job:
     """One self-training run: its data, its settings, and what it has reached.
 
     Attributes:
-        start: weights of the run that stage 1 is taken from, None when it is trained here.
-        init: weights the encoder starts from.
-        one_piece, undivided: what the labels tell of pieces, as in RunData.
+        context: of the run; what it starts from is `model`, else what the encoder starts from.
+        data: its cases.
+        options: its own settings.
+        model: the run that stage 1 is taken from, None when it is trained here.
+        single_component, connected_on_slices: what the labels tell of pieces, as in RunData.
         first: steps and seconds of stage 1 where it is trained here.
-        rows: figures of the finished rounds.
-        good: the last model that is worth keeping.
+        rows: metrics of the finished rounds.
+        good: the last network that is worth keeping.
     """
 
-    ready: Preparation
+    context: TrainingContext
     data: LabelledData
     options: SelfTrainConfig
-    start: Path | None
-    init: Path | None
-    one_piece: tuple[int, ...] = ()
-    undivided: tuple[int, ...] = ()
+    model: RunFolder | None
+    single_component: tuple[int, ...] = ()
+    connected_on_slices: tuple[int, ...] = ()
     first: dict[str, Any] = field(default_factory=lambda: {"steps": 0, "seconds": 0.0})
     rows: list[dict[str, Any]] = field(default_factory=list)
     good: SegmentationNet | None = None
@@ -102,47 +102,43 @@ class _Job:
     @property
     def pseudo(self) -> PseudoOptions:
         """What concerns the pseudo-labels; a person has looked at those of the run started from."""
-        o = self.options
-        looked_at = latest_pseudo_labels(self.start)
+        own = self.options
         return PseudoOptions(
-            o.clean,
-            o.filter,
-            o.threshold,
-            o.accept,
-            o.reject,
-            looked_at,
-            o.start,
-            o.likely,
-            o.shapes,
+            clean=own.clean,
+            filter=own.filter,
+            threshold=own.threshold,
+            accept=own.accept,
+            reject=own.reject,
+            fixed=latest_pseudo_labels(self.model),
+            start=own.start,
+            soft=own.likely,
+            shapes=own.shapes,
         )
 
     @property
     def schedule(self) -> Schedule:
         """How the time is shared out."""
-        first = 0.0 if self.start else self.options.first_share
-        return Schedule(self.ready.config, self.options.rounds, first)
+        first = 0.0 if self.model else self.options.first_share
+        return Schedule(self.context.config, self.options.rounds, first)
 
     @property
     def spent(self) -> float:
         """Seconds of training and of predicting pseudo-labels in the finished stages."""
-        predicted = (row["pseudo"].get("seconds", 0.0) for row in self.rows)
-        return float(sum(s["seconds"] for s in (self.first, *self.rows)) + sum(predicted))
+        predicted = sum(row["pseudo"].get("seconds", 0.0) for row in self.rows)
+        return float(sum(stage["seconds"] for stage in (self.first, *self.rows)) + predicted)
 
     @property
-    def figures(self) -> dict[str, Any]:
-        """What goes into ``metrics.json``; the seconds are those of training and of predicting
-        pseudo-labels.
+    def metrics(self) -> dict[str, Any]:
+        """What goes into ``metrics.json``.
+
+        The seconds are those of training and of predicting pseudo-labels.
         """
-        return {
-            "rounds": self.rows,
-            "steps": sum(stage["steps"] for stage in (self.first, *self.rows)),
-            "seconds": round(self.spent, 1),
-        }
+        steps = sum(stage["steps"] for stage in (self.first, *self.rows))
+        return {"rounds": self.rows, "steps": steps, "seconds": round(self.spent, 1)}
 
 
 def run_selftrain(project: Project, config: RunConfig, events: Events) -> Path:
-    """Self-train, keep the last round's weights, and write metrics and the model card; returns the
-    run folder.
+    """Self-train, keep the last round's weights, metrics and model card; returns the run folder.
 
     Raises:
         InputError: nothing to train on, or settings that do not fit together.
@@ -152,58 +148,54 @@ def run_selftrain(project: Project, config: RunConfig, events: Events) -> Path:
     """
     with ExitStack() as stack:
         config = with_labels_of_start(project, config, self_train_options(config).start)
-        ready = prepare(project, config, events, stack)
-        options = self_train_options(ready.config)
-        ready = with_options(ready, options)
-        start = start_weights(ready.project, options.start)
-        ready = adopt_heads(ready, start)
-        init = start or resolve_weights(project, ready.config.init)
-        ready = adopt_network(ready, init)
-        data = _data(ready, init)
-        facts = data.facts(len(ready.project.classes))
+        context = open_context(project, config, events, stack)
+        options = self_train_options(context.config)
+        model = find_model(context.project, options.start)
+        context = adopt_heads(context.with_options(options), model)
+        context = context.starting_from(model or find_start(project, context.config.init))
+        data = _prepare_data(context)
+        facts = data.facts(len(context.project.classes))
         job = _Job(
-            ready, data, options, start, init, tuple(facts["one_piece"]), tuple(facts["undivided"])
+            context=context,
+            data=data,
+            options=options,
+            model=model,
+            single_component=tuple(facts["single_component"]),
+            connected_on_slices=tuple(facts["connected_on_slices"]),
         )
         check_names(options, {case.name for case in job.targets})
-        warn_of_idle_settings(ready, options)
-        record(ready, data.plan, facts)
+        warn_of_idle_settings(context, options)
+        record(context, data.plan, facts)
         net = first = _stage_one(job)
         try:
             for number in range(1, options.rounds + 1):
                 net = _round(job, number, net, first)
-                discard_entries(ready.folder / "pseudo")
+                discard_entries(context.folder / "pseudo")
         except GuardError as error:
             _keep_last_good(job, error)
             raise
-        finish(ready, data.plan, net, job.figures)
-        return ready.folder
+        finish(context, net, job.metrics)
+        return context.folder
 
 
-def _data(ready: Preparation, init: Path | None) -> LabelledData:
+def _prepare_data(context: TrainingContext) -> LabelledData:
     """Labelled, held-out and unlabelled cases in the cache.
 
     Raises:
         InputError: a class has no labelled voxel, or there is nothing to pseudo-label.
     """
-    cases = labelled_cases(ready.project, ready.config)
-    plan = choose_plan(ready, ready.project.pool, init, labelled=cases)
-    cache, cases = fill_cache(ready, plan, cases, labels=True)
-    training, held_out = hold_out(ready, cases, init)
-    require_all_classes(ready.project, cache, training)
-    names = {case.name for case in cases}
-    others = tuple(case for case in ready.project.pool if case.name not in names)
-    refused = cache.prepare(others)
-    for _, error in refused:
-        ready.events.emit("warning", message=str(error))
-    bad = {case.name for case, _ in refused}
+    cases = labelled_cases(context.project, context.config)
+    plan = choose_plan(context, context.project.pool, labelled=cases)
+    cache, cases = fill_cache(context, plan, cases, labels=True)
+    training, held_out = hold_out(context, cases)
+    require_all_classes(context.project, cache, training)
+    others = add_unlabelled(context, cache, cases)
     # their labels, where they have some, stay closed
-    others = tuple(
-        replace(case, label=None, annotated=None) for case in others if case.name not in bad
-    )
+    others = tuple(replace(case, label=None, annotated=None) for case in others)
     if not others and not any(case.annotated for case in training):
         raise InputError(
             "there is no unlabelled case or slice to learn from",
-            file=str(ready.project.folder),
+            file=str(context.project.folder),
             remedy="Add unlabelled cases, or use finetune",
         )
     return LabelledData(plan, cache, training, held_out, others)
@@ -211,51 +203,46 @@ def _data(ready: Preparation, init: Path | None) -> LabelledData:
 
 def _stage_one(job: _Job) -> SegmentationNet:
     """The first model: that of the run started from, or one trained here on the labels alone."""
-    ready, start = job.ready, job.start
-    net = build_network(ready, job.data.plan, None if start else job.init)
-    if start is not None:
-        net.load_state_dict(load_tensors(start)[0])
+    context, model = job.context, job.model
+    if model is not None:
+        net = build_network(context, job.data.plan, None)
+        net.load_state_dict(model.tensors)
         return net
-    if (figures := _finished(ready, "stage-1", net)) is None:
-        task = make_task(ready, job.data, net)
-        figures = fit(ready, task, job.schedule.stage_one(), "stage-1")
-        _keep(ready, "stage-1", net, figures)
-    job.first = figures
+    net = build_network(context, job.data.plan, context.start)
+    metrics = _finished(context, "stage-1", net)
+    if metrics is None:
+        task = make_task(context, job.data, net)
+        metrics = fit(context, task, job.schedule.stage_one(), "stage-1")
+        _keep(context, "stage-1", net, metrics)
+    job.first = metrics
     return net
 
 
 def _round(
     job: _Job, number: int, teacher: SegmentationNet, first: SegmentationNet
 ) -> SegmentationNet:
-    """One round: pseudo-labels from `teacher`, then joint training from the weights of `first`, or
-    of `teacher`.
-    """
-    ready, name, folder = (
-        job.ready,
-        f"round-{number}",
-        job.ready.folder / "pseudo" / f"round-{number}",
-    )
+    """Pseudo-labels from `teacher`, then joint training from its weights, or those of `first`."""
+    context, name = job.context, f"round-{number}"
+    folder = context.folder / "pseudo" / name
     summary = _pseudo_labels(job, teacher, folder, number)
     job.good = teacher
-    net = build_network(ready, job.data.plan, None)
+    net = build_network(context, job.data.plan, None)
     net.load_state_dict((first if job.options.restart else teacher).state_dict())
-    if (figures := _finished(ready, name, net)) is None:
+    metrics = _finished(context, name, net)
+    if metrics is None:
+        task = _round_task(job, net, folder, summary, number)
         predicted = summary.get("seconds", 0.0)
         budget = job.schedule.round(number, job.spent + predicted, predicted)
-        task = _round_task(job, net, folder, summary, number)
-        figures = fit(ready, task, budget, name)
-        figures |= {key: float(value) for key, value in task.diagnostics().items()}
-        _keep(ready, name, net, figures)
-    known = ("steps", "seconds", "local_contrast", "separation")
-    job.rows.append(
-        {
-            "round": number,
-            "pseudo": summary,
-            "dice": figures["best"],
-            **{key: figures[key] for key in known if key in figures},
-        }
-    )
-    ready.events.emit("metric", stage=name, kept=len(summary["kept"]), cases=len(summary["cases"]))
+        metrics = fit(context, task, budget, name)
+        metrics |= {key: float(value) for key, value in task.diagnostics().items()}
+        _keep(context, name, net, metrics)
+    row = {"round": number, "pseudo": summary, "dice": metrics["best"]}
+    for key in ("steps", "seconds", "local_contrast", "separation"):
+        if key in metrics:
+            row[key] = metrics[key]
+    job.rows.append(row)
+    kept, cases = len(summary["kept"]), len(summary["cases"])
+    context.events.emit("metric", stage=name, kept=kept, cases=cases)
     return net
 
 
@@ -268,110 +255,121 @@ def _pseudo_labels(
         CollapsedError: they show that `teacher` has failed.
         GuardError: none is left after the filter; `teacher` is still worth keeping.
     """
-    ready = job.ready
-    teacher.eval()
-    model = Model(
-        teacher,
-        job.data.plan,
-        ready.project.values,
-        ready.project.classes,
-        ready.device,
-        precision_of(ready.fabric),
-        job.one_piece,
-        job.undivided,
-    )
+    context = job.context
+    project = context.project
+    model = _model(job, teacher)
 
     started = time.monotonic()
 
     def progress(done: int, total: int) -> None:
-        taken = time.monotonic() - started
-        whole = taken / done * total
-        last = (job.rows or [job.first])[-1]
-        step_time = last["seconds"] / last["steps"] if last["steps"] else None
-        after = job.schedule.left_after_prediction(number, job.spent + whole, whole, step_time)
-        left = None if after is None else whole - taken + after
-        ready.events.progress(f"pseudo-{number}", done, total, seconds_left=left)
-        if (ready.folder / STOP_FILE).exists():
-            go_on = (
-                f"go on: --resume --name {ready.folder.name}"
-                if begun(ready.folder)
-                else "start the run again"
-            )
+        left = _seconds_left(job, number, time.monotonic() - started, done / total)
+        context.events.progress(f"pseudo-{number}", done, total, seconds_left=left)
+        if (context.folder / STOP_FILE).exists():
+            go_on = "start the run again"
+            if begun(context.folder):
+                go_on = f"go on: --resume --name {context.run.name}"
             raise CancelledError(f"Stopped after {done} of {total} pseudo-labels; {go_on}.")
 
     try:
-        if ready.fabric.is_global_zero:
-            write_pseudo_labels(ready.project, model, job.targets, folder, job.pseudo, progress)
-        ready.fabric.barrier()
-        summary = write_pseudo_labels(ready.project, model, (), folder, job.pseudo)
+        if context.is_first:
+            write_pseudo_labels(project, model, job.targets, folder, job.pseudo, progress)
+        context.fabric.barrier()
+        summary = write_pseudo_labels(project, model, (), folder, job.pseudo)
         warnings = drift(job.rows[-1]["pseudo"], summary) if job.rows else []
     except CollapsedError:
         raise
     except GuardError:
         job.good = teacher
         raise
-    warnings += [
-        f"The model predicts the class {name} in no case; look at the pseudo-labels, or annotate "
-        "slices "
-        "that show it."
-        for name in absent(summary)
-    ]
-    for message in warnings:
-        ready.events.emit("warning", message=message)
+    for message in (*warnings, *_absent_classes(summary)):
+        context.warn(message)
     return summary
+
+
+def _seconds_left(job: _Job, number: int, taken: float, done: float) -> float | None:
+    """Expected seconds to the end of the run, after a fraction of a round's pseudo-labels."""
+    whole = taken / done
+    last = job.rows[-1] if job.rows else job.first
+    step_time = last["seconds"] / last["steps"] if last["steps"] else None
+    after = job.schedule.left_after_prediction(number, job.spent + whole, whole, step_time)
+    return None if after is None else whole - taken + after
+
+
+def _absent_classes(summary: dict[str, Any]) -> list[str]:
+    warnings = []
+    for name in absent(summary):
+        warnings.append(
+            f"The model predicts the class {name} in no case; look at the pseudo-labels, or "
+            "annotate slices that show it."
+        )
+    return warnings
+
+
+def _model(job: _Job, network: SegmentationNet) -> Model:
+    return Model(
+        network=network.eval(),
+        plan=job.data.plan,
+        values=job.context.project.values,
+        classes=job.context.project.classes,
+        device=job.context.device,
+        precision=job.context.precision,
+        single_component=job.single_component,
+        connected_on_slices=job.connected_on_slices,
+    )
 
 
 def _keep_last_good(job: _Job, error: GuardError) -> None:
     """Keep the weights of the last good model of a run that a guard stopped, if there is one."""
-    ready, net = job.ready, job.good
-    if net is None or not ready.fabric.is_global_zero:
-        return
-    figures = {**job.figures, "stopped": str(error)}
-    write_json(ready.folder / "metrics.json", figures)
-    write_model_card(ready.folder, ready.project, ready.config, job.data.plan, figures)
-    facts = {"classes": list(ready.project.classes), "kind": "segmentation"}
-    save_tensors(ready.folder / WEIGHTS, net.state_dict(), facts)
+    if job.good is not None and job.context.is_first:
+        keep_segmentation(job.context, job.good, {**job.metrics, "stopped": str(error)})
 
 
 def _round_task(
     job: _Job, net: SegmentationNet, folder: Path, summary: dict[str, Any], number: int
 ) -> RoundTask:
     """The task of a round over true labels and this round's pseudo-labels."""
-    ready, data, options = job.ready, job.data, job.options
-    pseudo = pseudo_labelled(job.targets, folder, summary["kept"])
-    cache = Cache(ready.project.cache_folder, data.plan, folder / ENTRIES)
-    whole = tuple(case for case in data.training if case.name not in summary["kept"])
-    values, ignore = ready.project.values, ready.project.ignore_value
-    for _, error in cache.prepare(whole + pseudo, labels=True, values=values, ignore=ignore):
-        raise error
-    held_out = tuple(case.name for case in data.held_out)
+    context, data, options = job.context, job.data, job.options
+    project, kept = context.project, frozenset(summary["kept"])
+    pseudo = pseudo_labelled(job.targets, folder, kept)
+    whole = tuple(case for case in data.training if case.name not in kept)
+    cache = Cache(project.cache_folder, data.plan, folder / ENTRIES)
+    cache.prepare(
+        whole + pseudo, labels=True, values=project.values, ignore=project.ignore_value
+    ).require_all()
     labelled = SegmentationTask(
-        net,
-        make_sampler(ready, data.plan, data.cache, data.training),
-        data.plan,
-        ready.device,
-        held_out,
-        ready.config.freeze_encoder,
+        module=net,
+        sampler=make_sampler(context, data.plan, data.cache, data.training),
+        plan=data.plan,
+        device=context.device,
+        validation=tuple(case.name for case in data.held_out),
+        frozen=context.config.freeze_encoder,
     )
     # the contrast needs structures (released code: slices with all classes), segmentation also what
     # is none
-    share = ready.config.training.foreground if options.pseudo_weight else 1.0
-    classes = len(ready.project.classes)
-    soft = SoftLabels(folder, classes, frozenset(summary["kept"])) if options.likely else None
+    foreground = context.config.training.foreground if options.pseudo_weight else 1.0
+    soft = SoftLabels(folder, len(project.classes), kept) if options.likely else None
     partly = [case.name for case in data.training if case.annotated]
-    cases = round_cases(options, whole, pseudo, partly)
-    seed = ready.config.seed + number
-    other = make_sampler(ready, data.plan, cache, cases, foreground=share, seed=seed, soft=soft)
-    task = round_task(labelled, other, classes, options)
-    place(task.module, ready.device, data.plan.dim)
+    other = make_sampler(
+        context,
+        data.plan,
+        cache,
+        round_cases(options, whole, pseudo, partly),
+        foreground=foreground,
+        seed=context.config.seed + number,
+        soft=soft,
+    )
+    task = round_task(labelled, other, len(project.classes), options)
+    place(task.module, context.device, data.plan.dim)
     return task
 
 
-def _finished(ready: Preparation, name: str, net: SegmentationNet) -> dict[str, Any] | None:
-    """Load a finished stage of a resumed run; its figures, None where it is not finished."""
-    return load_stage(ready.folder, name, net) if ready.config.resume else None
+def _finished(context: TrainingContext, name: str, net: SegmentationNet) -> dict[str, Any] | None:
+    """Load a finished stage of a resumed run; its metrics, None where it is not finished."""
+    return load_stage(context.folder, name, net) if context.config.resume else None
 
 
-def _keep(ready: Preparation, name: str, net: SegmentationNet, figures: dict[str, Any]) -> None:
-    if ready.fabric.is_global_zero:
-        save_stage(ready.folder, name, net, figures)
+def _keep(
+    context: TrainingContext, name: str, net: SegmentationNet, metrics: dict[str, Any]
+) -> None:
+    if context.is_first:
+        save_stage(context.folder, name, net, metrics)

@@ -1,6 +1,4 @@
-"""Weights and checkpoints: one safetensors file each, replaced atomically; tolerant transfer with a
-report.
-"""
+"""Weights and checkpoints: one safetensors file each, replaced whole; transfer with a report."""
 
 from __future__ import annotations
 
@@ -21,12 +19,12 @@ from torch import Tensor, nn
 from MedSSLLib.core.errors import InputError, printable
 from MedSSLLib.core.files import atomic_path
 
-FORMAT, FORMAT_VERSION = "medssl-tensors", 1
+_FORMAT, _FORMAT_VERSION = "medssl-tensors", 1
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
     """Write tensors and JSON `facts` as one safetensors file, whole or not at all."""
-    header = {"format": FORMAT, "format_version": str(FORMAT_VERSION), "facts": json.dumps(facts)}
+    header = {"format": _FORMAT, "format_version": str(_FORMAT_VERSION), "facts": json.dumps(facts)}
     copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     with atomic_path(path) as temporary:
         try:
@@ -37,8 +35,9 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, 
 
 
 def load_tensors(path: Path, device: str = "cpu") -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and facts of a file written by :func:`save_tensors`, or of any other safetensors file
-    (no facts).
+    """Tensors and facts of a file written by :func:`save_tensors`.
+
+    Any other safetensors file has no facts.
 
     Raises:
         InputError: the file is missing, damaged or written by a newer version.
@@ -47,10 +46,8 @@ def load_tensors(path: Path, device: str = "cpu") -> tuple[dict[str, Tensor], di
         with safe_open(str(path), framework="pt", device=device) as file:
             header = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            version, facts = (
-                int(header.get("format_version", FORMAT_VERSION)),
-                json.loads(header.get("facts", "{}")),
-            )
+            version = int(header.get("format_version", _FORMAT_VERSION))
+            facts = json.loads(header.get("facts", "{}"))
         if not isinstance(facts, dict):
             raise ValueError("its facts are no object")
     except (OSError, SafetensorError, ValueError, RecursionError) as error:
@@ -59,7 +56,7 @@ def load_tensors(path: Path, device: str = "cpu") -> tuple[dict[str, Tensor], di
             file=str(path),
             remedy="Choose a weights.safetensors file, or run the training again",
         ) from None
-    if version > FORMAT_VERSION:
+    if version > _FORMAT_VERSION:
         raise InputError(
             "was written by a newer version of MedSSL", file=str(path), remedy="Update MedSSL"
         )
@@ -68,8 +65,9 @@ def load_tensors(path: Path, device: str = "cpu") -> tuple[dict[str, Tensor], di
 
 @contextmanager
 def fitting(path: Path) -> Iterator[None]:
-    """Put back what a checkpoint holds. Raises InputError when it is not one of what is put
-    back.
+    """Put back what a checkpoint holds.
+
+    Raises InputError when it is not one of what is put back.
     """
     try:
         yield
@@ -84,12 +82,11 @@ def fitting(path: Path) -> Iterator[None]:
 
 def flatten_optimiser(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Optimiser state as ``{index}.{entry}`` tensors."""
-    state = optimiser.state_dict()["state"]
-    return {
-        f"{i}.{key}": torch.as_tensor(value)
-        for i, entry in state.items()
-        for key, value in entry.items()
-    }
+    flat = {}
+    for index, entry in optimiser.state_dict()["state"].items():
+        for key, value in entry.items():
+            flat[f"{index}.{key}"] = torch.as_tensor(value)
+    return flat
 
 
 def restore_optimiser(optimiser: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
@@ -110,11 +107,11 @@ def prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def unprefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors under ``prefix.``, without it."""
-    return {
-        name[len(prefix) + 1 :]: tensor
-        for name, tensor in tensors.items()
-        if name.startswith(prefix + ".")
-    }
+    found = {}
+    for name, tensor in tensors.items():
+        if name.startswith(f"{prefix}."):
+            found[name.removeprefix(f"{prefix}.")] = tensor
+    return found
 
 
 @dataclass(frozen=True)
@@ -154,17 +151,12 @@ def transfer(module: nn.Module, source: Mapping[str, Tensor]) -> TransferReport:
         elif source[name].shape == target.shape:
             state[name] = source[name].to(target.dtype)
             loaded.append(name)
-        elif (
-            target.dim() > 2
-            and target.shape[1] == channels
-            and _same_but_channels(source[name], target)
-        ):
+        elif target.shape[1:2] == (channels,) and _same_but_channels(source[name], target):
             state[name] = _spread_channels(source[name], target).to(target.dtype)
             adapted[name] = f"{source[name].shape[1]} input channels spread over {target.shape[1]}"
         else:
-            kept[name] = (
-                f"shape {tuple(source[name].shape)} in the file, {tuple(target.shape)} here"
-            )
+            theirs, own = tuple(source[name].shape), tuple(target.shape)
+            kept[name] = f"shape {theirs} in the file, {own} here"
     if all(tensor.dim() < 2 for tensor in state.values()):
         raise InputError(
             "no convolution of the weight file fits this network",
@@ -176,6 +168,8 @@ def transfer(module: nn.Module, source: Mapping[str, Tensor]) -> TransferReport:
 
 
 def _same_but_channels(source: Tensor, target: Tensor) -> bool:
+    if target.dim() < 3:
+        return False
     return source.shape[:1] + source.shape[2:] == target.shape[:1] + target.shape[2:]
 
 
@@ -184,15 +178,17 @@ def _spread_channels(source: Tensor, target: Tensor) -> Tensor:
     return mean.expand_as(target).clone()
 
 
-def save_stage(run_folder: Path, name: str, network: nn.Module, figures: Mapping[str, Any]) -> None:
+def save_stage(run_folder: Path, name: str, network: nn.Module, metrics: Mapping[str, Any]) -> None:
     """Keep what a finished stage of a run has reached."""
-    save_tensors(
-        _stage_file(run_folder, name), network.state_dict(), {"stage": name, "figures": figures}
-    )
+    facts = {"stage": name, "figures": metrics}
+    save_tensors(_stage_file(run_folder, name), network.state_dict(), facts)
 
 
 def load_stage(run_folder: Path, name: str, network: nn.Module) -> dict[str, Any] | None:
-    """Load a finished stage into the network; its figures, None where it is not finished.
+    """Load a finished stage into the network.
+
+    Returns:
+        Its metrics, None where it is not finished.
 
     Raises:
         InputError: the file is not readable, or of another network.

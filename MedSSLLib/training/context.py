@@ -23,17 +23,14 @@ from MedSSLLib.images.labels import IGNORE, class_indices, simulate_annotation, 
 from MedSSLLib.networks.unet import Encoder, build_encoder
 from MedSSLLib.project.manifest import Case
 from MedSSLLib.project.project import Project
-from MedSSLLib.project.runs import WEIGHTS
-from MedSSLLib.training.checkpoint import TransferReport, load_tensors, transfer, unprefixed
+from MedSSLLib.training.checkpoint import transfer, unprefixed
 from MedSSLLib.training.devices import make_fabric, precision_of, resolve_device, resolve_precision
 from MedSSLLib.training.field import grid_for, scan_sides, structure_sides
 from MedSSLLib.training.run_folder import (
-    labels_seen,
+    RunData,
+    RunFolder,
     open_run,
     owned,
-    read_config,
-    read_plan,
-    read_run,
     resumable,
     write_config,
 )
@@ -45,20 +42,40 @@ if TYPE_CHECKING:
 BATCH = {2: 8, 3: 2}  # samples a step when not set; not from the paper
 
 
-@dataclass(frozen=True)
-class Preparation:
-    """The things a training command works with."""
+@dataclass(frozen=True, kw_only=True)
+class TrainingContext:
+    """The things a training command works with.
+
+    Attributes:
+        project: with the labelled cases that the run may read.
+        config: the run's settings.
+        run: the run, whose folder is held.
+        fabric: device and processes.
+        events: where progress goes.
+        start: the run, or the weight file, that training starts from; None for random weights.
+    """
 
     project: Project
     config: RunConfig
-    folder: Path
+    run: RunFolder
     fabric: Fabric
     events: Events
+    start: RunFolder | None = None
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        return self.run.folder
 
     @property
     def device(self) -> torch.device:
         """Where tensors live."""
         return self.fabric.device
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process is the one that writes."""
+        return bool(self.fabric.is_global_zero)
 
     @property
     def precision(self) -> str:
@@ -69,12 +86,52 @@ class Preparation:
         """Samples of the global batch."""
         return self.config.training.batch or BATCH[plan.dim]
 
+    def warn(self, message: str) -> None:
+        """Tell the user of something that was not expected."""
+        self.events.emit("warning", message=message)
 
-def prepare(project: Project, config: RunConfig, events: Events, stack: ExitStack) -> Preparation:
-    """Open the run folder on the first process and hold it; other processes stay silent."""
-    config = _in_its_precision(project, config)
+    def override(self, changes: dict[str, Any]) -> TrainingContext:
+        """With dotted keys of the settings replaced."""
+        return replace(self, config=self.config.override(changes))
+
+    def with_options(self, options: BaseModel) -> TrainingContext:
+        """With every option in the settings, also those left as they are.
+
+        So ``config.json`` is complete.
+        """
+        return self.override({"options": options.model_dump(mode="json")})
+
+    def starting_from(self, start: RunFolder | None) -> TrainingContext:
+        """With the start, and the network's widths and normalisation of that run.
+
+        Only so its weights fit.
+        """
+        if start is None or not start.recorded:
+            return replace(self, start=start)
+        theirs, own = start.config.network, self.config.network
+        if (own.widths, own.norm) != (theirs.widths, theirs.norm):
+            self.events.emit(
+                "metric",
+                message=f"Network taken over from {start.name!r}: widths "
+                f"{list(theirs.widths)}, norm {theirs.norm}, not {list(own.widths)}, {own.norm}.",
+            )
+        changes = {"network.widths": theirs.widths, "network.norm": theirs.norm}
+        return replace(self.override(changes), start=start)
+
+
+def open_context(
+    project: Project, config: RunConfig, events: Events, stack: ExitStack
+) -> TrainingContext:
+    """Open the run folder on the first process and hold it; other processes stay silent.
+
+    Raises:
+        InputError: the name of the run is taken, there is nothing to resume, or no such device.
+    """
+    going_on = resumable(project, config) if config.resume else None
+    if going_on is not None:
+        config = _in_its_precision(config, going_on)
     fabric = make_fabric(config)
-    opened = open_run(project, config) if fabric.is_global_zero else None
+    opened = open_run(project, config, going_on) if fabric.is_global_zero else None
     folder, config = fabric.broadcast(opened)
     if fabric.is_global_zero:
         stack.enter_context(owned(folder))
@@ -83,6 +140,13 @@ def prepare(project: Project, config: RunConfig, events: Events, stack: ExitStac
         events = Events()
     if config.labelled is not None:
         project = project.with_labelled(",".join(config.labelled))
+    context = TrainingContext(
+        project=project,
+        config=config,
+        run=going_on or RunFolder(folder),
+        fabric=fabric,
+        events=events,
+    )
     events.emit(
         "start",
         command=config.command,
@@ -90,27 +154,24 @@ def prepare(project: Project, config: RunConfig, events: Events, stack: ExitStac
         run=folder.name,
         folder=str(folder),
         device=str(fabric.device),
-        precision=precision_of(fabric),
+        precision=context.precision,
         seed=config.seed,
     )
-    if config.precision == "16" and precision_of(fabric) != "16":
-        events.emit("warning", message="Float16 trains on CUDA cards only, so bfloat16 is taken.")
-    return Preparation(project, config, folder, fabric, events)
+    if config.precision == "16" and context.precision != "16":
+        context.warn("Float16 trains on CUDA cards only, so bfloat16 is taken.")
+    return context
 
 
-def _in_its_precision(project: Project, config: RunConfig) -> RunConfig:
-    """A run to be resumed, with the number format it began with, so that another processor does not
-    change it.
+def _in_its_precision(config: RunConfig, going_on: RunFolder) -> RunConfig:
+    """The settings to resume a run with, in the number format it began with.
 
-    Earlier versions did not record it; their 'auto' was that of prediction.
+    So another processor does not change it. Earlier versions did not record it; their 'auto' was
+    that of prediction.
     """
-    if not config.resume:
-        return config
-    folder = resumable(project, config)
-    began = read_run(folder).get("precision")
+    began = going_on.precision
     if began is None:
-        began = resolve_precision(read_config(folder).precision, resolve_device(config.device))
-    return config.override({"name": folder.name, "precision": began})
+        began = resolve_precision(going_on.config.precision, resolve_device(config.device))
+    return config.override({"name": going_on.name, "precision": began})
 
 
 def readable_headers(cases: Sequence[Case]) -> list[io.Geometry]:
@@ -127,37 +188,39 @@ def readable_headers(cases: Sequence[Case]) -> list[io.Geometry]:
 
 
 def choose_plan(
-    ready: Preparation,
+    context: TrainingContext,
     cases: Sequence[Case],
-    init: Path | None = None,
     auto: Literal["auto", "2d", "3d"] = "auto",
     labelled: Sequence[Case] = (),
 ) -> Plan:
-    """The plan of the run being resumed, of the run whose encoder is taken over, or a new one from
-    the headers.
+    """The plan of the run that goes on, of the run that is started from, or a new one.
 
-    `auto` is what ``--dim auto`` means in a new one; the structures of the `labelled` cases decide
-    what ``training.grid=auto`` means there (see ``field.py``).
+    Args:
+        context: of the run.
+        cases: whose headers a new plan is made from.
+        auto: what ``--dim auto`` means in a new one.
+        labelled: whose structures decide what ``training.grid=auto`` means in a new one (see
+            ``field.py``).
 
     Raises:
         InputError: no case can be read, or `--dim` contradicts the encoder that is taken over.
     """
-    config = ready.config
-    if (ready.folder / "config.json").exists():
-        return read_plan(ready.folder)
-    plan = _new_plan(ready, cases, auto if config.dim == "auto" else config.dim, labelled)
-    if init is None or not (init.parent / "config.json").exists():
+    config, start = context.config, context.start
+    if config.resume:
+        return context.run.plan
+    plan = _new_plan(context, cases, auto if config.dim == "auto" else config.dim, labelled)
+    if start is None or not start.recorded:
         return plan
-    theirs = read_plan(init.parent)
+    theirs = start.plan
     if config.dim != "auto" and theirs.dim != int(config.dim[0]):
         raise InputError(
-            f"--dim {config.dim} contradicts the {theirs.dim}D encoder of {init.parent.name!r}",
+            f"--dim {config.dim} contradicts the {theirs.dim}D encoder of {start.name!r}",
             remedy="Leave --dim out, or pre-train again in that dimension",
         )
     asked = isinstance(config.training.grid, float)
     if config.training.voxels is None and not asked:
         return theirs
-    fitted = _new_plan(ready, cases, theirs.dim)
+    fitted = _new_plan(context, cases, theirs.dim)
     if fitted.strides != theirs.strides:
         return theirs
     taken: dict[str, Any] = {"patch": fitted.patch} if config.training.voxels else {}
@@ -166,9 +229,9 @@ def choose_plan(
 
 
 def _new_plan(
-    ready: Preparation, cases: Sequence[Case], dim: str | int, labelled: Sequence[Case] = ()
+    context: TrainingContext, cases: Sequence[Case], dim: str | int, labelled: Sequence[Case] = ()
 ) -> Plan:
-    training, project = ready.config.training, ready.project
+    training, project = context.config.training, context.project
     headers = readable_headers(cases)
 
     def planned(grid: float | None) -> Plan:
@@ -191,33 +254,25 @@ def _new_plan(
 
 
 def fill_cache(
-    ready: Preparation, plan: Plan, cases: Sequence[Case], *, labels: bool
+    context: TrainingContext, plan: Plan, cases: Sequence[Case], *, labels: bool
 ) -> tuple[Cache, tuple[Case, ...]]:
     """A cache that holds the usable cases; refused ones are named in warnings.
 
     Raises:
         InputError: no case is usable.
     """
-    project, events = ready.project, ready.events
+    project, events = context.project, context.events
     cache = Cache(project.cache_folder, plan)
-    refused = cache.prepare(
+    prepared = cache.prepare(
         cases,
         labels=labels,
         values=project.values,
         ignore=project.ignore_value,
         progress=lambda done, total: events.progress("preprocess", done, total),
     )
-    for _, error in refused:
-        events.emit("warning", message=str(error))
-    bad = {case.name for case, _ in refused}
-    usable = tuple(case for case in cases if case.name not in bad)
-    if not usable:
-        raise InputError(
-            f"none of the {len(cases)} cases can be used"
-            + (f": {refused[0][1]}" if refused else ""),
-            remedy="See the warnings, and `medssl status`",
-        )
-    return cache, usable
+    prepared.report(events)
+    prepared.require_any()
+    return cache, prepared.usable
 
 
 def labelled_cases(project: Project, config: RunConfig) -> tuple[Case, ...]:
@@ -259,126 +314,67 @@ def _simulated(project: Project, case: Case, slices: int) -> Case:
     return replace(case, annotated=simulate_annotation(extent, slices, slice_axis(geometry)))
 
 
-def resolve_weights(project: Project, name: str) -> Path | None:
-    """The weight file of ``--init``: None for 'none', a file, or the weights of a run.
-
-    Raises:
-        InputError: no such file or run, or the run is not finished.
-    """
-    if name in ("", "none"):
-        return None
-    if Path(name).suffix == ".safetensors":
-        if not Path(name).is_file():
-            raise InputError("does not exist", file=name, remedy="Check the path of --init")
-        return Path(name)
-    if Path(name).is_file() or "/" in name or Path(name).suffix in (".pt", ".pth", ".ckpt"):
-        raise InputError(
-            "is neither the name of a run nor a .safetensors file",
-            file=name,
-            remedy="Other weights become a run with: medssl import PROJECT --from FILE --name RUN",
+def make_encoder(context: TrainingContext, plan: Plan, start: RunFolder | None) -> Encoder:
+    """A new encoder, with the weights of `start` where they fit; the transfer is reported."""
+    encoder = build_encoder(plan.dim, plan.channels, plan.strides, context.config.network)
+    if start is None:
+        return encoder
+    report = transfer(encoder, unprefixed("encoder", start.tensors) or start.tensors)
+    if context.is_first:
+        write_text(context.folder / "transfer.txt", report.text())
+        context.events.emit(
+            "metric", stage="transfer", tensors_loaded=len(report.loaded), report=report.text()
         )
-    weights = project.run_folder(name) / WEIGHTS
-    if not weights.exists():
-        found = (
-            "is not finished: it has no weights" if weights.parent.exists() else "does not exist"
-        )
-        raise InputError(
-            f"run {name!r} {found}",
-            file=str(project.folder),
-            remedy="See `medssl runs PROJECT` for finished runs",
-        )
-    return weights
+    return encoder
 
 
-def adopt_network(ready: Preparation, init: Path | None) -> Preparation:
-    """With widths and normalisation of the run whose encoder is taken over, so that the weights
-    fit.
-    """
-    if init is None or not (init.parent / "config.json").exists():
-        return ready
-    theirs, own = read_config(init.parent).network, ready.config.network
-    changes = {"network.widths": theirs.widths, "network.norm": theirs.norm}
-    if (own.widths, own.norm) != (theirs.widths, theirs.norm):
-        ready.events.emit(
-            "metric",
-            message=f"Network taken over from {init.parent.name!r}: widths "
-            f"{list(theirs.widths)}, norm {theirs.norm}, not {list(own.widths)}, {own.norm}.",
-        )
-    return replace(ready, config=ready.config.override(changes))
-
-
-def make_encoder(
-    ready: Preparation, plan: Plan, init: Path | None
-) -> tuple[Encoder, TransferReport | None]:
-    """A new encoder, or one with transferred weights and the report of the transfer."""
-    encoder = build_encoder(plan.dim, plan.channels, plan.strides, ready.config.network)
-    if init is None:
-        return encoder, None
-    tensors, _ = load_tensors(init)
-    report = transfer(encoder, unprefixed("encoder", tensors) or tensors)
-    if ready.fabric.is_global_zero:
-        write_text(ready.folder / "transfer.txt", report.text())
-    return encoder, report
-
-
-def _require_same_data(folder: Path, facts: dict[str, Any]) -> None:
-    before = read_run(folder)["data"]
-    labels = [data.get("meta", {}) for data in (before, facts)]
-    if "meta" in before and labels[0] != labels[1]:
-        were, are = (
-            ", ".join(f"{name} ({count} classes)" for name, count in one.items()) for one in labels
-        )
-        raise InputError(
-            f"run {folder.name!r} cannot go on: its meta labels were {were}, and are "
-            f"{are or 'none'}",
-            file=str(folder),
-            remedy="Restore the metadata, or start a new run without --resume",
-        )
-    if before.get("fingerprint", facts["fingerprint"]) == facts["fingerprint"]:
-        return
-    used = ("labelled", "validation", "unlabelled")
-    then, now = ({name for key in used for name in data.get(key, ())} for data in (before, facts))
-    what = (
-        f"cannot be used any more: {', '.join(sorted(then - now))}"
-        if then - now
-        else (
-            f"new since it began: {', '.join(sorted(now - then))}"
-            if now - then
-            else "images, labels or annotated slices have changed since it began"
-        )
-    )
-    raise InputError(
-        f"run {folder.name!r} cannot go on as it was; {what}",
-        file=str(folder),
-        remedy="Restore the files, or start a new run without --resume",
-    )
-
-
-def record(ready: Preparation, plan: Plan, facts: dict[str, Any]) -> None:
-    """Write ``config.json`` on the first process; for a run that goes on, see that its data are the
-    same.
+def record(context: TrainingContext, plan: Plan, facts: dict[str, Any]) -> None:
+    """Write ``config.json`` on the first process; a run that goes on must have the same data.
 
     Raises:
         InputError: images or labels have changed, or can no longer be read.
     """
-    if (ready.folder / "config.json").exists():
-        _require_same_data(ready.folder, facts)
-    elif ready.fabric.is_global_zero:
-        seen = labels_seen(resolve_weights(ready.project, ready.config.origin))
-        facts = {
-            "classes": list(ready.project.classes),
-            "values": list(ready.project.values),
-            **facts,
-        }
-        if seen:
-            facts["seen_before"] = sorted(seen)
-        write_config(ready.folder, ready.config, plan, facts, ready.precision)
+    own = {"classes": list(context.project.classes), "values": list(context.project.values)}
+    facts = {**own, **facts}
+    if context.config.resume:
+        _require_same_data(context.run, RunData.model_validate(facts))
+        return
+    if not context.is_first:
+        return
+    seen = context.start.labels_seen if context.start else ()
+    if seen:
+        facts["seen_before"] = sorted(seen)
+    write_config(context.folder, context.config, plan, facts, context.precision)
 
 
-def with_options(ready: Preparation, options: BaseModel) -> Preparation:
-    """With every option in the run's settings, also those left as they are, so that ``config.json``
-    is complete.
-    """
-    return replace(
-        ready, config=ready.config.override({"options": options.model_dump(mode="json")})
+def _require_same_data(run: RunFolder, now: RunData) -> None:
+    before = run.data
+    if before.meta is not None and before.meta != (now.meta or {}):
+        raise InputError(
+            f"run {run.name!r} cannot go on: its meta labels were {_in_words(before.meta)}, and "
+            f"are {_in_words(now.meta or {}) or 'none'}",
+            file=str(run.folder),
+            remedy="Restore the metadata, or start a new run without --resume",
+        )
+    if before.fingerprint is None or before.fingerprint == now.fingerprint:
+        return
+    missing, added = _used(before) - _used(now), _used(now) - _used(before)
+    if missing:
+        what = f"cannot be used any more: {', '.join(sorted(missing))}"
+    elif added:
+        what = f"new since it began: {', '.join(sorted(added))}"
+    else:
+        what = "images, labels or annotated slices have changed since it began"
+    raise InputError(
+        f"run {run.name!r} cannot go on as it was; {what}",
+        file=str(run.folder),
+        remedy="Restore the files, or start a new run without --resume",
     )
+
+
+def _in_words(meta: dict[str, int]) -> str:
+    return ", ".join(f"{name} ({count} classes)" for name, count in meta.items())
+
+
+def _used(data: RunData) -> set[str]:
+    return {*data.labelled, *data.validation, *data.unlabelled}

@@ -9,11 +9,12 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
 from MedSSLLib import __version__
 from MedSSLLib.config.run import RunConfig, as_begun
@@ -22,43 +23,196 @@ from MedSSLLib.core.files import FileLock, read_json, write_json
 from MedSSLLib.data.plan import Plan
 from MedSSLLib.project.project import Project
 from MedSSLLib.project.runs import FORMAT, FORMAT_VERSION, WEIGHTS, begun
+from MedSSLLib.training.checkpoint import load_tensors
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_CONFIG = "config.json"
 _PACKAGES = ("torch", "monai", "numpy", "SimpleITK", "lightning-fabric")
 
-AnyModel = TypeVar("AnyModel", bound=BaseModel)
+_Part = TypeVar("_Part", bound=BaseModel)
 
 
 class RunData(BaseModel):
-    """What a run knows of its data: class names and label values, both with background, and pieces.
+    """What a run knows of its data.
 
     Attributes:
-        one_piece: class indices that are one piece in every dense label.
-        undivided: without dense labels, those that annotated slices show in one piece.
+        classes: class names, with background.
+        values: label values in class order, with background.
+        single_component: class indices that are one piece in every dense label (``one_piece`` in
+            runs of earlier versions).
+        connected_on_slices: without dense labels, those that annotated slices show in one piece
+            (``undivided`` in runs of earlier versions).
+        labelled: names of the cases trained on with their labels.
+        validation: names of the held-out labelled cases.
+        unlabelled: names of the cases whose images alone are used.
+        annotated: annotated slices by case, as :class:`~MedSSLLib.images.labels.Annotated` writes
+            them.
+        seen_before: names of the cases whose labels trained the weights that the run started from.
+        fingerprint: of the preprocessed data; None in runs that have none.
+        meta: number of classes of each meta label; None in runs without meta labels.
     """
 
     model_config = ConfigDict(extra="allow")
 
     classes: tuple[str, ...] = Field(min_length=1, max_length=255)
     values: tuple[int, ...]
-    one_piece: tuple[int, ...] = ()
-    undivided: tuple[int, ...] = ()
+    single_component: tuple[int, ...] = Field(
+        (), validation_alias=AliasChoices("single_component", "one_piece")
+    )
+    connected_on_slices: tuple[int, ...] = Field(
+        (), validation_alias=AliasChoices("connected_on_slices", "undivided")
+    )
+    labelled: tuple[str, ...] = ()
+    validation: tuple[str, ...] = ()
+    unlabelled: tuple[str, ...] = ()
+    annotated: dict[str, Any] = Field(default_factory=dict)
+    seen_before: tuple[str, ...] = ()
+    fingerprint: str | None = None
+    meta: dict[str, int] | None = None
 
 
-def open_run(project: Project, config: RunConfig) -> tuple[Path, RunConfig]:
-    """The run folder for a configuration: a new one, or with ``resume`` the one to go on with (and
-    its own settings).
+class RunFolder:
+    """A run, by its folder; every file of it is read when it is first asked for, and only once.
+
+    Reading raises InputError where a file is missing, damaged or newer than this version.
+
+    Attributes:
+        folder: the run's folder.
+        weights_file: its weights, which a run that is not finished does not have.
+    """
+
+    def __init__(self, folder: Path, weights_file: Path | None = None) -> None:
+        """With `weights_file`, a weight file that may lie in a run's folder or anywhere else."""
+        self.folder = folder
+        self.weights_file = weights_file or folder / WEIGHTS
+
+    @property
+    def name(self) -> str:
+        """The name of the run."""
+        return self.folder.name
+
+    @property
+    def recorded(self) -> bool:
+        """Whether the folder holds the settings of a run."""
+        return (self.folder / _CONFIG).exists()
+
+    @property
+    def finished(self) -> bool:
+        """Whether there are weights."""
+        return self.weights_file.exists()
+
+    @property
+    def has_checkpoint(self) -> bool:
+        """Whether there is a checkpoint to go on from."""
+        return any((self.folder / "checkpoint").glob("*.safetensors"))
+
+    @cached_property
+    def record(self) -> dict[str, Any]:
+        """The contents of ``config.json``."""
+        return read_json(self.folder / _CONFIG, format_name=FORMAT, newest_version=FORMAT_VERSION)
+
+    @cached_property
+    def config(self) -> RunConfig:
+        """The settings."""
+        return self._part("config", RunConfig)
+
+    @cached_property
+    def plan(self) -> Plan:
+        """The plan of its data."""
+        return self._part("plan", Plan)
+
+    @cached_property
+    def data(self) -> RunData:
+        """What was recorded about its data."""
+        return self._part("data", RunData)
+
+    @property
+    def precision(self) -> str | None:
+        """The number format it trains in; None in runs of versions that did not record it."""
+        return self.record.get("precision")
+
+    @cached_property
+    def metrics(self) -> dict[str, Any]:
+        """The contents of ``metrics.json``; empty where there is none."""
+        path = self.folder / "metrics.json"
+        return read_json(path) if path.exists() else {}
+
+    @cached_property
+    def tensors(self) -> dict[str, Tensor]:
+        """The weights by name, on the CPU."""
+        return load_tensors(self.weights_file)[0]
+
+    @property
+    def labels_seen(self) -> frozenset[str]:
+        """Cases whose labels have trained the weights, or those that the run started from.
+
+        Pseudo-labels that a person has accepted count. Empty for a file that is of no run.
+        """
+        if not self.recorded:
+            return frozenset()
+        accepted = self.config.options.get("accept", ())
+        return frozenset((*self.data.labelled, *self.data.seen_before, *accepted))
+
+    def _part(self, key: str, kind: type[_Part]) -> _Part:
+        try:
+            return kind.model_validate(self.record[key])
+        except (KeyError, ValidationError) as error:
+            raise InputError(
+                f"has no usable {key!r}",
+                file=self.folder / _CONFIG,
+                remedy="Restore the file from a backup, or train again",
+            ) from error
+
+
+def find_start(project: Project, name: str) -> RunFolder | None:
+    """The finished run, or the weight file, that ``--init`` names; None for 'none'.
+
+    Raises:
+        InputError: no such file or run, or the run is not finished.
+    """
+    if name in ("", "none"):
+        return None
+    path = Path(name)
+    if path.suffix == ".safetensors":
+        if not path.is_file():
+            raise InputError("does not exist", file=name, remedy="Check the path of --init")
+        return RunFolder(path.parent, path)
+    if path.is_file() or "/" in name or path.suffix in (".pt", ".pth", ".ckpt"):
+        raise InputError(
+            "is neither the name of a run nor a .safetensors file",
+            file=name,
+            remedy="Other weights become a run with: medssl import PROJECT --from FILE --name RUN",
+        )
+    run = RunFolder(project.run_folder(name))
+    if run.finished:
+        return run
+    found = "is not finished: it has no weights" if run.folder.exists() else "does not exist"
+    raise InputError(
+        f"run {name!r} {found}",
+        file=str(project.folder),
+        remedy="See `medssl runs PROJECT` for finished runs",
+    )
+
+
+def open_run(
+    project: Project, config: RunConfig, going_on: RunFolder | None = None
+) -> tuple[Path, RunConfig]:
+    """The folder and the settings of a new run, or with ``resume`` of the one to go on with.
+
+    A run that goes on keeps its own settings, but for the device. It may be given as `going_on`.
 
     Raises:
         InputError: the name is taken, or there is nothing to resume.
     """
     if config.resume:
-        folder = resumable(project, config)
-        return folder, as_begun(read_config(folder)).override(
-            {"resume": True, "device": config.device}
-        )
+        run = going_on or resumable(project, config)
+        changes = {"resume": True, "device": config.device}
+        return run.folder, as_begun(run.config).override(changes)
     name = config.name or _free_name(project, config)
     folder = project.run_folder(name)
-    if (folder / "config.json").exists() and not _abandoned(folder):
+    if (folder / _CONFIG).exists() and not _abandoned(folder):
         raise InputError(
             f"run {name!r} exists already",
             file=str(folder),
@@ -69,8 +223,7 @@ def open_run(project: Project, config: RunConfig) -> tuple[Path, RunConfig]:
 
 
 def _abandoned(folder: Path) -> bool:
-    """Whether a run ended before its first checkpoint, so that there is nothing in it; it is then
-    cleared away.
+    """Whether a run ended before its first checkpoint; what it left is then cleared away.
 
     Raises:
         MedSSLError: it has only just begun, in another process.
@@ -78,7 +231,7 @@ def _abandoned(folder: Path) -> bool:
     if begun(folder):
         return False
     with FileLock(folder / ".lock", timeout=0):
-        (folder / "config.json").unlink(missing_ok=True)
+        (folder / _CONFIG).unlink(missing_ok=True)
         for part in ("pseudo", "stages"):  # made under other settings
             shutil.rmtree(folder / part, ignore_errors=True)
     return True
@@ -86,59 +239,57 @@ def _abandoned(folder: Path) -> bool:
 
 def _free_name(project: Project, config: RunConfig) -> str:
     stem = config.method if config.command == "pretrain" else config.command
-    taken = (
-        [p.name for p in project.runs_folder.glob(f"{stem}-*")]
-        if project.runs_folder.exists()
-        else []
-    )
-    numbers = [
-        int(m[1]) for name in taken if (m := re.fullmatch(rf"{re.escape(stem)}-(\d+)", name))
-    ]
-    return f"{stem}-{max(numbers, default=0) + 1}"
+    pattern = re.compile(rf"{re.escape(stem)}-(\d+)")
+    highest = 0
+    for path in project.runs_folder.glob(f"{stem}-*"):
+        if match := pattern.fullmatch(path.name):
+            highest = max(highest, int(match[1]))
+    return f"{stem}-{highest + 1}"
 
 
-def resumable(project: Project, config: RunConfig) -> Path:
-    """The folder of the run to go on with: the one named, else the newest unfinished one of the
-    command.
+def resumable(project: Project, config: RunConfig) -> RunFolder:
+    """The run to go on with: the one named, else the newest unfinished one of the command.
 
     Raises:
         InputError: there is none.
     """
     if config.name:
-        folder = project.run_folder(config.name)
-        if not (folder / "config.json").exists():
-            raise InputError(
-                f"there is no run {config.name!r} to resume",
-                file=str(project.folder),
-                remedy="See `medssl runs PROJECT` for the names",
-            )
-        if (folder / WEIGHTS).exists():
-            raise InputError(
-                f"run {config.name!r} is finished, nothing is left to resume",
-                file=str(folder),
-                remedy="Start a new run without --resume",
-            )
-        if not any((folder / "checkpoint").glob("*.safetensors")):
-            raise InputError(
-                f"run {config.name!r} stopped before its first checkpoint, nothing can be resumed",
-                file=str(folder),
-                remedy="Start a new run without --resume",
-            )
-        return folder
-    open_runs = [
-        p.parent
-        for p in project.runs_folder.glob("*/config.json")
-        if not (p.parent / WEIGHTS).exists()
-        and any((p.parent / "checkpoint").glob("*.safetensors"))
-        and read_config(p.parent).command == config.command
-    ]
-    if not open_runs:
+        return _resumable_by_name(project, config.name)
+    candidates = []
+    for path in project.runs_folder.glob(f"*/{_CONFIG}"):
+        run = RunFolder(path.parent)
+        if not run.finished and run.has_checkpoint and run.config.command == config.command:
+            candidates.append((path.stat().st_mtime, run.name, run))
+    if not candidates:
         raise InputError(
             f"there is no unfinished {config.command} run to resume",
             file=str(project.folder),
             remedy="Start without --resume",
         )
-    return max(open_runs, key=lambda p: (p / "config.json").stat().st_mtime)
+    return max(candidates, key=lambda candidate: candidate[:2])[2]
+
+
+def _resumable_by_name(project: Project, name: str) -> RunFolder:
+    run = RunFolder(project.run_folder(name))
+    if not run.recorded:
+        raise InputError(
+            f"there is no run {name!r} to resume",
+            file=str(project.folder),
+            remedy="See `medssl runs PROJECT` for the names",
+        )
+    if run.finished:
+        raise InputError(
+            f"run {name!r} is finished, nothing is left to resume",
+            file=str(run.folder),
+            remedy="Start a new run without --resume",
+        )
+    if not run.has_checkpoint:
+        raise InputError(
+            f"run {name!r} stopped before its first checkpoint, nothing can be resumed",
+            file=str(run.folder),
+            remedy="Start a new run without --resume",
+        )
+    return run
 
 
 @contextmanager
@@ -161,79 +312,32 @@ def owned(folder: Path) -> Iterator[None]:
             shutil.rmtree(folder, ignore_errors=True)
         raise
     finally:
-        if not (folder / "config.json").exists():
+        if not (folder / _CONFIG).exists():
             shutil.rmtree(folder, ignore_errors=True)
 
 
 def write_config(
     folder: Path, config: RunConfig, plan: Plan, facts: dict[str, Any], precision: str = ""
 ) -> None:
-    """``config.json``: settings, plan, versions, facts about the data (classes, cases), the number
-    format taken.
+    """Write ``config.json``, where there is none yet.
+
+    It holds settings, plan, facts about the data (see :class:`RunData`), versions of packages, and
+    the number format taken.
     """
-    if (folder / "config.json").exists():
+    if (folder / _CONFIG).exists():
         return
-    write_json(
-        folder / "config.json",
-        {
-            "format": FORMAT,
-            "format_version": FORMAT_VERSION,
-            "config": config.model_dump(mode="json"),
-            "plan": plan.model_dump(mode="json"),
-            "data": facts,
-            "versions": versions(),
-            "started": time.time(),
-            **({"precision": precision} if precision else {}),
-        },
-    )
-
-
-def read_run(folder: Path) -> dict[str, Any]:
-    """The contents of ``config.json``.
-
-    Raises:
-        InputError: it is missing, damaged or newer than this version.
-    """
-    return read_json(folder / "config.json", format_name=FORMAT, newest_version=FORMAT_VERSION)
-
-
-def read_config(folder: Path) -> RunConfig:
-    """The run's settings. Raises InputError as `read_run` does."""
-    return _part(folder, "config", RunConfig)
-
-
-def read_plan(folder: Path) -> Plan:
-    """The run's plan. Raises InputError as `read_run` does."""
-    return _part(folder, "plan", Plan)
-
-
-def read_data(folder: Path) -> RunData:
-    """What the run recorded about its data. Raises InputError as `read_run` does."""
-    return _part(folder, "data", RunData)
-
-
-def labels_seen(weights: Path | None) -> set[str]:
-    """Names of the cases whose labels have trained the weights of a run, or those that it started
-    from.
-
-    Pseudo-labels that a person has accepted count. Empty for no weights, and for a file that is of
-    no run.
-    """
-    if weights is None or not (weights.parent / "config.json").exists():
-        return set()
-    data, options = read_run(weights.parent)["data"], read_config(weights.parent).options
-    return {*data.get("labelled", ()), *data.get("seen_before", ()), *options.get("accept", ())}
-
-
-def _part(folder: Path, key: str, kind: type[AnyModel]) -> AnyModel:
-    try:
-        return kind.model_validate(read_run(folder)[key])
-    except (KeyError, ValidationError) as error:
-        raise InputError(
-            f"has no usable {key!r}",
-            file=folder / "config.json",
-            remedy="Restore the file from a backup, or train again",
-        ) from error
+    content: dict[str, Any] = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "config": config.model_dump(mode="json"),
+        "plan": plan.model_dump(mode="json"),
+        "data": facts,
+        "versions": versions(),
+        "started": time.time(),
+    }
+    if precision:
+        content["precision"] = precision
+    write_json(folder / _CONFIG, content)
 
 
 def versions() -> dict[str, str]:

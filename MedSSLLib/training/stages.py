@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from MedSSLLib.config.run import RunConfig
@@ -12,51 +11,43 @@ from MedSSLLib.networks.unet import SegmentationNet, place
 from MedSSLLib.project.runs import WEIGHTS
 from MedSSLLib.training.budget import Budget
 from MedSSLLib.training.checkpoint import save_tensors
-from MedSSLLib.training.context import (
-    Preparation,
-    make_encoder,
-)
+from MedSSLLib.training.context import TrainingContext, make_encoder
 from MedSSLLib.training.devices import seed_step
 from MedSSLLib.training.model_card import write_model_card
-from MedSSLLib.training.trainer import LoopConfig, Task, Trainer
+from MedSSLLib.training.run_folder import RunFolder
+from MedSSLLib.training.task import Task
+from MedSSLLib.training.trainer import LoopConfig, Trainer
 
 
-def build_network(ready: Preparation, plan: Plan, init: Path | None) -> SegmentationNet:
-    """The network on the device, seeded, with a transferred encoder when there is one; the transfer
-    is reported.
-    """
-    seed_step(ready.config.seed, 0)
-    encoder, report = make_encoder(ready, plan, init)
-    if report is not None:
-        ready.events.emit(
-            "metric", stage="transfer", tensors_loaded=len(report.loaded), report=report.text()
-        )
-    net = SegmentationNet(
-        encoder, len(ready.project.classes), ready.config.network.deep_supervision
-    )
-    if ready.config.freeze_encoder:
+def build_network(context: TrainingContext, plan: Plan, start: RunFolder | None) -> SegmentationNet:
+    """The network on the device, seeded, with the encoder of `start` where there is one."""
+    seed_step(context.config.seed, 0)
+    encoder = make_encoder(context, plan, start)
+    deep = context.config.network.deep_supervision
+    net = SegmentationNet(encoder, len(context.project.classes), deep)
+    if context.config.freeze_encoder:
         net.encoder.requires_grad_(False)
-    place(net, ready.device, plan.dim)
+    place(net, context.device, plan.dim)
     return net
 
 
-def stage_budget(config: RunConfig, share: float = 1.0) -> Budget:
-    """The budget of one stage that may use `share` of the run's steps or minutes."""
+def stage_budget(config: RunConfig, fraction: float = 1.0) -> Budget:
+    """The budget of one stage that may use a fraction of the run's steps or minutes."""
     training = config.training
     if training.minutes:
-        return Budget(seconds=training.minutes * 60 * share)
-    return Budget(steps=max(1, round(training.steps * share)))
+        return Budget(seconds=training.minutes * 60 * fraction)
+    return Budget(steps=max(1, round(training.steps * fraction)))
 
 
-def fit(ready: Preparation, task: Task, budget: Budget, stage: str = "finetune") -> dict[str, Any]:
-    """Train a task's module in place (it ends with the weights to keep); returns what is worth
-    recording.
+def fit(
+    context: TrainingContext, task: Task, budget: Budget, stage: str = "finetune"
+) -> dict[str, Any]:
+    """Train a task's module in place; it ends with the weights to keep.
+
+    Returns:
+        What is worth recording: steps, seconds, the scores of all validations, the best of them.
     """
-    trainer = Trainer(
-        task, loop_config(ready.config, stage, budget), ready.fabric, ready.folder, ready.events
-    )
-    if ready.config.resume:
-        trainer.resume()
+    trainer = make_trainer(context, task, budget, stage)
     task.module.load_state_dict(trainer.run())
     state = trainer.state
     return {
@@ -68,41 +59,50 @@ def fit(ready: Preparation, task: Task, budget: Budget, stage: str = "finetune")
     }
 
 
+def make_trainer(context: TrainingContext, task: Task, budget: Budget, stage: str) -> Trainer:
+    """The trainer of one stage, at its checkpoint where the run goes on."""
+    loop = loop_config(context.config, stage, budget)
+    trainer = Trainer(task, loop, context.fabric, context.folder, context.events)
+    if context.config.resume:
+        trainer.resume()
+    return trainer
+
+
 def loop_config(config: RunConfig, stage: str, budget: Budget) -> LoopConfig:
     """The trainer's numbers for one stage of a run."""
     training = config.training
-    factor = config.optimiser.encoder_lr if config.init not in ("", "none") else 1.0
+    transferred = config.init not in ("", "none")
     return LoopConfig(
-        stage,
-        config.seed,
-        budget,
-        config.optimiser,
-        factor,
-        training.accumulate,
-        training.ema,
-        training.validate_every,
-        training.patience,
+        stage=stage,
+        seed=config.seed,
+        budget=budget,
+        optimiser=config.optimiser,
+        encoder_factor=config.optimiser.encoder_lr if transferred else 1.0,
+        accumulate=training.accumulate,
+        ema=training.ema,
+        validate_every=training.validate_every,
+        patience=training.patience,
     )
 
 
 def finish(
-    ready: Preparation, plan: Plan, net: SegmentationNet, figures: dict[str, Any], **told: Any
+    context: TrainingContext, net: SegmentationNet, metrics: dict[str, Any], **told: Any
 ) -> None:
-    """Keep the weights, then metrics and the model card; `told` joins the last event."""
-    if not ready.fabric.is_global_zero:
+    """Keep metrics, model card and weights; `told` joins the last event."""
+    if not context.is_first:
         return
-    state = net.state_dict()
-    write_json(ready.folder / "metrics.json", figures)
-    write_model_card(ready.folder, ready.project, ready.config, plan, figures)
-    save_tensors(
-        ready.folder / WEIGHTS,
-        state,
-        {"classes": list(ready.project.classes), "kind": "segmentation"},
-    )
-    ready.events.emit(
-        "done", run=ready.folder.name, folder=str(ready.folder), **_plain(figures), **told
-    )
+    keep_segmentation(context, net, metrics)
+    plain = {key: value for key, value in metrics.items() if isinstance(value, int | float | str)}
+    run = context.run
+    context.events.emit("done", run=run.name, folder=str(run.folder), **plain, **told)
 
 
-def _plain(figures: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in figures.items() if isinstance(value, int | float | str)}
+def keep_segmentation(
+    context: TrainingContext, net: SegmentationNet, metrics: dict[str, Any]
+) -> None:
+    """Write metrics, model card and, last, the weights: what makes a run a finished one."""
+    folder = context.folder
+    write_json(folder / "metrics.json", metrics)
+    write_model_card(context.run, context.project, metrics)
+    facts = {"classes": list(context.project.classes), "kind": "segmentation"}
+    save_tensors(folder / WEIGHTS, net.state_dict(), facts)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,12 +38,12 @@ from MedSSLLib.training.devices import (
     seed_step,
 )
 from MedSSLLib.training.optimisers import build_optimiser, set_rate, warmup_cosine
-from MedSSLLib.training.task import Task as Task
+from MedSSLLib.training.task import Task
 
 STOP_FILE = "stop"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LoopConfig:
     """Numbers of one training loop; see TrainingConfig for their meaning."""
 
@@ -60,8 +61,9 @@ class LoopConfig:
 
 @dataclass
 class TrainState:
-    """What a checkpoint holds besides tensors; `parts` are a step's micro-batches (0: as
-    configured).
+    """What a checkpoint holds besides tensors.
+
+    `micro_batches` are those of a step in one process, 0 where there are as many as configured.
     """
 
     step: int = 0
@@ -72,25 +74,27 @@ class TrainState:
     misses: int = 0
     next_validation: float = 0.0
     stopped_early: bool = False
-    parts: int = 0
+    micro_batches: int = 0
     scores: list[dict[str, float]] = field(default_factory=list)
+
+    @classmethod
+    def from_facts(cls, facts: Mapping[str, Any]) -> TrainState:
+        """The state that a checkpoint holds; earlier versions called the micro-batches parts."""
+        names = {"parts": "micro_batches"}
+        return cls(**{names.get(name, name): value for name, value in facts.items()})
 
 
 class Trainer:
-    """Runs a task to the end of its budget, or to cancellation; resumes exactly where a checkpoint
-    was written.
+    """Runs a task to the end of its budget, or to cancellation.
+
+    It resumes exactly where a checkpoint was written.
     """
 
     def __init__(
         self, task: Task, config: LoopConfig, fabric: Fabric, folder: Path, events: Events
     ) -> None:
-        self.task, self.config, self.fabric, self.folder, self.events = (
-            task,
-            config,
-            fabric,
-            folder,
-            events,
-        )
+        self.task, self.config = task, config
+        self.fabric, self.folder, self.events = fabric, folder, events
         self.module = task.module
         self.optimiser = build_optimiser(self.module, config.optimiser, config.encoder_factor)
         self.parameters = [p for p in self.module.parameters() if p.requires_grad]
@@ -154,64 +158,69 @@ class Trainer:
         if self.best_weights is not None:
             return self.best_weights
         with self.average.applied():
-            return {name: t.detach().cpu().clone() for name, t in self.module.state_dict().items()}
+            return self._copied_weights()
+
+    def _copied_weights(self) -> dict[str, Tensor]:
+        return {name: t.detach().cpu().clone() for name, t in self.module.state_dict().items()}
 
     def _load(self, loader: ThreadPoolExecutor, step: int) -> list[Future[Any]]:
-        own = self.state.parts or self.config.accumulate
-        parts, first = self.fabric.world_size * own, self.fabric.global_rank * own
+        """The micro-batches of a step that are this process's own, as they become ready."""
+        own = self.state.micro_batches or self.config.accumulate
+        everyone, first = self.fabric.world_size * own, self.fabric.global_rank * own
         return [
-            loader.submit(self.task.host_batch, step, part, parts)
-            for part in range(first, first + own)
+            loader.submit(self.task.host_batch, step, micro_batch, everyone)
+            for micro_batch in range(first, first + own)
         ]
 
-    def _attempt(self, parts: list[Future[Any]]) -> dict[str, Tensor] | None:
-        """One step; None where memory ran out and the batch is now computed in twice as many parts.
+    def _attempt(self, micro_batches: list[Future[Any]]) -> dict[str, Tensor] | None:
+        """One step; None where memory ran out and the batch is now split twice as finely.
 
         Raises:
             GuardError: memory ran out and the batch cannot be split further.
         """
         try:
-            return self._step(parts)
+            return self._step(micro_batches)
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
             problem = str(error).split("\n")[0] or "no more memory"
         torch.cuda.empty_cache()  # does nothing without CUDA
-        self._split_further(2 * len(parts), problem)
+        self._split_further(2 * len(micro_batches), problem)
         return None
 
-    def _split_further(self, parts: int, problem: str) -> None:
+    def _split_further(self, micro_batches: int, problem: str) -> None:
         step = self.state.step
         try:
             if self.rule is not None or self.fabric.world_size > 1:
                 raise InputError("this batch is needed whole")
-            self.task.host_batch(step, 0, parts)
+            self.task.host_batch(step, 0, micro_batches)
         except InputError as error:
             raise GuardError(
                 f"Out of memory at step {step + 1} ({problem}), and {error.finding}. The last "
-                "checkpoint "
-                "is kept. Use a smaller --batch or a smaller patch (--set training.voxels=N)."
+                "checkpoint is kept. Use a smaller --batch or a smaller patch "
+                "(--set training.voxels=N)."
             ) from None
-        self.state.parts = parts
-        message = (
-            f"Out of memory at step {step + 1} ({problem}). "
-            f"From now on each batch is computed in {parts} parts."
+        self.state.micro_batches = micro_batches
+        self.events.emit(
+            "warning",
+            message=f"Out of memory at step {step + 1} ({problem}). "
+            f"From now on each batch is computed in {micro_batches} parts.",
         )
-        self.events.emit("warning", message=message)
 
-    def _step(self, parts: list[Future[Any]]) -> dict[str, Tensor]:
+    def _step(self, micro_batches: list[Future[Any]]) -> dict[str, Tensor]:
         """One optimiser step; nothing in here waits for the device."""
         seed_step(self.config.seed, self.state.step)
         set_rate(self.optimiser, warmup_cosine(self.state.progress, self.config.optimiser.warmup))
         self.optimiser.zero_grad(set_to_none=True)
         totals: dict[str, Tensor] = {}
-        for part in parts:
-            batch = self.task.device_batch(part.result())
+        count = len(micro_batches)
+        for micro_batch in micro_batches:
+            batch = self.task.device_batch(micro_batch.result())
             with self.fabric.autocast():
                 losses = self.task.losses(batch, self.state.progress)
-            self._backward(losses, 1 / len(parts))
+            self._backward(losses, 1 / count)
             for name, loss in losses.items():
-                totals[name] = totals.get(name, 0) + loss.detach() / len(parts)
+                totals[name] = totals.get(name, 0) + loss.detach() / count
         self._update()
         self.task.after_step(self.state.progress)
         self.average.update()
@@ -240,26 +249,26 @@ class Trainer:
         budget = self.config.budget
         if not self.events.due(self.config.stage, self.state.step, budget.steps):
             return
-        figures = _read({**losses, **self.task.diagnostics()})
-        bad = [name for name in losses if not math.isfinite(figures[name])]
+        metrics = _read({**losses, **self.task.diagnostics()})
+        bad = [name for name in losses if not math.isfinite(metrics[name])]
         if bad:
             raise self._not_finite(f"The loss {', '.join(bad)} is")
-        shown = {name: figures[name] for name in losses}
-        others = {name: value for name, value in figures.items() if name not in losses}
+        others = {name: value for name, value in metrics.items() if name not in losses}
         self.events.progress(
             self.config.stage,
             self.state.step,
             budget.steps,
-            shown,
+            {name: metrics[name] for name in losses},
             seconds_left=budget.seconds_left,
             steps_per_second=budget.rate,
             **({"figures": others} if others else {}),
         )
-        self.task.check(figures, self.state.progress)
+        self.task.check(metrics, self.state.progress)
 
     def _advance(self) -> bool:
-        """Count the step; whether a stop was asked for. All processes take the first one's clock
-        and answer.
+        """Count the step; whether a stop was asked for.
+
+        All processes take the clock and the answer of the first one.
         """
         budget, state = self.config.budget, self.state
         state.step, progress, elapsed = budget.advance()
@@ -269,33 +278,37 @@ class Trainer:
         return bool(stop)
 
     def _validate(self) -> None:
-        """Validate the averaged weights on the first process; keep the best, stop when patience has
-        run out.
+        """Validate the averaged weights on the first process and keep the best.
+
+        Training stops early when patience has run out.
         """
         state, started = self.state, time.monotonic()
         while state.next_validation <= state.progress:
             state.next_validation += self.config.validate_every
         with self.average.applied():
             self.module.eval()
-            figures = self.fabric.broadcast(
-                self.task.validate() if self.fabric.is_global_zero else None
-            )
+            own = self.task.validate() if self.fabric.is_global_zero else None
+            metrics = self.fabric.broadcast(own)
             self.module.train()
-            if not figures:
+            if not metrics:
                 return
-            self.events.emit("metric", stage=self.config.stage, step=state.step, **figures)
-            state.scores.append({"step": state.step, **figures})
-            better = state.best is None or figures["score"] > state.best
-            state.misses = 0 if better else state.misses + 1
-            if (
-                better or figures["score"] == state.best
-            ):  # of equals (no structure found yet) the one trained longest
-                state.best, state.best_step = figures["score"], state.step
-                self.best_weights = {
-                    n: t.detach().cpu().clone() for n, t in self.module.state_dict().items()
-                }
+            self.events.emit("metric", stage=self.config.stage, step=state.step, **metrics)
+            self._note_score(metrics)
         self.config.budget.pause(time.monotonic() - started)
         state.stopped_early = bool(self.config.patience) and state.misses >= self.config.patience
+
+    def _note_score(self, metrics: dict[str, float]) -> None:
+        """Keep the module's weights where they are the best so far.
+
+        Of equals, where no structure is found yet, those that were trained longest.
+        """
+        state, score = self.state, metrics["score"]
+        state.scores.append({"step": state.step, **metrics})
+        better = state.best is None or score > state.best
+        state.misses = 0 if better else state.misses + 1
+        if better or score == state.best:
+            state.best, state.best_step = score, state.step
+            self.best_weights = self._copied_weights()
 
     def save(self) -> None:
         """Write the checkpoint (first process only).
@@ -332,8 +345,7 @@ class Trainer:
     def _not_finite(self, what: str) -> GuardError:
         return GuardError(
             f"{what} not a finite number at step {self.state.step}. The last good checkpoint is "
-            "kept. Lower "
-            f"optimiser.lr (now {self.config.optimiser.lr:g}) or use --precision 32."
+            f"kept. Lower optimiser.lr (now {self.config.optimiser.lr:g}) or use --precision 32."
         )
 
     def resume(self) -> bool:
@@ -348,15 +360,13 @@ class Trainer:
             if self.rule is not None:
                 self.rule.load_state_dict(unprefixed("rule", tensors))
             self.best_weights = unprefixed("best", tensors) or None
-            self.state = TrainState(**facts["state"])
+            self.state = TrainState.from_facts(facts["state"])
             if facts["scaler"]:
                 self.scaler.load_state_dict(facts["scaler"])
         return True
 
 
-def _read(figures: dict[str, Tensor]) -> dict[str, float]:
-    """All figures in one transfer."""
-    values = torch.stack(
-        [torch.as_tensor(v).detach().float().reshape(()) for v in figures.values()]
-    ).tolist()
-    return dict(zip(figures, values, strict=True))
+def _read(metrics: dict[str, Tensor]) -> dict[str, float]:
+    """All of them in one transfer."""
+    numbers = [torch.as_tensor(x).detach().float().reshape(()) for x in metrics.values()]
+    return dict(zip(metrics, torch.stack(numbers).tolist(), strict=True))

@@ -62,7 +62,15 @@ def reader(labelled=("c0", "c1"), sparse=()):
 def sampler(dim, cases=("c0", "c1"), batch=2, **changes):
     source = changes.pop("source", None) or reader()
     return SegmentationSampler(
-        source, cases, PATCH[dim], (1.0,) * dim, ALL, batch, 0.5, 0, **changes
+        reader=source,
+        cases=cases,
+        patch=PATCH[dim],
+        spacing=(1.0,) * dim,
+        augment=ALL,
+        batch=batch,
+        foreground=0.5,
+        seed=0,
+        **changes,
     )
 
 

@@ -31,7 +31,6 @@ PAGES = {
         "Testing/bench/NOTES",
         "Testing/bench/peers/README",
         "Testing/faults/README",
-        "Testing/faults/MUTANTS",
         "Testing/gui/slicer_bench/README",
         "CONTRIBUTING",
         "CHANGELOG",

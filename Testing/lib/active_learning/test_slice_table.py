@@ -44,7 +44,14 @@ def test_models_that_are_sure_of_opposite_things_are_unsure_together(name, tmp_p
             return torch.cat([-found, found], 1)
 
     yes, no = (
-        Model(Sure(s), p, (0, 1), ("background", "thing"), CPU, "32")
+        Model(
+            network=Sure(s),
+            plan=p,
+            values=(0, 1),
+            classes=("background", "thing"),
+            device=CPU,
+            precision="32",
+        )
         for s, p in ((1, plan), (-1, finer))
     )
     image, grid = preprocess_image([Volume(array, geometry)], plan)

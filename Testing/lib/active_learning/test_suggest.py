@@ -101,7 +101,14 @@ def _threshold(plan, level):
         def forward(self, x):
             return torch.cat([3 * (level - x), 3 * (x - level)], 1)
 
-    return Model(Threshold(), plan, (0, 1), ("background", "thing"), CPU, "32")
+    return Model(
+        network=Threshold(),
+        plan=plan,
+        values=(0, 1),
+        classes=("background", "thing"),
+        device=CPU,
+        precision="32",
+    )
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from MedSSLLib.core.errors import InputError
-from MedSSLLib.data.batch_samplers import MetaPicker, share_in_another_patient, share_with_positive
+from MedSSLLib.data.batch_samplers import MetaPicker, matched_fraction, matched_in_another_patient
 from MedSSLLib.data.meta_labels import build_metalabels
 from MedSSLLib.data.patch_samplers import Pick
 from MedSSLLib.data.random import own_samples
@@ -71,7 +71,7 @@ def test_slices_of_a_batch(cases_of, samples):
         assert len(picks) == samples == len(set(keys(picks)))
         assert len(by_patient(picks)) >= 2 and min(by_patient(picks).values()) >= 2
         for name in ("patient", "position"):
-            assert share_with_positive(picks)[name] == 1.0
+            assert matched_fraction(picks)[name] == 1.0
         parts = Counter(p.meta["position"] for p in picks)
         assert len(parts) == min(4, samples // 2)
         assert all(
@@ -210,7 +210,7 @@ def test_labels_may_be_missing():
     for step in range(10):
         picks = batch(pick, step)
         known = np.mean([p.meta["group"] >= 0 for p in picks])
-        assert len(picks) == 16 and share_with_positive(picks)["group"] == known
+        assert len(picks) == 16 and matched_fraction(picks)["group"] == known
 
 
 @each("samples", [8, 16, 32])
@@ -252,7 +252,9 @@ def test_shares_count_the_own_case_or_other_patients_only():
         for i, (who, group, phase) in enumerate(values)
     ]
     cases = [Case(p.name, (), metadata={"patient": p.name[0]}) for p in picks]
-    assert share_with_positive(picks) == pytest.approx(
+    assert matched_fraction(picks) == pytest.approx(
         {"patient": 5 / 6, "group": 5 / 6, "phase": 2 / 6}
     )
-    assert share_in_another_patient(picks, cases) == pytest.approx({"group": 3 / 6, "phase": 2 / 6})
+    assert matched_in_another_patient(picks, cases) == pytest.approx(
+        {"group": 3 / 6, "phase": 2 / 6}
+    )

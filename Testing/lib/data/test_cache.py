@@ -39,7 +39,7 @@ def case(source):
 def filled(case, tmp_path_factory):
     """A cache with one labelled case."""
     cache = Cache(tmp_path_factory.mktemp("filled"), PLAN)
-    assert cache.prepare([case], labels=True, values=VALUES) == []
+    assert not cache.prepare([case], labels=True, values=VALUES).refused
     return cache
 
 
@@ -101,7 +101,7 @@ def test_two_channels(tmp_path):
     first, second = write_case(tmp_path, "a", seed=1), write_case(tmp_path, "b", seed=2)
     plan = PLAN.model_copy(update={"channels": 2, "modality": ("MR", "MR")})
     cache = Cache(tmp_path / "cache", plan)
-    assert cache.prepare([replace(first, images=(*first.images, *second.images))]) == []
+    assert not cache.prepare([replace(first, images=(*first.images, *second.images))]).refused
     assert cache.shape("a")[0] == 2
     single = Cache(tmp_path / "cache", PLAN)
     single.prepare([first, second])
@@ -183,7 +183,7 @@ def test_labels_are_not_opened_unless_asked_for(case, tmp_path, monkeypatch):
     real = hashes.content_hash
     monkeypatch.setattr(hashes, "content_hash", lambda path: opened.append(path) or real(path))
     cache = Cache(tmp_path, PLAN)
-    assert cache.prepare([case]) == []
+    assert not cache.prepare([case]).refused
     assert opened == list(case.images)
     assert not (tmp_path / "labels").exists()
     with pytest.raises(KeyError):
@@ -217,7 +217,7 @@ def test_clear(case, tmp_path):
     assert cache.clear() == size > 0
     assert contents(tmp_path / "cache") == ["notes.txt"]
     assert clear_cache(tmp_path / "nothing") == 0
-    assert cache.prepare([case], labels=True, values=VALUES) == []
+    assert not cache.prepare([case], labels=True, values=VALUES).refused
     clear_cache(tmp_path / "cache")
     cache._handles.close()
     with pytest.raises(MedSSLError, match="Run the command again"):
@@ -237,7 +237,7 @@ def test_real_labels_come_back_to_their_grid(tmp_path, data_folder, name, values
     paths = sorted((root / "images").iterdir())[:12:3]
     cases = [Case(io.case_name(path), (path,), root / "labels" / path.name) for path in paths]
     cache = Cache(tmp_path, make_plan([io.read_header(path) for path in paths], modality="MR"))
-    assert cache.prepare(cases, labels=True, values=values) == []
+    assert not cache.prepare(cases, labels=True, values=values).refused
     for case in cases:
         image = whole(cache, case.name)
         assert abs(image.mean()) < 0.3 and 0.7 < image.std() < 1.3

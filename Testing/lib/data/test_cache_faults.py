@@ -49,9 +49,9 @@ def test_second_preparation_computes_and_hashes_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(hashes, "content_hash", never)
     again = Cache(tmp_path / "cache", PLAN.model_copy(update={"patch": (8, 8, 8)}))
     calls = []
-    assert (
-        again.prepare([case], labels=True, values=VALUES, progress=lambda *n: calls.append(n)) == []
-    )
+    assert not again.prepare(
+        [case], labels=True, values=VALUES, progress=lambda *n: calls.append(n)
+    ).refused
     assert calls == [(1, 1)]
     assert whole(again, "one").shape == again.shape("one")
 
@@ -110,7 +110,7 @@ def test_folder_of_files_is_known_by_all_of_them(tmp_path):
 
 def test_broken_memory_of_hashes_is_no_obstacle(case, tmp_path):
     (tmp_path / "hashes.json").write_text("[1, 2")
-    assert Cache(tmp_path, PLAN).prepare([case]) == []
+    assert not Cache(tmp_path, PLAN).prepare([case]).refused
 
 
 @pytest.mark.parametrize(
@@ -221,7 +221,7 @@ def test_damaged_entries_are_made_again(case, tmp_path, damage, kind):
     (entry / ".tmp-1234-data.b2nd").write_bytes(b"left by a killed process")
     damage(entry)
     again = Cache(tmp_path, PLAN)
-    assert again.prepare([case], labels=True, values=VALUES) == []
+    assert not again.prepare([case], labels=True, values=VALUES).refused
     np.testing.assert_array_equal(whole(again, "one"), image)
     np.testing.assert_array_equal(again.label("one", (0, 0, 0), (9, 9, 9)), label)
     assert not list(entry.glob(".tmp*"))
@@ -240,7 +240,7 @@ def test_damage_found_while_reading_is_said_and_repaired(case, tmp_path):
     again.prepare([case])
     with pytest.raises(MedSSLError, match="damaged"):
         whole(again, "one")
-    assert again.prepare([case]) == []
+    assert not again.prepare([case]).refused
     np.testing.assert_array_equal(whole(again, "one").shape, again.shape("one"))
 
 
@@ -254,7 +254,7 @@ def test_interrupted_writing_leaves_no_entry(case, tmp_path, monkeypatch):
     monkeypatch.undo()
     (entry,) = (tmp_path / "images").iterdir()
     assert array_store.read_info(entry) is None
-    assert Cache(tmp_path, PLAN).prepare([case]) == []
+    assert not Cache(tmp_path, PLAN).prepare([case]).refused
     assert array_store.read_info(entry) is not None
 
 
@@ -262,7 +262,7 @@ def test_moved_cache_stays_valid(case, tmp_path, monkeypatch):
     Cache(tmp_path / "a", PLAN).prepare([case])
     shutil.copytree(tmp_path / "a", tmp_path / "b", copy_function=shutil.copyfile)  # new times
     monkeypatch.setattr(cache_module, "preprocess_image", never)
-    assert Cache(tmp_path / "b", PLAN).prepare([case]) == []
+    assert not Cache(tmp_path / "b", PLAN).prepare([case]).refused
 
 
 @pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root may write anywhere")

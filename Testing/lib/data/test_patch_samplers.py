@@ -38,7 +38,12 @@ def reader(cases=3, shape=(14, 18, 16), channels=1, seed=0):
 def segmentation(source, patch, augment=PLAIN, **changes):
     values = {"batch": 4, "foreground": 0.5, "seed": 0} | changes
     return SegmentationSampler(
-        source, tuple(source.images), patch, (1.0,) * len(patch), augment, **values
+        reader=source,
+        cases=tuple(source.images),
+        patch=patch,
+        spacing=(1.0,) * len(patch),
+        augment=augment,
+        **values,
     )
 
 
@@ -58,7 +63,14 @@ def views(source, patch, augment=RICH, samples=4, dim=3, **changes):
         "rotation": 0.0,
         "seed": 0,
     } | changes
-    return ViewSampler(source, pick, patch, (1.0,) * len(patch), augment, **values)
+    return ViewSampler(
+        reader=source,
+        pick=pick,
+        patch=patch,
+        spacing=(1.0,) * len(patch),
+        augment=augment,
+        **values,
+    )
 
 
 SAMPLERS = {
@@ -403,17 +415,17 @@ def test_views_of_the_whole_image_scale_with_it(shape):
     patch = (16, 8)
     picks = [Pick("c0", 2)] * 50
     sampler = ViewSampler(
-        reader(1, shape),
-        lambda rng, step: picks,
-        patch,
-        (1.0, 1.0),
-        None,
-        2,
-        (0.75, 1.0),
-        0.7,
-        0.0,
-        0.0,
-        0,
+        reader=reader(1, shape),
+        pick=lambda rng, step: picks,
+        patch=patch,
+        spacing=(1.0, 1.0),
+        augment=None,
+        views=2,
+        scale=(0.75, 1.0),
+        min_overlap=0.7,
+        flip=0.0,
+        rotation=0.0,
+        seed=0,
         whole=True,
     )
     geometry = sampler.sample(0).geometry

@@ -28,7 +28,7 @@ from MedSSLLib.images.geometry import Geometry, Volume
 from MedSSLLib.images.labels import IGNORE, Annotated
 from MedSSLLib.project.manifest import Case
 from Testing.lib.case_helpers import each
-from Testing.lib.core_helpers import MemoryReader, lone_fabric
+from Testing.lib.core_helpers import MemoryReader
 
 
 def softmax(logits):
@@ -165,8 +165,8 @@ def test_a_run_measures_its_held_out_cases_by_patient():
     rng = np.random.default_rng(9)
     images = {name: rng.normal(size=(1, 2, 8, 8)).astype(np.float32) for name in "ab"}
     reader = MemoryReader(images, {name: (x[0] > 0).astype(np.uint8) for name, x in images.items()})
-    ready = SimpleNamespace(
-        fabric=lone_fabric(), device=torch.device("cpu"), config=SimpleNamespace(seed=0)
+    context = SimpleNamespace(
+        is_first=True, device=torch.device("cpu"), config=SimpleNamespace(seed=0)
     )
     net = torch.nn.Conv2d(1, 2, 1)
     for patients, measured in ((("p", "q"), True), (("p", "p"), False)):
@@ -174,7 +174,7 @@ def test_a_run_measures_its_held_out_cases_by_patient():
             Case(n, (), metadata={"patient": p}) for n, p in zip("ab", patients, strict=True)
         )
         plan = make_plan([Geometry((8, 8, 2))], modality="MR", dim=2)
-        found = held_out_calibration(ready, LabelledData(plan, reader, (), cases), net)
+        found = held_out_calibration(context, LabelledData(plan, reader, (), cases), net)
         assert found["cases"] == 2 and (found["ece_scaled"] is not None) == measured
 
 

@@ -20,7 +20,7 @@ from MedSSLLib.images.labels import Annotated, counted_mask, simulate_annotation
 from MedSSLLib.images.shape_interpolation import product_of_experts
 from MedSSLLib.inference.model import load_model
 from MedSSLLib.project.project import Project
-from MedSSLLib.training.run_folder import read_plan
+from MedSSLLib.training.run_folder import RunFolder
 from Testing.lib.case_helpers import each
 from Testing.lib.conftest import GEOMETRIES
 from Testing.lib.core_helpers import loud, tiny_config, tiny_project
@@ -244,7 +244,7 @@ def test_an_encoder_decides_the_dimension_and_2d_slices_follow_the_drawing(spars
     project = Project.open(sparse.folder)
     project.set_annotated("case0", Annotated.of([(0, [8, 11])]))
     path = run_complete(project, config("case0", init="encoder"), Events())
-    plan = read_plan(path.parent)
+    plan = RunFolder(path.parent).plan
     assert plan.dim == 2 and plan.slice_axis == 0, "i runs along L"
     assert (path.parent / "transfer.txt").exists()
 

@@ -20,7 +20,7 @@ from MedSSLLib.images.labels import Annotated, sparse_label
 from MedSSLLib.networks.unet import Encoder
 from MedSSLLib.project.manifest import Case
 from MedSSLLib.training.checkpoint import load_tensors, save_tensors
-from MedSSLLib.training.run_folder import read_plan
+from MedSSLLib.training.run_folder import RunFolder
 from MedSSLLib.training.stages import stage_budget
 from Testing.lib.case_helpers import each
 from Testing.lib.core_helpers import loud, tiny_config, tiny_project
@@ -121,11 +121,11 @@ def test_a_run_from_an_encoder_may_have_patches_of_another_size(project):
     """All else of the plan is the encoder's; without a size of its own the patch is, too."""
     quick = {"training__steps": 1, "init": "small"}
     source = run_finetune(project, tiny_config(name="small", training__steps=1), Events())
-    theirs = read_plan(source)
+    theirs = RunFolder(source).plan
     plans = {}
     for name, voxels in (("larger", 1500), ("alike", None)):
         config = tiny_config(name=name, training__voxels=voxels, **quick)
-        plans[name] = read_plan(run_finetune(project, config, Events()))
+        plans[name] = RunFolder(run_finetune(project, config, Events())).plan
     assert plans["alike"] == theirs and np.prod(theirs.patch) <= 512
     assert 750 < np.prod(plans["larger"].patch) <= 1500
     assert plans["larger"].model_copy(update={"patch": theirs.patch}) == theirs
@@ -137,7 +137,9 @@ def test_a_transferred_encoder_is_used_reported_and_can_be_frozen(project):
     config = tiny_config(name="target", init="source", freeze_encoder=True, network__widths=(6, 12))
     second = run_finetune(project, config, events)
     a, b = weights(first), weights(second)
-    assert {n for n in a if n.startswith("encoder.")} and read_plan(first) == read_plan(second)
+    assert {n for n in a if n.startswith("encoder.")} and RunFolder(first).plan == RunFolder(
+        second
+    ).plan
     assert all(torch.equal(a[n], b[n]) for n in a if n.startswith("encoder.")), (
         "frozen, in weights and statistics"
     )
@@ -194,22 +196,22 @@ def test_cross_validation_scores_every_case_once_within_the_budget(project):
 
 def test_patients_stay_on_one_side_of_every_fold(monkeypatch):
     monkeypatch.setattr(finetune, "build_network", lambda *a: None)
-    monkeypatch.setattr(finetune, "make_task", lambda ready, data, net: data)
+    monkeypatch.setattr(finetune, "make_task", lambda context, data, net: data)
     splits = []
     monkeypatch.setattr(
-        finetune, "fit", lambda ready, data, *a: splits.append(data) or {"best": 0.5}
+        finetune, "fit", lambda context, data, *a: splits.append(data) or {"best": 0.5}
     )
     cases = tuple(Case(f"c{i}", (), metadata={"patient": f"p{i // 2}"}) for i in range(12))
-    ready = SimpleNamespace(config=tiny_config(training__folds=3), events=Events())
-    rows = cross_validate(ready, LabelledData(None, None, cases[2:], cases[:2]), None)
+    context = SimpleNamespace(config=tiny_config(training__folds=3), start=None)
+    rows = cross_validate(context, LabelledData(None, None, cases[2:], cases[:2]))
     for data in splits:
         assert {c.patient for c in data.training}.isdisjoint(c.patient for c in data.held_out)
         assert len(data.training) == 8 and len(data.held_out) == 4
     assert sorted(name for row in rows for name in row["cases"]) == sorted(
         case.name for case in cases
     )
-    ready.config = tiny_config(training__folds=9)
-    assert len(cross_validate(ready, LabelledData(None, None, cases), None)) == 6, (
+    context.config = tiny_config(training__folds=9)
+    assert len(cross_validate(context, LabelledData(None, None, cases))) == 6, (
         "no more folds than patients"
     )
 
@@ -230,7 +232,7 @@ def test_drawn_slices_tell_of_pieces_only_where_no_label_is_whole():
         ((drawn,), (whole,), ([1], [])),
     ):
         facts = LabelledData(None, cache, training, held_out).facts(2)
-        assert (facts["one_piece"], facts["undivided"]) == expected
+        assert (facts["single_component"], facts["connected_on_slices"]) == expected
 
 
 def test_minutes_become_seconds_of_a_stage():
@@ -324,3 +326,18 @@ def test_early_stopping_and_folds_that_cannot_take_place_are_said(tmp_path):
     )
     with pytest.raises(InputError, match="'training.folds' is '1', it must be 2 or more, or 0"):
         tiny_config(training__folds="1")
+
+
+def test_an_unlabelled_scan_that_cannot_be_used_is_named_and_the_others_teach(tmp_path):
+    project = tiny_project(tmp_path)
+    image = project.case("case3").images[0]
+    io.write_image(image, Volume(np.full((12, 20, 20), 7, np.int16), io.read_header(image)))
+    events, record = loud()
+    config = tiny_config(
+        name="semi", semi="mean-teacher", labelled=("case0", "case1"), training__steps=1
+    )
+    folder = run_finetune(project, config, events)
+    warnings = [event["message"] for event in record.of("warning")]
+    assert [text for text in warnings if "case3" in text and "is constant" in text], warnings
+    data = json.loads((folder / "config.json").read_text())["data"]
+    assert data["unlabelled"] == ["case2"]

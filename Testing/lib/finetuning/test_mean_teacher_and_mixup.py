@@ -27,17 +27,18 @@ def mixup(dim=2, deep=False, alpha=0.2):
     return MixupTask(network(dim, deep), sampler(dim, batch=4), plan(dim), CPU, alpha=alpha)
 
 
-def with_share(task, share):
+def with_fraction(task, fraction):
     host = task.host_batch(0, 0, 1)
     batch = task.device_batch(host)
-    return Batch(batch.images, None, batch.labels, {**batch.meta, "share": torch.full((4,), share)})
+    meta = {**batch.meta, "fraction": torch.full((4,), fraction)}
+    return Batch(batch.images, None, batch.labels, meta)
 
 
 @each("dim", [2, 3])
 @each("deep", [False, True])
-def test_mixup_with_share_one_is_the_plain_loss(dim, deep):
+def test_mixup_with_fraction_one_is_the_plain_loss(dim, deep):
     task = mixup(dim, deep)
-    batch = with_share(task, 1.0)
+    batch = with_fraction(task, 1.0)
     assert torch.allclose(
         task.losses(batch, 0)["segmentation"],
         SegmentationTask.losses(task, batch, 0)["segmentation"],
@@ -46,10 +47,10 @@ def test_mixup_with_share_one_is_the_plain_loss(dim, deep):
 
 
 def test_mixup_mixes_images_and_targets_with_the_same_partner():
-    """With share 0 every sample is its partner, in image and label alike."""
+    """With fraction 0 every sample is its partner, in image and label alike."""
     task = mixup()
     task.module.eval()
-    batch = with_share(task, 0.0)
+    batch = with_fraction(task, 0.0)
     order = batch.meta["partner"]
     swapped = Batch(batch.images[order], None, batch.labels[order])
     expected = SegmentationTask.losses(task, swapped, 0)["segmentation"]
@@ -61,7 +62,7 @@ def test_mixup_equals_a_loop_over_samples():
     task = mixup()
     task.module.eval()
     batch = task.device_batch(task.host_batch(3, 0, 1))
-    share, partner = batch.meta["share"].tolist(), batch.meta["partner"].tolist()
+    share, partner = batch.meta["fraction"].tolist(), batch.meta["partner"].tolist()
     x, y = batch.images[:, 0], batch.labels[:, 0]
     mixed = torch.stack(
         [s * x[i] + (1 - s) * x[j] for i, (s, j) in enumerate(zip(share, partner, strict=True))]
@@ -77,11 +78,11 @@ def test_mixup_equals_a_loop_over_samples():
 
 def test_shares_follow_a_beta_distribution_and_depend_on_the_step():
     task = mixup(alpha=0.5)
-    drawn = torch.cat([task.host_batch(step, 0, 1).meta["share"] for step in range(60)])
+    drawn = torch.cat([task.host_batch(step, 0, 1).meta["fraction"] for step in range(60)])
     assert abs(float(drawn.mean()) - 0.5) < 0.08  # variance of Beta(a, a): 1 / (4 (2 a + 1))
     assert abs(float(drawn.var()) - 0.125) < 0.03
     assert torch.equal(
-        task.host_batch(7, 0, 1).meta["share"], task.host_batch(7, 0, 1).meta["share"]
+        task.host_batch(7, 0, 1).meta["fraction"], task.host_batch(7, 0, 1).meta["fraction"]
     )
 
 

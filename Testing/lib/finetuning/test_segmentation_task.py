@@ -63,7 +63,16 @@ def task(frozen=False):
     net = SegmentationNet(build_encoder(2, 1, plan.strides, NetworkConfig(widths=(4, 8))), 2)
     if frozen:
         net.encoder.requires_grad_(False)
-    sampler = SegmentationSampler(reader, ("a",), (8, 8), (1.0, 1.0), PLAIN, 4, 0.5, 0)
+    sampler = SegmentationSampler(
+        reader=reader,
+        cases=("a",),
+        patch=(8, 8),
+        spacing=(1.0, 1.0),
+        augment=PLAIN,
+        batch=4,
+        foreground=0.5,
+        seed=0,
+    )
     return SegmentationTask(net, sampler, plan, torch.device("cpu"), ("a",), frozen)
 
 

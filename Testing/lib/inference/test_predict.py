@@ -237,15 +237,22 @@ def test_a_model_of_slices_keeps_the_surest_piece_and_one_of_whole_labels_the_la
     likely[0] = 1 - likely[1]
     both = likely[1] > 0.5
     large, sure = (both & (np.arange(20) < 10) == part for part in (True, False))
-    made = Model(None, None, (0, 1), ("background", "a"), torch.device("cpu"), "32")
+    made = Model(
+        network=None,
+        plan=None,
+        values=(0, 1),
+        classes=("background", "a"),
+        device=torch.device("cpu"),
+        precision="32",
+    )
     for known, kept, expected in (
         ({}, "auto", both),
         ({}, "all", both),
         ({}, "largest", large),
-        ({"one_piece": (1,)}, "auto", large),
-        ({"undivided": (1,)}, "auto", both & sure),
-        ({"undivided": (1,)}, "all", both),
-        ({"undivided": (1,)}, "largest", large),
+        ({"single_component": (1,)}, "auto", large),
+        ({"connected_on_slices": (1,)}, "auto", both & sure),
+        ({"connected_on_slices": (1,)}, "all", both),
+        ({"connected_on_slices": (1,)}, "largest", large),
     ):
         assert np.array_equal(
             replace(made, **known).class_map(likely, kept) == 1, expected & both

@@ -27,12 +27,11 @@ from MedSSLLib.evaluation.quality import (
 from MedSSLLib.images import io
 from MedSSLLib.images.geometry import Volume
 from MedSSLLib.images.labels import Annotated
-from MedSSLLib.inference import quality_estimator
 from MedSSLLib.inference.model import Model, PredictOptions
-from MedSSLLib.inference.quality_estimator import Judge, raw_quality, recorded_cases
-from MedSSLLib.inference.sliding_window import VARIANTS, predict_varied
+from MedSSLLib.inference.quality_estimator import QualityEstimator, raw_quality, recorded_cases
+from MedSSLLib.inference.sliding_window import PERTURBATIONS, predict_varied
 from MedSSLLib.project.manifest import Case
-from MedSSLLib.training.run_folder import write_config
+from MedSSLLib.training.run_folder import RunData, write_config
 from Testing.lib.case_helpers import each
 from Testing.lib.core_helpers import loud, tiny_config, tiny_project
 from Testing.lib.grid_helpers import GRIDS
@@ -217,21 +216,27 @@ def test_a_model_that_no_variant_changes_agrees_with_itself(dim):
     plan = make_plan([GRIDS["axial"]], modality="MR", dim=dim)
     image = -np.ones((1, 8, 32, 32), np.float32)
     image[:, :, 8:24, :] = 1
-    facts = plan, (0, 1), ("background", "thing"), torch.device("cpu"), "32"
-    raw, classes = raw_quality(Model(Threshold(0.0), *facts), image)
+    facts = {
+        "plan": plan,
+        "values": (0, 1),
+        "classes": ("background", "thing"),
+        "device": torch.device("cpu"),
+        "precision": "32",
+    }
+    raw, classes = raw_quality(Model(network=Threshold(0.0), **facts), image)
     assert raw.agreement > 0.95 and raw.expected > 0.95
     assert (classes == (image[0] > 0)).all()
     fragile, same = raw_quality(
-        Model(Threshold(0.9), *facts), image
+        Model(network=Threshold(0.9), **facts), image
     )  # a contrast of 0.8 leaves nothing above 0.9
     assert (
         same == classes
     ).all() and 0.5 < fragile.agreement <= 0.75  # one of four variants finds nothing
-    nothing, _ = raw_quality(Model(Threshold(0.0), *facts), -np.ones_like(image))
+    nothing, _ = raw_quality(Model(network=Threshold(0.0), **facts), -np.ones_like(image))
     assert nothing is None
 
 
-@each("contrast, zoom", VARIANTS)
+@each("contrast, zoom", PERTURBATIONS)
 def test_variants_come_back_on_the_same_grid(contrast, zoom):
     plan = make_plan([GRIDS["axial"]], modality="MR", dim=2)
     rows, columns = np.mgrid[:40, :30].astype(np.float32)
@@ -309,21 +314,21 @@ def _copy(source, target):
 def test_estimates_of_another_run_are_dropped_and_those_of_the_same_kept(tmp_path):
     model = SimpleNamespace(classes=("background", "a"))
     for run, name in (("one", "x"), ("two", "y"), ("two", "z")):
-        path = Judge(model, run).write(tmp_path, {name: {}})
+        path = QualityEstimator(model=model, run=run).write(tmp_path, {name: {}})
     assert json.loads(path.read_text())["cases"] == {"y": {}, "z": {}}
 
 
-def test_held_out_cases_count_on_the_slices_that_were_annotated_then(tmp_path, monkeypatch):
+def test_held_out_cases_count_on_the_slices_that_were_annotated_then(tmp_path):
     then, now = Annotated.of([(2, [4])]), Annotated.of([(2, [4, 5])])
     cases = [
         Case(name, images=(tmp_path / name,), label=tmp_path / name, annotated=now)
         for name in ("a", "b")
     ]
-    project = SimpleNamespace(run_folder=lambda name: tmp_path, cases=cases)
-    data = {"validation": ["a", "b", "gone"], "annotated": {"a": then.to_json()}}
-    monkeypatch.setattr(quality_estimator, "read_run", lambda folder: {"data": data})
+    project = SimpleNamespace(cases=cases)
+    data = RunData(classes=("a",), values=(0,), annotated={"a": then.to_json()})
     events, record = loud()
-    found = recorded_cases(project, "r", "validation", events)
+    run = SimpleNamespace(name="r", data=data)
+    found = recorded_cases(project, run, ("a", "b", "gone"), events)
     assert [(case.name, case.annotated) for case in found] == [("a", then), ("b", None)]
     assert "gone" in record.of("warning")[0]["message"]
 
@@ -337,15 +342,23 @@ def test_the_estimate_is_of_the_pieces_that_are_written(dim):
     block = np.zeros(image.shape[1:], bool)
     block[:, 12:28] = True
     model = Model(
-        Threshold(0.0), plan, (0, 1), ("background", "thing"), torch.device("cpu"), "32", (1,)
+        network=Threshold(0.0),
+        plan=plan,
+        values=(0, 1),
+        classes=("background", "thing"),
+        device=torch.device("cpu"),
+        precision="32",
+        single_component=(1,),
     )
     raw, classes = raw_quality(model, image)
     assert ((classes == 1) == block).all() and raw.expected > 0.985
     whole, both = raw_quality(model, image, components="all")
     assert ((both == 1) == (image[0] > 0)).all() and whole.expected > 0.95
-    everywhere, same = raw_quality(replace(model, one_piece=()), image, components="largest")
+    everywhere, same = raw_quality(replace(model, single_component=()), image, components="largest")
     assert (same == classes).all() and everywhere.dice == raw.dice
-    surest, third = raw_quality(replace(model, one_piece=(), undivided=(1,)), image)
+    surest, third = raw_quality(
+        replace(model, single_component=(), connected_on_slices=(1,)), image
+    )
     assert (third == classes).all() and surest.dice == raw.dice
 
 
@@ -361,7 +374,14 @@ def test_small_probabilities_far_from_what_is_written_do_not_count():
     plan = make_plan([GRIDS["axial"]], modality="MR", dim=2)
     image = -np.ones((1, 8, 64, 64), np.float32)
     image[:, 2:6, 20:40, 20:40] = 1
-    model = Model(Haze(), plan, (0, 1), ("background", "thing"), torch.device("cpu"), "32")
+    model = Model(
+        network=Haze(),
+        plan=plan,
+        values=(0, 1),
+        classes=("background", "thing"),
+        device=torch.device("cpu"),
+        precision="32",
+    )
     raw, classes = raw_quality(model, image)
     block = np.pad(classes == 1, 3)
     around = (
@@ -392,7 +412,14 @@ class Sided(torch.nn.Module):
 def test_the_estimate_is_of_predictions_averaged_over_flips_where_those_are_written():
     plan = make_plan([GRIDS["axial"]], modality="MR", dim=2)
     image = np.random.default_rng(0).normal(size=(1, 4, 32, 32)).astype(np.float32)
-    model = Model(Sided(), plan, (0, 1), ("background", "thing"), torch.device("cpu"), "32")
+    model = Model(
+        network=Sided(),
+        plan=plan,
+        values=(0, 1),
+        classes=("background", "thing"),
+        device=torch.device("cpu"),
+        precision="32",
+    )
     raw, plain = raw_quality(model, image)
     averaged, flipped = raw_quality(model, image, flips=True)
     assert (plain[..., -4:] == 0).all() and (flipped == 1).all()
@@ -424,13 +451,13 @@ def judged_project(folder, rare_in=range(5), **recorded):
             return torch.cat([found, 0 * found[:, :1] - 30], 1)
 
     model = Model(
-        Finds(1.2),
-        plan,
-        (0, 5, 9),
-        ("background", "thing", "rare"),
-        torch.device("cpu"),
-        "32",
-        (1,),
+        network=Finds(1.2),
+        plan=plan,
+        values=(0, 5, 9),
+        classes=("background", "thing", "rare"),
+        device=torch.device("cpu"),
+        precision="32",
+        single_component=(1,),
     )
     return project, model
 
@@ -439,7 +466,9 @@ def test_held_out_labels_are_read_in_the_classes_of_the_model(tmp_path):
     project, model = judged_project(tmp_path, (), validation=["case0", "case1", "case2"])
     project.set_metadata("case0", {"patient": "p"})
     project.set_metadata("case2", {"patient": "p"})
-    found = Judge.of(project, "r", model, PredictOptions(components="all", flips=True), Events())
+    found = QualityEstimator.of(
+        project, "r", model, PredictOptions(components="all", flips=True), Events()
+    )
     assert [len(patient) for patient in found.known] == [2, 1]
     assert all(true > 0.9 for patient in found.known for _, true in patient)
     assert (found.components, found.flips, found.usual) == ("all", True, {1})
@@ -451,7 +480,7 @@ def test_a_class_that_all_labels_show_and_the_prediction_lacks_is_reviewed(tmp_p
     project, model = judged_project(
         tmp_path, (0, 1, 2), validation=["case0", "case1"], labelled=["case2", "case3"]
     )
-    found = Judge.of(project, "r", model, PredictOptions(), Events())
+    found = QualityEstimator.of(project, "r", model, PredictOptions(), Events())
     volumes = [io.read_image(path) for path in project.case("case4").images]
     entry = replace(found, known=()).entry(volumes)
     assert entry["dice"] > 0.8 and entry["review"] and "rare" in entry["why"]
@@ -462,7 +491,7 @@ def test_a_class_that_all_labels_show_and_the_prediction_lacks_is_reviewed(tmp_p
 
 def test_without_held_out_cases_the_training_labels_say_which_classes_are_usual(tmp_path):
     project, model = judged_project(tmp_path, (0, 1), validation=[], labelled=["case0", "case1"])
-    assert Judge.of(project, "r", model, PredictOptions(), Events()).usual == {1, 2}
+    assert QualityEstimator.of(project, "r", model, PredictOptions(), Events()).usual == {1, 2}
 
 
 def test_held_out_cases_that_cannot_be_read_are_named(tmp_path):
@@ -470,12 +499,12 @@ def test_held_out_cases_that_cannot_be_read_are_named(tmp_path):
     torn = project.case("case1").label
     torn.write_bytes(torn.read_bytes()[:100])
     events, record = loud()
-    assert len(Judge.of(project, "r", model, PredictOptions(), events).known) == 2
+    assert len(QualityEstimator.of(project, "r", model, PredictOptions(), events).known) == 2
     assert any("case1" in event["message"] for event in record.of("warning"))
 
 
 def test_a_new_prediction_takes_the_estimate_of_the_old_one_away(tmp_path):
-    path = Judge(SimpleNamespace(classes=("background", "a")), "one").write(
+    path = QualityEstimator(model=SimpleNamespace(classes=("background", "a")), run="one").write(
         tmp_path, {"x": {}, "y": {}}
     )
     drop_estimate(tmp_path, "one", "z")

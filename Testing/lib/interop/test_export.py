@@ -220,7 +220,7 @@ def test_monai_runs_the_bundle_to_the_labels_of_predict(cohort, dim, norm, piece
     pytest.importorskip("nibabel")
     name = f"bundle-{dim}-{norm}"
     model = make_run(cohort, name, dim, norm, *pieces)
-    assert (model.one_piece, model.undivided) == (pieces or ((), ()))
+    assert (model.single_component, model.connected_on_slices) == (pieces or ((), ()))
     facts = plan_facts(model)
     assert (facts["one_piece"], facts["undivided"]) == tuple(map(list, pieces or ((), ())))
     events, _ = loud()
@@ -265,7 +265,16 @@ def test_a_bundle_keeps_the_pieces_that_predictions_keep():
     assert made.shape == (1, 4, 4, 12) and torch.equal(made.affine, image.affine)
     for value, places in ((1, range(5)), (2, range(8, 10)), (3, [*range(5), 8, 9])):
         assert np.array_equal(np.flatnonzero((made[0, value] == value).all(0)), list(places)), value
-    model = Model(None, None, (0, 1, 2, 3), tuple("0123"), torch.device("cpu"), "32", (1,), (2,))
+    model = Model(
+        network=None,
+        plan=None,
+        values=(0, 1, 2, 3),
+        classes=tuple("0123"),
+        device=torch.device("cpu"),
+        precision="32",
+        single_component=(1,),
+        connected_on_slices=(2,),
+    )
     assert np.array_equal(made[0], model.class_map(likely))
     assert _after(model)[2]["one_piece"] == [1] and _after(model)[2]["undivided"] == [2]
 

@@ -10,10 +10,10 @@ from MedSSLLib.losses.contrastive import (
     filter_positives,
     info_nce,
     pixel_contrast,
-    pool_size,
     positive_gradients,
     positive_pairs,
     positive_pool,
+    positives_in_use,
     retrieval,
     supervised_contrast,
 )
@@ -257,15 +257,15 @@ def test_filter_keeps_the_lowest_gradients():
 @each("start", [0.0, 0.3, 1.0])
 @each("largest", [1, 5, 8])
 def test_pool_size_grows_from_its_start_to_all(pace, start, largest):
-    sizes = [pool_size(largest, t / 1000, start, pace) for t in range(1001)]
+    sizes = [positives_in_use(largest, t / 1000, start, pace) for t in range(1001)]
     assert sizes == sorted(sizes)
     assert sizes[0] == max(1, math.ceil(largest * start)) and sizes[-1] == largest
     assert set(sizes) == set(range(sizes[0], largest + 1))
 
 
 def test_pool_size_values():
-    assert [pool_size(8, t) for t in (0, 0.125, 0.126, 0.5, 0.999)] == [1, 1, 2, 4, 8]
-    assert [pool_size(8, t, 0, "root") for t in (0, 0.25, 0.26, 0.999)] == [1, 4, 5, 8]
+    assert [positives_in_use(8, t) for t in (0, 0.125, 0.126, 0.5, 0.999)] == [1, 1, 2, 4, 8]
+    assert [positives_in_use(8, t, 0, "root") for t in (0, 0.25, 0.26, 0.999)] == [1, 4, 5, 8]
 
 
 def test_meta_device():

@@ -19,10 +19,10 @@ from MedSSLLib.core.errors import InputError
 from MedSSLLib.data.batch import Batch
 from MedSSLLib.losses.contrastive import (
     filter_positives,
+    fraction_with_positive,
     pixel_contrast,
     positive_gradients,
     positive_pool,
-    share_with_positive,
     supervised_contrast,
 )
 from MedSSLLib.losses.gradient_rules import GradMitigator, SumGradients
@@ -272,8 +272,8 @@ def test_diagnostics() -> None:
         and "positive_in_another_patient/patient" not in figures
     )
     labels = torch.tensor([0, 1, 0, -1, -1, 1])
-    assert float(share_with_positive(labels)) == pytest.approx(4 / 6)
-    assert float(share_with_positive(labels, torch.tensor([0, 1, 0, 1, 2, 2]))) == pytest.approx(
+    assert float(fraction_with_positive(labels)) == pytest.approx(4 / 6)
+    assert float(fraction_with_positive(labels, torch.tensor([0, 1, 0, 1, 2, 2]))) == pytest.approx(
         2 / 6
     )
     alone = small_gcl(context={"meta": {"phase": 2}})
@@ -302,11 +302,11 @@ def test_positives_in_use_are_those_of_the_built_method(level: int, pixels: int)
     assert method.pixels == pixels and method.top_k == min(8, pixels // 8) == int(
         method.diagnostics()["pool"]
     )
-    assert [kind for kind, _ in method.remarks()] == (["metric"] if level == -1 else [])
+    assert [kind for kind, _ in method.notices()] == (["metric"] if level == -1 else [])
 
 
 def test_positives_that_are_fewer_than_set_are_said() -> None:
-    ((kind, sentence),) = small_gcl(top_k=8).remarks()
+    ((kind, sentence),) = small_gcl(top_k=8).notices()
     assert kind == "metric" and "options.top_k is 8, 3 in use: a view has 24 pixels" in sentence
     assert "GradFilter" not in sentence
     for context, options, words in (
@@ -318,10 +318,10 @@ def test_positives_that_are_fewer_than_set_are_said() -> None:
         ({}, {"candidates": 9}, "4, 1 in use.*GradFilter"),
         ({}, {"top_k": 1}, "^GradFilter has nothing.*Raise"),
     ):
-        ((kind, sentence),) = small_gcl(context=context, **options).remarks()
+        ((kind, sentence),) = small_gcl(context=context, **options).notices()
         assert kind == "warning" and re.search(words, sentence)
-    assert small_gcl(top_k=3).remarks() == small_gcl(pixel=False, top_k=8).remarks() == []
-    assert small_gcl(top_k=1, grad_filter=False).remarks() == []
+    assert small_gcl(top_k=3).notices() == small_gcl(pixel=False, top_k=8).notices() == []
+    assert small_gcl(top_k=1, grad_filter=False).notices() == []
 
 
 def test_copies_are_independent() -> None:

@@ -18,7 +18,7 @@ from MedSSLLib.pretraining import pretrain
 from MedSSLLib.pretraining.pretrain import run_pretrain
 from MedSSLLib.reporting.html import Page
 from MedSSLLib.reporting.run_report import add_configuration
-from MedSSLLib.training.run_folder import open_run, read_config
+from MedSSLLib.training.run_folder import RunFolder, open_run
 from MedSSLLib.training.trainer import STOP_FILE
 from Testing.lib.core_helpers import loud, tiny_config, tiny_project
 
@@ -90,8 +90,8 @@ def test_a_run_that_recorded_the_given_options_only_goes_on(project):
     asked = config(name="early", options__top_k="2")
     assert not _finished(project, asked)
     assert run_pretrain(project, asked.override({"resume": True}), Events()) == folder
-    assert _finished(project, asked) and _finished(project, read_config(folder))
-    assert own_options("pretrain", "gcl", read_config(folder).options).top_k == 2
+    assert _finished(project, asked) and _finished(project, RunFolder(folder).config)
+    assert own_options("pretrain", "gcl", RunFolder(folder).config.options).top_k == 2
 
 
 def test_a_run_goes_on_without_the_options_that_came_later(project):
@@ -118,7 +118,7 @@ def test_a_number_named_start_is_no_run(project):
     folder = run_pretrain(
         project, config(name="begin", training__steps=1, options__start=0.5), Events()
     )
-    assert read_config(folder).origin == "none"
+    assert RunFolder(folder).config.origin == "none"
     assert tables._start(json.loads((folder / "config.json").read_text())["config"]) == "none"
     assert (
         tables._start({"command": "selftrain", "options": {"start": "first"}, "init": "none"})

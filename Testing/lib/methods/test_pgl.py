@@ -16,7 +16,7 @@ from MedSSLLib.data.batch import Batch
 from MedSSLLib.data.spatial import ViewGeometry
 from MedSSLLib.methods.base import MethodContext
 from MedSSLLib.methods.pgl import PGL
-from MedSSLLib.networks.alignment import Boxes, align
+from MedSSLLib.networks.alignment import WindowBoxes, align
 from Testing.lib.case_helpers import each
 from Testing.lib.pgl_helpers import PATCH, coordinate_batch, linear_pgl, random_batch, small_pgl
 
@@ -113,12 +113,12 @@ def plain_loss(method: PGL, batch: Batch) -> Tensor:
             *(_feature_box(geometry, i, w, z.shape[2:], images.shape[2:]) for w in (0, 1)),
             strict=True,
         )
-        shared = Boxes(
+        shared = WindowBoxes(
             torch.maximum(*(c[0] for c in centres))[None],
             torch.minimum(*(c[1] for c in centres))[None],
         )
         k, f = 2 * i + v, geometry.flip[i, v]
-        box = Boxes(*(edge[None] for edge in maps[v]))
+        box = WindowBoxes(*(edge[None] for edge in maps[v]))
         for x, found in ((z, aligned), (t, targets)):
             one = align(x[k : k + 1], box, shared, f[None], z.shape[2:], method.config.samples)
             found.append(one.features)

@@ -124,17 +124,17 @@ def test_every_sample_of_a_large_volume_has_places_to_compare(dim: int) -> None:
             {"c": np.random.default_rng(0).normal(size=(2, *shape)).astype(np.float32)}, {}
         )
         sampler = ViewSampler(
-            reader,
-            lambda rng, step: [Pick("c", 3)] * 60,
-            PATCH[dim],
-            (1.0,) * dim,
-            None,
-            2,
-            (1.1, 1.4),
-            0.1,
-            0.5,
-            0.0,
-            0,
+            reader=reader,
+            pick=lambda rng, step: [Pick("c", 3)] * 60,
+            patch=PATCH[dim],
+            spacing=(1.0,) * dim,
+            augment=None,
+            views=2,
+            scale=(1.1, 1.4),
+            min_overlap=0.1,
+            flip=0.5,
+            rotation=0.0,
+            seed=0,
             inner=inner,
         )
         return make_views(sampler.sample(0), PATCH[dim], torch.device("cpu"))

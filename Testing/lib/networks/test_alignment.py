@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from MedSSLLib.networks.alignment import Aligned, Boxes, align, common_box
+from MedSSLLib.networks.alignment import Aligned, WindowBoxes, align, common_box
 from Testing.lib.case_helpers import each
 
 FLIPS = {dim: list(product((0.0, 1.0), repeat=dim)) for dim in (2, 3)}
@@ -17,13 +17,13 @@ PATCH = {2: (16, 24), 3: (16, 24, 32)}
 POOL = {2: (2, 4), 3: (2, 4, 4)}
 
 
-def random_views(dim: int, n: int, seed: int) -> Boxes:
+def random_views(dim: int, n: int, seed: int) -> WindowBoxes:
     """Two boxes each of n samples, 110-140 % of the patch, near enough to overlap."""
     rng = np.random.default_rng(seed)
     patch = np.array(PATCH[dim], float)
     side = rng.uniform(1.1, 1.4, (n, 2, dim)) * patch
     lo = rng.uniform(0, 0.5, (n, 2, dim)) * patch
-    return Boxes(torch.tensor(lo), torch.tensor(lo + side))
+    return WindowBoxes(torch.tensor(lo), torch.tensor(lo + side))
 
 
 def linear_view(lo: torch.Tensor, hi: torch.Tensor, flip: torch.Tensor, dim: int) -> torch.Tensor:
@@ -41,8 +41,8 @@ def linear_view(lo: torch.Tensor, hi: torch.Tensor, flip: torch.Tensor, dim: int
     return torch.stack([g.expand(len(lo), *patch) for g in grids], 1)
 
 
-def view_of(views: Boxes, v: int) -> Boxes:
-    return Boxes(views.lo[:, v], views.hi[:, v])
+def view_of(views: WindowBoxes, v: int) -> WindowBoxes:
+    return WindowBoxes(views.lo[:, v], views.hi[:, v])
 
 
 def naive_align(
@@ -115,7 +115,7 @@ def test_equals_naive_loop_over_bins(dim: int, samples: int) -> None:
         :, :dim
     ]
     region = common_box(views)
-    region = Boxes(
+    region = WindowBoxes(
         region.lo - 3.0, region.hi + 2.0
     )  # wider than the views: some bins must be masked
     x = torch.randn(3, 2, *(4, 5, 3)[:dim], dtype=torch.float64)
@@ -159,7 +159,9 @@ def test_equals_grid_sample_and_pooling(dim: int) -> None:
 
 def test_whole_view_without_flip_is_the_identity_and_a_flip_reverses() -> None:
     x = torch.randn(2, 4, 5, 3, 6)
-    box = Boxes(torch.full((2, 3), 10.3), torch.tensor([[27.1, 41.7, 33.9], [20.0, 20.0, 20.0]]))
+    box = WindowBoxes(
+        torch.full((2, 3), 10.3), torch.tensor([[27.1, 41.7, 33.9], [20.0, 20.0, 20.0]])
+    )
     same = align(x, box, box, torch.zeros(2, 3), x.shape[2:], samples=1)
     torch.testing.assert_close(same.features, x, atol=1e-5, rtol=1e-5)
     assert same.mask.min() == 1, "rounding must not mask the outer voxels"
@@ -175,7 +177,7 @@ def test_mask_in_closed_form() -> None:
     7/2].
     """
     zeros = torch.zeros(1, 2, dtype=torch.float64)
-    view, region = Boxes(zeros, zeros + 8), Boxes(zeros - 1, zeros + 7)
+    view, region = WindowBoxes(zeros, zeros + 8), WindowBoxes(zeros - 1, zeros + 7)
     x = torch.randn(1, 1, 4, 4, dtype=torch.float64)
     along = torch.tensor([0, 0, 1, 1, 1, 1, 1, 1], dtype=torch.float64)
     torch.testing.assert_close(
@@ -185,14 +187,14 @@ def test_mask_in_closed_form() -> None:
     torch.testing.assert_close(
         turned, along[:, None] * along
     )  # bins follow the source: a flip moves nothing
-    wide = align(x, view, Boxes(zeros, zeros + 8), zeros, (4, 4), 2).mask[0, 0]
+    wide = align(x, view, WindowBoxes(zeros, zeros + 8), zeros, (4, 4), 2).mask[0, 0]
     torch.testing.assert_close(
         wide, torch.tensor([0.0, 1, 1, 0], dtype=torch.float64).outer(wide[1])
     )
 
 
 def test_views_that_do_not_meet_are_masked() -> None:
-    views = Boxes(
+    views = WindowBoxes(
         torch.tensor([[[0.0, 0.0], [4.0, 9.0]]]), torch.tensor([[[8.0, 8.0], [12.0, 17.0]]])
     )
     region = common_box(views)
@@ -205,11 +207,11 @@ def test_items_are_independent_of_their_batch() -> None:
     region, x = common_box(views), torch.randn(4, 2, 4, 4, 4, dtype=torch.float64)
     whole = align(x, view_of(views, 0), region, flip, (3, 3, 3))
     for i in range(4):
-        one = Boxes(views.lo[i : i + 1, 0], views.hi[i : i + 1, 0])
+        one = WindowBoxes(views.lo[i : i + 1, 0], views.hi[i : i + 1, 0])
         alone = align(
             x[i : i + 1],
             one,
-            Boxes(region.lo[i : i + 1], region.hi[i : i + 1]),
+            WindowBoxes(region.lo[i : i + 1], region.hi[i : i + 1]),
             flip[i : i + 1],
             (3, 3, 3),
         )
@@ -228,7 +230,7 @@ def test_gradcheck() -> None:
 @each("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_keeps_the_dtype_and_rounds_once(dtype: torch.dtype) -> None:
     views = random_views(2, 2, seed=1)
-    views = Boxes(views.lo + 300, views.hi + 300)
+    views = WindowBoxes(views.lo + 300, views.hi + 300)
     x = torch.randn(2, 3, 4, 4, dtype=dtype)
     args = (view_of(views, 0), common_box(views), torch.zeros(2, 2), (3, 3))
     out = align(x, *args)
@@ -247,7 +249,7 @@ def test_is_not_rounded_by_autocast() -> None:
 
 def test_runs_without_values_on_the_meta_device() -> None:
     meta = torch.device("meta")
-    box = Boxes(torch.zeros(2, 3, device=meta), torch.ones(2, 3, device=meta))
+    box = WindowBoxes(torch.zeros(2, 3, device=meta), torch.ones(2, 3, device=meta))
     x = torch.randn(2, 4, 3, 3, 3, device=meta, requires_grad=True)
     out = align(x, box, box, torch.zeros(2, 3, device=meta), (2, 2, 2))
     out.features.sum().backward()
@@ -274,7 +276,7 @@ def test_agrees_with_the_views_that_are_made() -> None:
     volume = torch.stack(axes)[None].expand(n, -1, -1, -1, -1)
     grid = sampling_grid(ViewGeometry(lo, hi, flip), size, patch)
     images = resample(volume.repeat_interleave(2, 0), grid).unflatten(0, (-1, 2))
-    views = Boxes(lo, hi)
+    views = WindowBoxes(lo, hi)
     a, b = (
         align(images[:, v], view_of(views, v), common_box(views), flip[:, v], (5, 5, 5))
         for v in (0, 1)
@@ -287,6 +289,6 @@ def test_agrees_with_the_views_that_are_made() -> None:
 def test_aligned_features_are_channels_last(dim, layout):
     """The heads' convolutions would otherwise copy every map to and fro."""
     size = (6,) * dim
-    box = Boxes(torch.zeros(2, dim), torch.full((2, dim), 6.0))
+    box = WindowBoxes(torch.zeros(2, dim), torch.full((2, dim), 6.0))
     found = align(torch.randn(2, 8, *size), box, box, torch.zeros(2, dim), size)
     assert found.features.is_contiguous(memory_format=layout)

@@ -20,7 +20,7 @@ from MedSSLLib.pretraining import pretrain
 from MedSSLLib.pretraining.pretrain import run_pretrain, view_patch
 from MedSSLLib.pretraining.task import COLLAPSED, READINGS, PretrainTask
 from MedSSLLib.training.checkpoint import load_tensors, save_tensors
-from MedSSLLib.training.run_folder import read_plan
+from MedSSLLib.training.run_folder import RunFolder
 from Testing.lib.case_helpers import each
 from Testing.lib.core_helpers import loud, tiny_config, tiny_project
 
@@ -198,15 +198,15 @@ def test_methods_that_make_their_own_corruptions_get_clean_views(project):
     from contextlib import ExitStack
 
     from MedSSLLib.pretraining.pretrain import build_task
-    from MedSSLLib.training.context import choose_plan, fill_cache, prepare
+    from MedSSLLib.training.context import choose_plan, fill_cache, open_context
 
     noisy = {"augment__noise": 1.0, "augment__blur": 1.0}
     for method, changed in (("restoration", False), ("byol", True)):
         with ExitStack() as stack:
-            ready = prepare(project, config(method, **noisy), Events(), stack)
-            plan = choose_plan(ready, project.pool)
-            cache, cases = fill_cache(ready, plan, project.pool, labels=False)
-            task, _ = build_task(ready, plan, cache, cases, None)
+            context = open_context(project, config(method, **noisy), Events(), stack)
+            plan = choose_plan(context, project.pool)
+            cache, cases = fill_cache(context, plan, project.pool, labels=False)
+            task, _ = build_task(context, plan, cache, cases)
             changes = task.host_batch(0, 0, 1).changes
             assert any(map(bool, changes.values())) is changed
 
@@ -281,12 +281,10 @@ def test_shares_of_anchors_with_positives_are_reported(tmp_path):
 
 
 def test_gcl_learns_from_slices_where_volumes_would_be_chosen(project):
-    assert (
-        read_plan(run_pretrain(project, config("pgl", name="volumes", dim="auto"), Events())).dim
-        == 3
-    )
+    folder = run_pretrain(project, config("pgl", name="volumes", dim="auto"), Events())
+    assert RunFolder(folder).plan.dim == 3
     folder = run_pretrain(project, config("gcl", name="slices", dim="auto"), Events())
-    assert read_plan(folder).dim == 2
+    assert RunFolder(folder).plan.dim == 2
     assert set(json.loads((folder / "metrics.json").read_text())["meta"]) == {"patient", "position"}
     with pytest.raises(InputError, match="gcl learns from slices"):
         require_one_dimension(project, "auto", ["gcl", "pgl"])

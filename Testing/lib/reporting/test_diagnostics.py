@@ -17,8 +17,8 @@ from MedSSLLib.images import io
 from MedSSLLib.images.geometry import Geometry, Volume
 from MedSSLLib.images.labels import Annotated
 from MedSSLLib.inference.embedding_map import (
-    FILE_NAME,
-    SLICES,
+    MAP_FILE,
+    MOST_SLICES,
     map_slices,
     principal_components,
     slices_on_map,
@@ -362,7 +362,7 @@ def test_a_map_shows_slices_evenly_from_the_first_to_the_last_that_is_not_empty(
     image = np.random.default_rng(0).normal(size=(1, 100, 4, 4))
     image[:, :20] = image[:, 90:] = 0
     shown = slices_on_map(image)
-    assert len(shown) == SLICES and shown[0] == 20 and shown[-1] == 89
+    assert len(shown) == MOST_SLICES and shown[0] == 20 and shown[-1] == 89
     assert set(np.diff(shown)) == {2, 3}
     assert slices_on_map(image[:, :30]).tolist() == list(range(20, 30))
     assert not len(slices_on_map(np.zeros((1, 4, 4, 4))))
@@ -372,7 +372,7 @@ def test_a_gcl_run_maps_its_slices_and_the_report_shows_them(tmp_path):
     project = tiny_project(tmp_path, 3)
     config = tiny_config("pretrain", method="gcl", name="map", dim="2d", training__batch=4)
     folder = run_pretrain(project, config, Events())
-    content = json.loads((folder / FILE_NAME).read_text())
+    content = json.loads((folder / MAP_FILE).read_text())
     slices = [case for case, _ in content["slices"]]
     assert sorted(set(slices)) == [case.name for case in project.pool] and len(
         content["points"]

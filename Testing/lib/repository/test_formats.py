@@ -32,7 +32,7 @@ from MedSSLLib.project.runs import summary
 from MedSSLLib.selftraining import pseudo_labels
 from MedSSLLib.training import trainer
 from MedSSLLib.training.checkpoint import load_tensors, save_tensors
-from MedSSLLib.training.run_folder import read_config
+from MedSSLLib.training.run_folder import RunFolder
 from Testing.lib.case_helpers import each
 from Testing.lib.core_helpers import tiny_project
 
@@ -56,8 +56,8 @@ def newer(path: Path, format_name: str = "", **content: object) -> Path:
 
 
 READERS = {
-    "run": lambda p: read_config(newer(p / "config.json", "medssl-run").parent),
-    "quality": lambda p: quality_estimator.Judge(None, "r").write(
+    "run": lambda p: RunFolder(newer(p / "config.json", "medssl-run").parent).config,
+    "quality": lambda p: quality_estimator.QualityEstimator(model=None, run="r").write(
         newer(p / "quality.json", "medssl-quality").parent, {}
     ),
     "pseudo-labels": lambda p: pseudo_labels.write_pseudo_labels(

@@ -30,7 +30,7 @@ from MedSSLLib.pretraining.pretrain import method_options
 from MedSSLLib.project.project import Project
 from MedSSLLib.project.runs import summary
 from MedSSLLib.training.checkpoint import load_tensors, save_tensors
-from MedSSLLib.training.run_folder import read_config, read_plan
+from MedSSLLib.training.run_folder import RunFolder
 from Testing.lib.case_helpers import each
 from Testing.lib.core_helpers import tiny_config
 from Testing.lib.images.test_geometry import geometries
@@ -267,7 +267,7 @@ def test_any_damage_to_a_run_folder_is_told_in_words(tmp_path_factory, data):
     (folder / "metrics.json").write_text(json.dumps(data.draw(JUNK)), encoding="utf-8")
     save_tensors(folder / "weights.safetensors", {"a": torch.ones(1)}, {})
     tables.run_row(summary(folder))  # never fails: `medssl runs` lists damaged runs too
-    for read in (read_config, read_plan, load_model):
+    for read in (lambda p: RunFolder(p).config, lambda p: RunFolder(p).plan, load_model):
         try:
             read(folder)
         except InputError as error:
@@ -356,7 +356,14 @@ def test_a_prediction_lies_on_the_source_grid_voxel_by_voxel(geometry, dim, axis
     plan = plan.model_copy(
         update={"spacing": (None, None, None)}
     )  # each case's own, so that nothing is lost
-    model = Model(Threshold(), plan, (0, 7), ("background", "x"), torch.device("cpu"), "32")
+    model = Model(
+        network=Threshold(),
+        plan=plan,
+        values=(0, 7),
+        classes=("background", "x"),
+        device=torch.device("cpu"),
+        precision="32",
+    )
     label, probabilities = predict_case(
         model, [Volume(array.astype(np.float32), geometry)], PredictOptions(components="all")
     )

@@ -77,10 +77,10 @@ def one_step(task, tmp_path, **options):
     known to run.
     """
     config = LoopConfig(
-        "meta",
-        0,
-        Budget(steps=4),
-        OptimiserConfig(name=options.pop("optimiser", "adamw")),
+        stage="meta",
+        seed=0,
+        budget=Budget(steps=4),
+        optimiser=OptimiserConfig(name=options.pop("optimiser", "adamw")),
         **options,
     )
     trainer = Trainer(
@@ -105,7 +105,16 @@ def one_step(task, tmp_path, **options):
 @each("dim", [2, 3])
 @each("optimiser", ["adamw", "sgd", "lars"])
 def test_a_step_of_fine_tuning(tmp_path, dim, optimiser, device):
-    sampler = SegmentationSampler(reader(), ("c0", "c1"), PATCH[dim], (1.0,) * dim, ALL, 2, 0.5, 0)
+    sampler = SegmentationSampler(
+        reader=reader(),
+        cases=("c0", "c1"),
+        patch=PATCH[dim],
+        spacing=(1.0,) * dim,
+        augment=ALL,
+        batch=2,
+        foreground=0.5,
+        seed=0,
+    )
     net = SegmentationNet(encoder(dim), 2, deep_supervision=True).to(device)
     task = SegmentationTask(net, sampler, plan(dim), torch.device(device), frozen=False)
     assert set(one_step(task, tmp_path, optimiser=optimiser)) == {"segmentation"}
@@ -121,7 +130,16 @@ def two_classes():
 def semi(kind, dim, device):
     """Mean Teacher, Mixup, both, and the joint stage of self-training with either matching."""
     source = two_classes()
-    sampler = SegmentationSampler(source, ("c0", "c1"), PATCH[dim], (1.0,) * dim, ALL, 2, 0.5, 0)
+    sampler = SegmentationSampler(
+        reader=source,
+        cases=("c0", "c1"),
+        patch=PATCH[dim],
+        spacing=(1.0,) * dim,
+        augment=ALL,
+        batch=2,
+        foreground=0.5,
+        seed=0,
+    )
     facts = (SegmentationNet(encoder(dim), 3).to(device), sampler, plan(dim), torch.device(device))
     labelled = MixupTask(*facts) if "mixup" in kind else SegmentationTask(*facts)
     if "mean-teacher" in kind:
@@ -131,7 +149,12 @@ def semi(kind, dim, device):
     if kind.split()[0] in ("inter", "intra"):
         soft = SoftLabels(Path("nothing"), 3, frozenset()) if "soft" in kind else None
         return JointTask(
-            labelled, replace(sampler, batch=3, soft=soft), 3, kind.split()[0], 0.1, 0.5
+            labelled=labelled,
+            contrast=replace(sampler, batch=3, soft=soft),
+            classes=3,
+            matching=kind.split()[0],
+            weight=0.1,
+            pseudo_weight=0.5,
         )
     return labelled
 
@@ -143,7 +166,9 @@ def mixing(kind, facts):
     task = MixingTask(*facts, other=other, classes=3, mix=Mix(threshold=0.5 if soft else 0.0))
     if "teacher" in kind:
         return TeacherMixingTask(task)
-    return MixedContrastTask(task, "inter", 0.1) if "contrast" in kind else task
+    if "contrast" in kind:
+        return MixedContrastTask(mixing=task, matching="inter", weight=0.1)
+    return task
 
 
 SEMI = {
@@ -182,17 +207,17 @@ def pretraining(method, dim, device, **options):
 
     config = module.config
     sampler = ViewSampler(
-        reader(),
-        pick,
-        PATCH[dim],
-        (1.0,) * dim,
-        ALL,
-        kind.views,
-        config.view_scale,
-        config.min_overlap,
-        config.flip,
-        config.rotation,
-        0,
+        reader=reader(),
+        pick=pick,
+        patch=PATCH[dim],
+        spacing=(1.0,) * dim,
+        augment=ALL,
+        views=kind.views,
+        scale=config.view_scale,
+        min_overlap=config.min_overlap,
+        flip=config.flip,
+        rotation=config.rotation,
+        seed=0,
     )
     return PretrainTask(module, sampler, torch.device(device))
 

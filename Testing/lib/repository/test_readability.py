@@ -4,12 +4,13 @@ import ast
 from collections import defaultdict
 from pathlib import Path
 
+import MedSSLLib
+
 ROOT = Path(__file__).parents[3]
 SOURCES = sorted(ROOT.glob("MedSSLLib/**/*.py"))
-SHARED = {"COMMANDS", "main"}  # what each of several modules has to offer
+# what each of several modules has to offer; the functions of the face are named after the commands
+SHARED = {"COMMANDS", "main", *MedSSLLib.__all__}
 TO_RENAME = {
-    "AnyModel",
-    "Boxes",
     "Budget",
     "Command",
     "FAR",
@@ -30,12 +31,9 @@ TO_RENAME = {
     "VERSION",
     "drawn_slices",
     "duration",
-    "identity",
     "keep",
     "markdown",
-    "pool_size",
     "resample",
-    "share_with_positive",
     "table_rows",
 }
 DENSITY = 95  # comprehensions and conditional expressions a thousand lines of code

@@ -21,7 +21,12 @@ def task(dim=2, matching="inter", weight=0.5, pseudo_weight=0.0, batch=3, **sour
     everything = reader(("c0", "c1", "c2", "c3"))
     contrast = sampler(dim, ("c0", "c1", "c2", "c3"), batch=batch, source=everything)
     return JointTask(
-        labelled, replace(contrast, foreground=1.0, seed=1), 3, matching, weight, pseudo_weight
+        labelled=labelled,
+        contrast=replace(contrast, foreground=1.0, seed=1),
+        classes=3,
+        matching=matching,
+        weight=weight,
+        pseudo_weight=pseudo_weight,
     )
 
 

@@ -202,18 +202,18 @@ def test_clean_up_keeps_the_largest_component_and_fills_its_hole(tmp_path, monke
 @each(
     ("known", "left"),
     [
-        ({"one_piece": (2,)}, True),
-        ({"one_piece": (1, 2)}, False),
-        ({"one_piece": ()}, True),
-        ({"undivided": (1,)}, False),
-        ({"undivided": (2,)}, True),
+        ({"single_component": (2,)}, True),
+        ({"single_component": (1, 2)}, False),
+        ({"single_component": ()}, True),
+        ({"connected_on_slices": (1,)}, False),
+        ({"connected_on_slices": (2,)}, True),
     ],
 )
 def test_classes_of_several_pieces_keep_them(tmp_path, monkeypatch, known, left):
     two = box((6, 8, 8))
     two[5, 7, 7] = 1
     predicted(monkeypatch, two)
-    model = replace(MODEL, **{"one_piece": (), **known})
+    model = replace(MODEL, **{"single_component": (), **known})
     write_pseudo_labels(
         PROJECT, model, [case_on(tmp_path, Geometry((8, 8, 6)))], tmp_path / "r", PseudoOptions()
     )

@@ -24,10 +24,10 @@ from MedSSLLib.project.runs import summary
 from MedSSLLib.reporting.run_report import write_run_report
 from MedSSLLib.selftraining import selftrain
 from MedSSLLib.selftraining.pseudo_labels import CollapsedError
-from MedSSLLib.selftraining.start import warn_of_idle_settings, with_share
+from MedSSLLib.selftraining.start import warn_of_idle_settings, with_fraction
 from MedSSLLib.training import devices
 from MedSSLLib.training.checkpoint import load_tensors
-from MedSSLLib.training.run_folder import read_data, read_run
+from MedSSLLib.training.run_folder import RunFolder
 from Testing.lib.case_helpers import each
 from Testing.lib.core_helpers import loud, tiny_config, tiny_project
 
@@ -231,9 +231,9 @@ def test_what_the_joint_stage_reads(project, monkeypatch):
     seen = []
     plain = selftrain.fit
 
-    def fit(ready, task, budget, stage):
+    def fit(context, task, budget, stage):
         seen.append((stage, task))
-        return plain(ready, task, budget, stage)
+        return plain(context, task, budget, stage)
 
     monkeypatch.setattr(selftrain, "fit", fit)
     config = settings(
@@ -273,15 +273,15 @@ def test_what_the_joint_stage_reads(project, monkeypatch):
     )
 
 
-@pytest.mark.parametrize("weight", [0.0, 0.3])
+@each("weight", [0.0, 0.3])
 def test_what_mixing_reads(project, monkeypatch, weight):
     """Labelled cases on one side, pseudo-labelled ones alone on the other; contrast where asked."""
     seen = []
     plain = selftrain.fit
 
-    def fit(ready, task, budget, stage):
+    def fit(context, task, budget, stage):
         seen.append(task)
-        return plain(ready, task, budget, stage)
+        return plain(context, task, budget, stage)
 
     monkeypatch.setattr(selftrain, "fit", fit)
     config = settings(
@@ -299,7 +299,7 @@ def test_what_mixing_reads(project, monkeypatch, weight):
     assert getattr(joint, "weight", 0.0) == weight
     assert mixing.sampler.cases == ("case0",) and sorted(mixing.other.cases) == ["case1", "case2"]
     assert mixing.sampler.seed != mixing.other.seed and mixing.other.foreground == 0.25
-    assert mixing.mix == Mix(0.5, (0.2, 0.3), 3, 0.6, False)
+    assert mixing.mix == Mix(share=(0.2, 0.3), alone_every=3, threshold=0.6)
     assert mixing.other.soft.folder == folder / "pseudo" / "round-1"
 
 
@@ -314,7 +314,7 @@ def test_a_run_from_a_run_takes_its_labelled_cases_where_the_project_has_none(tm
     run_finetune(project, first, Events())
     config = settings(name="second", dim="auto", options__start="first", options__rounds=1)
     folder = selftrain.run_selftrain(project, config, Events())
-    assert read_run(folder)["data"]["labelled"] == ["case0"]
+    assert RunFolder(folder).data.labelled == ("case0",)
     named = settings(name="third", options__start="first", options__rounds=1, labelled=("case0",))
     selftrain.run_selftrain(project, named.override({"dim": "auto"}), Events())
     with pytest.raises(InputError, match="no labelled case .* tells its classes"):
@@ -339,7 +339,7 @@ def test_partly_drawn_cases_are_a_share_of_the_joint_batches(drawn, others, shar
         [Case(f"{kind}{n}", ()) for n in range(count)]
         for kind, count in (("d", drawn), ("o", others))
     )
-    cases = with_share(first, rest, share)
+    cases = with_fraction(first, rest, share)
     assert Counter(case.name for case in cases) == {
         **{c.name: times for c in first},
         **{c.name: 1 for c in rest},
@@ -422,7 +422,7 @@ def test_clean_up_knows_which_classes_are_one_piece(tmp_path, monkeypatch):
     seen, shapes = [], []
 
     def stop(project, model, cases, folder, options, *rest):
-        seen.append((model.one_piece, model.undivided))
+        seen.append((model.single_component, model.connected_on_slices))
         shapes.append(options.shapes)
         raise CollapsedError("seen")
 
@@ -441,8 +441,10 @@ def test_clean_up_knows_which_classes_are_one_piece(tmp_path, monkeypatch):
             )
     assert seen == [((1,), ()), ((), (1, 2))] and shapes == [False, True]
     for name, known in zip(("dense", "slices"), seen, strict=True):
-        data = read_data(project.run_folder(name))
-        assert (data.one_piece, data.undivided) == known, "so that predictions know it as well"
+        data = RunFolder(project.run_folder(name)).data
+        assert (data.single_component, data.connected_on_slices) == known, (
+            "so that predictions know it as well"
+        )
 
 
 def test_a_guard_keeps_the_last_good_model(project, monkeypatch):
@@ -484,7 +486,7 @@ def test_growth_is_that_since_the_round_before(project, monkeypatch):
 
 
 def test_a_model_without_foreground_stops_the_run_and_is_not_kept(project, monkeypatch):
-    def nothing(ready, task, budget, stage):
+    def nothing(context, task, budget, stage):
         with torch.no_grad():
             task.module.head.bias.copy_(torch.tensor([100.0, 0, 0]))
         return {"steps": 0, "seconds": 0.0, "best": None}
@@ -496,7 +498,9 @@ def test_a_model_without_foreground_stops_the_run_and_is_not_kept(project, monke
 
 
 def test_a_collapse_is_put_down_to_the_run_started_from():
-    job = selftrain._Job(None, None, SelfTrainConfig(start="first"), None, None)
+    job = selftrain._Job(
+        context=None, data=None, options=SelfTrainConfig(start="first"), model=None
+    )
     assert job.pseudo.start == "first"
 
 
@@ -607,14 +611,14 @@ def test_a_round_goes_on_from_the_one_before_unless_it_starts_again(project, mon
     """With `restart` every round starts from the first model, as in the released code."""
     begun, real = {}, selftrain.fit
 
-    def fit(ready, task, budget, stage):
+    def fit(context, task, budget, stage):
         net = getattr(task.module, "network", task.module)
         begun[stage] = {name: tensor.clone() for name, tensor in net.state_dict().items()}
-        return real(ready, task, budget, stage)
+        return real(context, task, budget, stage)
 
-    def model(net, *rest):
-        teachers.append({name: tensor.clone() for name, tensor in net.state_dict().items()})
-        return Model(net, *rest)
+    def model(network, **rest):
+        teachers.append({name: tensor.clone() for name, tensor in network.state_dict().items()})
+        return Model(network=network, **rest)
 
     teachers = []
     monkeypatch.setattr(selftrain, "fit", fit)
@@ -637,7 +641,7 @@ def test_pseudo_labels_are_predicted_in_the_number_format_of_training(project, m
     monkeypatch.setattr(devices, "_multiplies_bfloat16", lambda: True)
     formats = []
     monkeypatch.setattr(
-        selftrain, "Model", lambda *given: formats.append(given[5]) or Model(*given)
+        selftrain, "Model", lambda **given: formats.append(given["precision"]) or Model(**given)
     )
     folder = selftrain.run_selftrain(project, settings(name="formats", options__rounds=1), Events())
     assert (

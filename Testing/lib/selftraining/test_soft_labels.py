@@ -129,7 +129,7 @@ def round_of(tmp_path, spacing, **changes):
     _, grid = preprocess_image([io.read_image(case.images[0])], made)
     noise = ndimage.gaussian_filter(rng.normal(size=(CLASSES, *grid.shape)), (0, 1, 2, 2))
     found = torch.from_numpy(12 * noise).softmax(0)
-    pieces = SimpleNamespace(one_piece=(1, 2), undivided=())
+    pieces = SimpleNamespace(single_component=(1, 2), connected_on_slices=())
     model = SimpleNamespace(
         probabilities=lambda volumes: (found, grid),
         plan=made,
@@ -238,7 +238,14 @@ def test_the_loss_weighs_pseudo_labels_by_confidence(tmp_path, dim):
     for sure in (1.0, 0.6):
         source = replace(written(tmp_path / str(sure), dim, sure), augment=PLAIN, batch=4)
         labelled = SegmentationTask(network(dim), sampler(dim), plan(dim), CPU)
-        made = JointTask(labelled, source, CLASSES, "inter", 0.0, 1.0)
+        made = JointTask(
+            labelled=labelled,
+            contrast=source,
+            classes=CLASSES,
+            matching="inter",
+            weight=0.0,
+            pseudo_weight=1.0,
+        )
         made.module.eval()
         batch = made.device_batch(made.host_batch(0, 0, 1))
         view = batch[1][0]
@@ -252,7 +259,14 @@ def test_the_loss_weighs_pseudo_labels_by_confidence(tmp_path, dim):
 
 def test_both_views_of_intra_matching_share_the_targets(tmp_path):
     labelled = SegmentationTask(network(2), sampler(2), plan(2), CPU)
-    made = JointTask(labelled, written(tmp_path, 2), CLASSES, "intra", 0.1, 1.0)
+    made = JointTask(
+        labelled=labelled,
+        contrast=written(tmp_path, 2),
+        classes=CLASSES,
+        matching="intra",
+        weight=0.1,
+        pseudo_weight=1.0,
+    )
     first, second = made.host_batch(0, 0, 1)[1]
     assert first.targets is not None and second.targets is None
     assert set(made.losses(made.device_batch(made.host_batch(0, 0, 1)), 0.0)) == {

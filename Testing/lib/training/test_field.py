@@ -12,7 +12,7 @@ from MedSSLLib.images.geometry import Geometry, Volume
 from MedSSLLib.images.labels import Annotated
 from MedSSLLib.project.project import Project
 from MedSSLLib.training.field import AROUND, grid_for, scan_sides, structure_sides
-from MedSSLLib.training.run_folder import read_plan
+from MedSSLLib.training.run_folder import RunFolder
 from Testing.lib.core_helpers import loud, tiny_config
 
 
@@ -85,5 +85,5 @@ def test_the_setting_decides(project, grid, finest):
     changes = {} if grid == "auto" else {"training__grid": grid}
     config = tiny_config("finetune", training__steps=2, training__voxels=64 * 64, **changes)
     events, _ = loud()
-    plan = read_plan(run_finetune(project, config.override({"dim": "2d"}), events))
+    plan = RunFolder(run_finetune(project, config.override({"dim": "2d"}), events)).plan
     assert plan.spacing[1:] == pytest.approx((finest, finest), rel=0.04)

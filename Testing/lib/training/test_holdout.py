@@ -8,7 +8,6 @@ from types import SimpleNamespace
 
 import pytest
 
-from MedSSLLib.core.events import Events
 from MedSSLLib.core.files import write_json
 from MedSSLLib.finetuning.finetune import run_finetune
 from MedSSLLib.images.labels import Annotated
@@ -16,6 +15,7 @@ from MedSSLLib.pretraining.pretrain import run_pretrain
 from MedSSLLib.project.manifest import Case
 from MedSSLLib.selftraining import selftrain
 from MedSSLLib.training.holdout import hold_out, split_holdout
+from MedSSLLib.training.run_folder import RunFolder
 from Testing.lib.case_helpers import each
 from Testing.lib.core_helpers import loud, tiny_config, tiny_project
 
@@ -70,10 +70,14 @@ def test_held_out_cases_are_held_out_again_with_further_scans_of_their_patients(
 def test_a_run_that_goes_on_keeps_its_split(tmp_path):
     write_json(
         tmp_path / "config.json",
-        {"format": "medssl-run", "format_version": 1, "data": {"validation": ["c05", "c20"]}},
+        {
+            "format": "medssl-run",
+            "format_version": 1,
+            "data": {"classes": ["a"], "values": [0], "validation": ["c05", "c20"]},
+        },
     )
-    ready = SimpleNamespace(folder=tmp_path, config=tiny_config(), project=None, events=Events())
-    training, held_out = hold_out(ready, CASES, None)
+    context = SimpleNamespace(run=RunFolder(tmp_path), config=tiny_config(resume=True))
+    training, held_out = hold_out(context, CASES)
     assert [case.name for case in held_out] == ["c05", "c20"] and len(training) == 22
 
 

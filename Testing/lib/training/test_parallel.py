@@ -47,7 +47,14 @@ def make_task(kind):
             strides=STRIDES,
         )
         sampler = SegmentationSampler(
-            reader(), ("c0", "c1"), (16, 16), (1.0, 1.0), AugmentConfig(), 4, 0.5, 0
+            reader=reader(),
+            cases=("c0", "c1"),
+            patch=(16, 16),
+            spacing=(1.0, 1.0),
+            augment=AugmentConfig(),
+            batch=4,
+            foreground=0.5,
+            seed=0,
         )
         return SegmentationTask(SegmentationNet(encoder, 2), sampler, plan, CPU)
     method = load_method(kind)
@@ -63,7 +70,17 @@ def make_task(kind):
         ]
 
     sampler = ViewSampler(
-        reader(), pick, (16, 16), (1.0, 1.0), AugmentConfig(), 2, (1.1, 1.4), 0.3, 0.5, 0.0, 0
+        reader=reader(),
+        pick=pick,
+        patch=(16, 16),
+        spacing=(1.0, 1.0),
+        augment=AugmentConfig(),
+        views=2,
+        scale=(1.1, 1.4),
+        min_overlap=0.3,
+        flip=0.5,
+        rotation=0.0,
+        seed=0,
     )
     return PretrainTask(module, sampler, CPU)
 
@@ -72,7 +89,10 @@ def make_trainer(kind, folder, rank=0, world=1, budget=None):
     fabric = lone_fabric()
     fabric.global_rank, fabric.world_size, fabric.is_global_zero = rank, world, rank == 0
     config = LoopConfig(
-        "x", 0, budget or Budget(steps=3), OptimiserConfig(name="sgd", lr=1e-3, clip=0)
+        stage="x",
+        seed=0,
+        budget=budget or Budget(steps=3),
+        optimiser=OptimiserConfig(name="sgd", lr=1e-3, clip=0),
     )
     return Trainer(make_task(kind), config, fabric, folder, Events())
 

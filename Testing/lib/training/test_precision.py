@@ -12,7 +12,7 @@ from MedSSLLib.finetuning.finetune import run_finetune
 from MedSSLLib.pretraining.pretrain import run_pretrain
 from MedSSLLib.reporting.run_report import write_run_report
 from MedSSLLib.training import devices
-from MedSSLLib.training.context import prepare
+from MedSSLLib.training.context import open_context
 from MedSSLLib.training.run_folder import open_run, write_config
 from Testing.lib.core_helpers import loud, tiny_config, tiny_project
 from Testing.lib.training.test_run_folder import PLAN
@@ -95,10 +95,10 @@ def test_a_resumed_run_keeps_its_number_format(
     (folder / "checkpoint" / "a.safetensors").touch()
     events, record = loud()
     with ExitStack() as stack:
-        ready = prepare(project, tiny_config(name=name, resume=True), events, stack)
+        context = open_context(project, tiny_config(name=name, resume=True), events, stack)
         assert (
-            ready.precision == expected
-            and ready.folder == folder
-            and ready.config.precision == asked
+            context.precision == expected
+            and context.folder == folder
+            and context.config.precision == asked
         )
     assert record.of("start")[0]["precision"] == expected

@@ -7,11 +7,9 @@ import pytest
 from MedSSLLib.core.errors import InputError, MedSSLError
 from MedSSLLib.data.plan import Plan
 from MedSSLLib.training.run_folder import (
+    RunFolder,
     open_run,
     owned,
-    read_config,
-    read_plan,
-    read_run,
     write_config,
 )
 from Testing.lib.core_helpers import tiny_config, tiny_project
@@ -85,13 +83,13 @@ def test_what_a_run_left_before_its_first_checkpoint_is_not_taken_over(project):
 def test_config_and_plan_come_back_and_newer_files_are_refused(project):
     config = tiny_config(name="kept", optimiser__lr=0.1 + 0.2)
     folder = started(project, config)
-    assert read_config(folder) == config and read_plan(folder) == PLAN
-    versions = read_run(folder)["versions"]
+    assert RunFolder(folder).config == config and RunFolder(folder).plan == PLAN
+    versions = RunFolder(folder).record["versions"]
     assert versions["torch"] != "not installed" and versions["python"].startswith("3.")
     content = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(content | {"format_version": 99}))
     with pytest.raises(InputError, match="newer"):
-        read_run(folder)
+        _ = RunFolder(folder).record
 
 
 def test_a_run_folder_has_one_owner_and_forgets_old_stop_requests(project):

@@ -74,7 +74,7 @@ class Toy:
 def trainer(task, folder, steps=12, events=None, **options):
     optimiser = options.pop("optimiser", OptimiserConfig(lr=0.01, warmup=0.1))
     budget = options.pop("budget", None) or Budget(steps=steps)
-    config = LoopConfig("toy", 0, budget, optimiser, **options)
+    config = LoopConfig(stage="toy", seed=0, budget=budget, optimiser=optimiser, **options)
     return Trainer(task, config, lone_fabric(), folder, events or Events())
 
 
@@ -385,7 +385,7 @@ def test_out_of_memory_splits_the_batch_says_so_and_ends_with_the_same_weights(t
     messages = [event["message"] for event in record.of("warning")]
     assert len(messages) == 2 and "8 bytes" in messages[0] and "in 4 parts" in messages[1]
     resumed = trainer(Hungry(room=2), tmp_path / "b")
-    assert resumed.resume() and resumed.state.parts == 4, "a resumed run knows"
+    assert resumed.resume() and resumed.state.micro_batches == 4, "a resumed run knows"
 
 
 def test_out_of_memory_with_one_sample_stops_with_numbers_and_keeps_the_checkpoint(tmp_path):

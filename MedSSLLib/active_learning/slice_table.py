@@ -231,8 +231,10 @@ def _predicted(
         classes = []
         for index, values in enumerate(probabilities.numpy()):
             outside = float(index == 0)  # what the other model does not cover is background
-            volume = Volume(values, own)
-            classes.append(io.resample(volume, grid, interpolation="linear", outside=outside).array)
+            resampled = io.resample_volume(
+                Volume(values, own), grid, interpolation="linear", outside=outside
+            )
+            classes.append(resampled.array)
         total = total + torch.from_numpy(np.stack(classes))
     return total / (1 + len(viewer.others))
 

@@ -300,23 +300,46 @@ def _similarity_words(pick: ChosenSlice, table: Table, *, typical: bool) -> str:
 
 
 def _even(scans: Sequence[Scan], options: SuggestOptions, events: Events) -> list[Suggestion]:
-    """Evenly spaced slices, `per_case` in each of as few cases as the budget needs."""
-    wanted = -(-options.budget // options.per_case)
+    """Evenly spaced slices, one in each of as many cases as the budget allows before a second.
+
+    At most `per_case` in one.
+    """
     drawn, patients = [], []
     for scan in scans:
         drawn.append(bool(scan.drawn.any()))
         patients.append(scan.case.patient)
+    order = even_order(drawn, patients, options.budget)
+    counts = _spread(scans, order, options, events)
     chosen: list[_Choice] = []
-    for position in even_order(drawn, patients, wanted):
-        left = options.budget - len(chosen)
-        if left <= 0:
-            break
-        usable = _usable(scans[position], events)
-        if usable is not None:
-            free = np.flatnonzero(usable & ~scans[position].drawn).tolist()
-            for index in evenly(free, min(left, options.per_case)):
-                chosen.append((position, index, "evenly spaced", None))
+    for position, (free, count) in counts.items():
+        for index in evenly(free, count):
+            chosen.append((position, index, "evenly spaced", None))
     return _suggestions(scans, chosen)
+
+
+def _spread(
+    scans: Sequence[Scan], order: Sequence[int], options: SuggestOptions, events: Events
+) -> dict[int, tuple[list[int], int]]:
+    """Position of a scan to its free slices and how many of them to take; scans take turns.
+
+    An image is opened at its first turn.
+    """
+    free: dict[int, list[int]] = {}
+    counts: dict[int, int] = {}
+    left = options.budget
+    for turn in range(options.per_case):
+        for position in order:
+            if not left:
+                break
+            if position not in free:
+                usable = _usable(scans[position], events)
+                free[position] = []
+                if usable is not None:
+                    free[position] = np.flatnonzero(usable & ~scans[position].drawn).tolist()
+            if turn < len(free[position]):
+                counts[position] = turn + 1
+                left -= 1
+    return {position: (free[position], count) for position, count in counts.items()}
 
 
 def _random(scans: Sequence[Scan], options: SuggestOptions, events: Events) -> list[Suggestion]:

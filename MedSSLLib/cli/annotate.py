@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from MedSSLLib.cli.command import (
     Command,
@@ -18,6 +19,10 @@ from MedSSLLib.cli.command import (
 from MedSSLLib.cli.train import configuration, given_by, warn_of_unused
 from MedSSLLib.core.errors import InputError
 from MedSSLLib.core.events import Events
+
+if TYPE_CHECKING:
+    from MedSSLLib.images.geometry import Geometry
+    from MedSSLLib.project.project import Project
 
 _STRATEGIES = ("hybrid", "coverage", "uncertainty", "even", "random")
 
@@ -72,6 +77,9 @@ def suggest(args: argparse.Namespace, events: Events) -> None:
     from MedSSLLib.project.project import Project
 
     project = Project.open(args.project)
+    for run in (args.run, *args.also):
+        if run:
+            project.require_run(run)
     from MedSSLLib.active_learning.suggest import SUGGESTIONS_FILE, SuggestOptions, run_suggest
     from MedSSLLib.cli import tables
     from MedSSLLib.core.files import load_json
@@ -91,13 +99,52 @@ def suggest(args: argparse.Namespace, events: Events) -> None:
     if args.json:
         print(json.dumps(load_json(path), indent=1, ensure_ascii=False))
         return
+    rows, planes = [], []
+    for item in found:
+        plane, where = slice_words(_geometry(project, item.case), item.axis, item.index)
+        rows.append((str(item.rank), item.case, where, item.reason))
+        planes.append(plane)
     if not args.quiet:
-        rows = [
-            (str(item.rank), item.case, f"{'ijk'[item.axis]} {item.index}", item.reason)
-            for item in found
-        ]
         tables.print_table(("", "case", "slice", "why"), rows)
-    say(args, f"{len(found)} slices suggested, written to {path}")
+    say(args, f"Written to {tables.shown_path(path)}, where slices count from 0.")
+    plane = max(planes, key=planes.count)
+    say(
+        args,
+        "Next: draw them in 3D Slicer's module MedSSL, or elsewhere and then: "
+        f"medssl add {args.project} --labels FOLDER --drawn {plane}",
+    )
+
+
+def _geometry(project: Project, case: str) -> Geometry:
+    from MedSSLLib.images.io import read_header
+
+    return read_header(project.case(case).images[0])
+
+
+_PLANES = (
+    ("sagittal", "left of the rightmost"),
+    ("coronal", "behind the foremost"),
+    ("axial", "above the lowest"),
+)
+"""For slices across L, P and S: how they are called, and where the distance counts from."""
+
+
+def slice_words(geometry: Geometry, axis: int, index: int) -> tuple[str, str]:
+    """The plane of a slice, and ``"axial 6 of 35, 12 mm above the lowest"``.
+
+    Args:
+        geometry: of the scan.
+        axis: the slice lies across it, 0 i, 1 j, 2 k.
+        index: of the slice along it, from 0.
+    """
+    column = [row[axis] for row in geometry.matrix]
+    across = max(range(3), key=lambda n: abs(column[n]))
+    plane, side = _PLANES[across]
+    count = geometry.size[axis]
+    steps = index if column[across] > 0 else count - 1 - index
+    distance = steps * geometry.spacing[axis]
+    where = f"{distance:.0f} mm {side}" if steps else f"the {side.rpartition(' ')[2]}"
+    return plane, f"{plane} {index + 1} of {count}, {where}"
 
 
 def _complete_arguments(parser: argparse.ArgumentParser) -> None:
@@ -131,9 +178,11 @@ def complete(args: argparse.Namespace, events: Events) -> None:
         extra["options.out"] = str(args.out.absolute())
     config = configuration(args, "supervised", extra)
     warn_of_unused(config, given_by(args, extra), project, events)
+    from MedSSLLib.cli.tables import shown_path
     from MedSSLLib.finetuning.complete import run_complete
 
-    say(args, f"Completed: {run_complete(project, config, events)}")
+    say(args, f"Completed: {shown_path(run_complete(project, config, events))}")
+    say(args, "Next: look at it and correct what is wrong; it is a suggestion, not a label.")
 
 
 COMMANDS = (

@@ -74,6 +74,7 @@ def predict(args: argparse.Namespace, events: Events) -> int:
     from MedSSLLib.project.project import Project
 
     project = Project.open(args.project)
+    project.require_run(args.run)
     from MedSSLLib.inference.model import PredictOptions
     from MedSSLLib.inference.predict import run_predict
 
@@ -95,11 +96,20 @@ def predict(args: argparse.Namespace, events: Events) -> int:
         images=args.images or (),
         options=options,
     )
-    say(
-        args,
-        f"{len(result.written)} segmentations written to {args.out}{_left_out(result.refused)}",
-    )
+    count = len(result.written)
+    noun = "segmentation" if count == 1 else "segmentations"
+    say(args, f"{count} {noun} written to {args.out}{_left_out(result.refused)}")
+    say(args, f"Next: {_after_predict(project, args)}")
     return 1 if result.refused else 0
+
+
+def _after_predict(project: Project, args: argparse.Namespace) -> str:
+    """Scores where test cases with labels were segmented; else somebody has to look."""
+    scored = any(case.label for case in project.test)
+    if scored and args.images is None:
+        report = f"medssl report {args.project} --run {args.run} --predictions {args.out}"
+        return f"{report} --out {args.run}.html"
+    return "look at them and correct what is wrong, for instance in 3D Slicer"
 
 
 def _left_out(cases: Sized) -> str:
@@ -142,27 +152,7 @@ def evaluate(args: argparse.Namespace, events: Events) -> int:
 
     known = scored_by(Project.open(args.project)) if args.project else {}
     result = evaluate_folder(args.predictions, args.references, args.out, args.tolerance, **known)
-    for case, problem in result["errors"].items():
-        events.emit("warning", message=f"not scored: {problem}", case=case)
-    if result["unknown"]:
-        values = ", ".join(
-            map(str, sorted({value for found in result["unknown"].values() for value in found}))
-        )
-        names = ", ".join(list(result["unknown"])[:5]) + (
-            " ..." if len(result["unknown"]) > 5 else ""
-        )
-        events.emit(
-            "warning",
-            message=f"values that are no class of the project are not scored: {values} ({names})",
-        )
-    unpaired = {
-        "missing": "references without a prediction",
-        "extra": "predictions without a reference",
-    }
-    for key, what in unpaired.items():
-        if result[key]:
-            names = ", ".join(result[key][:5]) + (" ..." if len(result[key]) > 5 else "")
-            events.emit("warning", message=f"{len(result[key])} {what}: {names}")
+    _warn_of_unscored(result, events)
     if not args.quiet:
         tables.print_metrics(result)
         tables.print_quality(result.get("quality"))
@@ -172,6 +162,31 @@ def evaluate(args: argparse.Namespace, events: Events) -> int:
         f"{len(result['cases'])} cases scored, written to {args.out}{_left_out(result['errors'])}",
     )
     return 1 if result["errors"] else 0
+
+
+def _warn_of_unscored(result: dict[str, Any], events: Events) -> None:
+    """Everything that the scores do not cover: cases, and values of no class."""
+    for case, problem in result["errors"].items():
+        events.emit("warning", message=f"not scored: {problem}", case=case)
+    if unknown := result["unknown"]:
+        values = sorted(set().union(*unknown.values()))
+        listed = ", ".join(map(str, values))
+        events.emit(
+            "warning",
+            message=f"values that are no class of the project are not scored: {listed} "
+            f"({_first(list(unknown))})",
+        )
+    for key, what in (
+        ("missing", "references without a prediction"),
+        ("extra", "predictions without a reference"),
+    ):
+        if result[key]:
+            events.emit("warning", message=f"{len(result[key])} {what}: {_first(result[key])}")
+
+
+def _first(names: list[str]) -> str:
+    """The first five names."""
+    return ", ".join(names[:5]) + (" ..." if len(names) > 5 else "")
 
 
 def _report_arguments(parser: argparse.ArgumentParser) -> None:
@@ -205,6 +220,7 @@ def report(args: argparse.Namespace, events: Events) -> None:
     from MedSSLLib.project.project import Project
 
     project = Project.open(args.project)
+    project.require_run(args.run)
     from MedSSLLib.reporting.run_report import write_run_report
 
     written = write_run_report(
@@ -245,13 +261,13 @@ def _export_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def export(args: argparse.Namespace, events: Events) -> None:
-    from MedSSLLib.interop.export import run_export
     from MedSSLLib.project.project import Project
 
-    say(
-        args,
-        f"Written to {run_export(Project.open(args.project), args.run, args.to, args.out, events)}",
-    )
+    project = Project.open(args.project)
+    project.require_run(args.run)
+    from MedSSLLib.interop.export import run_export
+
+    say(args, f"Written to {run_export(project, args.run, args.to, args.out, events)}")
 
 
 def _import_arguments(parser: argparse.ArgumentParser) -> None:
@@ -277,13 +293,15 @@ def _import_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def import_weights(args: argparse.Namespace, events: Events) -> None:
+    from MedSSLLib.cli.tables import shown_path
     from MedSSLLib.interop.import_weights import run_import
     from MedSSLLib.project.project import Project
 
     settings = parse_settings(args.settings)
     folder, report = run_import(Project.open(args.project), args.file, args.name, events, settings)
     say(args, report.text())
-    say(args, f"Run folder: {folder}")
+    say(args, f"Imported {folder.name}. It is in {shown_path(folder)}")
+    say(args, f"Next: medssl finetune {args.project} --init {folder.name} --minutes 10")
 
 
 COMMANDS = (

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from MedSSLLib.core.errors import InputError, printable
+from MedSSLLib.core.errors import InputError, did_you_mean, printable
 from MedSSLLib.core.events import Events
 
 Run = Callable[[argparse.Namespace, Events], int | None]
@@ -147,10 +147,11 @@ def method(text: str) -> str:
     from MedSSLLib.methods import METHODS, known_methods
     from MedSSLLib.methods.outside import FILE_AND_CLASS
 
-    if text in METHODS or FILE_AND_CLASS.fullmatch(text) or text in known_methods():
+    if text in ("auto", *METHODS) or FILE_AND_CLASS.fullmatch(text) or text in known_methods():
         return text
+    hint = did_you_mean(text, known_methods())
     raise argparse.ArgumentTypeError(
-        f"{text!r} is neither a method ({', '.join(known_methods())}) nor FILE.py:CLASS"
+        f"{text!r} is neither a method ({', '.join(known_methods())}) nor FILE.py:CLASS. {hint}"
     )
 
 
@@ -170,6 +171,15 @@ def parse_settings(items: list[str]) -> dict[str, str]:
             raise InputError(f"--set gives {key.strip()!r} twice", remedy="Keep one of them")
         settings[key.strip()] = value.strip()
     return settings
+
+
+def print_json(value: object) -> None:
+    """Print a value for programs."""
+    import json
+
+    from MedSSLLib.core.events import to_json
+
+    print(json.dumps(to_json(value), indent=1, ensure_ascii=False, allow_nan=False))
 
 
 def say(args: argparse.Namespace, text: str) -> None:

@@ -18,22 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from MedSSLLib import __version__
+from MedSSLLib.core.packages import OPTIONAL, REQUIRED, install_command
 
-REQUIRED = {
-    "blosc2": "3.0",
-    "lightning-fabric": "2.4",
-    "matplotlib": "3.8",
-    "monai": "1.6",
-    "numpy": "1.26",
-    "psutil": "5.9",
-    "pydantic": "2.7",
-    "rich": "13.7",
-    "safetensors": "0.4.3",
-    "scipy": "1.11",
-    "SimpleITK": "2.3",
-    "torch": "2.8",
-}
-OPTIONAL = {"nilearn": ("0.11", "the demo"), "tensorboard": ("2.16", "--tensorboard")}
 NEEDED_DISK_GIB, NEEDED_MEMORY_GIB = 5.0, 4.0
 _MODULES = {"lightning-fabric": "lightning_fabric"}
 _PROBE = """
@@ -115,12 +101,6 @@ def as_text(facts: dict[str, Any]) -> str:
         kind = "Problem" if problem["fatal"] else "Advice"
         lines += ["", f"{kind}: {problem['what']}", f"    {problem['fix']}"]
     return "\n".join([*lines, "", "All is ready." if facts["ok"] else "Training cannot work yet."])
-
-
-def install_command(*requirements: str) -> str:
-    """The command that installs packages into the Python that runs now."""
-    quoted = " ".join(f'"{text}"' for text in requirements)
-    return f'"{sys.executable or "python3"}" -m pip install {quoted}'
 
 
 def _import_all(names: list[str]) -> tuple[dict[str, str], dict[str, Any]]:

@@ -23,10 +23,12 @@ from MedSSLLib.core.errors import (
     CancelledError,
     InputError,
     MedSSLError,
+    did_you_mean,
     is_out_of_memory,
     printable,
 )
 from MedSSLLib.core.events import Events, Sink
+from MedSSLLib.core.packages import OPTIONAL, REQUIRED, install_command
 from MedSSLLib.core.sinks import Bar, JsonLines, PlainLines, for_people
 
 GROUPS: tuple[tuple[str, tuple[Command, ...]], ...] = (
@@ -38,6 +40,19 @@ GROUPS: tuple[tuple[str, tuple[Command, ...]], ...] = (
     ("Finding your way", tools.COMMANDS),
 )
 DONE, FAILED, BAD_INPUT, CANCELLED, GUARD = range(5)
+_SHORT_HELP = """\
+medssl: learn from unlabelled scans, annotate a few slices, segment the rest.
+
+Begin with a folder of scans:
+  medssl init heart --images scans/     make a project of them
+  medssl pretrain heart                 learn from the scans, no labels needed
+  medssl suggest heart --budget 3       which slices to annotate
+  medssl finetune heart --minutes 10    train on what is annotated
+  medssl predict heart --run finetune-1 --out segmentations/
+
+  medssl demo        see it work on simulated scans, in a few minutes
+  medssl doctor      is everything installed?
+  medssl --help      all commands; medssl COMMAND --help explains one"""
 _PURPOSE = "Learn from unlabelled scans, annotate a few slices, segment the rest."
 _EXAMPLES = """\
 From a folder of scans to segmentations:
@@ -56,10 +71,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError, ValueError):
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-    parser = build_parser()
     if not (sys.argv[1:] if argv is None else argv):
-        parser.print_help(sys.stderr)
+        print(_SHORT_HELP, file=sys.stderr)
         return BAD_INPUT
+    parser = build_parser()
     try:
         args = parser.parse_args(argv)
     except SystemExit as stop:
@@ -71,10 +86,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         return FAILED
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser whose complaint about an unknown word names the word that was probably meant."""
+
+    def _check_value(self, action: argparse.Action, value: object) -> None:
+        if action.choices is None or value in action.choices:
+            return
+        known = [str(choice) for choice in action.choices]
+        hint = did_you_mean(str(value), known)
+        if isinstance(action, argparse._SubParsersAction):
+            finding = f"{value!r} is no command. {hint or 'medssl --help lists them.'}"
+        else:
+            finding = f"{value!r} is none of {', '.join(known)}. {hint}"
+        raise argparse.ArgumentError(action, finding.rstrip())
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The parser of ``medssl`` with every sub-command."""
     raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         "medssl",
         usage="medssl COMMAND ...",
         epilog=_EXAMPLES,
@@ -165,10 +195,8 @@ def _failed(error: BaseException, args: argparse.Namespace, events: Events) -> i
 
 def _complain(error: BaseException, debug: bool) -> int:
     code, message = explain(error)
-    if (
-        code == CANCELLED and _is_helper()
-    ):  # Ctrl-C reaches every process of a parallel run; one line says it
-        return code
+    if code == CANCELLED and _is_helper():
+        return code  # Ctrl-C reaches every process of a parallel run; one line says it
     if debug:
         traceback.print_exception(error)
     lines = "\n".join(printable(line) for line in message.splitlines())
@@ -188,16 +216,25 @@ def explain(error: BaseException) -> tuple[int, str]:
         advice = "Use a smaller --batch, or a smaller patch with --set training.voxels=N."
         return GUARD, f"Out of memory ({text or kind}). {advice}"
     if isinstance(error, ModuleNotFoundError):
-        return (
-            FAILED,
-            f"The package {error.name} is missing. 'medssl doctor' says how to install it.",
-        )
+        return FAILED, _explain_missing(error)
     if isinstance(error, OSError):
         return FAILED, _explain_os_error(error)
     return (
         FAILED,
         f"Unexpected {kind}: {text}\nPlease report it, with the traceback that --debug shows.",
     )
+
+
+def _explain_missing(error: ModuleNotFoundError) -> str:
+    """What installs a package; of those that nobody asked for, who knows."""
+    name = (error.name or "").partition(".")[0].replace("_", "-")
+    needed = REQUIRED | {optional: version for optional, (version, _) in OPTIONAL.items()}
+    known = {package.lower(): package for package in needed}
+    if name.lower() not in known:
+        return f"The package {error.name} is missing. 'medssl doctor' looks for what is."
+    package = known[name.lower()]
+    remedy = install_command(f"{package}>={needed[package]}")
+    return f"The package {package} is missing. Install it: {remedy}"
 
 
 def _cut_short(error: BaseException) -> bool:
@@ -221,9 +258,9 @@ def _place(error: BaseException) -> str:
     So a log without a traceback still says where.
     """
     frames = traceback.extract_tb(error.__traceback__)
-    return (
-        f"{Path(frames[-1].filename).name}:{frames[-1].lineno} {frames[-1].name}" if frames else ""
-    )
+    if not frames:
+        return ""
+    return f"{Path(frames[-1].filename).name}:{frames[-1].lineno} {frames[-1].name}"
 
 
 def _is_helper() -> bool:

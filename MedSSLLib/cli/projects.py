@@ -1,14 +1,13 @@
-"""``init``, ``add``, ``status``, ``runs``, ``show``: the project folder."""
+"""``init``, ``add``, ``status``, ``set``, ``relocate``: the project folder."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from MedSSLLib.cli.command import SEL, Command, output_options, say
+from MedSSLLib.cli.command import SEL, Command, output_options, print_json, say
 from MedSSLLib.core.events import Events
 
 if TYPE_CHECKING:
@@ -41,13 +40,7 @@ def _init_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SEL",
         help="the only cases whose labels may be read (default: all that have one)",
     )
-    parser.add_argument(
-        "--drawn",
-        choices=("axial", "coronal", "sagittal"),
-        help="label files are drawn on some of these slices only: those that show anything "
-        "count, all else is unknown "
-        "(default: a whole label, or the slices that a .seg.nrrd records)",
-    )
+    _drawn_option(parser)
     parser.add_argument(
         "--modality", metavar="NAME", help="MR (default), CT ...; one per channel, with commas"
     )
@@ -57,10 +50,28 @@ def _init_arguments(parser: argparse.ArgumentParser) -> None:
     output_options(parser)
 
 
+def _drawn_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--drawn",
+        choices=("axial", "coronal", "sagittal"),
+        help="label files are drawn on some of these slices only: those that show anything "
+        "count, all else is unknown "
+        "(default: a whole label, or the slices that a .seg.nrrd records)",
+    )
+
+
 def init(args: argparse.Namespace, events: Events) -> int:
+    from MedSSLLib.core.errors import InputError
     from MedSSLLib.project.manifest import FILE_NAME
+    from MedSSLLib.project.next_step import next_line
     from MedSSLLib.project.project import Project
 
+    if args.project.exists() and not args.project.is_dir():
+        raise InputError(
+            "is a file, and a project is a folder",
+            file=args.project,
+            remedy=f"Give a new folder: medssl init NAME --images {args.images}",
+        )
     classes = _class_names(args.classes) if args.classes else {}
     project = Project.create(
         args.project,
@@ -78,7 +89,9 @@ def init(args: argparse.Namespace, events: Events) -> int:
         with contextlib.suppress(OSError):
             project.folder.rmdir()  # where nothing else is in it
         raise
-    say(args, f"Project {project.folder}: {_counts(project)}{_report(project, events)}.")
+    left_out = _report(project, events)
+    say(args, f"Project {args.project}: {_counts(project)}{left_out}.")
+    say(args, next_line(project, args.project))
     return 1 if project.refused else 0
 
 
@@ -107,25 +120,32 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         "are there already",
     )
     parser.add_argument("--metadata", type=Path, metavar="CSV", help="table with a column 'case'")
+    _drawn_option(parser)
     output_options(parser)
 
 
 def add(args: argparse.Namespace, events: Events) -> int:
     from MedSSLLib.core.errors import InputError
+    from MedSSLLib.project.next_step import next_line
     from MedSSLLib.project.project import Project
 
     project = Project.open(args.project)
+    if args.drawn:
+        project.set_drawn_plane(args.drawn)
     if args.paths:
         new = f"{len(project.add(args.paths, labels=args.labels, metadata=args.metadata))} new"
+        if there := len(project.already):
+            new += f", {there} {'was' if there == 1 else 'were'} there already"
     elif args.labels and not args.metadata:
-        count = len(project.add_labels(args.labels))
-        new = f"{count} label{'s' * (count > 1)}"
+        new = _number(len(project.add_labels(args.labels)), "label")
     else:
         raise InputError(
             "there is nothing to add", remedy="Name scans, or a folder of labels with --labels"
         )
     project.save()
-    say(args, f"{new}, in all {_counts(project)}{_report(project, events)}.")
+    left_out = _report(project, events)
+    say(args, f"{new}; in all {_counts(project)}{left_out}.")
+    say(args, next_line(project, args.project))
     return 1 if project.refused else 0
 
 
@@ -137,6 +157,7 @@ def _status_arguments(parser: argparse.ArgumentParser) -> None:
 
 def status(args: argparse.Namespace, events: Events) -> None:
     from MedSSLLib.cli import tables
+    from MedSSLLib.project.next_step import next_line
     from MedSSLLib.project.project import Project
 
     project = Project.open(args.project)
@@ -144,58 +165,100 @@ def status(args: argparse.Namespace, events: Events) -> None:
     runs = [tables.run_row(run) for run in project.runs()]
     if args.json:
         facts = {"name": project.name, "folder": project.folder, "modality": project.modalities}
-        _print_json(facts | {"labels": project.labels, "cases": rows, "runs": runs})
+        print_json(facts | {"labels": project.labels, "cases": rows, "runs": runs})
         return
-    kinds = f"{', '.join(project.modalities)}; classes {', '.join(project.classes)}"
-    say(args, f"{project.folder}: {_counts(project)}; {kinds}.")
+    kinds = f"{', '.join(project.modalities)}; classes {', '.join(project.classes[1:]) or 'none'}"
+    say(args, f"{args.project}: {_counts(project)}; {kinds}.")
     tables.print_cases(rows)
     tables.print_runs(runs)
+    say(args, next_line(project, args.project))
 
 
-def _runs_arguments(parser: argparse.ArgumentParser) -> None:
+def _set_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("project", type=Path, metavar="PROJECT")
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    output_options(parser, events=False)
+    parser.add_argument("--classes", metavar="1=A,2=B", help="names of the label values")
+    parser.add_argument("--labelled", metavar="SEL", help="the only cases whose labels may be read")
+    parser.add_argument("--test", metavar="SEL", help="cases that training never reads")
+    parser.add_argument("--modality", metavar="NAME", help="MR, CT ...; one per channel")
+    parser.add_argument("--meta", type=Path, metavar="CSV", help="table with a column 'case'")
+    _drawn_option(parser)
+    output_options(parser)
 
 
-def runs(args: argparse.Namespace, events: Events) -> None:
-    from MedSSLLib.cli import tables
-    from MedSSLLib.project.project import Project
-
-    rows = [tables.run_row(run) for run in Project.open(args.project).runs()]
-    if args.json:
-        _print_json(rows)
-    elif rows:
-        tables.print_runs(rows)
-    else:
-        say(args, "No runs yet. Start with: medssl pretrain or medssl finetune.")
-
-
-def _show_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("project", type=Path, metavar="PROJECT")
-    parser.add_argument("run", metavar="RUN", help="name of a run")
-    parser.add_argument(
-        "--json", action="store_true", help="print JSON, the whole configuration included"
-    )
-    output_options(parser, events=False)
-
-
-def show(args: argparse.Namespace, events: Events) -> None:
-    from MedSSLLib.cli import tables
+def set_facts(args: argparse.Namespace, events: Events) -> None:
     from MedSSLLib.core.errors import InputError
     from MedSSLLib.project.project import Project
-    from MedSSLLib.project.runs import summary
 
     project = Project.open(args.project)
-    folder = project.run_folder(args.run)
-    if not folder.is_dir():
-        known = ", ".join(run["name"] for run in project.runs()) or "none yet"
-        raise InputError("this run does not exist", file=folder, remedy=f"Runs: {known}")
-    run = summary(folder)
-    if args.json:
-        _print_json(run)
-    else:
-        tables.print_run(run)
+    said = []
+    if args.classes:
+        classes = _class_names(args.classes)
+        _check_all_named(project, classes)
+        project.set_labels(classes)
+        said.append(
+            f"Classes: {', '.join(project.classes[1:])}. Runs keep the names they were trained with"
+        )
+    if args.labelled is not None or args.test is not None:
+        project.set_roles(labelled=args.labelled, test=args.test)
+        said.append(
+            f"Now {_counts(project)}. Runs that have read a label or scan of a test case say "
+            "nothing about it: train again before you score them"
+        )
+    if args.modality:
+        project.set_modality(*args.modality.split(","))
+        said.append(
+            f"Modality: {', '.join(project.modalities)}. Scans are preprocessed anew; runs from "
+            "before keep theirs"
+        )
+    if args.meta:
+        said.append(_set_metadata(project, args.meta))
+    if args.drawn:
+        project.set_drawn_plane(args.drawn)
+        said.append(f"Labels to come count on the {args.drawn} slices that show anything")
+    if not said:
+        raise InputError("nothing is to be set", remedy="See 'medssl set --help'")
+    project.save()
+    for text in said:
+        say(args, f"{text}.")
+
+
+def _set_metadata(project: Project, file: Path) -> str:
+    from MedSSLLib.core.errors import InputError
+    from MedSSLLib.images.io import case_name
+    from MedSSLLib.project.metadata import read_metadata
+
+    known = {case.name for case in project.cases}
+    changed = 0
+    for name, entry in read_metadata(file).items():
+        name = name if name in known else case_name(name)
+        if name in known:
+            project.set_metadata(name, entry)
+            changed += 1
+    if not changed:
+        raise InputError(
+            "names no case of the project",
+            file=file,
+            remedy="Its column 'case' holds file names without extensions.",
+        )
+    return f"Metadata of {changed} of {len(known)} cases. GCL's runs from before used the old ones"
+
+
+def _relocate_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("project", type=Path, metavar="PROJECT")
+    parser.add_argument("old", type=Path, metavar="OLD", help="the folder that the files lay in")
+    parser.add_argument("new", type=Path, metavar="NEW", help="the folder they lie in now")
+    output_options(parser)
+
+
+def relocate(args: argparse.Namespace, events: Events) -> None:
+    from MedSSLLib.project.project import Project
+
+    project = Project.open(args.project)
+    changed = project.relocate(args.old, args.new)
+    project.save()
+    missing = sum(not path.exists() for path in project.files)
+    left = f"; {missing} files are still missing" if missing else ""
+    say(args, f"{_number(len(changed), 'case')} now read from {args.new}{left}.")
 
 
 def _report(project: Project, events: Events) -> str:
@@ -232,30 +295,32 @@ def _class_names(text: str) -> dict[int, str]:
     """``"1=liver,2=tumour"`` -> ``{0: "background", 1: "liver", 2: "tumour"}``."""
     from MedSSLLib.core.errors import InputError
 
-    pairs = [item.partition("=") for item in text.split(",")]
-    if not all(value.strip().isdecimal() and name.strip() for value, _, name in pairs):
-        raise InputError(
-            f"--classes {text!r} is not a list of VALUE=NAME",
-            remedy="Example: --classes 1=liver,2=tumour",
-        )
-    if len({int(value) for value, _, _ in pairs}) < len(pairs):
-        raise InputError(
-            f"--classes {text!r} names a value twice", remedy="Give each value one name"
-        )
-    return {0: "background"} | {int(value): name.strip() for value, _, name in pairs}
+    names = {0: "background"}
+    for item in text.split(","):
+        value, _, name = (part.strip() for part in item.partition("="))
+        if not value.isdecimal() or not name:
+            raise InputError(
+                f"--classes {text!r} is not a list of VALUE=NAME",
+                remedy="Example: --classes 1=liver,2=tumour",
+            )
+        if int(value) in names and int(value):
+            raise InputError(
+                f"--classes {text!r} names a value twice", remedy="Give each value one name"
+            )
+        names[int(value)] = name
+    return names
 
 
 def _counts(project: Project) -> str:
     roles = {"labelled": project.labelled, "unlabelled": project.unlabelled, "test": project.test}
     parts = [f"{len(cases)} {role}" for role, cases in roles.items() if cases]
-    noun = "case" if len(project.cases) == 1 else "cases"
-    return f"{len(project.cases)} {noun} ({', '.join(parts)})" if parts else "no cases"
+    if not parts:
+        return "no cases"
+    return f"{_number(len(project.cases), 'case')} ({', '.join(parts)})"
 
 
-def _print_json(value: Any) -> None:
-    from MedSSLLib.core.events import to_json
-
-    print(json.dumps(to_json(value), indent=1, ensure_ascii=False, allow_nan=False))
+def _number(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 COMMANDS = (
@@ -291,19 +356,24 @@ COMMANDS = (
         ("medssl status heart",),
     ),
     Command(
-        "runs",
-        "List the runs of a project.",
-        _runs_arguments,
-        runs,
-        "PROJECT [--json]",
-        ("medssl runs heart", "medssl runs heart --json"),
+        "set",
+        "Change what a project says of its cases.",
+        _set_arguments,
+        set_facts,
+        "PROJECT [--classes 1=A,2=B] [--labelled SEL] [--test SEL] [--modality M] [--meta CSV]",
+        (
+            "medssl set heart --classes 1=ventricle,2=muscle",
+            "medssl set heart --test case03,case04 --labelled case01",
+        ),
+        f"Says what a change makes invalid. {SEL}",
     ),
     Command(
-        "show",
-        "Show one run: settings, results, files.",
-        _show_arguments,
-        show,
-        "PROJECT RUN [--json]",
-        ("medssl show heart finetune-1",),
+        "relocate",
+        "Read scans and labels from a folder that they were moved to.",
+        _relocate_arguments,
+        relocate,
+        "PROJECT OLD NEW",
+        ("medssl relocate heart /old/disk/scans /new/disk/scans",),
+        "Every file of the project below OLD is read from the same place below NEW.",
     ),
 )

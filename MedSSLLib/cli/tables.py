@@ -18,17 +18,18 @@ if TYPE_CHECKING:
     from MedSSLLib.project.project import Case
 
 
-Row = dict[str, Any]
+Facts = dict[str, Any]
+_WHOLE = 18  # characters of a cell that is not worth wrapping
 
 
-def case_row(case: Case) -> Row:
+def case_row(case: Case) -> Facts:
     """Facts of one case, from the image's header alone.
 
     ``problem`` says why the image cannot be read.
     """
     from MedSSLLib.images.io import read_header
 
-    row: Row = {
+    row: Facts = {
         "case": case.name,
         "role": case.role,
         "size": None,
@@ -49,70 +50,112 @@ def case_row(case: Case) -> Row:
     }
 
 
-def run_row(run: Row) -> Row:
+def run_row(run: Facts) -> Facts:
     """The short facts of a run summary (see ``runs.summary``)."""
-    config: Row = run["config"] or {}
-    metrics: Row = run["metrics"] or {}
+    config: Facts = run["config"] or {}
+    metrics: Facts = run["metrics"] or {}
     training = config.get("config", config)
     training = training if isinstance(training, dict) else {}
-    done = "stopped by a guard" if metrics.get("stopped") else "done"
-    state = done if run["finished"] else "can be resumed" if run["resumable"] else "unfinished"
     return {
         "name": run["name"],
         "command": training.get("command", ""),
         "method": training.get("method", ""),
         "start": _start(training),
         "precision": config.get("precision", ""),
-        "state": run["problem"] or state,
+        "state": run["problem"] or _state(run),
         "dice": _dice(metrics),
         "folder": run["folder"],
     }
 
 
-def print_cases(rows: Sequence[Row]) -> None:
+def _state(run: Facts) -> str:
+    if run["finished"]:
+        return "stopped by a guard" if (run["metrics"] or {}).get("stopped") else "done"
+    return "can be resumed" if run["resumable"] else "unfinished"
+
+
+def print_cases(rows: Sequence[Facts]) -> None:
+    """A line a case; of the metadata their names alone, below."""
     cells = []
+    columns: list[str] = []
     for row in rows:
         size, spacing = (
-            " x ".join(f"{n:g}" for n in row[key] or ()) for key in ("size", "spacing")
+            " x ".join(f"{n:.3g}" for n in row[key] or ()) for key in ("size", "spacing")
         )
-        cells.append(
-            (row["case"], row["problem"] or size, spacing, _label(row), row["role"], _metadata(row))
-        )
-    print_table(("case", "size", "spacing (mm)", "label", "role", "metadata"), cells)
+        cells.append((row["case"], row["problem"] or size, spacing, _label(row), row["role"]))
+        columns += [name for name in row["metadata"] if name not in columns]
+    print_table(("case", "size", "spacing (mm)", "label", "role"), cells)
+    if columns:
+        print(f"Metadata: {', '.join(map(printable, columns[:8]))}{_more(len(columns) - 8)}")
 
 
-def print_runs(rows: Sequence[Row]) -> None:
-    cells = [
-        (
-            row["name"],
-            row["command"],
-            row["method"],
-            row["start"],
-            row["state"],
-            "" if row["dice"] is None else f"{row['dice']:.3f}",
-        )
-        for row in rows
-    ]
-    print_table(("run", "command", "method", "start", "state", "Dice"), cells)
+def _more(count: int) -> str:
+    return f" and {count} more" if count > 0 else ""
 
 
-def print_run(run: Row) -> None:
+def print_runs(rows: Sequence[Facts]) -> None:
+    cells = []
+    for row in rows:
+        dice = "" if row["dice"] is None else f"{row['dice']:.3f}"
+        start = "" if row["start"] == "none" else row["start"]
+        method = "" if row["method"] == "supervised" else row["method"]
+        cells.append((row["name"], row["command"], method, start, row["state"], dice))
+    print_table(("run", "command", "method", "from", "state", "Dice"), cells)
+
+
+def print_run(run: Facts) -> None:
+    """What a run reached, then how it differs from its preset, then its files."""
     row = run_row(run)
-    facts = [(name, str(value)) for name, value in row.items() if value not in (None, "")]
-    print_table(("", ""), facts)
-    config: Row = run["config"] or {}
-    print_table(("setting", "value"), list(flat(config.get("config", config))))
-    if run["metrics"]:
-        metrics = run["metrics"].get("summary", run["metrics"])
-        rest = {name: value for name, value in metrics.items() if name != "rounds"}
-        print_table(
-            ("metric", "value"), [*flat(rest), *(_round(row) for row in metrics.get("rounds", ()))]
-        )
-    files = sorted(path.relative_to(run["folder"]) for path in Path(run["folder"]).iterdir())
-    print_table(("file",), [(str(path),) for path in files])
+    metrics: Facts = run["metrics"] or {}
+    results = [("state", row["state"]), *_results(metrics)]
+    for number in metrics.get("rounds", ()):
+        results.append(_round(number))
+    print_table((row["name"], ""), results)
+    config: Facts = run["config"] or {}
+    settings = config.get("config", config)
+    if isinstance(settings, dict) and settings.get("command"):
+        print_table(("setting", "value"), _settings(settings, config.get("precision", "")))
+    folder = Path(run["folder"])
+    names = sorted(path.name + "/" * path.is_dir() for path in folder.iterdir())
+    print(f"Files in {printable(str(folder))}: {', '.join(map(printable, names))}")
 
 
-def print_metrics(result: Row) -> None:
+def _results(metrics: Facts) -> list[tuple[str, str]]:
+    """What ``metrics.json`` says that a person asks for."""
+    from MedSSLLib.core.words import duration_words
+
+    found = []
+    if metrics.get("steps") is not None:
+        took = f" in {duration_words(metrics['seconds'])}" if metrics.get("seconds") else ""
+        found.append(("trained", f"{metrics['steps']} steps{took}"))
+    dice = _dice(metrics)
+    if metrics.get("best") is not None:
+        found.append(("held-out Dice", f"{metrics['best']:.3f} at step {metrics['best_step']}"))
+    elif dice is not None:
+        found.append(("Dice", f"{dice:.3f}"))
+    elif "validation" in metrics:
+        found.append(("held-out Dice", "none: no labelled case was held out"))
+    known = ("steps", "seconds", "best", "best_step", "validation", "rounds", "summary", "dice")
+    for name, value in metrics.items():
+        if name not in known and isinstance(value, int | float | str):
+            found += [(key.replace("_", " "), text) for key, text in flat({name: value})]
+    return found
+
+
+def _settings(settings: Facts, precision: str) -> list[tuple[str, str]]:
+    """Settings that differ from the preset."""
+    from MedSSLLib.methods.options import changed_settings
+
+    rows = [("command", settings["command"]), ("method", str(settings.get("method", "")))]
+    rows.append(("preset", str(settings.get("preset", ""))))
+    labelled = settings.get("labelled")
+    if labelled is not None:
+        rows.append(("labelled", ", ".join(labelled) or "none"))
+    rows += changed_settings(settings).items()
+    return [*rows, ("number format", precision)] if precision else rows
+
+
+def print_metrics(result: Facts) -> None:
     """The summary of ``evaluate``: a line per metric, mean over cases, then per class."""
     summary = result["summary"]
     classes = list(summary["dice"]["per_class"])
@@ -131,20 +174,44 @@ def print_metrics(result: Row) -> None:
         )
 
 
-def print_quality(quality: Row | None) -> None:
+def trained_words(command: str, metrics: dict[str, Any]) -> str:
+    """``"58 steps in 59 s; held-out Dice 0.812 at step 40"``."""
+    from MedSSLLib.core.words import duration_words
+
+    words = f"{metrics.get('steps', 0)} steps in {duration_words(metrics.get('seconds') or 0)}"
+    rounds = metrics.get("rounds") or []
+    if rounds:
+        words = f"{len(rounds)} round{'s' if len(rounds) > 1 else ''}, {words}"
+    if metrics.get("stopped"):
+        return f"{words}; stopped by a guard: {metrics['stopped']}"
+    if command == "pretrain":
+        return words
+    best = metrics.get("best")
+    if best is None and rounds:
+        best = rounds[-1].get("dice")
+    if best is None:
+        return f"{words}; no held-out case"
+    step = f" at step {metrics['best_step']}" if metrics.get("best_step") else ""
+    return f"{words}; held-out Dice {best:.3f}{step}"
+
+
+def print_quality(quality: Facts | None) -> None:
     """Predicted against true Dice, where ``predict --quality`` was used."""
-    if quality is not None:
-        low, high = quality["spearman_interval"] or (None, None)
-        cells = [
-            ("n", str(quality["n"])),
-            ("spearman", _number(quality["spearman"])),
-            ("95 % interval", f"{_number(low)} to {_number(high)}" if low is not None else "-"),
-            ("mean absolute error", _number(quality["mean_absolute_error"])),
-            ("inside interval", _number(quality["inside_interval"])),
-        ]
-        print_table(("predicted Dice", ""), cells)
-        _print_names("to review", quality["review"])
-        _print_names("left out, as the run has used their labels", quality["left_out"])
+    if quality is None:
+        return
+    interval = "-"
+    if quality["spearman_interval"]:
+        interval = " to ".join(map(_number, quality["spearman_interval"]))
+    cells = [
+        ("n", str(quality["n"])),
+        ("spearman", _number(quality["spearman"])),
+        ("95 % interval", interval),
+        ("mean absolute error", _number(quality["mean_absolute_error"])),
+        ("inside interval", _number(quality["inside_interval"])),
+    ]
+    print_table(("predicted Dice", ""), cells)
+    _print_names("to review", quality["review"])
+    _print_names("left out, as the run has used their labels", quality["left_out"])
 
 
 def _print_names(what: str, names: Sequence[str]) -> None:
@@ -153,7 +220,7 @@ def _print_names(what: str, names: Sequence[str]) -> None:
         print(f"{len(names)} {what}: {', '.join(names)}")
 
 
-def print_calibration(calibration: Row | None) -> None:
+def print_calibration(calibration: Facts | None) -> None:
     """Whether the probabilities mean what they say, where ``predict --probabilities`` was used."""
     if calibration is not None:
         cells = [
@@ -177,7 +244,7 @@ def setting_rows(config: BaseModel | None, prefix: str = "") -> list[tuple[str, 
     return rows
 
 
-def flat(tree: Row, prefix: str = "") -> Iterable[tuple[str, str]]:
+def flat(tree: Facts, prefix: str = "") -> Iterable[tuple[str, str]]:
     """Nested dictionaries as (dotted key, text) pairs."""
     for key, value in tree.items():
         if isinstance(value, dict) and value:
@@ -186,20 +253,36 @@ def flat(tree: Row, prefix: str = "") -> Iterable[tuple[str, str]]:
             yield f"{prefix}{key}", f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
+def shown_path(path: Path) -> str:
+    """A path as a person would type it: below the current folder without what leads there."""
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
+
+
 def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table to stdout, unless it has no rows."""
+    """Print a table to stdout, unless it has no rows; columns without a value are left out.
+
+    The first column is never wrapped. On a terminal the others are, where they must be; a pipe
+    gets long lines.
+    """
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
 
     if not rows:
         return
-    table = Table(box=SIMPLE_HEAD, show_header=any(head), pad_edge=False, expand=False)
-    for name in head:
-        table.add_column(name, overflow="fold")
+    kept = [column for column in range(len(head)) if any(row[column] for row in rows)]
+    table = Table(box=SIMPLE_HEAD, show_header=any(head), show_edge=False, pad_edge=False)
+    for column in kept:
+        whole = column == 0 or max(len(row[column]) for row in rows) <= _WHOLE
+        table.add_column(head[column], overflow="fold", no_wrap=whole)
     for row in rows:
-        table.add_row(*(Text(printable(cell)) for cell in row))
-    _console().print(table)
+        table.add_row(*(Text(printable(row[column])) for column in kept))
+    console = _console()
+    with console.capture() as captured:
+        console.print(table)
+    lines = [line.rstrip() for line in captured.get().splitlines()]
+    print("\n".join([*lines, ""]))
 
 
 def _console() -> Console:
@@ -207,16 +290,19 @@ def _console() -> Console:
     from rich.console import Console
 
     console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=240)
+    return console if console.is_terminal else Console(highlight=False, width=10_000)
 
 
-def _start(settings: Row) -> str:
+def _start(settings: Facts) -> str:
     """The run or file that a run started from, as in RunConfig.origin."""
-    options = settings.get("options") if settings.get("command") == "selftrain" else None
-    return (options.get("start") if isinstance(options, dict) else "") or settings.get("init", "")
+    if settings.get("command") == "selftrain":
+        options = settings.get("options")
+        if isinstance(options, dict) and options.get("start"):
+            return str(options["start"])
+    return str(settings.get("init", ""))
 
 
-def _round(row: Row) -> tuple[str, str]:
+def _round(row: Facts) -> tuple[str, str]:
     """A round of self-training in words."""
     pseudo = row["pseudo"]
     words = [
@@ -228,31 +314,28 @@ def _round(row: Row) -> tuple[str, str]:
     return f"round {row['round']}", ", ".join(words)
 
 
-def _label(row: Row) -> str:
+def _label(row: Facts) -> str:
     if row["label"] is None:
-        return "-"
+        return ""
     if row["role"] == "unlabelled":
-        return "present, not read"
+        return "not read"
     if row["annotated"] is None:
         return "all slices"
-    return ", ".join(
-        f"{len(part['indices'])} slices of {'ijk'[part['axis']]}" for part in row["annotated"]
-    )
-
-
-def _metadata(row: Row, shown: int = 3) -> str:
-    entries = [f"{key} {value}" for key, value in row["metadata"].items()]
-    more = [f"{len(entries) - shown} more"] if len(entries) > shown else []
-    return ", ".join(entries[:shown] + more)
+    parts = [f"{len(part['indices'])} of {'ijk'[part['axis']]}" for part in row["annotated"]]
+    return f"slices: {', '.join(parts)}"
 
 
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
 
 
-def _dice(metrics: Row) -> float | None:
+def _dice(metrics: Facts) -> float | None:
     """The headline number wherever a run keeps it."""
-    summary = metrics.get("summary")
-    dice = (summary if isinstance(summary, dict) else metrics).get("dice")
-    dice = dice.get("mean") if isinstance(dice, dict) else dice
-    return float(dice) if isinstance(dice, (int, float)) else None
+    dice = metrics.get("dice")
+    if isinstance(metrics.get("summary"), dict):
+        dice = metrics["summary"].get("dice")
+    if isinstance(dice, dict):
+        dice = dice.get("mean")
+    if dice is None:
+        dice = metrics.get("best")
+    return float(dice) if isinstance(dice, int | float) else None

@@ -1,14 +1,53 @@
-"""``demo``, ``settings``, ``doctor``: finding one's way, and checking this computer."""
+"""``runs``, ``show``, ``demo``, ``settings``, ``doctor``: finding one's way."""
 
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
-from MedSSLLib.cli.command import Command, method, output_options, say, seed
+from MedSSLLib.cli.command import Command, method, output_options, print_json, say, seed
 from MedSSLLib.cli.train import TYPED
 from MedSSLLib.core.events import Events
+
+
+def _runs_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("project", type=Path, metavar="PROJECT")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    output_options(parser, events=False)
+
+
+def runs(args: argparse.Namespace, events: Events) -> None:
+    from MedSSLLib.cli import tables
+    from MedSSLLib.project.project import Project
+
+    rows = [tables.run_row(run) for run in Project.open(args.project).runs()]
+    if args.json:
+        print_json(rows)
+    elif rows:
+        tables.print_runs(rows)
+    else:
+        say(args, "No runs yet. Start with: medssl pretrain or medssl finetune.")
+
+
+def _show_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("project", type=Path, metavar="PROJECT")
+    parser.add_argument("run", metavar="RUN", help="name of a run")
+    parser.add_argument(
+        "--json", action="store_true", help="print JSON, the whole configuration included"
+    )
+    output_options(parser, events=False)
+
+
+def show(args: argparse.Namespace, events: Events) -> None:
+    from MedSSLLib.cli import tables
+    from MedSSLLib.project.project import Project
+    from MedSSLLib.project.runs import summary
+
+    run = summary(Project.open(args.project).require_run(args.run))
+    if args.json:
+        print_json(run)
+    else:
+        tables.print_run(run)
 
 
 def _settings_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,16 +80,13 @@ def settings(args: argparse.Namespace, events: Events) -> None:
     rows = [row for row in tables.setting_rows(config) if row[0] not in ("options", *TYPED)]
     rows += tables.setting_rows(own_options(args.for_command, name, config.options), "options.")
     if args.json:
-        print(
-            json.dumps(
-                [dict(zip(("key", "value", "help"), row, strict=True)) for row in rows], indent=1
-            )
-        )
-    else:
-        if args.for_command == "pretrain":
-            others = ", ".join(other for other in known_methods() if other != name)
-            print(f"options.* are those of --method {name}; see also --method {others}.")
-        tables.print_table(("--set KEY", "value", "what it is"), rows)
+        names = ("key", "value", "help")
+        print_json([dict(zip(names, row, strict=True)) for row in rows])
+        return
+    if args.for_command == "pretrain":
+        others = ", ".join(other for other in known_methods() if other != name)
+        print(f"options.* are those of --method {name}; see also --method {others}.")
+    tables.print_table(("--set KEY", "value", "what it is"), rows)
 
 
 def _doctor_arguments(parser: argparse.ArgumentParser) -> None:
@@ -63,7 +99,7 @@ def doctor(args: argparse.Namespace, events: Events) -> int:
 
     facts = examine(Path.cwd())
     if args.json:
-        print(json.dumps(facts, indent=1))
+        print_json(facts)
     elif not (args.quiet and facts["ok"]):
         print(as_text(facts))
     return 0 if facts["ok"] else 1
@@ -117,6 +153,22 @@ def _free_folder() -> Path:
 
 
 COMMANDS = (
+    Command(
+        "runs",
+        "List the runs of a project.",
+        _runs_arguments,
+        runs,
+        "PROJECT [--json]",
+        ("medssl runs heart", "medssl runs heart --json"),
+    ),
+    Command(
+        "show",
+        "Show one run: results, settings, files.",
+        _show_arguments,
+        show,
+        "PROJECT RUN [--json]",
+        ("medssl show heart finetune-1",),
+    ),
     Command(
         "demo",
         "See it work: a simulated cohort, a few annotated slices, a report.",

@@ -62,10 +62,10 @@ def _pretrain_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--method",
         type=method,
-        required=True,
+        default="auto",
         metavar="METHOD|FILE.py:CLASS",
-        help=f"what to learn from unlabelled scans: {', '.join(METHODS)}, one of another package, "
-        "or your own (see 'medssl new-method')",
+        help=f"what to learn from unlabelled scans: auto (default: what suits the data), "
+        f"{', '.join(METHODS)}, one of another package, or your own (see 'medssl new-method')",
     )
     parser.add_argument(
         "--meta", metavar="A,B", help="what makes slices alike (gcl): position, patient, phase ..."
@@ -77,9 +77,10 @@ def pretrain(args: argparse.Namespace, events: Events) -> None:
     from MedSSLLib.project.project import Project
 
     project = Project.open(args.project)
+    chosen = _chosen_method(args, project)
     from MedSSLLib.methods import outside
 
-    name = outside.named(args.method)
+    name = outside.named(chosen)
     extra: dict[str, Any] = {}
     if args.meta is not None:
         if name != "gcl":
@@ -92,7 +93,39 @@ def pretrain(args: argparse.Namespace, events: Events) -> None:
     warn_of_unused(config, given_by(args, extra), project, events)
     from MedSSLLib.pretraining.pretrain import run_pretrain
 
-    say(args, f"Run folder: {run_pretrain(project, config, events)}")
+    _say_trained(args, project, run_pretrain(project, config, events))
+
+
+def _chosen_method(args: argparse.Namespace, project: Project) -> str:
+    """The method that was typed, that of the run to go on with, or what suits the data."""
+    if args.method != "auto":
+        return str(args.method)
+    if args.resume:
+        from MedSSLLib.config.run import RunConfig
+        from MedSSLLib.training.run_folder import resumable
+
+        wanted = RunConfig.build("pretrain", overrides={"name": args.name} if args.name else {})
+        return resumable(project, wanted).config.method
+    if args.meta is not None:
+        return "gcl"
+    from MedSSLLib.project.next_step import recommended
+
+    method, why = recommended(project)
+    say(args, f"Method: {method}, {why} (--method takes another)")
+    return method
+
+
+def _say_trained(args: argparse.Namespace, project: Project, folder: Path) -> None:
+    """What came of a training, and what comes next."""
+    from MedSSLLib.cli.tables import shown_path, trained_words
+    from MedSSLLib.core.files import read_json
+    from MedSSLLib.project.next_step import next_line
+
+    metrics = read_json(folder / "metrics.json")
+    where = shown_path(folder)
+    say(args, f"Trained {folder.name}: {trained_words(args.command, metrics)}. It is in {where}")
+    if args.command != "complete":
+        say(args, next_line(project, args.project, after=args.command, run=folder.name))
 
 
 def _finetune_arguments(parser: argparse.ArgumentParser) -> None:
@@ -127,13 +160,20 @@ def finetune(args: argparse.Namespace, events: Events) -> None:
     from MedSSLLib.project.project import Project
 
     project = Project.open(args.project)
+    _check_start(project, args.init)
     extra: dict[str, Any] = {"freeze_encoder": True} if args.freeze_encoder else {}
     extra |= _labelled(args, project)
     config = configuration(args, "supervised", extra)
     warn_of_unused(config, given_by(args, extra), project, events)
     from MedSSLLib.finetuning.finetune import run_finetune
 
-    say(args, f"Run folder: {run_finetune(project, config, events)}")
+    _say_trained(args, project, run_finetune(project, config, events))
+
+
+def _check_start(project: Project, start: str | None) -> None:
+    """Raise InputError, with a similar name, for a start that is neither a run, a file nor none."""
+    if start and start != "none" and not Path(start).exists():
+        project.require_run(start)
 
 
 def _selftrain_arguments(parser: argparse.ArgumentParser) -> None:
@@ -189,21 +229,20 @@ def selftrain(args: argparse.Namespace, events: Events) -> None:
         raise InputError(
             "selftrain needs a start", remedy="Give --from RUN, or --init RUN, or --init none"
         )
-    chosen = {
-        name: getattr(args, name)
-        for name in ("accept", "reject")
-        if getattr(args, name) is not None
-    }
-    extra = {
-        f"options.{name}": tuple(case.name for case in project.select(text))
-        for name, text in chosen.items()
-    }
+    _check_start(project, args.init)
+    if args.start:
+        project.require_run(args.start)
+    extra: dict[str, Any] = {}
+    for name in ("accept", "reject"):
+        text = getattr(args, name)
+        if text is not None:
+            extra[f"options.{name}"] = tuple(case.name for case in project.select(text))
     extra |= _labelled(args, project)
     config = configuration(args, "local-contrast", extra)
     warn_of_unused(config, given_by(args, extra), project, events)
     from MedSSLLib.selftraining.selftrain import run_selftrain
 
-    say(args, f"Run folder: {run_selftrain(project, config, events)}")
+    _say_trained(args, project, run_selftrain(project, config, events))
 
 
 def configuration(args: argparse.Namespace, method: str, extra: dict[str, Any]) -> RunConfig:
@@ -302,8 +341,9 @@ COMMANDS = (
         "Learn from unlabelled scans.",
         _pretrain_arguments,
         pretrain,
-        "PROJECT --method METHOD [options]",
+        "PROJECT [--method METHOD] [options]",
         (
+            "medssl pretrain heart --minutes 30",
             "medssl pretrain heart --method gcl --minutes 30",
             "medssl pretrain heart --method pgl --dim 3d --name pgl-a --set optimiser.lr=1e-3",
             "medssl pretrain heart --method pgl --name pgl-a --resume",

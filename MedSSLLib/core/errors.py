@@ -7,8 +7,9 @@ guard.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from difflib import get_close_matches
 
 
 class MedSSLError(Exception):
@@ -84,6 +85,13 @@ def naming(case: str, file: str = "") -> Iterator[None]:
         raise InputError(
             error.finding, case=error.case or case, file=error.file or file, remedy=error.remedy
         ) from error.__cause__
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """``"Did you mean 'finetune'?"``, or "" where nothing is like the name."""
+    lower = {text.lower(): text for text in known}
+    near = get_close_matches(name.lower(), lower, n=1, cutoff=0.6)
+    return f"Did you mean {lower[near[0]]!r}?" if near else ""
 
 
 def printable(text: str) -> str:

@@ -8,23 +8,31 @@ literally: control characters escaped, no markup.
 from __future__ import annotations
 
 import json
-import math
 import os
 import sys
 import time
 from collections import deque
-from collections.abc import Iterable
-from datetime import timedelta
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
 
 from MedSSLLib.core.errors import printable
+from MedSSLLib.core.words import (
+    describe,
+    duration,
+    fitting,
+    loss_words,
+    metric_words,
+    rate_words,
+    sparkline,
+    told,
+)
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 
-_SHOWN = ("start", "progress", "metric", "warning", "done")
+_SHOWN = ("start", "progress", "metric", "warning")
 
 
 class JsonLines:
@@ -95,6 +103,8 @@ class PlainLines:
         interval: seconds between two progress lines of a stage; its last step always shows.
         kinds: the events shown; all when empty.
         stamp: start each line with the local date and time.
+        words: what a line says of an event and the steps a second; events without words are left
+            out.
     """
 
     def __init__(
@@ -104,11 +114,13 @@ class PlainLines:
         interval: float = 10.0,
         kinds: Iterable[str] = (),
         stamp: bool = False,
+        words: Callable[[dict[str, Any], float], str] = describe,
     ) -> None:
         self._stream = stream
         self._interval = interval
         self._kinds = frozenset(kinds)
         self._stamp = stamp
+        self._words = words
         self._shown: dict[str, float] = {}
         self._rate = Rate()
 
@@ -118,7 +130,7 @@ class PlainLines:
 
     @classmethod
     def to_stderr(cls, kinds: Iterable[str] = ()) -> PlainLines:
-        return cls(binary(sys.stderr), kinds=kinds)
+        return cls(binary(sys.stderr), kinds=kinds, words=told)
 
     def write(self, event: dict[str, Any]) -> None:
         if self._kinds and event["event"] not in self._kinds:
@@ -128,12 +140,13 @@ class PlainLines:
             rate = self._rate.update(event)
             if not self._due(event):
                 return
-        date = (
-            time.strftime("%Y-%m-%d %H:%M:%S  ", time.localtime(event["time"]))
-            if self._stamp
-            else ""
-        )
-        self._stream.write(f"{date}{describe(event, rate)}\n".encode("utf-8", "replace"))
+        text = self._words(event, rate)
+        if not text:
+            return
+        date = ""
+        if self._stamp:
+            date = time.strftime("%Y-%m-%d %H:%M:%S  ", time.localtime(event["time"]))
+        self._stream.write(f"{date}{text}\n".encode("utf-8", "replace"))
         self._stream.flush()
 
     def close(self) -> None:
@@ -152,9 +165,15 @@ class PlainLines:
         return True
 
 
+STAGE, BAR, COUNT, LEFT = 18, 14, 11, 12
+"""Widths of the columns of a progress line; what is left of 80 holds the loss."""
+
+
 class Bar:
-    """A live bar on a terminal: stage, steps, losses with their course, steps a second, time left,
-    main figures.
+    """A live line a stage on a terminal: stage, bar, count, time left, loss.
+
+    The columns are fixed, so that a line fits into 80 characters; further losses, the speed, the
+    course of the loss and a method's own metrics are shown where there is room.
 
     Args:
         kinds: the events shown.
@@ -162,17 +181,25 @@ class Bar:
 
     def __init__(self, kinds: Iterable[str]) -> None:
         from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn
+        from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn
+        from rich.table import Column
 
-        text = "{task.fields[note]}"
-        self._progress: Progress = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=24),
-            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
-            TextColumn(text, markup=False),
-            console=Console(stderr=True),
-            refresh_per_second=4,
-        )
+        def text(field: str, width: int | None = None) -> TextColumn:
+            column = Column(width=width, no_wrap=True, overflow="ellipsis")
+            return TextColumn(f"{{task.fields[{field}]}}", markup=False, table_column=column)
+
+        console = Console(stderr=True)
+        # a narrow terminal keeps the words and gives up the bar
+        bar = [BarColumn(bar_width=BAR)] if console.width >= 72 else []
+        self._room = console.width - STAGE - COUNT - LEFT - 4 - (BAR + 1) * len(bar)
+        columns: list[ProgressColumn] = [
+            text("stage", STAGE),
+            *bar,
+            text("count", COUNT),
+            text("left", LEFT),
+            text("note", max(1, self._room)),
+        ]
+        self._progress: Progress = Progress(*columns, console=console, refresh_per_second=4)
         self._kinds = frozenset(kinds)
         self._tasks: dict[str, TaskID] = {}
         self._rate = Rate()
@@ -183,9 +210,9 @@ class Bar:
 
         if event["event"] == "progress":
             self._update(event)
-        elif event["event"] in self._kinds:
+        elif event["event"] in self._kinds and (words := told(event)):
             style = "yellow" if event["event"] == "warning" else ""
-            self._progress.console.print(Text(describe(event), style=style))
+            self._progress.console.print(Text(words, style=style))
 
     def close(self) -> None:
         self._progress.stop()
@@ -195,15 +222,27 @@ class Bar:
         if stage not in self._tasks:
             self._progress.start()
             self._tasks[stage] = self._progress.add_task(
-                printable(stage), total=event["steps"], note=""
+                "", total=event["steps"], stage=printable(stage), count="", left="", note=""
             )
         course = self._course.setdefault(stage, deque(maxlen=240))
         if losses:
             course.append(sum(value for value in losses.values() if value is not None))
-        note = f"{sparkline(course)}  {_progress_note(event, self._rate.update(event))}".strip()
+        left = event.get("seconds_left")
         self._progress.update(
-            self._tasks[stage], completed=event["step"], total=event["steps"], note=note
+            self._tasks[stage],
+            completed=event["step"],
+            total=event["steps"],
+            count=f"{event['step']}/{event['steps']}",
+            left="" if left is None else f"{duration(left)} left",
+            note=self._note(event, course),
         )
+
+    def _note(self, event: dict[str, Any], course: Iterable[float]) -> str:
+        """The loss first, then what fits."""
+        rate = self._rate.update(event)
+        speed = [rate_words(rate)] if rate else []
+        parts = [*loss_words(event), *speed, sparkline(course), *metric_words(event)]
+        return fitting(parts, self._room)
 
 
 def for_people(*, quiet: bool = False) -> Bar | PlainLines:
@@ -231,81 +270,3 @@ class Rate:
         return (
             (last_step - first_step) / (last_time - first_time) if last_time > first_time else 0.0
         )
-
-
-def describe(event: dict[str, Any], rate: float = 0.0) -> str:
-    """One line for people: ``message``, then other fields as ``name value``; a ``report`` follows
-    in its own lines.
-    """
-    kind = event["event"]
-    if kind == "progress":
-        done = f"{event['step']}/{event['steps']}"
-        return f"{printable(event['stage'])} {done}  {_progress_note(event, rate)}".rstrip()
-    known = ("event", "time", "message", "report")
-    empty: tuple[object, ...] = (None, "", {}, [])
-    rest = {
-        key: value
-        for key, value in event.items()
-        if key not in known and value not in empty and not isinstance(value, list)
-    }
-    facts = ", ".join(f"{name.replace('_', ' ')} {_value(value)}" for name, value in rest.items())
-    message = printable(str(event.get("message", "")))
-    text = f"{message} ({facts})" if message and facts else message or facts
-    lines = [f"  {printable(line)}" for line in str(event.get("report") or "").split("\n") if line]
-    return "\n".join([f"{kind}: {text}" if text else kind, *lines])
-
-
-def duration(seconds: float) -> str:
-    """``75`` -> ``1:15``; hours appear when there are any."""
-    text = str(timedelta(seconds=max(0, round(seconds))))
-    return text.removeprefix("0:").removeprefix("0")
-
-
-def duration_words(seconds: float) -> str:
-    """``75`` -> ``"75 s"``, ``7000`` -> ``"1 h 57 min"``."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
-
-
-def sparkline(values: Iterable[float], width: int = 12) -> str:
-    """The course of a loss in ``width`` characters, mean of each part, lowest to highest."""
-    numbers = [value for value in values if math.isfinite(value)]
-    if len(numbers) < 2:
-        return ""
-    width = min(width, len(numbers))
-    edges = [round(i * len(numbers) / width) for i in range(width + 1)]
-    means = [sum(numbers[a:b]) / (b - a) for a, b in zip(edges, edges[1:], strict=False)]
-    low, span = min(means), (max(means) - min(means)) or 1.0
-    return "".join("▁▂▃▄▅▆▇█"[int((mean - low) / span * 7.999)] for mean in means)
-
-
-def _progress_note(event: dict[str, Any], rate: float) -> str:
-    losses = [
-        f"{printable(name)} {_value(value)}" for name, value in (event.get("losses") or {}).items()
-    ]
-    parts = [" ".join(losses)] if losses else []
-    if rate:
-        parts.append(f"{rate:.1f} steps/s" if rate >= 1 else f"{1 / rate:.1f} s/step")
-    if event.get("seconds_left") is not None:
-        parts.append(f"{duration(event['seconds_left'])} left")
-    figures = (event.get("figures") or {}).items()
-    parts += [
-        f"{printable(name).replace('_', ' ')} {_value(value)}"
-        for name, value in figures
-        if "/" not in name
-    ]
-    return "  ".join(parts)
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    if isinstance(value, dict):
-        return (
-            "{"
-            + ", ".join(f"{printable(str(key))} {_value(item)}" for key, item in value.items())
-            + "}"
-        )
-    return "nan" if value is None else printable(str(value))

@@ -70,14 +70,18 @@ class MetaLabels:
         }
 
     def describe(self) -> list[str]:
-        """One sentence a label: what it has, or why it was dropped."""
-        used = [
-            f"Meta label {name}: {len(classes)} classes{self._missing(name)}."
-            for name, classes in self.classes.items()
-        ]
-        return used + [
-            f"Meta label {name} is not used: {reason}." for name, reason in self.dropped.items()
-        ]
+        """At most two sentences: what is used, and what is not and why."""
+        used = []
+        for name, classes in self.classes.items():
+            used.append(f"{name} ({len(classes)} classes{self._missing(name)})")
+        sentences = [f"Meta labels: {', '.join(used)}."] if used else []
+        alike: dict[str, list[str]] = {}
+        for name, reason in self.dropped.items():
+            alike.setdefault(reason, []).append(name)
+        if alike:
+            groups = [f"{', '.join(names)} ({reason})" for reason, names in alike.items()]
+            sentences.append(f"Not used: {'; '.join(groups)}.")
+        return sentences
 
     def _missing(self, name: str) -> str:
         missing = int((self.of_case[name] == MISSING).sum()) if name in self.of_case else 0

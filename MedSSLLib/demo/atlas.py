@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-from MedSSLLib.core.errors import MedSSLError
+from MedSSLLib.core.packages import missing
 
 EXTENT = np.array([146.0, 180.0, 72.0])
 """Field of view of the cohort in mm along right-left, front-back, head-foot."""
@@ -40,14 +40,12 @@ def load_atlas() -> Atlas:
     The two regions are delineated.
 
     Raises:
-        MedSSLError: nilearn is not installed.
+        MedSSLError: nilearn is not installed; it says how to install it.
     """
     try:
         from nilearn import datasets
     except ImportError:
-        raise MedSSLError(
-            "The demo needs nilearn. Install it: python -m pip install 'MedSSLLib[demo]'"
-        ) from None
+        raise missing("nilearn") from None
     loaders = (
         datasets.load_mni152_template,
         datasets.load_mni152_gm_template,

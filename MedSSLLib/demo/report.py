@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from MedSSLLib.core.sinks import duration_words
+from MedSSLLib.core.words import duration_words
 from MedSSLLib.evaluation.evaluate import bootstrap_interval
 from MedSSLLib.evaluation.scoring import Scored
 from MedSSLLib.project.project import Project

@@ -16,6 +16,8 @@ from MedSSLLib.evaluation.metrics import METRICS, CaseMetrics, ClassMetrics, eva
 from MedSSLLib.images import io
 from MedSSLLib.images.labels import Annotated, counted_mask, label_values
 
+MOST_VALUES = 200
+"""More different values than any segmentation has; not from a paper."""
 IGNORED = "ignore"
 """Name of the label value that says that nothing is known of a voxel, as in nnU-Net."""
 
@@ -190,6 +192,8 @@ def _evaluate_files(
     geometry = io.read_header(expected)
     reference = io.read_label(expected, geometry, case=name).array
     prediction = io.read_label(predicted, geometry, case=name).array
+    _require_labels(prediction, predicted)
+    _require_labels(reference, expected)
     values = {*label_values(reference), *label_values(prediction)} - {0}
     if classes is None:
         classes = {str(value): value for value in sorted(values)}
@@ -206,6 +210,17 @@ def _evaluate_files(
         prediction, reference, geometry.spacing[::-1], scored, tolerance, counted
     )
     return metrics, sorted(values - set(classes.values()))
+
+
+def _require_labels(label: np.ndarray, file: Path) -> None:
+    """Raise InputError for what holds so many values that it must be a scan."""
+    count = len(label_values(label))
+    if count > MOST_VALUES:
+        raise InputError(
+            f"holds {count} different values, as a scan does, not a segmentation",
+            file=file,
+            remedy="Give folders of segmentations and of reference labels",
+        )
 
 
 def _completed(cases: Mapping[str, CaseMetrics]) -> dict[str, CaseMetrics]:

@@ -91,7 +91,8 @@ def run_complete(project: Project, config: RunConfig, events: Events) -> Path:
         task = make_task(context, data, net)
         metrics = fit(context, task, stage_budget(context.config), "complete")
         if context.is_first:
-            io.write_image(path, complete_case(_model(context, plan, net), drawing, options))
+            completed = complete_case(_model(context, plan, net), drawing, options)
+            io.write_image(path, completed, like=drawing.case.images[0])
         finish(context, net, metrics, path=str(path), case=drawing.case.name)
         return path
 

@@ -10,9 +10,11 @@ import SimpleITK as sitk  # noqa: N813
 
 from MedSSLLib.core.errors import InputError
 from MedSSLLib.core.files import detached_files
+from MedSSLLib.images.formats.integrity import check_whole
+from MedSSLLib.images.formats.nifti import is_nifti, readable_by_itk
+from MedSSLLib.images.formats.nifti_forms import check_forms
+from MedSSLLib.images.formats.segments import Segment, segments
 from MedSSLLib.images.geometry import Geometry, triple
-from MedSSLLib.images.integrity import check_whole
-from MedSSLLib.images.segments import Segment, segments
 
 _SPACING_MM, _MAX_EXTENT_MM = (0.001, 100.0), 10_000.0
 
@@ -29,12 +31,15 @@ def open_header(path: Path) -> sitk.ImageFileReader:
         raise InputError("is empty (0 bytes)", file=path, remedy="Copy or download the file again.")
     detached_files(path)
     check_whole(path, pixels=False)
+    if is_nifti(path):
+        check_forms(path)
     reader = sitk.ImageFileReader()
-    reader.SetFileName(os.fspath(path))
-    try:
-        reader.ReadImageInformation()
-    except RuntimeError as error:
-        raise unreadable(path, str(error)) from None
+    with readable_by_itk(path, pixels=False) as file:
+        reader.SetFileName(os.fspath(file))
+        try:
+            reader.ReadImageInformation()
+        except RuntimeError as error:
+            raise unreadable(path, str(error)) from None
     return reader
 
 

@@ -6,16 +6,29 @@ an InputError that names the case, the file, what was found and what to do.
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk  # noqa: N813
 
-from MedSSLLib.core.errors import InputError, MedSSLError, naming
-from MedSSLLib.core.files import atomic_path
-from MedSSLLib.images.dicom import dicom_files, read_pixels, read_series
-from MedSSLLib.images.dicom_tags import is_dicom
+from MedSSLLib.core.errors import InputError, naming
+from MedSSLLib.images.finding import EXTENSIONS as EXTENSIONS
+from MedSSLLib.images.finding import case_name as case_name
+from MedSSLLib.images.finding import find_images as find_images
+from MedSSLLib.images.formats.dicom import read_pixels, read_series, series_modality
+from MedSSLLib.images.formats.dicom_header import is_dicom
+from MedSSLLib.images.formats.integrity import check_whole
+from MedSSLLib.images.formats.nifti import (
+    data_file,
+    is_nifti,
+    opened,
+    read_nifti_header,
+    readable_by_itk,
+)
+from MedSSLLib.images.formats.nifti_forms import form_remarks
+from MedSSLLib.images.formats.segments import annotated_slices, check_inside, flattened, planes
 from MedSSLLib.images.geometry import Geometry as Geometry
 from MedSSLLib.images.geometry import Volume as Volume
 from MedSSLLib.images.geometry import orient as orient
@@ -29,70 +42,16 @@ from MedSSLLib.images.headers import (
     segments_of,
     unreadable,
 )
-from MedSSLLib.images.integrity import check_whole
 from MedSSLLib.images.labels import Annotated, whole_numbers
-from MedSSLLib.images.segments import annotated_slices, check_inside, flattened, planes
+from MedSSLLib.images.writing import resample_volume as resample_volume
+from MedSSLLib.images.writing import write_image as write_image
 
-EXTENSIONS = (".nii.gz", ".seg.nrrd", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".hdr")
-"""File name extensions of images; a folder may hold a DICOM series, a .dcm file a multi-frame
-image.
-"""
-_WRITABLE = (".nii.gz", ".nii", ".nrrd", ".mha")
-_INTERPOLATORS = {
-    "linear": sitk.sitkLinear,
-    "nearest": sitk.sitkNearestNeighbor,
-    "cubic": sitk.sitkBSpline,
-}
-_FOLDER_DEPTH = 4
-
-
-def case_name(path: str | os.PathLike[str]) -> str:
-    """The case a file belongs to: its name without image extensions (of a DICOM folder, its whole
-    name).
-    """
-    name = Path(path).name
-    for extension in (*EXTENSIONS, ".dcm"):
-        if name.lower().endswith(extension) and len(name) > len(extension):
-            return name[: -len(extension)]
-    return name
-
-
-def find_images(folder: str | os.PathLike[str]) -> list[Path]:
-    """Images of a folder, sorted by name: image files, or the folder itself or those below it with
-    a DICOM series.
-
-    Hidden files are left out; image files in folders below are not looked for.
-    Raises InputError when the folder is missing, holds none, or mixes image files with DICOM
-    slices.
-    """
-    root = Path(folder)
-    if not root.is_dir():
-        raise InputError(
-            "is not a folder", file=root, remedy="Give the folder that holds the images."
-        )
-    try:
-        entries = [p for p in sorted(root.iterdir()) if not p.name.startswith(".")]
-        files = [p for p in entries if p.name.lower().endswith(EXTENSIONS)]
-        if any(p.is_file() and is_dicom(p) for p in entries):
-            if files:
-                raise InputError(
-                    f"holds image files ({files[0].name}) and DICOM slices",
-                    file=root,
-                    remedy="Put them into separate folders.",
-                )
-            return [root]
-        series = [found for p in entries if p.is_dir() for found in _series_below(p, _FOLDER_DEPTH)]
-    except OSError as error:
-        raise InputError(
-            f"cannot be read ({error.strerror})", file=root, remedy="Check its permissions."
-        ) from error
-    if not files and not series:
-        raise InputError(
-            _nothing_found(entries),
-            file=root,
-            remedy=f"Give a folder with {', '.join(EXTENSIONS)} files or DICOM series.",
-        )
-    return sorted(files + series)
+_NUMPY_TYPES = {
+    **{2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8"},
+    **{256: "i1", 512: "u2", 768: "u4", 1024: "i8", 1280: "u8"},
+}  # of NIfTI
+_AIR = -500
+"""What values of a CT reach below, and those of nothing else (Hounsfield units)."""
 
 
 def read_header(path: str | os.PathLike[str], *, case: str = "") -> Geometry:
@@ -148,13 +107,13 @@ def read_label(path: str | os.PathLike[str], reference: Geometry, *, case: str =
     with naming(case, os.fspath(path)):
         source = Path(path)
         volume = _read(source)
-        array = _compact(whole_numbers(volume.array))
+        array = _compact(whole_numbers(volume.array, step=_step(source)))
         if volume.geometry.close_to(reference):
             return Volume(array, reference)
         volume = Volume(array, volume.geometry)
         if segments_of(source):
             check_inside(volume.array, volume.geometry, reference)
-            return resample(volume, reference, interpolation="nearest")
+            return resample_volume(volume, reference, interpolation="nearest")
         check_label(source, reference)
         moved = orient(volume, reference.code)
         return Volume(moved.array, reference)
@@ -197,7 +156,7 @@ def recorded_slices(path: str | os.PathLike[str], reference: Geometry) -> Annota
     return annotated_slices(pairs_in(open_header(Path(path))), reference)
 
 
-def drawn_slices(
+def slices_with_structures(
     path: str | os.PathLike[str], reference: Geometry, plane: str, *, case: str = ""
 ) -> Annotated:
     """The axial, coronal or sagittal slices of the grid `reference` on which a label shows
@@ -218,112 +177,51 @@ def drawn_slices(
     return Annotated.of([(axis, found.tolist())])
 
 
+def is_dicom_source(path: str | os.PathLike[str]) -> bool:
+    """Whether an image is a folder of DICOM slices or a DICOM file."""
+    return Path(path).is_dir() or is_dicom(path)
+
+
 def modality_of(path: str | os.PathLike[str]) -> str:
     """The modality, from DICOM; elsewhere "CT" if values reach below -500 (air in Hounsfield
     units), else "MR".
     """
     source = Path(path)
     if source.is_dir() or is_dicom(source):
-        return read_series(source).modality
-    return "CT" if read_image(source).array.min() < -500 else "MR"
+        return series_modality(source)
+    return "CT" if read_image(source).array.min() < _AIR else "MR"
 
 
-def write_image(path: str | os.PathLike[str], volume: Volume) -> None:
-    """Write a volume, compressed and atomically, as .nii.gz, .nii, .nrrd or .mha; the file is
-    checked before it counts.
+def shows_air(path: str | os.PathLike[str]) -> bool:
+    """Whether the beginning of a NIfTI file holds values as of air in CT, below -500.
 
-    Raises InputError for another extension and for values that are not finite, MedSSLError when it
-    cannot be written (full disk, no permission).
+    A quick look: at most half a million voxels are read. False for other files, and for a CT whose
+    beginning shows no air.
     """
-    if not os.fspath(path).lower().endswith(_WRITABLE):
-        raise InputError(
-            "has an extension that cannot be written",
-            file=path,
-            remedy=f"Use {', '.join(_WRITABLE)}.",
-        )
-    if volume.array.dtype.kind == "f" and not np.isfinite(volume.array).all():
-        raise InputError(
-            "would hold values that are not finite",
-            file=path,
-            remedy="Replace them before writing.",
-        )
-    with atomic_path(path) as temporary:
-        temporary.touch()
-        try:
-            sitk.WriteImage(_image(volume), os.fspath(temporary), useCompression=True)
-            check_whole(temporary, pixels=True)
-            if temporary.suffix == ".nrrd":
-                sitk.ReadImage(os.fspath(temporary))
-        except (RuntimeError, InputError) as error:
-            raise MedSSLError(
-                f"{path}: cannot be written in full. Check the disk for space and permission."
-            ) from error
+    source = Path(path)
+    if not is_nifti(source):
+        return False
+    header = read_nifti_header(source)
+    kind = _NUMPY_TYPES.get(header.datatype)
+    if kind is None:
+        return False
+    dtype = np.dtype(header.order + kind)
+    with opened(data_file(source, header)) as stream:
+        stream.seek(header.offset)
+        content = stream.read(min(math.prod(header.dims), 2**19) * dtype.itemsize)
+    stored = np.frombuffer(content, dtype, len(content) // dtype.itemsize)
+    if not stored.size:
+        return False
+    slope = header.slope if np.isfinite(header.slope) and header.slope else 1.0
+    offset = header.intercept if slope == header.slope and np.isfinite(header.intercept) else 0.0
+    return bool(float(stored.min()) * slope + offset < _AIR)
 
 
-def resample(
-    volume: Volume, geometry: Geometry, *, interpolation: str = "linear", outside: float = 0.0
-) -> Volume:
-    """`volume` at the voxels of `geometry`, through physical space (any directions, left-handed
-    ones too).
-
-    The interpolations "linear" and "cubic" (B-spline; linear when an axis has fewer than 4 voxels)
-    give float32, "nearest" keeps the type. Voxels more than half a voxel outside `volume` become
-    `outside`.
+def remarks(path: str | os.PathLike[str]) -> list[tuple[str, str]]:
+    """What a user should know about an image that can be used, as (general words, words for this
+    file) each: a NIfTI file whose forms differ or say nothing, or that is not in millimetres.
     """
-    if interpolation not in _INTERPOLATORS:
-        raise InputError(
-            f"the interpolation {interpolation!r} is unknown",
-            remedy=f"Use {', '.join(_INTERPOLATORS)}.",
-        )
-    kind = sitk.sitkUnknown if interpolation == "nearest" else sitk.sitkFloat32
-    if interpolation == "cubic" and min(volume.geometry.size) < 4:
-        interpolation = "linear"
-    result = sitk.Resample(
-        _image(volume),
-        geometry.size,
-        sitk.Transform(),
-        _INTERPOLATORS[interpolation],
-        geometry.origin,
-        geometry.spacing,
-        _cosines(geometry),
-        outside,
-        kind,
-    )
-    return Volume(sitk.GetArrayFromImage(result), geometry)
-
-
-def _cosines(geometry: Geometry) -> list[float]:
-    """Direction cosines without the tiny ones, below 1e-14, on which ITK's inversion can fail."""
-    return [0.0 if abs(value) < 1e-14 else value for value in geometry.direction]
-
-
-def _series_below(folder: Path, depth: int) -> list[Path]:
-    if depth == 0 or folder.name.startswith("."):
-        return []
-    here = [folder] if dicom_files(folder) else []
-    return here + [
-        found
-        for p in sorted(folder.iterdir())
-        if p.is_dir()
-        for found in _series_below(p, depth - 1)
-    ]
-
-
-def _nothing_found(entries: list[Path]) -> str:
-    below = [
-        p.name
-        for p in entries
-        if p.is_dir() and any(q.name.lower().endswith(EXTENSIONS) for q in p.iterdir())
-    ]
-    kinds = sorted({p.suffix for p in entries if p.is_file() and p.suffix})
-    hint = (
-        f", but its folder {below[0]} does"
-        if below
-        else f" (only {', '.join(kinds[:5])} files)"
-        if kinds
-        else ""
-    )
-    return f"{'is empty' if not entries else 'holds no images'}{hint}"
+    return form_remarks(Path(path)) if is_nifti(Path(path)) else []
 
 
 def _read(path: Path) -> Volume:
@@ -334,15 +232,29 @@ def _read(path: Path) -> Volume:
         return read_pixels(series)
     grid_of(open_header(path), path)
     check_whole(path, pixels=True)
-    try:
-        image = sitk.ReadImage(os.fspath(path))
-    except RuntimeError as error:
-        raise unreadable(path, str(error)) from None
+    with readable_by_itk(path, pixels=True) as file:
+        try:
+            image = sitk.ReadImage(os.fspath(file))
+        except RuntimeError as error:
+            raise unreadable(path, str(error)) from None
     array = sitk.GetArrayFromImage(image)
     found = segments_of(path)
     return Volume(
         flattened(array, found) if found else array, checked_grid(geometry_of(image), path)
     )
+
+
+def _step(path: Path) -> float:
+    """By how much neighbouring stored values of a NIfTI file differ; 0 where they are not
+    scaled.
+    """
+    if not is_nifti(path):
+        return 0.0
+    header = read_nifti_header(path)
+    scaled = np.isfinite([header.slope, header.intercept]).all() and header.slope != 0
+    plain = (header.slope, header.intercept) == (1.0, 0.0)
+    whole = _NUMPY_TYPES.get(header.datatype, "f")[0] in "iu"
+    return abs(header.slope) if scaled and whole and not plain else 0.0
 
 
 def _compact(array: np.ndarray) -> np.ndarray:
@@ -351,14 +263,3 @@ def _compact(array: np.ndarray) -> np.ndarray:
         if np.iinfo(kind).min <= low and high <= np.iinfo(kind).max:
             return array.astype(kind, copy=False)
     return array.astype(np.int64, copy=False)
-
-
-def _image(volume: Volume) -> sitk.Image:
-    array = np.ascontiguousarray(volume.array)
-    special: dict[str, np.dtype] = {"?": np.dtype(np.uint8), "e": np.dtype(np.float32)}
-    kind = special.get(array.dtype.char, array.dtype.newbyteorder("="))
-    image = sitk.GetImageFromArray(array.astype(kind, copy=False))
-    image.SetSpacing(volume.geometry.spacing)
-    image.SetOrigin(volume.geometry.origin)
-    image.SetDirection(_cosines(volume.geometry))
-    return image

@@ -21,6 +21,12 @@ if TYPE_CHECKING:
 IGNORE = 255
 """Value of voxels that do not count, in every class map."""
 _MAX_CLASSES, _TABLE = 255, 2**16
+_ROUNDING, _EXACT = 0.01, 2**24
+_NO_PROBABILITIES = "Give a label map, not a probability map or an interpolated one."
+_UNSCALED = (
+    "If it is a label map, save it again with an integer type and without scaling (nibabel: "
+    "image.header.set_slope_inter(1, 0), integer array)."
+)
 
 
 @dataclass(frozen=True)
@@ -192,16 +198,53 @@ def label_values(label: np.ndarray) -> tuple[int, ...]:
     return tuple(int(value) for value in np.unique(numbers))
 
 
-def whole_numbers(label: np.ndarray) -> np.ndarray:
-    """`label` with an integer type. Raises InputError when a value is not a whole number."""
+def whole_numbers(label: np.ndarray, *, step: float = 0.0) -> np.ndarray:
+    """`label` with an integer type; values within 0.01 of a whole number are rounded.
+
+    step: by how much neighbouring stored values differ where the file scales them (scl_slope), else
+        0. A program that scaled a label map put its values up to half a step beside whole numbers,
+        so that much is rounded too (up to 0.25), if each whole number then has one stored value.
+
+    Raises InputError for other values, and for floating-point values too large to be exact.
+    """
     if label.dtype.kind in "iub":
         return label
-    if not np.isfinite(label).all() or (label != np.rint(label)).any():
+    finite = bool(np.isfinite(label).all())
+    rounded = np.rint(label) if finite else label
+    distance = np.abs(label - rounded) if finite else label
+    allowed = max(_ROUNDING, min(0.25, 0.505 * step))
+    largest = float(distance.max()) if finite and label.size else 0.0
+    one_each = largest <= _ROUNDING or np.unique(label).size == np.unique(rounded).size
+    if not finite or largest > allowed or not one_each:
+        worst = label.ravel()[int(distance.argmax())]
+        scaled = f"; its header scales the stored values by {step:.6g} (scl_slope)" if step else ""
         raise InputError(
-            "the label has values that are not whole numbers",
-            remedy="Give a label map, not a probability map or an interpolated one.",
+            f"the label has values that are not whole numbers (as {worst:.6g}){scaled}",
+            remedy=_UNSCALED if step else _NO_PROBABILITIES,
         )
-    return label.astype(np.int64)
+    if label.dtype.itemsize <= 4 and np.abs(rounded).max(initial=0) > _EXACT:
+        raise InputError(
+            f"the label has values above {_EXACT:,}, which 32-bit floating point cannot hold "
+            "exactly",
+            remedy="Save it with a 32-bit integer type and without scaling.",
+        )
+    return rounded.astype(np.int64)
+
+
+def as_label_values(classes: np.ndarray, values: Sequence[int]) -> np.ndarray:
+    """A class map in the values of label files, in the smallest integer type that holds all of
+    them.
+    """
+    return np.asarray(values, np.int64).astype(label_type(values))[classes]
+
+
+def label_type(values: Iterable[int]) -> type[np.integer]:
+    """The smallest integer type for label values, of those that every image format has."""
+    every = [0, *values]
+    for kind in (np.uint8, np.int16, np.int32, np.uint32):
+        if np.iinfo(kind).min <= min(every) and max(every) <= np.iinfo(kind).max:
+            return kind
+    return np.int64
 
 
 def _index(value: Any) -> int:

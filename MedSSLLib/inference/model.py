@@ -20,6 +20,7 @@ from MedSSLLib.evaluation.calibration import helpful_temperature, softened
 from MedSSLLib.images import io
 from MedSSLLib.images.components import class_map
 from MedSSLLib.images.geometry import Geometry, Volume
+from MedSSLLib.images.labels import as_label_values
 from MedSSLLib.inference.sliding_window import PERTURBATIONS, predict_probabilities, predict_varied
 from MedSSLLib.networks.unet import SegmentationNet, build_encoder, place
 from MedSSLLib.training.devices import resolve_device, resolve_precision
@@ -208,16 +209,13 @@ def on_source(probabilities: Tensor, grid: Geometry, source: Geometry) -> np.nda
     result = []
     for index, values in enumerate(probabilities.numpy()):
         outside = 1.0 if index == 0 else 0.0
-        volume = io.resample(Volume(values, grid), source, interpolation="linear", outside=outside)
-        result.append(volume.array)
+        resampled = io.resample_volume(
+            Volume(values, grid), source, interpolation="linear", outside=outside
+        )
+        result.append(resampled.array)
     return np.stack(result)
 
 
 def label_volume(model: Model, classes: np.ndarray, geometry: Geometry) -> Volume:
     """A class map in the values of the label files."""
-    values = np.asarray(model.values, np.int32)[classes]
-    return Volume(values.astype(_label_type(model.values)), geometry)
-
-
-def _label_type(values: Sequence[int]) -> type[np.uint8] | type[np.int16]:
-    return np.uint8 if max(values) < 256 else np.int16
+    return Volume(as_label_values(classes, model.values), geometry)

@@ -76,7 +76,7 @@ def run_predict(  # noqa: PLR0913 - the contract of the command
             events.emit("warning", message=str(error))
             continue
         drop_estimate(out, run, name)
-        written.append(_write(out, name, label, probabilities, model.classes, options))
+        written.append(_write(out, name, (label, paths[0]), probabilities, model.classes, options))
         events.progress("predict", number, len(jobs))
     if not written:
         raise refused[0]
@@ -136,23 +136,24 @@ def _targets(out: Path, name: str, classes: Sequence[str]) -> list[Path]:
 def _write(
     out: Path,
     name: str,
-    label: Volume,
+    found: tuple[Volume, Path],
     probabilities: np.ndarray,
     classes: Sequence[str],
     options: PredictOptions,
 ) -> Path:
+    label, source = found
     path = out / f"{name}.nii.gz"
     certainty = out / "uncertainty" / f"{name}.nii.gz"
     for index, p in enumerate(probabilities):
         place = probability_path(out, name, index, classes[index])
         if options.probabilities:
-            io.write_image(place, Volume(p.astype(np.float32), label.geometry))
+            io.write_image(place, Volume(p.astype(np.float32), label.geometry), like=source)
         else:
             place.unlink(missing_ok=True)  # of an earlier prediction, whose label is replaced below
     if not options.uncertainty:
         certainty.unlink(missing_ok=True)
     else:
         entropy = uncertainty(torch.from_numpy(probabilities)).numpy().astype(np.float32)
-        io.write_image(certainty, Volume(entropy, label.geometry))
-    io.write_image(path, label)
+        io.write_image(certainty, Volume(entropy, label.geometry), like=source)
+    io.write_image(path, label, like=source)
     return path

@@ -22,6 +22,7 @@ from torch import nn
 from MedSSLLib.core.errors import InputError
 from MedSSLLib.core.events import Events
 from MedSSLLib.core.files import atomic_path, refuse_overwriting
+from MedSSLLib.core.packages import missing
 from MedSSLLib.inference.model import Model, load_model
 from MedSSLLib.interop.monai_bundle import Probabilities, as_dynunet, plan_facts, write_bundle
 from MedSSLLib.project.project import Project
@@ -87,7 +88,7 @@ def export_onnx(model: Model, out: Path) -> None:
     """Write probabilities of padded images as ONNX, sizes free, the plan in ``metadata_props``.
 
     Raises:
-        InputError: onnx or onnxscript is missing.
+        MedSSLError: onnx or onnxscript is missing; it says how to install them.
     """
     onnx = _onnx()
     dims = [step * torch.export.Dim(f"n{axis}") for axis, step in enumerate(_step(model))]
@@ -132,11 +133,8 @@ def _onnx() -> Any:
 
     try:
         return [importlib.import_module(name) for name in _ONNX_PACKAGES][0]
-    except ModuleNotFoundError as error:
-        raise InputError(
-            f"export to ONNX needs the package {error.name}",
-            remedy="Install it: pip install onnx onnxscript",
-        ) from None
+    except ModuleNotFoundError:
+        raise missing(*_ONNX_PACKAGES) from None
 
 
 def _step(model: Model) -> Sequence[int]:

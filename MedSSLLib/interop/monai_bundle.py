@@ -22,6 +22,7 @@ from MedSSLLib.core.errors import InputError
 from MedSSLLib.core.files import atomic_folder, write_json
 from MedSSLLib.data import preprocess
 from MedSSLLib.images import components
+from MedSSLLib.images.labels import label_type
 from MedSSLLib.inference import sliding_window
 from MedSSLLib.inference.model import Model
 from MedSSLLib.interop import monai_bundle_scripts
@@ -348,7 +349,6 @@ def _inferer(model: Model) -> dict[str, Any]:
 
 
 def _after(model: Model) -> list[dict[str, Any]]:
-    wide = max(model.values) > 255
     return [
         {"_target_": "Activationsd", "keys": "pred", "softmax": True},
         {
@@ -369,13 +369,14 @@ def _after(model: Model) -> list[dict[str, Any]]:
             "keys": "pred",
             "orig_labels": list(range(len(model.values))),
             "target_labels": list(model.values),
+            "dtype": "$torch.int64",  # the default, float32, is exact up to 16,777,216 only
         },
         {
             "_target_": "SaveImaged",
             "keys": "pred",
             "output_dir": "@output_dir",
             "output_postfix": "",
-            "output_dtype": "int16" if wide else "uint8",
+            "output_dtype": np.dtype(label_type(model.values)).name,
             "separate_folder": False,
             "resample": False,
         },

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -58,3 +59,44 @@ def own_options(command: str, method: str, given: Mapping[str, Any]) -> BaseMode
     if command == "pretrain" and method in known_methods():
         return chosen(load_method(method).Config, given)
     return None
+
+
+def changed_settings(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Settings that differ from the preset, as ``--set`` takes them."""
+    command, preset, method = (settings.get(key) for key in ("command", "preset", "method"))
+    usual = configured(command, preset=preset, method=method)  # type: ignore[arg-type]
+    tree = usual.model_dump(mode="json")
+    if own := own_options(usual.command, usual.method, usual.options):
+        tree["options"] = own.model_dump(mode="json")
+    default = dict(flat_settings(tree))
+    changed = {}
+    for key, value in flat_settings(settings):
+        words = setting_words(key, value)
+        if words and key not in ("name", "labelled") and str(default.get(key)) != str(value):
+            changed[key] = words
+    return changed
+
+
+def setting_words(key: str, value: Any) -> str:
+    """A value in words; of a method's options also that it is null."""
+    return "null" if value is None and key.startswith("options.") else as_typed(value)
+
+
+def as_typed(value: Any) -> str:
+    """A value as ``--set`` takes it; a list of names as ``--labelled`` and ``--meta`` do."""
+    if isinstance(value, str):
+        return value
+    if value and isinstance(value, list) and all(isinstance(item, str) for item in value):
+        return ", ".join(value)
+    return "" if value is None else json.dumps(value, ensure_ascii=False)
+
+
+def flat_settings(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """Settings of a nested configuration as (dotted key, value)."""
+    rows: list[tuple[str, Any]] = []
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            rows += flat_settings(value, f"{prefix}{key}.")
+        else:
+            rows.append((f"{prefix}{key}", value))
+    return rows

@@ -221,8 +221,7 @@ def make_picker(
     slices = [cache.shape(case.name)[1] for case in cases] if plan.dim == 2 else None
     meta = build_metalabels(cases, slices, getattr(options, "meta", ()))
     for sentence in meta.describe():
-        kind = "warning" if "not used" in sentence else "metric"
-        context.events.emit(kind, message=sentence)
+        context.events.emit("metric", message=sentence)
     picker = MetaPicker(cache, cases, samples, meta, plan.dim, seed)
     first = picker(random_stream(seed, 0, Stream.VIEW_BATCH), 0)
     return picker, {

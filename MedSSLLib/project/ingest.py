@@ -4,11 +4,10 @@ out and listed.
 
 from __future__ import annotations
 
+import filecmp
 import os
 import shutil
-from collections import Counter
 from collections.abc import Iterable
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -17,22 +16,26 @@ from MedSSLLib.core.files import atomic_folder, atomic_path, detached_files
 from MedSSLLib.images.io import (
     case_name,
     check_label,
-    drawn_slices,
-    modality_of,
     read_header,
     read_label,
     recorded_slices,
+    remarks,
     segment_names,
+    slices_with_structures,
 )
 from MedSSLLib.images.labels import label_values
 from MedSSLLib.project.layouts import Found, Source, label_files
-from MedSSLLib.project.manifest import Case, Manifest
+from MedSSLLib.project.manifest import LARGEST_VALUE, Case, Manifest
+from MedSSLLib.project.modality import choose_modality
 from MedSSLLib.project.roles import names_in, with_roles
 
 
 @dataclass
 class Admission:
-    """What `admit` decided: the new cases, classes and modality, the refusals and the warnings."""
+    """What `admit` decided: the new cases, classes and modality, the refusals and the warnings.
+
+    already: names of cases that the project had before.
+    """
 
     cases: dict[str, Case] = field(default_factory=dict)
     labels: dict[int, str] = field(default_factory=dict)
@@ -40,6 +43,7 @@ class Admission:
     modality: tuple[str, ...] = ("MR",)
     refused: list[InputError] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    already: list[str] = field(default_factory=list)
 
     def merged_into(self, manifest: Manifest) -> Manifest:
         """`manifest` with the new cases, classes and modality."""
@@ -70,20 +74,29 @@ def admit(
         refused=list(source.refused),
         warnings=list(source.warnings),
     )
-    result.modality, mixed = _modality(manifest, source)
-    result.warnings += [mixed] if mixed else []
-    present = {name.casefold() for name in manifest.cases}
+    result.modality, warning = choose_modality(manifest, source)
+    result.warnings += [warning] if warning else []
+    present = {name.casefold(): case for name, case in manifest.cases.items()}
     for found in source.cases:
+        known = present.get(found.name.casefold())
+        if known is not None and _is_same(known, found):
+            result.already.append(known.name)
+            continue
         try:
-            if found.name.casefold() in present:
+            if known is not None:
                 raise InputError(
-                    "is in the project already", file=found.images[0], remedy="Rename the new file."
+                    f"another scan of the project has this name ({known.images[0]})",
+                    file=found.images[0],
+                    remedy="Rename the new file.",
                 )
             result.cases[found.name] = _checked(found, len(result.modality))
         except InputError as error:
             result.refused.append(error.for_case(found.name))
+    if not result.cases and result.already:
+        return result
     if not result.cases:
         raise _nothing_left(result.refused)
+    result.warnings += _remarks(result.cases.values())
     _describe(result, metadata, manifest)
     _give_roles(result, labelled, test)
     _find_classes(result, manifest, source)
@@ -142,35 +155,6 @@ def with_scanned_labels(manifest: Manifest, cases: Iterable[Case]) -> Manifest:
     return replace(manifest, labels=labels, labels_from=tuple(scanned))
 
 
-def _modality(manifest: Manifest, source: Source) -> tuple[tuple[str, ...], str]:
-    """Of the project, else as declared, else of the first, middle or last image; and a warning
-    where these differ.
-    """
-    if manifest.cases:
-        return manifest.modality, ""
-    if source.modality:
-        return source.modality, ""
-    counts = Counter(len(found.images) for found in source.cases)
-    channels = counts.most_common(1)[0][0] if counts else 1
-    alike = [found for found in source.cases if len(found.images) == channels]
-    seen: dict[tuple[str, ...], str] = {}
-    for found in {
-        alike[place].name: alike[place] for place in (0, len(alike) // 2, -1) if alike
-    }.values():
-        with suppress(InputError):
-            seen.setdefault(tuple(modality_of(image) for image in found.images), found.name)
-    if not seen:
-        return ("MR",) * channels, ""
-    first = next(iter(seen))
-    words = ", ".join(f"{name} like {'+'.join(kind)}" for kind, name in seen.items())
-    mixed = (
-        f"the scans differ in kind: {words}; all are taken as {'+'.join(first)}. Make a project "
-        "for each, or say "
-        "which it is with --modality"
-    )
-    return first, mixed if len(seen) > 1 else ""
-
-
 def _checked(found: Found, channels: int) -> Case:
     images = tuple(Path(os.path.abspath(image)) for image in found.images)
     first = read_header(images[0])
@@ -196,6 +180,28 @@ def _checked(found: Found, channels: int) -> Case:
             remedy="Restore the file, or take the label out of the list.",
         )
     return Case(found.name, images, label, role="test" if found.test else "unlabelled")
+
+
+def _is_same(case: Case, found: Found) -> bool:
+    """Whether a found scan is the case's own: its file, or what its file was copied from."""
+    ours, theirs = case.images[0], found.images[0]
+    if ours.exists() and theirs.exists() and ours.samefile(theirs):
+        return True
+    alike = ours.is_file() and theirs.is_file() and ours.stat().st_size == theirs.stat().st_size
+    return alike and filecmp.cmp(ours, theirs, shallow=False)
+
+
+def _remarks(cases: Iterable[Case]) -> list[str]:
+    """What is worth knowing about the headers of images and labels, one warning of each sort."""
+    found: dict[str, list[str]] = {}
+    for case in cases:
+        for image in case.images:
+            for general, particular in remarks(image):
+                found.setdefault(general, []).append(f"{case.name}: {particular}")
+    return [
+        f"{general}, in {len(lines)} image{'s' * (len(lines) > 1)} ({lines[0]})"
+        for general, lines in found.items()
+    ]
 
 
 def _describe(
@@ -277,7 +283,7 @@ def _with_annotated_slices(case: Case, drawn_plane: str) -> Case:
     grid = read_header(case.images[0])
     found = recorded_slices(case.label, grid) if may_record else None
     if found is None and drawn_plane:
-        found = drawn_slices(case.label, grid, drawn_plane, case=case.name)
+        found = slices_with_structures(case.label, grid, drawn_plane, case=case.name)
     return replace(case, annotated=found)
 
 
@@ -294,12 +300,16 @@ def _merge(labels: dict[int, str], found: dict[int, str], case: Case) -> None:
     contradicting names.
     """
     label = case.label or ""
-    if min(found, default=0) < 0 or len(labels.keys() | found.keys()) > 255:
+    if (
+        not 0 <= min(found, default=0) <= max(found, default=0) <= LARGEST_VALUE
+        or len(labels.keys() | found.keys()) > 255
+    ):
         raise InputError(
-            f"has impossible label values (from {min(found)}, {len(found)} of them)",
+            f"has impossible label values ({len(found)} from {min(found)} to {max(found)})",
             case=case.name,
             file=label,
-            remedy="Use whole numbers from 0, at most 254 classes. Is this an image?",
+            remedy=f"Use whole numbers from 0 to {LARGEST_VALUE:,}, at most 254 classes. Is this "
+            "an image?",
         )
     for value, name in found.items():
         other = next((v for v, known in labels.items() if name and known == name), value)

@@ -17,6 +17,8 @@ from MedSSLLib.images.labels import Annotated
 
 FILE_NAME = "medssl.json"
 FORMAT = "medssl-project"
+LARGEST_VALUE = 2**32 - 1
+"""The largest value of a class in label files."""
 VERSION = 1
 ROLES = ("labelled", "unlabelled", "test")
 NO_VALUE = {"", "na", "n/a", "nan", "none", "null", "unknown", "?"}
@@ -267,7 +269,8 @@ def parse_labels(entries: Any) -> dict[int, str]:
                 remedy="Declare one value per class.",
             )
         if (
-            not re.fullmatch("[0-9]{1,9}", str(value))
+            not re.fullmatch("[0-9]{1,10}", str(value))
+            or int(value) > LARGEST_VALUE
             or not isinstance(name, str)
             or not name.strip()
         ):

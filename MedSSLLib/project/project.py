@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from MedSSLLib.core.errors import InputError
+from MedSSLLib.core.errors import InputError, did_you_mean
 from MedSSLLib.core.files import FileLock
 from MedSSLLib.images.labels import Annotated
 from MedSSLLib.project import ingest
@@ -25,6 +25,7 @@ from MedSSLLib.project.manifest import (
 )
 from MedSSLLib.project.manifest import Case as Case
 from MedSSLLib.project.metadata import read_metadata
+from MedSSLLib.project.relocation import moved
 from MedSSLLib.project.roles import selected, with_roles
 
 LOCK_SECONDS = 30.0
@@ -34,13 +35,14 @@ class Project:
     """A project folder opened for reading and changing. Changes take effect on disk with `save`.
 
     refused: InputErrors of cases that `create` or `add` left out.  warnings: what they noticed
-        besides.
+        besides.  already: cases that `add` was given and that were there before.
     """
 
     def __init__(self, folder: str | os.PathLike[str], manifest: Manifest) -> None:
         self.folder = Path(os.path.abspath(folder))
         self.refused: list[InputError] = []
         self.warnings: list[str] = []
+        self.already: tuple[str, ...] = ()
         self._manifest = manifest
         self._pending: list[Callable[[Manifest], Manifest]] = []
 
@@ -213,6 +215,15 @@ class Project:
             )
         return path
 
+    def require_run(self, name: str) -> Path:
+        """The folder of a run that exists. Raises InputError, with a similar name, for another."""
+        folder = self.run_folder(name)
+        if not folder.is_dir():
+            known = [run["name"] for run in self.runs()]
+            hint = did_you_mean(name, known) or f"Runs: {', '.join(known) or 'none yet'}"
+            raise InputError(f"there is no run {name!r}", file=self.folder, remedy=hint)
+        return folder
+
     def runs(self) -> list[dict[str, Any]]:
         """Summaries of the runs, oldest first (see `runs.summary`)."""
         from MedSSLLib.project.runs import summaries
@@ -317,6 +328,20 @@ class Project:
         declared = parse_labels({str(value): name for value, name in labels.items()})
         self._change(lambda manifest: replace(manifest, labels=declared, labels_from=None))
 
+    def relocate(self, old: str | os.PathLike[str], new: str | os.PathLike[str]) -> tuple[str, ...]:
+        """Let files that lay below a folder be read below another; returns the cases' names.
+
+        Call `save` afterwards. Raises InputError as :func:`relocation.moved` does.
+        """
+        cases = moved(self.cases, Path(os.path.abspath(old)), Path(os.path.abspath(new)))
+        for case in cases:
+            self._replace(case.name, images=case.images, label=case.label)
+        return tuple(case.name for case in cases)
+
+    def set_drawn_plane(self, plane: str) -> None:
+        """Say that labels to come are drawn on some slices of a plane only; "" for whole ones."""
+        self._change(lambda manifest: replace(manifest, drawn_plane=plane))
+
     def copy_images(self) -> None:
         """Copy every case's images and label into the project folder. Call `save` afterwards."""
         for case in self.cases:
@@ -373,5 +398,6 @@ class Project:
 
     def _take(self, admission: ingest.Admission) -> None:
         self.refused += admission.refused
+        self.already = tuple(admission.already)
         self.warnings += admission.warnings
         self._change(lambda manifest: admission.merged_into(manifest))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import time
@@ -14,9 +13,9 @@ from MedSSLLib import __version__
 from MedSSLLib.core.errors import InputError
 from MedSSLLib.core.events import read_events
 from MedSSLLib.core.files import refuse_overwriting
-from MedSSLLib.core.sinks import duration_words
+from MedSSLLib.core.words import duration_words
 from MedSSLLib.evaluation.scoring import Scored, interval, score_predictions
-from MedSSLLib.methods.options import configured, own_options
+from MedSSLLib.methods.options import changed_settings, flat_settings, setting_words
 from MedSSLLib.project.project import Project
 from MedSSLLib.project.runs import summary
 from MedSSLLib.reporting.diagnostics import (
@@ -303,48 +302,8 @@ def add_configuration(
     page.section(title, f"Preset {settings.get('preset')}.{order}")
     page.facts(changed)
     page.fold("All settings")
-    page.facts({key: _setting_words(key, value) for key, value in _flat(settings)})
+    page.facts({key: setting_words(key, value) for key, value in flat_settings(settings)})
     page.unfold()
-
-
-def changed_settings(settings: Mapping[str, Any]) -> dict[str, str]:
-    """Settings that differ from the preset, as ``--set`` takes them."""
-    command, preset, method = (settings.get(key) for key in ("command", "preset", "method"))
-    usual = configured(command, preset=preset, method=method)  # type: ignore[arg-type]
-    tree = usual.model_dump(mode="json")
-    if own := own_options(usual.command, usual.method, usual.options):
-        tree["options"] = own.model_dump(mode="json")
-    default = dict(_flat(tree))
-    changed = {}
-    for key, value in _flat(settings):
-        words = _setting_words(key, value)
-        if words and key not in ("name", "labelled") and str(default.get(key)) != str(value):
-            changed[key] = words
-    return changed
-
-
-def _setting_words(key: str, value: Any) -> str:
-    """A value in words; of a method's options also that it is null."""
-    return "null" if value is None and key.startswith("options.") else _setting(value)
-
-
-def _setting(value: Any) -> str:
-    """A value as ``--set`` takes it; a list of names as ``--labelled`` and ``--meta`` do."""
-    if isinstance(value, str):
-        return value
-    if value and isinstance(value, list) and all(isinstance(item, str) for item in value):
-        return ", ".join(value)
-    return "" if value is None else json.dumps(value, ensure_ascii=False)
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    rows: list[tuple[str, Any]] = []
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            rows += _flat(value, f"{prefix}{key}.")
-        else:
-            rows.append((f"{prefix}{key}", value))
-    return rows
 
 
 def add_environment(page: Page, versions: Mapping[str, str], precision: str | None = None) -> None:

@@ -21,7 +21,7 @@ from MedSSLLib.data.preprocess import preprocess_image, preprocess_label
 from MedSSLLib.evaluation.metrics import foreground_dice
 from MedSSLLib.images import io
 from MedSSLLib.images.geometry import Geometry, Volume
-from MedSSLLib.images.labels import IGNORE, class_indices, counted_mask
+from MedSSLLib.images.labels import IGNORE, as_label_values, class_indices, counted_mask
 from MedSSLLib.images.shape_interpolation import with_known_shapes
 from MedSSLLib.inference.model import Model, on_source
 from MedSSLLib.project.manifest import Case
@@ -138,9 +138,12 @@ def _write_case(
     seen = _classes(model, own, options)[1] if drawn else cleaned
     confidence = likely.max(0).astype(np.float32)
     classes = np.where(person == IGNORE, cleaned, person)
-    values = np.asarray(project.values)[classes]
-    io.write_image(folder / f"{case.name}.nii.gz", Volume(values.astype(np.int16), source))
-    io.write_image(folder / "confidence" / f"{case.name}.nii.gz", Volume(confidence, source))
+    values = as_label_values(classes, project.values)
+    like = case.images[0]
+    io.write_image(folder / f"{case.name}.nii.gz", Volume(values, source), like=like)
+    io.write_image(
+        folder / "confidence" / f"{case.name}.nii.gz", Volume(confidence, source), like=like
+    )
     if options.soft:
         certain = (person != IGNORE) | (cleaned != plain)
         unsure = preprocess_label(Volume(classes, source), grid)

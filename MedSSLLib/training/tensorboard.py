@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from MedSSLLib.core.errors import InputError
+from MedSSLLib.core.packages import install_command
 
 
 class TensorBoardScalars:
@@ -19,7 +20,7 @@ class TensorBoardScalars:
         except ImportError as error:
             raise InputError(
                 f"TensorBoard cannot be used ({error})",
-                remedy="Install it: pip install tensorboard",
+                remedy=f"Install it: {install_command('tensorboard>=2.16')}",
             ) from None
         self._writer = SummaryWriter(str(folder / "tensorboard"))
 

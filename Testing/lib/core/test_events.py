@@ -11,7 +11,8 @@ import pytest
 
 from MedSSLLib.core.errors import CancelledError
 from MedSSLLib.core.events import Events, read_events, to_json
-from MedSSLLib.core.sinks import JsonLines, PlainLines, Rate, describe, duration, sparkline
+from MedSSLLib.core.sinks import JsonLines, PlainLines, Rate
+from MedSSLLib.core.words import describe, duration, sparkline
 from Testing.lib.case_helpers import each
 
 

@@ -245,7 +245,7 @@ def test_real_labels_come_back_to_their_grid(tmp_path, data_folder, name, values
         truth = io.read_label(case.label, io.read_header(case.images[0]))
         grid = cache.geometry(case.name)
         shares = [
-            io.resample(Volume((label == c).astype(np.float32), grid), truth.geometry).array
+            io.resample_volume(Volume((label == c).astype(np.float32), grid), truth.geometry).array
             for c in range(len(values))
         ]
         back = np.argmax(shares, 0)

@@ -61,7 +61,8 @@ def test_every_usable_label_by_default():
     assert labels.of(1, 8) == {"patient": 0, "position": 3, "phase": 1}
     assert labels.of(3, 1) == {"patient": 1, "position": 1, "phase": MISSING}
     assert "as patient does" in labels.dropped["height"]
-    assert labels.describe()[2] == "Meta label phase: 2 classes, missing for 1 of 4 cases."
+    used, _ = labels.describe()
+    assert used.endswith("phase (2 classes, missing for 1 of 4 cases).")
 
 
 @each(
@@ -79,7 +80,7 @@ def test_every_usable_label_by_default():
 def test_unusable_columns_are_dropped_with_the_reason(values, reason):
     labels = build_metalabels(cohort(column=values), [8] * 4)
     assert labels.names == ("patient", "position") and reason in labels.dropped["column"]
-    assert labels.describe()[-1] == f"Meta label column is not used: {labels.dropped['column']}."
+    assert labels.describe()[-1] == f"Not used: column ({labels.dropped['column']})."
 
 
 def test_a_column_that_all_scans_of_a_patient_share_serves_when_it_is_named():

@@ -41,7 +41,7 @@ def test_labels_stay_where_they_are(name, dim, spacing):
         there = voxel_points(source)[volume.array == value].mean(0)
         here = voxel_points(grid)[label == value].mean(0)
         assert np.linalg.norm(there - here) < tolerance
-    back = io.resample(Volume(label, grid), source, interpolation="nearest").array
+    back = io.resample_volume(Volume(label, grid), source, interpolation="nearest").array
     inside = volume.array > 0
     overlap = 2 * np.sum((back == volume.array) & inside) / (inside.sum() + np.sum(back > 0))
     unchanged = sorted(source.spacing) == sorted(grid.spacing)
@@ -55,7 +55,7 @@ def test_labels_find_their_grid_where_two_orientations_are_equally_near(angles):
     for code in ("".join(order) for signs in letters for order in itertools.permutations(signs)):
         stored = orient(three_blobs(source), code)
         _, grid = preprocess_image(noise(stored.geometry), plan_for(stored.geometry, "2d", None))
-        back = io.resample(
+        back = io.resample_volume(
             Volume(preprocess_label(stored, grid), grid), source, interpolation="nearest"
         ).array
         assert np.mean(back == three_blobs(source).array) > 0.97

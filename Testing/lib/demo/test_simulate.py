@@ -58,7 +58,7 @@ def test_scanners_see_the_same_anatomy_in_the_same_place(scans, pair):
     sampled.
     """
     first, second = (scans[name] for name in pair)
-    moved = io.resample(second.label, first.label.geometry, interpolation="nearest")
+    moved = io.resample_volume(second.label, first.label.geometry, interpolation="nearest")
     for value, least in ((1, 0.75), (2, 0.75)):
         assert np.linalg.norm(centroid(first.label, value) - centroid(second.label, value)) < 1.5
         assert dice(first.label.array == value, moved.array == value) > least

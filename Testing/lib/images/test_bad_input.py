@@ -303,7 +303,7 @@ IMAGES: dict[str, tuple[str, Maker, str, str]] = {
     "DICOM preamble only": (
         "a.dcm",
         lambda p: p.write_bytes(bytes(128) + b"DICM"),
-        "holds no DICOM images",
+        "damaged or unsupported DICOM",
         HEADER,
     ),
     "DICOM garbage": (

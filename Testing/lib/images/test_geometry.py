@@ -165,16 +165,16 @@ class TestResample:
         self, geometry: Geometry, code: str, how: str
     ) -> None:
         volume = labelled_noise(geometry)
-        turned = io.resample(volume, oriented(geometry, code), interpolation=how)
+        turned = io.resample_volume(volume, oriented(geometry, code), interpolation=how)
         assert np.allclose(turned.array, io.orient(volume, code).array, atol=1e-4)
-        back = io.resample(turned, geometry, interpolation=how)
+        back = io.resample_volume(turned, geometry, interpolation=how)
         assert np.allclose(back.array, volume.array, atol=1e-4)
 
     def test_directions_with_denormal_numbers(self) -> None:
         tiny = 7.561527177118271e-161
         direction = (-1.0, 2.856e-321, tiny, 0.0, -1.0, tiny / 2, tiny, tiny / 2, 1.0)
         volume = labelled_noise(Geometry((2, 2, 2), direction=direction))
-        assert np.allclose(io.resample(volume, volume.geometry).array, volume.array)
+        assert np.allclose(io.resample_volume(volume, volume.geometry).array, volume.array)
 
     @settings(deadline=None, max_examples=30)
     @given(geometries(), geometries())
@@ -184,7 +184,7 @@ class TestResample:
             return geometry.points(np.stack([i, j, k], axis=-1)) @ np.array([0.3, -0.2, 0.5])
 
         target = Geometry(target.size, target.spacing, source.origin, target.direction)
-        result = io.resample(
+        result = io.resample_volume(
             Volume(field(source).astype(np.float64), source), target, outside=-1e6
         ).array
         k, j, i = np.meshgrid(*[np.arange(n) for n in target.shape], indexing="ij")
@@ -204,8 +204,8 @@ class TestResample:
             geometry.direction,
         )
         for how, error in (("linear", 1e-3), ("cubic", 0.5)):
-            back = io.resample(
-                io.resample(volume, finer, interpolation=how), geometry, interpolation=how
+            back = io.resample_volume(
+                io.resample_volume(volume, finer, interpolation=how), geometry, interpolation=how
             )
             assert np.abs(back.array - volume.array).max() < error
 
@@ -215,13 +215,13 @@ class TestResample:
     ) -> None:
         label = make_label(geometry)
         label = Volume((label.array > 0).astype(kind), geometry)
-        same = io.resample(label, geometry, interpolation="nearest")
+        same = io.resample_volume(label, geometry, interpolation="nearest")
         assert np.array_equal(same.array, label.array)
 
     def test_thin_volumes_fall_back_to_linear(self) -> None:
         volume = labelled_noise(Geometry((8, 8, 2)))
         assert np.allclose(
-            io.resample(volume, volume.geometry, interpolation="cubic").array,
+            io.resample_volume(volume, volume.geometry, interpolation="cubic").array,
             volume.array,
             atol=1e-5,
         )
@@ -230,6 +230,6 @@ class TestResample:
         with pytest.raises(
             InputError, match="interpolation 'bicubic' is unknown. Use linear, nearest, cubic"
         ):
-            io.resample(
+            io.resample_volume(
                 labelled_noise(Geometry((2, 2, 2))), Geometry((2, 2, 2)), interpolation="bicubic"
             )

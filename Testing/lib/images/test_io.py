@@ -11,9 +11,9 @@ import SimpleITK as sitk  # noqa: N813
 
 from MedSSLLib.core.errors import InputError
 from MedSSLLib.images import io
+from MedSSLLib.images.formats.segments import Segment, flattened, segments
 from MedSSLLib.images.geometry import Geometry, Volume, moved
 from MedSSLLib.images.labels import Annotated
-from MedSSLLib.images.segments import Segment, flattened, segments
 from Testing.lib.case_helpers import each
 
 Make = Callable[..., Volume]

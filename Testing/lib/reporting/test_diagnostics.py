@@ -226,7 +226,7 @@ def trained(tmp_path):
 
 def test_rounds_are_tabulated_with_means_over_cases(trained):
     project, _, rounds = trained
-    row = diagnostics._round_row(project, rounds[1])
+    row = rounds_section._round_row(project, rounds[1])
     assert row == ["2", "4", "3", "0.750", "30", "0.500", "–"]
 
 

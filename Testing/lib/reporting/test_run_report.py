@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 
 from MedSSLLib.core.errors import InputError
-from MedSSLLib.core.sinks import duration_words
+from MedSSLLib.core.words import duration_words
 from MedSSLLib.evaluation.scoring import extremes, interval, score_predictions
 from MedSSLLib.images import io
 from MedSSLLib.images.geometry import Geometry, Volume
+from MedSSLLib.methods import options
 from MedSSLLib.project.project import Project
 from MedSSLLib.reporting import run_report
 from MedSSLLib.reporting.html import Page, number
@@ -402,7 +403,7 @@ def test_a_report_tells_the_scans_that_trained(data, words):
     ],
 )
 def test_settings_are_shown_as_they_can_be_given(value, words):
-    assert run_report._setting(value) == words
+    assert options.as_typed(value) == words
 
 
 def test_a_report_names_what_differs_from_the_preset_once(project, tmp_path):

@@ -131,6 +131,8 @@ INSIDE = {  # function -> why its plain writes are safe
     "_fill": "inside atomic_folder",
     "_export_bundle": "a temporary folder of the system",
     "to_png": "into memory",
+    "_into_temporary": "inside atomic_path",
+    "readable_by_itk": "a temporary folder of the system",
 }
 
 

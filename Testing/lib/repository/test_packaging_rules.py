@@ -231,7 +231,7 @@ def test_the_application_installs_the_same_but_never_what_slicer_brings():
         pytest.skip("the extension is not in this checkout")
     lines = [line.split("#")[0].strip() for line in path.read_text(encoding="utf-8").splitlines()]
     found = {_name(line): line for line in lines if line}
-    own = {"torch", "numpy", "SimpleITK"}
+    own = {"torch", "numpy", "SimpleITK", "pydicom"}
     assert not own & set(found)
     expected = {_name(text): text for text in PROJECT["dependencies"] if _name(text) not in own}
     assert found == expected

@@ -7,39 +7,21 @@ is refused, because stacking it would give a picture of the right size and the w
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import SimpleITK as sitk  # noqa: N813
 
 from MedSSLLib.core.errors import InputError
-from MedSSLLib.images.dicom_tags import (
-    FRAME_GROUPS,
-    Item,
-    UnreadableError,
-    frames,
-    is_dicom,
-    numbers,
-    read_elements,
-)
-from MedSSLLib.images.dicom_tags import text as value_of
-from MedSSLLib.images.dicom_tags import whole as integer_of
+from MedSSLLib.images.formats.dicom_header import Header, Place, is_dicom, read_dicom_header
+from MedSSLLib.images.formats.dicom_pixels import rescaled, stored_frames
 from MedSSLLib.images.geometry import Geometry, Volume, triple
 
-_MODALITY, _SERIES, _DESCRIPTION = (0x0008, 0x0060), (0x0020, 0x000E), (0x0008, 0x103E)
-_POSITION, _ORIENTATION, _SPACING = (0x0020, 0x0032), (0x0020, 0x0037), (0x0028, 0x0030)
-_ROWS, _COLUMNS, _SAMPLES, _FRAMES = (
-    (0x0028, 0x0010),
-    (0x0028, 0x0011),
-    (0x0028, 0x0002),
-    (0x0028, 0x0008),
-)
 _MIN_SLICES = 3  # with fewer, even spacing cannot be told
 _NO_IMAGES = {"SEG", "RTSTRUCT", "RTDOSE", "RTPLAN", "SR", "PR", "KO"}
 _GAP_TOLERANCE, _TILT_TOLERANCE, _AXIS_TOLERANCE = 0.05, np.deg2rad(0.1), 1e-3
+_COARSEST_MM = 0.1  # positions written with one decimal are taken as they are meant
 _EXPORT = (
     "Export the series again, or convert it with a tool that handles this, and give the NIfTI file."
 )
@@ -47,7 +29,9 @@ _EXPORT = (
 
 @dataclass(frozen=True)
 class _Slice:
-    """One image plane: file, frame in it, and where it lies (mm, LPS)."""
+    """One image plane: file, frame in it, where it lies (mm, LPS), and how its stored values become
+    grey values.
+    """
 
     file: Path
     frame: int
@@ -55,6 +39,7 @@ class _Slice:
     orientation: np.ndarray
     spacing: np.ndarray
     shape: tuple[int, int]
+    rescale: tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -84,12 +69,12 @@ def read_series(path: Path) -> Series:
     series: dict[str, list[str]] = {}
     modality = ""
     for file in files:
-        item = _header(file)
-        if not (integer_of(item, _ROWS) and integer_of(item, _COLUMNS)):
+        header = read_dicom_header(file)
+        if not (header.rows and header.columns):
             continue  # DICOMDIR, reports
-        modality = modality or value_of(item, _MODALITY)
-        series.setdefault(value_of(item, _SERIES), []).append(value_of(item, _DESCRIPTION))
-        planes += _planes(file, item)
+        modality = modality or header.modality
+        series.setdefault(header.series, []).append(header.description)
+        planes += _planes(header)
     if not planes:
         raise InputError(
             "holds no DICOM images", file=path, remedy="Give the folder of one image series."
@@ -108,78 +93,96 @@ def read_series(path: Path) -> Series:
     return Series(tuple(ordered), _grid(ordered, gap), modality or "MR")
 
 
+def series_modality(path: Path) -> str:
+    """The modality of a folder's series, or of a file, from the first file that holds an image;
+    "MR" where none says it.
+    """
+    for file in dicom_files(path) if path.is_dir() else [path]:
+        header = read_dicom_header(file)
+        if header.rows and header.columns:
+            return header.modality or "MR"
+    return "MR"
+
+
 def read_pixels(series: Series) -> Volume:
-    """The voxels of a checked series, in their stored type (float32 where files differ or rescaling
-    needs it).
+    """The grey values of a checked series: each frame with its own rescale slope and intercept,
+    integers where these keep them, else float32.
 
     Raises InputError for a slice that cannot be decoded.
     """
-    shape = series.geometry.size[1], series.geometry.size[0]
-    decoded = {file: _decoded(file, shape) for file in {plane.file for plane in series.slices}}
+    described: dict[Path, int] = {}
     for plane in series.slices:
-        if plane.frame >= len(decoded[plane.file]):
+        described[plane.file] = described.get(plane.file, 0) + 1
+    shape = series.geometry.size[1], series.geometry.size[0]
+    stored = {file: stored_frames(file, shape) for file in described}
+    for file, count in described.items():
+        if len(stored[file]) != count:
             raise InputError(
-                f"has {len(decoded[plane.file])} frames, its header describes more",
-                file=plane.file,
+                f"has {len(stored[file])} frames, its header describes {count}",
+                file=file,
                 remedy=_EXPORT,
             )
-    planes = [decoded[plane.file][plane.frame] for plane in series.slices]
-    kinds = {plane.dtype for plane in planes}
-    one = kinds.pop() if len(kinds) == 1 else np.dtype(np.float32)
-    return Volume(
-        np.stack(planes).astype(np.float32 if one.kind == "f" else one, copy=False), series.geometry
-    )
+    frames = [stored[plane.file][plane.frame] for plane in series.slices]
+    array = rescaled(frames, [plane.rescale for plane in series.slices])
+    return Volume(array, series.geometry)
 
 
-def _header(file: Path) -> Item:
-    try:
-        return read_elements(file)
-    except (UnreadableError, OSError) as error:
+def _planes(header: Header) -> list[_Slice]:
+    file = header.file
+    if header.modality in _NO_IMAGES:
         raise InputError(
-            f"is a damaged or unsupported DICOM file ({error})",
-            file=file,
-            remedy="Copy it again, or convert the series to NIfTI.",
-        ) from None
-
-
-def _planes(file: Path, item: Item) -> list[_Slice]:
-    modality = value_of(item, _MODALITY)
-    if modality in _NO_IMAGES:
-        raise InputError(
-            f"is a DICOM object of the kind {modality}, not an image",
+            f"is a DICOM object of the kind {header.modality}, not an image",
             file=file,
             remedy="Give the image series; save segmentations as .nii.gz or .seg.nrrd.",
         )
-    if integer_of(item, _SAMPLES) > 1:
+    if header.samples > 1 or header.photometric == "PALETTE COLOR":
+        what = "a palette" if header.samples <= 1 else f"{header.samples} samples per pixel"
         raise InputError(
-            f"is a colour image ({integer_of(item, _SAMPLES)} samples per pixel)",
-            file=file,
-            remedy="Give a scalar (grey) image.",
+            f"is a colour image ({what})", file=file, remedy="Give a scalar (grey) image."
         )
-    shape = integer_of(item, _ROWS), integer_of(item, _COLUMNS)
-    if FRAME_GROUPS in item:
-        places = [(frame.position, frame.orientation, frame.spacing) for frame in frames(item)]
-    elif integer_of(item, _FRAMES) > 1:
+    if header.table:
+        raise InputError(
+            "stores its grey values by way of a table (Modality LUT Sequence)",
+            file=file,
+            remedy=_EXPORT,
+        )
+    if not header.places:
         raise InputError(
             "is a multi-frame image that does not say where its frames lie",
             file=file,
             remedy=_EXPORT,
         )
-    else:
-        places = [(numbers(item, _POSITION), numbers(item, _ORIENTATION), numbers(item, _SPACING))]
-    for place in places:
-        if [len(part) for part in place] != [3, 6, 2] or not np.isfinite(
-            np.concatenate(place)
-        ).all():
-            raise InputError(
-                "does not say where its slices lie (position, orientation or spacing is missing)",
-                file=file,
-                remedy=_EXPORT,
-            )
+    for place in header.places:
+        _check_place(file, place)
+    shape = header.rows, header.columns
     return [
-        _Slice(file, n, np.array(position), np.array(orientation), np.array(spacing), shape)
-        for n, (position, orientation, spacing) in enumerate(places)
+        _Slice(
+            file,
+            number,
+            np.array(place.position),
+            np.array(place.orientation),
+            np.array(place.spacing),
+            shape,
+            (place.slope, place.intercept),
+        )
+        for number, place in enumerate(header.places)
     ]
+
+
+def _check_place(file: Path, place: Place) -> None:
+    parts = (place.position, place.orientation, place.spacing)
+    if [len(part) for part in parts] != [3, 6, 2] or not np.isfinite(np.concatenate(parts)).all():
+        raise InputError(
+            "does not say where its slices lie (position, orientation or spacing is missing)",
+            file=file,
+            remedy=_EXPORT,
+        )
+    if not np.isfinite([place.slope, place.intercept]).all() or place.slope == 0:
+        raise InputError(
+            f"has the rescale slope {place.slope:g} and intercept {place.intercept:g}",
+            file=file,
+            remedy=_EXPORT,
+        )
 
 
 def _check_alike(path: Path, planes: Sequence[_Slice]) -> None:
@@ -216,6 +219,7 @@ def _in_order(path: Path, planes: Sequence[_Slice]) -> tuple[list[_Slice], float
     ordered = sorted(planes, key=lambda plane: float(plane.position @ normal))
     places = np.array([plane.position for plane in ordered])
     gaps = np.diff(places @ normal)
+    rounding = _rounding(places, normal)
     shared = int((gaps < 1e-3).sum())
     if shared:
         raise InputError(
@@ -225,12 +229,12 @@ def _in_order(path: Path, planes: Sequence[_Slice]) -> tuple[list[_Slice], float
             file=path,
             remedy="Put the images of one time point or echo into a folder of their own.",
         )
-    typical = float(np.median(gaps)) if len(gaps) > 2 else float(gaps.min())
-    _check_gaps(path, ordered, gaps, typical)
+    if not _even(places @ normal, rounding):
+        _check_gaps(path, ordered, gaps)
     along = places[-1] - places[0]
     shift = float(np.linalg.norm(along - (along @ normal) * normal))
     tilt = float(np.arctan2(shift, along @ normal))
-    if tilt > _TILT_TOLERANCE:
+    if tilt > _TILT_TOLERANCE and shift > 2 * rounding:
         raise InputError(
             "has a gantry tilt: each slice is shifted against the one before "
             f"({np.rad2deg(tilt):.1f} "
@@ -243,7 +247,35 @@ def _in_order(path: Path, planes: Sequence[_Slice]) -> tuple[list[_Slice], float
     return ordered, float(np.mean(gaps))
 
 
-def _check_gaps(path: Path, ordered: Sequence[_Slice], gaps: np.ndarray, typical: float) -> None:
+def _rounding(places: np.ndarray, normal: np.ndarray) -> float:
+    """By how many mm positions along the normal can be wrong because they were written with one
+    decimal (or in other steps up to 0.1 mm); 0 for finer ones.
+    """
+    for step in (0.1, 0.05, 0.01):
+        if np.abs(places / step - np.rint(places / step)).max() < 1e-4:
+            return 0.5 * step * float(np.abs(normal).sum()) + 1e-3
+    return 0.0
+
+
+def _even(along: np.ndarray, rounding: float) -> bool:
+    """Whether rounding alone can be why gaps differ: evenly spaced slices lie that near to each.
+
+    Rounded steps say nothing about slices that are hardly further apart than a step.
+    """
+    step = (along[-1] - along[0]) / (len(along) - 1)
+    if rounding == 0 or step < 4 * rounding:
+        return False
+    # a line within `rounding` of every position exists where its slope suits each pair of them
+    numbers = np.arange(len(along))
+    later, earlier = np.tril_indices(len(along), -1)
+    apart, distance = numbers[later] - numbers[earlier], along[later] - along[earlier]
+    lowest = ((distance - 2 * rounding) / apart).max()
+    highest = ((distance + 2 * rounding) / apart).min()
+    return bool(lowest <= highest)
+
+
+def _check_gaps(path: Path, ordered: Sequence[_Slice], gaps: np.ndarray) -> None:
+    typical = float(np.median(gaps)) if len(gaps) > 2 else float(gaps.min())
     wrong = np.flatnonzero(np.abs(gaps - typical) > _GAP_TOLERANCE * typical)
     if not wrong.size:
         return
@@ -286,19 +318,3 @@ def _grid(ordered: Sequence[_Slice], gap: float) -> Geometry:
 def _normal(plane: _Slice) -> np.ndarray:
     normal = np.cross(plane.orientation[:3], plane.orientation[3:])
     return normal / max(float(np.linalg.norm(normal)), 1e-12)
-
-
-def _decoded(file: Path, shape: tuple[int, int]) -> np.ndarray:
-    """Pixels [frame, row, column] of one file."""
-    try:
-        array = sitk.GetArrayFromImage(sitk.ReadImage(os.fspath(file), imageIO="GDCMImageIO"))
-    except RuntimeError:
-        array = np.empty(0)
-    array = array[None] if array.ndim == 2 else array
-    if array.ndim != 3 or array.shape[1:] != shape:
-        raise InputError(
-            "is truncated, damaged or compressed in an unsupported way",
-            file=file,
-            remedy="Copy it again, or convert the series to NIfTI.",
-        )
-    return array

@@ -3,7 +3,7 @@ found here.
 
 Headers are parsed with the standard library: sizes are compared with the file before anything is
 allocated, and compressed data are decompressed once to check length and checksum.
-Sources: nifti1.h and nifti2.h (nifti.nimh.nih.gov), the MetaIO documentation (itk.org).
+Source: the MetaIO documentation (itk.org); for NIfTI see `nifti`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import gzip
 import math
 import os
-import struct
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import BinaryIO
 import numpy as np
 
 from MedSSLLib.core.errors import InputError
+from MedSSLLib.images.formats.nifti import data_file, is_nifti, opened, read_nifti_header
 
 _GZIP, _MAX_RATIO, _CHUNK = b"\x1f\x8b", 1040, 4 * 2**20
 _META_BYTES = {
@@ -63,7 +63,7 @@ def check_whole(path: Path, *, pixels: bool) -> None:
     """
     name = path.name.lower()
     try:
-        if name.endswith((".nii", ".nii.gz", ".hdr")):
+        if is_nifti(path):
             _check_nifti(path, pixels)
         elif name.endswith((".mha", ".mhd")):
             _check_meta(path, pixels)
@@ -82,8 +82,11 @@ def check_whole(path: Path, *, pixels: bool) -> None:
 
 
 def _check_nifti(path: Path, pixels: bool) -> None:
-    with _opened(path) as stream:
-        promise = _nifti_promise(path, stream.read(540))
+    header = read_nifti_header(path)
+    data = data_file(path, header)
+    end = header.offset + math.prod(header.dims) * header.bits // 8
+    real = header.order + _REAL[header.datatype] if header.datatype in _REAL else ""
+    promise = _Promise(data, header.offset, end, real)
     compressed = _starts_with(promise.data, _GZIP)
     size = os.path.getsize(promise.data)
     if compressed and promise.data.suffix.lower() == ".nii":
@@ -93,7 +96,7 @@ def _check_nifti(path: Path, pixels: bool) -> None:
     if not compressed or promise.end > size * _MAX_RATIO + _CHUNK:
         _expect(path, promise.end, size if not compressed else size * _MAX_RATIO)
     if pixels and (compressed or promise.real):
-        with _opened(promise.data) as stream:
+        with opened(promise.data) as stream:
             held, bad = _scanned(stream, promise)
         _expect(path, promise.end, held)
         if bad:
@@ -102,57 +105,6 @@ def _check_nifti(path: Path, pixels: bool) -> None:
                 file=path,
                 remedy="Replace them, for example by 0, and save the image again.",
             )
-
-
-def _nifti_promise(path: Path, header: bytes) -> _Promise:
-    kinds = {348: ("h", 40, 70, 76, "f", 108, "f", 344), 540: ("q", 16, 12, 104, "d", 168, "q", 4)}
-    order = next(
-        (o for o in "<>" if len(header) >= 348 and struct.unpack_from(o + "i", header)[0] in kinds),
-        "",
-    )
-    if not order:
-        raise InputError(
-            "is not a NIfTI file, or is truncated within its header", file=path, remedy=_TRUNCATED
-        )
-    kind = struct.unpack_from(order + "i", header)[0]
-    whole, dim_at, type_at, spacing_at, real, offset_at, offset_type, magic_at = kinds[kind]
-    if len(header) < kind:
-        raise InputError("is truncated within its header", file=path, remedy=_TRUNCATED)
-    magic = header[magic_at : magic_at + 3]
-    if magic not in (b"n+1", b"ni1", b"n+2", b"ni2"):
-        raise InputError(
-            "is an Analyze file, which does not say where left is",
-            file=path,
-            remedy="Convert it to NIfTI with a program that knows its orientation.",
-        )
-    dims = struct.unpack_from(f"{order}8{whole}", header, dim_at)
-    if not 1 <= dims[0] <= 7 or any(size < 1 for size in dims[1 : dims[0] + 1]):
-        raise InputError(f"has the impossible size {list(dims[1:8])}", file=path, remedy=_TRUNCATED)
-    spacing = struct.unpack_from(f"{order}8{real}", header, spacing_at)[1 : min(dims[0], 3) + 1]
-    if not all(math.isfinite(value) and value != 0 for value in spacing):
-        raise InputError(
-            f"has the voxel spacing {[round(v, 6) for v in spacing]}",
-            file=path,
-            remedy="Correct the spacing in the header, in millimetres.",
-        )
-    datatype, bits = struct.unpack_from(order + "2h", header, type_at)
-    offset = struct.unpack_from(order + offset_type, header, offset_at)[0]
-    start = int(offset) if math.isfinite(offset) and offset > 0 else 0
-    pair = magic[:2] == b"ni"
-    data = next(
-        (
-            p
-            for p in (path.with_suffix(".img"), path.with_suffix(".img.gz"))
-            if pair and p.is_file()
-        ),
-        path,
-    )
-    if pair and data == path:
-        raise InputError(
-            "has no .img file beside it", file=path, remedy="Keep the .hdr and .img files together."
-        )
-    end = start + math.prod(dims[1 : dims[0] + 1]) * max(bits, 0) // 8
-    return _Promise(data, start, end, order + _REAL[datatype] if datatype in _REAL else "")
 
 
 def _check_meta(path: Path, pixels: bool) -> None:
@@ -218,10 +170,6 @@ def _inflated(stream: BinaryIO, limit: int) -> int:
             total += len(inflater.decompress(chunk, _CHUNK))
             chunk = inflater.unconsumed_tail
     return total
-
-
-def _opened(path: Path) -> BinaryIO:
-    return gzip.open(path) if _starts_with(path, _GZIP) else open(path, "rb")  # type: ignore[return-value]
 
 
 def _starts_with(path: Path, magic: bytes) -> bool:

@@ -1,0 +1,135 @@
+"""Volumes as SimpleITK images: written to files, and resampled. Part of `io`."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from gzip import GzipFile
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk  # noqa: N813
+
+from MedSSLLib.core.errors import InputError, MedSSLError
+from MedSSLLib.core.files import atomic_path
+from MedSSLLib.images.formats.integrity import check_whole
+from MedSSLLib.images.formats.nifti import is_nifti, keep_forms, read_nifti_header
+from MedSSLLib.images.geometry import Geometry, Volume
+from MedSSLLib.images.headers import grid_of, open_header
+
+_WRITABLE = (".nii.gz", ".nii", ".nrrd", ".mha")
+_INTERPOLATORS = {
+    "linear": sitk.sitkLinear,
+    "nearest": sitk.sitkNearestNeighbor,
+    "cubic": sitk.sitkBSpline,
+}
+
+
+def write_image(
+    path: str | os.PathLike[str],
+    volume: Volume,
+    *,
+    like: str | os.PathLike[str] | None = None,
+) -> None:
+    """Write a volume, compressed and atomically, as .nii.gz, .nii, .nrrd or .mha; the file is
+    checked before it counts.
+
+    like: the image that the volume belongs to. Where both are NIfTI on the same grid, the written
+    file has its sform, qform, codes, voxel sizes and unit, so that other programs lay both alike.
+
+    Raises InputError for another extension and for values that are not finite, MedSSLError when it
+    cannot be written (full disk, no permission).
+    """
+    if not os.fspath(path).lower().endswith(_WRITABLE):
+        raise InputError(
+            "has an extension that cannot be written",
+            file=path,
+            remedy=f"Use {', '.join(_WRITABLE)}.",
+        )
+    if volume.array.dtype.kind == "f" and not np.isfinite(volume.array).all():
+        raise InputError(
+            "would hold values that are not finite",
+            file=path,
+            remedy="Replace them before writing.",
+        )
+    with atomic_path(path) as temporary:
+        temporary.touch()
+        try:
+            _into_temporary(temporary, volume, like)
+            check_whole(temporary, pixels=True)
+            if temporary.suffix == ".nrrd":
+                sitk.ReadImage(os.fspath(temporary))
+        except (RuntimeError, InputError) as error:
+            raise MedSSLError(
+                f"{path}: cannot be written in full. Check the disk for space and permission."
+            ) from error
+
+
+def _into_temporary(target: Path, volume: Volume, like: str | os.PathLike[str] | None) -> None:
+    source = Path(like or "")
+    alike = is_nifti(target) and is_nifti(source) and source.is_file()
+    if not alike or not grid_of(open_header(source), source).close_to(
+        volume.geometry, tolerance=1e-3
+    ):
+        sitk.WriteImage(_image(volume), os.fspath(target), useCompression=True)
+        return
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".tmp-") as folder:
+        plain = Path(folder) / "image.nii"
+        sitk.WriteImage(_image(volume), os.fspath(plain))
+        with open(plain, "rb") as stream, open(target, "wb") as raw:
+            out = GzipFile("", "wb", 6, raw, mtime=0) if target.suffix == ".gz" else raw
+            header = bytearray(stream.read(348))
+            keep_forms(header, read_nifti_header(source))
+            out.write(header)
+            shutil.copyfileobj(stream, out, 2**22)
+            if out is not raw:
+                out.close()
+
+
+def resample_volume(
+    volume: Volume, geometry: Geometry, *, interpolation: str = "linear", outside: float = 0.0
+) -> Volume:
+    """`volume` at the voxels of `geometry`, through physical space (any directions, left-handed
+    ones too).
+
+    interpolation: "linear" and "cubic" (B-spline; linear when an axis has fewer than 4 voxels) give
+        float32,
+    "nearest" keeps the type. Voxels more than half a voxel outside `volume` become `outside`.
+    """
+    if interpolation not in _INTERPOLATORS:
+        raise InputError(
+            f"the interpolation {interpolation!r} is unknown",
+            remedy=f"Use {', '.join(_INTERPOLATORS)}.",
+        )
+    kind = sitk.sitkUnknown if interpolation == "nearest" else sitk.sitkFloat32
+    if interpolation == "cubic" and min(volume.geometry.size) < 4:
+        interpolation = "linear"
+    result = sitk.Resample(
+        _image(volume),
+        geometry.size,
+        sitk.Transform(),
+        _INTERPOLATORS[interpolation],
+        geometry.origin,
+        geometry.spacing,
+        _cosines(geometry),
+        outside,
+        kind,
+    )
+    return Volume(sitk.GetArrayFromImage(result), geometry)
+
+
+def _cosines(geometry: Geometry) -> list[float]:
+    """Direction cosines without the tiny ones, below 1e-14, on which ITK's inversion can fail."""
+    return [0.0 if abs(value) < 1e-14 else value for value in geometry.direction]
+
+
+def _image(volume: Volume) -> sitk.Image:
+    array = np.ascontiguousarray(volume.array)
+    special: dict[str, np.dtype] = {"?": np.dtype(np.uint8), "e": np.dtype(np.float32)}
+    kind = special.get(array.dtype.char, array.dtype.newbyteorder("="))
+    image = sitk.GetImageFromArray(array.astype(kind, copy=False))
+    image.SetSpacing(volume.geometry.spacing)
+    image.SetOrigin(volume.geometry.origin)
+    image.SetDirection(_cosines(volume.geometry))
+    return image

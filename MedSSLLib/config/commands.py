@@ -93,6 +93,11 @@ class SelfTrainConfig(Frozen):
         description="Least probability of a pseudo-labelled voxel that mixing counts "
         "(UniMatch: 0.95).",
     )
+    keep: Literal["best", "last"] = Field(
+        "best",
+        description="Which model is kept: that of the last round, or an earlier one that does "
+        "better on held-out cases, or without them agrees better. Not from the paper.",
+    )
     drawn_share: float = Field(
         0.5,
         ge=0,

@@ -299,6 +299,7 @@ _PRESETS: dict[CommandName, dict[Preset, dict[str, Any]]] = {
             "training.steps": 20000,
             "network.widths": (16, 32, 64, 128, 128, 128),
             "options.recipe": "contrast",
+            "options.keep": "last",
             "options.pseudo_weight": 0.0,
             "options.first_share": 0.25,
             "options.restart": True,
@@ -322,7 +323,7 @@ _VIEWS: dict[CommandName, dict[str, Any]] = {
 
 # What runs of earlier versions go on with: options that came later, as they were before.
 _CAME_LATER: dict[str, dict[str, Any]] = {
-    "selftrain": {"shapes": False, "drawn_share": 0.0, "recipe": "contrast"},
+    "selftrain": {"shapes": False, "drawn_share": 0.0, "recipe": "contrast", "keep": "last"},
     "gcl": {"pixel_level": -1},
 }
 

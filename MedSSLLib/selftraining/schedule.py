@@ -22,11 +22,13 @@ class Schedule:
         config: of the run.
         rounds: how many.
         first: share of the run for the first model, 0 where it is not trained here.
+        closing: seconds after the last round, in times of a prediction of all pseudo-labels.
     """
 
     config: RunConfig
     rounds: int
     first: float
+    closing: float = 0.0
 
     @property
     def share(self) -> float:
@@ -57,33 +59,36 @@ class Schedule:
         later = self.rounds - number
         if not self._minutes:
             budget = stage_budget(self.config, self.share)
-            budget.after(steps=later * self._steps, seconds=later * predicted)
+            budget.after(steps=later * self._steps, seconds=(later + self.closing) * predicted)
             return budget
-        equal = (self._minutes - spent - later * predicted) / (later + 1)
+        equal = (self._minutes - spent - (later + self.closing) * predicted) / (later + 1)
         seconds = max(equal, LEAST * self.share * self._minutes)
         budget = Budget(seconds=seconds)
-        budget.after(seconds=later * (seconds + predicted))
+        budget.after(seconds=later * (seconds + predicted) + self.closing * predicted)
         return budget
 
-    def left_after_prediction(
-        self, number: int, spent: float, predicted: float, step_time: float | None
+    def left(
+        self, number: int, spent: float, taken: float, done: float, step_time: float | None
     ) -> float | None:
-        """Seconds from the end of a prediction to the end of the run, None where a step's time is
-        not known.
+        """Seconds to the end of the run while pseudo-labels are predicted.
+
+        None where the time of a step is not known and steps are counted.
 
         Args:
             number: round whose pseudo-labels are made.
-            spent: seconds until then.
-            predicted: seconds that they take.
+            spent: seconds before them.
+            taken: seconds that they have taken so far.
+            done: fraction of them that is made, > 0.
             step_time: seconds of a step.
         """
-        later = self.rounds - number
+        predicted, later = taken / done, self.rounds - number
+        rest = predicted - taken + (later + self.closing) * predicted
         if self._minutes:
             least = LEAST * self.share * self._minutes * (later + 1)
-            return max(self._minutes - spent, least + later * predicted)
+            return max(self._minutes - spent - taken, rest + least)
         if step_time is None:
             return None
-        return (later + 1) * self._steps * step_time + later * predicted
+        return rest + (later + 1) * self._steps * step_time
 
     @property
     def _steps(self) -> int:

@@ -27,6 +27,7 @@ from MedSSLLib.networks.unet import SegmentationNet, place
 from MedSSLLib.project.manifest import Case
 from MedSSLLib.project.project import Project
 from MedSSLLib.project.runs import begun
+from MedSSLLib.selftraining.best_round import PREDICTIONS, best_of, in_words, judge
 from MedSSLLib.selftraining.pseudo_labels import (
     ENTRIES,
     CollapsedError,
@@ -119,13 +120,22 @@ class _Job:
     def schedule(self) -> Schedule:
         """How the time is shared out."""
         first = 0.0 if self.model else self.options.first_share
-        return Schedule(self.context.config, self.options.rounds, first)
+        rounds, closing = self.options.rounds, 0.0
+        if self.options.keep == "best":
+            closing = (rounds + 1) * PREDICTIONS / len(self.targets)
+        return Schedule(self.context.config, rounds, first, closing)
 
     @property
     def spent(self) -> float:
         """Seconds of training and of predicting pseudo-labels in the finished stages."""
         predicted = sum(row["pseudo"].get("seconds", 0.0) for row in self.rows)
         return float(sum(stage["seconds"] for stage in (self.first, *self.rows)) + predicted)
+
+    @property
+    def step_time(self) -> float | None:
+        """Seconds of a step of the last stage; None before the first one."""
+        last = self.rows[-1] if self.rows else self.first
+        return last["seconds"] / last["steps"] if last["steps"] else None
 
     @property
     def metrics(self) -> dict[str, Any]:
@@ -167,14 +177,18 @@ def run_selftrain(project: Project, config: RunConfig, events: Events) -> Path:
         warn_of_idle_settings(context, options)
         record(context, data.plan, facts)
         net = first = _stage_one(job)
+        nets = {"first": first}
         try:
             for number in range(1, options.rounds + 1):
-                net = _round(job, number, net, first)
+                net = nets[f"round-{number}"] = _round(job, number, net, first)
                 discard_entries(context.folder / "pseudo")
         except GuardError as error:
             _keep_last_good(job, error)
             raise
-        finish(context, net, job.metrics)
+        metrics = job.metrics
+        if options.keep == "best":
+            net, metrics["kept"], metrics["judged"] = _best(job, nets)
+        finish(context, net, metrics)
         return context.folder
 
 
@@ -262,7 +276,8 @@ def _pseudo_labels(
     started = time.monotonic()
 
     def progress(done: int, total: int) -> None:
-        left = _seconds_left(job, number, time.monotonic() - started, done / total)
+        taken = time.monotonic() - started
+        left = job.schedule.left(number, job.spent, taken, done / total, job.step_time)
         context.events.progress(f"pseudo-{number}", done, total, seconds_left=left)
         if (context.folder / STOP_FILE).exists():
             go_on = "start the run again"
@@ -286,13 +301,23 @@ def _pseudo_labels(
     return summary
 
 
-def _seconds_left(job: _Job, number: int, taken: float, done: float) -> float | None:
-    """Expected seconds to the end of the run, after a fraction of a round's pseudo-labels."""
-    whole = taken / done
-    last = job.rows[-1] if job.rows else job.first
-    step_time = last["seconds"] / last["steps"] if last["steps"] else None
-    after = job.schedule.left_after_prediction(number, job.spent + whole, whole, step_time)
-    return None if after is None else whole - taken + after
+def _best(
+    job: _Job, nets: dict[str, SegmentationNet]
+) -> tuple[SegmentationNet, str, dict[str, Any]]:
+    """The network to keep, its name, and what speaks for each."""
+    data = job.data
+    held_out, training = ([case.name for case in part] for part in (data.held_out, data.training))
+    unlabelled = [case.name for case in job.targets]
+    found = {}
+    for name, net in nets.items():
+        model = _model(job, net)
+        found[name] = judge(
+            model, data.cache, held_out=held_out, labelled=training, unlabelled=unlabelled
+        )
+    kept = job.context.fabric.broadcast(best_of(found))
+    if kept != list(nets)[-1]:
+        job.context.warn(in_words(found, kept))
+    return nets[kept], kept, {name: each.to_json() for name, each in found.items()}
 
 
 def _absent_classes(summary: dict[str, Any]) -> list[str]:

@@ -2,6 +2,8 @@
 the run.
 """
 
+from dataclasses import replace
+
 import pytest
 
 from MedSSLLib.config.run import RunConfig
@@ -59,11 +61,21 @@ def test_steps_are_shared_out_and_the_time_left_counts_all_of_them():
     assert spent == pytest.approx(120)
 
 
-def test_the_time_left_after_a_prediction():
+def test_the_time_left_during_a_prediction():
+    """A quarter of 50 seconds is over."""
     timed, counted = schedule(2, 0.4, minutes=10), schedule(2, 0.0, steps=800)
-    assert timed.left_after_prediction(1, 300.0, 50.0, None) == pytest.approx(300)
+    assert timed.left(1, 250.0, 12.5, 0.25, None) == pytest.approx(600 - 262.5)
     least = LEAST * 0.3 * 600
-    assert timed.left_after_prediction(1, 599.0, 50.0, 0.1) == pytest.approx(2 * least + 50)
-    assert counted.left_after_prediction(1, 0.0, 50.0, None) is None
-    assert counted.left_after_prediction(1, 0.0, 50.0, 0.1) == pytest.approx(130)
-    assert counted.left_after_prediction(2, 0.0, 50.0, 0.1) == pytest.approx(40)
+    assert timed.left(1, 599.0, 12.5, 0.25, 0.1) == pytest.approx(37.5 + 50 + 2 * least)
+    assert counted.left(1, 0.0, 12.5, 0.25, None) is None
+    assert counted.left(1, 0.0, 12.5, 0.25, 0.1) == pytest.approx(37.5 + 40 + 50 + 40)
+    assert counted.left(2, 0.0, 12.5, 0.25, 0.1) == pytest.approx(37.5 + 40)
+
+
+def test_time_is_kept_free_for_what_comes_after_the_rounds():
+    plan = replace(schedule(2, 0.25, minutes=10), closing=0.5)
+    _, told, spent = run(plan, 40.0)
+    assert spent == pytest.approx(600 - 20)
+    assert [left for _, left in told[1:]] == pytest.approx([600 - b for b, _ in told[1:]], abs=0.2)
+    counted = replace(schedule(2, 0.0, steps=800), closing=0.5)
+    assert counted.left(2, 0.0, 10.0, 0.25, 0.1) == pytest.approx(30 + 20 + 40)

@@ -12,6 +12,9 @@ from slicer.ScriptedLoadableModule import (
     ScriptedLoadableModuleWidget,
 )
 
+_TUTORIAL = (
+    "https://github.example/MedSSL/SlicerMedSSL/blob/main/Resources/Documentation/Tutorial.md"
+)
 _HERE = os.path.dirname(os.path.abspath(__file__))
 
 
@@ -29,6 +32,7 @@ class MedSSL(ScriptedLoadableModule):
             "learns from all scans without labels. 3 Annotate: draw on a few slices and mark them. 4 Train: fine-tune, "
             "then self-train. 5 Review: predict, correct, export. Everything stays on this computer."
         )
+        parent.helpText += f'<p><a href="{_TUTORIAL}">' + _("Tutorial") + "</a></p>"
         parent.acknowledgementText = _(
             "Implements PGL (Xie et al. 2020), gradient-guided contrastive learning with multi-perspective meta labels "
             "(Wu et al. 2023) and local contrastive self-training (Chaitanya et al. 2023)."
@@ -40,7 +44,7 @@ class MedSSL(ScriptedLoadableModule):
 def registerSampleData():
     """Offer the sample cohort in the Sample Data module."""
     _makeImportable()
-    from MedSSLGui.sampledata import register
+    from MedSSLGui.project.sampledata import register
 
     register()
 
@@ -63,20 +67,18 @@ class MedSSLWidget(ScriptedLoadableModuleWidget):
         """Load the panel."""
         ScriptedLoadableModuleWidget.setup(self)
         _makeImportable()
-        from MedSSLGui.processes import makeLibraryImportable
+        from MedSSLGui.jobs.processes import makeLibraryImportable
         from MedSSLGui.shell import Shell
 
         makeLibraryImportable()
         self.logic = MedSSLLogic()
         widget = slicer.util.loadUI(self.resourcePath("UI/MedSSL.ui"))
         self.layout.addWidget(widget)
-        self.shell = Shell(widget, self.logic.parameters())
+        self.shell = Shell(widget, self.logic.parameters)
 
     def enter(self):
         """The module is shown."""
-        if self.shell:
-            if self.shell.sceneWasClosed:
-                self.shell.setParameters(self.logic.parameters())
+        if self.shell:  # after a reload, Slicer may call the old widget once more
             self.shell.enter()
 
     def exit(self):
@@ -92,7 +94,18 @@ class MedSSLWidget(ScriptedLoadableModuleWidget):
 
 
 class MedSSLLogic(ScriptedLoadableModuleLogic):
-    """The parameter node. Never opens a dialog."""
+    """The parameter node, and a trained model on any volume. Never opens a dialog."""
+
+    def process(self, volumeNode, segmentationNode, model):
+        """Segment a volume with a trained model; returns the segmentation node (a new one for None).
+
+        The volume need not be a case of a project. model: folder of a finished run (PROJECT/runs/RUN).
+        Waits for the result. Raises RuntimeError with what is wrong and what to do.
+        """
+        _makeImportable()
+        from MedSSLGui.segmentvolume import process
+
+        return process(volumeNode, segmentationNode, model)
 
     def parameters(self):
         """The scene's settings of this module."""

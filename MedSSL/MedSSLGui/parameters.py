@@ -23,6 +23,7 @@ class MedSSLParameters:
     rounds: Annotated[int, WithinRange(1, 20)] = 3
     freezeEncoder: bool = False
     uncertainty: bool = True
+    quality: bool = False
     opacity: Annotated[float, WithinRange(0, 1)] = 0.4
     outline: Annotated[float, WithinRange(0, 1)] = 1.0
     uncertaintyOpacity: Annotated[float, WithinRange(0, 1)] = 0.0

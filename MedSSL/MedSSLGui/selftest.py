@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import slicer
 
-from . import annotation, scene
-from .store import ProjectStore
+from .jobs.stepper import runToEnd
+from .project.store import ProjectStore
+from .scene import annotation, segments
 
 
 def run():
@@ -48,25 +49,17 @@ def checkDrawnSlicesAreKept():
     volume = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "MedSSL self test")
     slicer.util.updateVolumeFromArray(volume, np.zeros((5, 8, 9), np.float32))
     classes = [(1, "a", (1.0, 0.0, 0.0), "")]
-    node = scene.makeSegmentation("self test", "selftest", volume, classes, "selftest")
+    node = segments.makeSegmentation("self test", "selftest", volume, classes, "selftest")
     try:
         drawn = np.zeros((5, 8, 9), np.uint8)
         drawn[2, 3:5, 3:5] = 1
-        _run(scene.fillSteps(node, volume, drawn, classes, {}))
-        _run(scene.fillSteps(node, volume, np.ones_like(drawn), classes, {2: [2]}))
-        label, shared = _run(scene.labelSteps(node, volume, classes))
+        runToEnd(segments.fillSteps(node, volume, drawn, classes, {}))
+        runToEnd(segments.fillSteps(node, volume, np.ones_like(drawn), classes, {2: [2]}))
+        label, shared = runToEnd(segments.labelSteps(node, volume, classes))
         assert (label[2] == drawn[2]).all() and label[1].all() and shared == 0
     finally:
         slicer.mrmlScene.RemoveNode(node)
         slicer.mrmlScene.RemoveNode(volume)
-
-
-def _run(steps):
-    while True:
-        try:
-            next(steps)
-        except StopIteration as finished:
-            return finished.value
 
 
 def _equal(found, expected):

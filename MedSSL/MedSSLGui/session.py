@@ -2,40 +2,42 @@
 
 import os
 
-import qt
-import slicer
 from slicer.i18n import tr as _
 
-from . import advice, annotation, commands, scene
-from .install import Installer, seemsMissing, soundsLikeMissing
-from .jobs import Job, Runner, sharedQueue
-from .store import ProjectStore
-from .tasks import Stepper
+from .jobs import commands
+from .jobs.helpers import Helpers
+from .jobs.install import Installer, seemsMissing, soundsLikeMissing
+from .jobs.jobqueue import sharedQueue
+from .jobs.runner import Job
+from .jobs.stepper import Stepper
+from .project import words
+from .project.store import ProjectStore
+from .scene import annotation, grids, nodes
+from .signals import Signal
 
 
-class Session(qt.QObject):
-    """One per panel. `said(text, kind)`, kind is info, busy, done, warning or error."""
+class Session:
+    """One per panel.
 
-    said = qt.Signal(object, object)
-    installNeeded = qt.Signal(object)
-    projectChanged = qt.Signal()
-    projectLeaving = qt.Signal()
-    caseWanted = qt.Signal(object)
-    sliceMarked = qt.Signal(object)
-    correctionWanted = qt.Signal(object)
+    Signals: `said(text, kind)`, kind is info, busy, done, warning or error; `installNeeded(problem)`;
+    `projectChanged()`, `projectLeaving()`; `caseWanted(name)`, `correctionWanted(what)`, `sliceMarked(index)`;
+    `imageShown(case)` when a panel shows a case's image.
+    """
 
-    def __init__(self, parameters, parent=None):
-        super().__init__(parent)
+    def __init__(self, parameters, widget=None):
+        self.said, self.installNeeded = Signal(), Signal()
+        self.projectChanged, self.projectLeaving = Signal(), Signal()
+        self.caseWanted, self.sliceMarked, self.correctionWanted = Signal(), Signal(), Signal()
         self.parameters = parameters
         self.store = ProjectStore()
         self.queue = sharedQueue()
-        self.stepper = Stepper()
+        self.stepper = Stepper(widget)
         self.installer = Installer()
         self.savers = []
-        self._helper = Runner()
-        self._helper.reported.connect(self._onHelperEvent)
-        self._helper.ended.connect(self._onHelperEnded)
-        self._helperJobs = []
+        self.trainSettings = dict  # the Train panel's settings, for who trains from elsewhere
+        self.helpers, self.readers = Helpers(), Helpers()
+        self.helpers.ended.connect(self._onHelperEnded)
+        self.readers.ended.connect(self._onHelperEnded)
         self._pending = None
         self.store.changed.connect(self._onStoreChanged)
         self.queue.finished.connect(self._onFinished)
@@ -46,12 +48,16 @@ class Session(qt.QObject):
         self.saveAll()
         self.stepper.finish()
         self.queue.finished.disconnect(self._onFinished)
-        self._helper.kill()
+        for part in (self.helpers, self.readers, self.installer):
+            part.drop()
+        for signal in vars(self).values():
+            if isinstance(signal, Signal):
+                signal.clear()  # the widgets behind it go away
 
     # -- messages -----------------------------------------------------------------------------------------------
 
     def say(self, text, kind="info"):
-        """Show a message in the status line."""
+        """Show a message above the panels, in Slicer's status bar and in the log."""
         self.said.emit(str(text), kind)
 
     def sayError(self, error):
@@ -64,7 +70,7 @@ class Session(qt.QObject):
 
         try:
             call()
-        except (MedSSLError, scene.SceneError, OSError) as error:
+        except (MedSSLError, nodes.SceneError, OSError) as error:
             self.sayError(error)
             return False
         return True
@@ -82,21 +88,20 @@ class Session(qt.QObject):
         if not self.guarded(lambda: made.append(self.store.openOrCreate(path))):
             return False
         self.parameters.projectPath = str(self.store.folder)
-        self.say(
-            _("New project. ") + advice.nextStep(self.store)
-            if made[0]
-            else advice.nextStep(self.store),
-            "done" if made[0] else "info",
-        )
+        advice = words.nextStep(self.store)
+        if made[0]:
+            self.say(_("New project. {advice}").format(advice=advice), "done")
+        else:
+            self.say(advice)
         self.readFacts()
         return True
 
     def axisNames(self, name):
         """Anatomical names of a case's axes, when it is in the scene; None before."""
-        node = scene.findNode(name, "image")
+        node = nodes.findNode(name, "image")
         try:
-            return annotation.axisNames(scene.ijkToRas(node)[:3, :3]) if node else None
-        except scene.SceneError:
+            return annotation.axisNames(grids.ijkToRas(node)[:3, :3]) if node else None
+        except nodes.SceneError:
             return None
 
     def readFacts(self, cases=()):
@@ -105,37 +110,26 @@ class Session(qt.QObject):
         wanted = list(cases) or missing
         if wanted:
             names = wanted if len(wanted) <= 200 else []
-            self.runHelper(Job("facts", commands.facts(self.store.folder, names)))
+            arguments = commands.facts(self.store.folder, names)
+            self.readers.add(Job(_("Reading headers"), arguments, {"event": self._takeFact}))
+
+    def _takeFact(self, event):
+        if event["event"] == "image" and self.store.isOpen():
+            self.store.setFact(event)
 
     def runHelper(self, job):
         """Run a short job beside the queue, one after the other."""
-        self._helperJobs.append(job)
-        self._startHelper()
-
-    def _startHelper(self):
-        if self._helperJobs and not self._helper.isRunning():
-            self._helper.start(self._helperJobs.pop(0))
+        self.helpers.add(job)
 
     def isHelperBusy(self):
-        return self._helper.isRunning() or bool(self._helperJobs) or self.stepper.isBusy()
-
-    def _onHelperEvent(self, event):
-        take = self._helper.job.facts.get("event")
-        if take and event["event"] == "result":
-            take(event)
-        elif event["event"] == "fact" and self.store.isOpen():
-            self.store.setFact(event)
+        return self.helpers.isBusy() or self.readers.isBusy() or self.stepper.isBusy()
 
     def _onHelperEnded(self, outcome):
-        done = outcome.job.facts.get("done")
-        if outcome.state != "done":
-            self.say(
-                outcome.message or _("{title} failed.").format(title=outcome.job.title), "error"
-            )
-        self.guarded(self.store.refresh) if self.store.isOpen() else None
-        if done:
-            done(outcome)
-        self._startHelper()
+        if outcome.state not in ("done", "cancelled"):
+            failed = _("{title} failed.").format(title=outcome.job.title)
+            self.sayError(outcome.message or failed)
+        if self.store.isOpen():
+            self.guarded(self.store.refresh)
 
     # -- jobs ---------------------------------------------------------------------------------------------------
 
@@ -145,37 +139,38 @@ class Session(qt.QObject):
             saver()
 
     def startJob(self, title, arguments, **facts):
-        """Queue a job of the library; the annotation is saved first. Returns True when it was taken."""
+        """Queue a job of the library, once the annotation is saved. False when there is no project.
+
+        facts: kind says what the panels do with its events; tells=True: the panel itself says how it ended.
+        """
         if not self.store.isOpen():
             self.say(_("Choose a project folder first."), "warning")
             return False
-        self.saveAll()
-        self.stepper.finish()
         job = Job(title, arguments, {"project": str(self.store.folder), **facts})
+        self.saveAll()
+        self.stepper.whenIdle(lambda: self._takeJob(job))
+        return True
+
+    def _takeJob(self, job):
         if seemsMissing() and not self.installer.verified:
             self._pending = job
             self.say(_("Checking the installation …"), "busy")
             self.installer.verify()
-            return True
-        return self._queueJob(job)
+        else:
+            self._queueJob(job)
 
     def _queueJob(self, job):
         if not self.queue.add(job):
             self.say(_("One job runs and one waits already. Cancel one of them first."), "warning")
-            return False
-        if self.queue.current is not job and job in self.queue.waiting:
-            self.say(
-                _("{title} will start when the running job ends.").format(title=job.title), "info"
-            )
-        return True
+        elif job in self.queue.waiting:
+            self.say(_("{title} will start when the running job ends.").format(title=job.title))
 
     def _onChecked(self, problem):
         job, self._pending = self._pending, None
         if problem:
             self.installNeeded.emit(problem)
-            self.say(
-                _("Not ready to compute: {problem}. Press Install.").format(problem=problem),
-                "error",
+            self.sayError(
+                _("Not ready to compute: {problem}. Press Install.").format(problem=problem)
             )
         elif job:
             self._queueJob(job)
@@ -189,11 +184,3 @@ class Session(qt.QObject):
         if self.store.isOpen() and outcome.job.facts.get("project") == str(self.store.folder):
             if not self.store.refresh():
                 self.store.changed.emit()
-
-    # -- views --------------------------------------------------------------------------------------------------
-
-    def showVolume(self, volumeNode, foreground=None, opacity=0.0):
-        """Show a volume in all slice views, fitted, with an optional map over it."""
-        slicer.util.setSliceViewerLayers(
-            background=volumeNode, foreground=foreground, foregroundOpacity=opacity, fit=True
-        )

@@ -4,14 +4,14 @@ import qt
 import slicer
 from slicer.util import VTKObservationMixin
 
-from . import advice
-from .caseview import forgetCases
-from .jobbar import JobBar
 from .panels.annotate import AnnotatePanel
 from .panels.data import DataPanel
+from .panels.jobbar import JobBar
 from .panels.pretrain import PretrainPanel
 from .panels.review import ReviewPanel
 from .panels.train import TrainPanel
+from .project import words
+from .scene import nodes
 from .session import Session
 
 _PANELS = (
@@ -24,50 +24,93 @@ _PANELS = (
 
 
 class Shell(VTKObservationMixin):
-    """The module's whole panel. `widget` is the loaded MedSSL.ui."""
+    """The module's whole panel. `widget` is the loaded MedSSL.ui, `makeParameters()` gives the scene's settings."""
 
-    def __init__(self, widget, parameters):
+    def __init__(self, widget, makeParameters):
         VTKObservationMixin.__init__(self)
-        self.widget = widget
+        self.widget, self._makeParameters = widget, makeParameters
         self.ui = slicer.util.childWidgetVariables(widget)
-        self.session = Session(parameters)
+        self.session = Session(makeParameters(), widget)
         self.bar = JobBar(self.session, self.ui)
         self.panels = {}
         for name, kind in _PANELS:
-            panel = kind(self.session)
-            self.panels[name] = panel
-            layout = self.section(name).layout()
-            layout.setContentsMargins(4, 4, 4, 4)
-            layout.addWidget(panel.widget)
+            self._addPanel(name, kind)
         self._refresh = qt.QTimer(widget)
         self._refresh.setSingleShot(True)
         self._refresh.setInterval(0)
         self._refresh.timeout.connect(lambda: self.refresh())
+        self._shortcuts, self._tag, self.entered, self.sceneWasClosed = [], None, False, False
+        self._connect()
+        widget.setMRMLScene(slicer.mrmlScene)
+        self._bind(self.session.parameters)
+
+    def _addPanel(self, name, kind):
+        panel = kind(self.session)
+        self.panels[name] = panel
+        section = self.section(name)
+        layout = section.layout()
+        layout.setContentsMargins(2, 2, 2, 2)
+        layout.addWidget(panel.widget)
+        section.contentsCollapsed.connect(lambda collapsed: self._onFolded(name, collapsed))
+
+    def _connect(self):
         self.session.projectChanged.connect(self._refreshSoon)
         self.session.queue.changed.connect(self._refreshSoon)
         self.session.queue.reported.connect(self._onEvent)
         self.session.projectLeaving.connect(self._onProjectLeaving)
         self.session.correctionWanted.connect(self._onCorrection)
-        self._shortcuts, self._tag, self.sceneWasClosed = [], None, False
-        self.addObserver(
-            slicer.mrmlScene, slicer.vtkMRMLScene.StartCloseEvent, self._onSceneClosing
-        )
-        widget.setMRMLScene(slicer.mrmlScene)
-        self.setParameters(parameters)
+        scene = slicer.vtkMRMLScene
+        self.addObserver(slicer.mrmlScene, scene.StartCloseEvent, self._onSceneClosing)
+        self.addObserver(slicer.mrmlScene, scene.EndCloseEvent, self._onSceneClosed)
 
     def section(self, name):
         """The collapsible section of a panel."""
         return getattr(self.ui, f"{name}Section")
 
-    def setParameters(self, parameters):
-        """Connect the widgets to a parameter node (again, after the scene was closed)."""
+    # -- settings ------------------------------------------------------------------------------------------------
+
+    def _bind(self, parameters):
+        """Connect the widgets to a parameter node (a new one, after the scene was closed)."""
         if self._tag is not None:
             self.session.parameters.disconnectGui(self._tag)
         self.session.parameters = parameters
         self._tag = parameters.connectGui(slicer.util.childWidgetVariables(self.widget))
         self.sceneWasClosed = False
-        if parameters.projectPath and not self.session.store.isOpen():
-            self.panels["data"].ui.projectPathEdit.setCurrentPath(parameters.projectPath)
+        if self.session.store.isOpen():
+            parameters.projectPath = str(self.session.store.folder)
+        elif parameters.projectPath:
+            # the path line may show this text already, and would then tell nothing of it
+            self.session.openProject(parameters.projectPath)
+
+    def _onSceneClosing(self, caller, event):
+        self._letGo()
+        self.sceneWasClosed = True
+        self.session.say(words.nextStep(self.session.store))
+
+    def _onSceneClosed(self, caller, event):
+        if self.entered:
+            self._bind(self._makeParameters())
+
+    def _letGo(self):
+        """The nodes of the shown cases are no longer ours: write what was drawn."""
+        self.panels["annotate"].onSceneClosing()
+        self.panels["review"].onSceneClosing()
+
+    # -- sections ------------------------------------------------------------------------------------------------
+
+    def open(self, name):
+        """Open one section and close the others."""
+        for other, _kind in _PANELS:
+            self.section(other).collapsed = other != name
+
+    def _onFolded(self, name, collapsed):
+        """One section at a time: the panel stays short, and what belongs to a section ends with it."""
+        if collapsed:
+            self.panels[name].onFolded()
+        else:
+            self.open(name)
+
+    # -- module --------------------------------------------------------------------------------------------------
 
     def _refreshSoon(self):
         self._refresh.start()
@@ -77,17 +120,19 @@ class Shell(VTKObservationMixin):
         for panel in self.panels.values():
             panel.refresh()
 
-    def open(self, name):
-        """Open one section and close the others."""
-        for other, _kind in _PANELS:
-            self.section(other).collapsed = other != name
-
     def enter(self):
         """The module is shown."""
+        self.entered = True
+        if self.sceneWasClosed:
+            self._bind(self._makeParameters())
         if self.session.store.isOpen():
             self.session.guarded(self.session.store.refresh)
         for panel in self.panels.values():
             panel.enter()
+        if not self._shortcuts:
+            self._addShortcuts()
+
+    def _addShortcuts(self):
         annotate = self.panels["annotate"]
         for keys, call in (
             ("Shift+M", annotate.markShown),
@@ -100,6 +145,7 @@ class Shell(VTKObservationMixin):
 
     def exit(self):
         """The module is left."""
+        self.entered = False
         for panel in self.panels.values():
             panel.exit()
         for shortcut in self._shortcuts:
@@ -121,6 +167,8 @@ class Shell(VTKObservationMixin):
         self.bar.close()
         self.session.close()
 
+    # -- events --------------------------------------------------------------------------------------------------
+
     def _onEvent(self, event):
         job = self.session.queue.current
         kind = job.facts.get("kind") if job else ""
@@ -136,13 +184,6 @@ class Shell(VTKObservationMixin):
     def _onProjectLeaving(self):
         """Write what was drawn into its own project; its nodes are no cases of the next one."""
         self.session.stepper.finish()
-        self.panels["annotate"].onSceneClosing()
-        self.panels["review"].onSceneClosing()
+        self._letGo()
         self.panels["annotate"].log.forget()
-        forgetCases()
-
-    def _onSceneClosing(self, caller, event):
-        self.sceneWasClosed = True
-        self.panels["annotate"].onSceneClosing()
-        self.panels["review"].onSceneClosing()
-        self.session.say(advice.nextStep(self.session.store))
+        nodes.forgetCases()

@@ -4,50 +4,41 @@ Slicer --no-splash --no-main-window --python-script MedSSL/Scripts/segment_scene
 """
 
 import sys
-import tempfile
 from pathlib import Path
 
 
-def main(arguments):
-    """Load, write volumes to files, predict, import the results, save; returns an exit code."""
+def batch():
+    """The script beside this one, whose functions all scripts use."""
     sys.path.insert(0, str(Path(__file__).resolve().parent))
     import medssl_batch
 
-    sys.path.insert(0, str(medssl_batch._moduleFolder()))
-    from MedSSLGui import processes, scene
+    return medssl_batch
 
-    processes.makeLibraryImportable()
+
+def main(arguments):
+    """Load, segment each volume, save; returns an exit code: 1 when a volume was left out."""
+    medssl_batch = batch()
+    if len(arguments) != 4:
+        return medssl_batch.usage(__doc__)
+    sys.path.insert(0, str(medssl_batch.moduleFolder()))
     import slicer
+    from MedSSLGui.scene import nodes
+    from MedSSLGui.segmentvolume import process
 
     source, project, run, target = arguments
     slicer.util.loadScene(source)
-    with tempfile.TemporaryDirectory() as folder:
-        written = {}
-        for node in scene.addableVolumes():
-            name = scene.caseName(node.GetName(), {known.casefold() for known in written})
-            written[name] = node
-            array, matrix = slicer.util.arrayFromVolume(node), scene.ijkToRas(node)
-            for _step in scene.nrrdSteps(Path(folder) / f"{name}.nrrd", array, matrix, False):
-                continue
-        images = [str(Path(folder) / f"{name}.nrrd") for name in written]
-        code = medssl_batch.main(
-            ["predict", project, "--run", run, "--images", *images, "--out", f"{folder}/out"]
-        )
-        if code:
-            return code
-        for name, node in written.items():
-            result = slicer.util.loadSegmentation(f"{folder}/out/{name}.nii.gz")
-            result.SetName(f"{node.GetName()} segmentation")
-            result.SetReferenceImageGeometryParameterFromVolumeNode(node)
-        return 0 if slicer.util.saveScene(target) else 1
+    failed = 0
+    # also volumes that were cases of a project; results of MedSSL are none
+    for volume in nodes.scalarVolumes():
+        medssl_batch.say(f"Segmenting {volume.GetName()} ...")
+        try:
+            process(volume, None, Path(project) / "runs" / run)
+        except RuntimeError as error:
+            medssl_batch.say(f"{volume.GetName()}: {error}")
+            failed += 1
+    saved = slicer.util.saveScene(target)
+    return 0 if saved and not failed else 1
 
 
 if __name__ == "__main__":
-    try:
-        code = main(sys.argv[1:])
-    except BaseException as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        code = 2
-    import slicer
-
-    slicer.util.exit(code)
+    batch().run(main)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO
 
 from MedSSLLib import __version__
-from MedSSLLib.cli import annotate, apply, benchmark, new_method, projects, tools, train
+from MedSSLLib.cli import annotate, apply, benchmark, new_method, panel, projects, tools, train
 from MedSSLLib.cli.command import Command
 from MedSSLLib.core import interrupts
 from MedSSLLib.core.errors import (
@@ -116,7 +116,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(
         dest="command", metavar="COMMAND", required=True, help=argparse.SUPPRESS, prog="medssl"
     )
-    for _, group in GROUPS:
+    for _, group in (*GROUPS, ("", panel.HIDDEN)):
         for command in group:
             examples = "\n".join(["examples:", *(f"  {line}" for line in command.examples)])
             sub = commands.add_parser(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from MedSSLLib.cli.command import (
     SEL,
     Command,
+    announce,
     method,
     parse_settings,
     positive,
@@ -77,6 +78,7 @@ def pretrain(args: argparse.Namespace, events: Events) -> None:
     from MedSSLLib.project.project import Project
 
     project = Project.open(args.project)
+    announce(args, f"Pre-training on the scans of {args.project} ...")
     chosen = _chosen_method(args, project)
     from MedSSLLib.methods import outside
 
@@ -160,6 +162,7 @@ def finetune(args: argparse.Namespace, events: Events) -> None:
     from MedSSLLib.project.project import Project
 
     project = Project.open(args.project)
+    announce(args, f"Fine-tuning on the labels of {args.project} ...")
     _check_start(project, args.init)
     extra: dict[str, Any] = {"freeze_encoder": True} if args.freeze_encoder else {}
     extra |= _labelled(args, project)
@@ -225,6 +228,7 @@ def selftrain(args: argparse.Namespace, events: Events) -> None:
     from MedSSLLib.project.project import Project
 
     project = Project.open(args.project)
+    announce(args, f"Self-training on the scans of {args.project} ...")
     if not (args.start or args.init or args.resume):
         raise InputError(
             "selftrain needs a start", remedy="Give --from RUN, or --init RUN, or --init none"
@@ -266,13 +270,13 @@ def given_by(args: argparse.Namespace, extra: dict[str, Any]) -> dict[str, Any]:
     """What was typed, as options or by ``--set``, by dotted key.
 
     Raises:
-        InputError: as `combined` does.
+        InputError: as `merged_settings` does.
     """
     options = {key: getattr(args, option, None) for option, key in SETTING_OF.items()}
-    return combined(options | extra, parse_settings(args.settings))
+    return merged_settings(options | extra, parse_settings(args.settings))
 
 
-def combined(options: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+def merged_settings(options: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
     """Options, None where they are not given, and further settings, both by dotted key.
 
     Raises:

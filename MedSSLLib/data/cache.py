@@ -40,9 +40,7 @@ _PATIENCE = 3600.0  # seconds to wait for another process that makes the same en
 
 @dataclass(frozen=True)
 class _Entry:
-    """Where a case's image or label lies, and the part of its ``info.json`` that is kept in
-    memory.
-    """
+    """Where a case's image or label lies, and what of its ``info.json`` is kept in memory."""
 
     folder: Path
     shape: tuple[int, ...]
@@ -64,6 +62,7 @@ class _Classes:
 
     values: Sequence[int]
     ignore: int | None
+    names: Mapping[int, str] | None
 
 
 @dataclass(frozen=True)
@@ -110,9 +109,7 @@ class Cache:
     def __init__(
         self, folder: str | os.PathLike[str], plan: Plan, labels: Path | None = None
     ) -> None:
-        """With `labels`, entries of labels lie in that folder instead, which may be removed after
-        use.
-        """
+        """With `labels`, entries of labels lie in that folder, which may be removed after use."""
         self.folder = Path(folder)
         self._label_folder = labels or self.folder / "labels"
         self.plan = plan
@@ -129,7 +126,7 @@ class Cache:
         cases: Sequence[Case],
         *,
         labels: bool = False,
-        values: Sequence[int] = (),
+        values: Sequence[int] | Mapping[int, str] = (),
         ignore: int | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> Prepared:
@@ -138,7 +135,8 @@ class Cache:
         Args:
             cases: the cases.
             labels: also prepare their labels. Only then is a label file opened.
-            values: label values in class order (``project.values``).
+            values: label values in class order (``project.values``), best with their names
+                (``project.named_values``): segmentations of Slicer are read by name then.
             ignore: label value of voxels that do not count (``project.ignore_value``).
             progress: called with (done, total) after every case.
 
@@ -150,7 +148,10 @@ class Cache:
         """
         usable: list[Case] = []
         refused: list[tuple[Case, InputError]] = []
-        classes = _Classes(values, ignore)
+        names = dict(values) if isinstance(values, Mapping) else None
+        if names is not None and ignore is not None:
+            names[ignore] = "ignore"
+        classes = _Classes(tuple(values), ignore, names)
         with Hashes(self.folder / "hashes.json") as hashes:
             for done, case in enumerate(cases, 1):
                 try:
@@ -175,8 +176,9 @@ class Cache:
         return self._images[name].geometry
 
     def image(self, name: str, lo: Sequence[int], hi: Sequence[int]) -> np.ndarray:
-        """Region [lo, hi) of an image, float32 ``[c, d, h, w]``; outside the volume the edge is
-        repeated.
+        """Region [lo, hi) of an image, float32 ``[c, d, h, w]``.
+
+        Outside the volume the edge is repeated.
         """
         entry = self._images[name]
         low, high, size = (np.asarray(x, int) for x in (lo, hi, entry.shape[1:]))
@@ -189,23 +191,24 @@ class Cache:
         return _edge_padded(values, before, after)
 
     def label(self, name: str, lo: Sequence[int], hi: Sequence[int]) -> np.ndarray:
-        """Region [lo, hi) of a class map, uint8 ``[d, h, w]``; IGNORE outside and where nothing
-        counts.
+        """Region [lo, hi) of a class map, uint8 ``[d, h, w]``.
+
+        IGNORE outside and where nothing counts.
         """
         entry = self._labels[name]
-        result = np.full([b - a for a, b in zip(lo, hi, strict=True)], IGNORE, np.uint8)
-        inner = [(max(a, 0), min(b, n)) for a, b, n in zip(lo, hi, entry.shape, strict=True)]
-        if all(a < b for a, b in inner):
-            target = tuple(slice(a - low, b - low) for (a, b), low in zip(inner, lo, strict=True))
-            result[target] = self._handles.read(entry.folder, tuple(slice(a, b) for a, b in inner))
+        low, high = np.asarray(lo, int), np.asarray(hi, int)
+        result = np.full(high - low, IGNORE, np.uint8)
+        first, last = low.clip(min=0), np.minimum(high, entry.shape)
+        if (first < last).all():
+            inside = tuple(map(slice, first - low, last - low))
+            result[inside] = self._handles.read(entry.folder, tuple(map(slice, first, last)))
         return result
 
     def foreground(self, name: str) -> dict[int, np.ndarray]:
-        """Voxels int32 ``[n, 3]`` (d, h, w) per class: at most 10,000 counted ones each, drawn
-        evenly.
+        """Voxels int32 ``[n, 3]`` (d, h, w) per class: at most 10,000 counted ones each.
 
-        Classes without a counted voxel are left out; class 0 is included, so that a case without a
-        structure still tells which voxels count.
+        They are drawn evenly. Classes without a counted voxel are left out; class 0 is included, so
+        that a case without a structure still tells which voxels count.
         """
         entry = self._labels[name]
         table = self._handles.table(entry.folder, "places")
@@ -216,15 +219,11 @@ class Cache:
         return dict(self._labels[name].counts)
 
     def fingerprint(self) -> str:
-        """A text that depends on the content of everything prepared so far, and on how it was
-        preprocessed.
-        """
-        return _key(
-            [
-                [sorted((name, entry.folder.name) for name, entry in entries.items())]
-                for entries in (self._images, self._labels)
-            ]
-        )
+        """A text that depends on everything prepared so far, and on how it was preprocessed."""
+        parts = []
+        for entries in (self._images, self._labels):
+            parts.append([sorted((name, entry.folder.name) for name, entry in entries.items())])
+        return _key(parts)
 
     def clear(self) -> int:
         """Delete all entries, of every plan; returns the bytes freed. See :func:`clear_cache`."""
@@ -253,10 +252,21 @@ class Cache:
             raise InputError("has no label", remedy="Add its label, or do not list it as labelled")
         path, annotated = case.label, case.annotated
         slices = None if annotated is None else annotated.to_json()
-        key = _key(image.folder.name, hashes.of(path), list(classes.values), classes.ignore, slices)
+        parts: list[Any] = [
+            image.folder.name,
+            hashes.of(path),
+            list(classes.values),
+            classes.ignore,
+            slices,
+        ]
+        if classes.names and path.name.lower().endswith(".nrrd"):
+            parts.append(sorted(classes.names.items()))
+        key = _key(*parts)
 
         def make(folder: Path) -> None:
-            volume = io.read_label(path, io.read_header(case.images[0]), case=case.name)
+            volume = io.read_label(
+                path, io.read_header(case.images[0]), case=case.name, names=classes.names
+            )
             with naming(case.name, os.fspath(path)):
                 indices = class_indices(volume.array, classes.values, ignore=classes.ignore)
                 source = Volume(sparse_label(indices, annotated), volume.geometry)
@@ -309,8 +319,9 @@ def clear_cache(folder: str | os.PathLike[str]) -> int:
 
 
 def _edge_padded(values: np.ndarray, before: np.ndarray, after: np.ndarray) -> np.ndarray:
-    """Float32 copy of ``[c, d, h, w]`` with so many voxels of its edge repeated before and after d,
-    h, w.
+    """Float32 copy of ``[c, d, h, w]`` with its edge repeated.
+
+    So many voxels before and after along d, h, w.
     """
     n = np.array(values.shape[1:])
     result = np.empty((len(values), *(n + before + after)), np.float32)
@@ -332,17 +343,14 @@ def _key(*parts: Any) -> str:
 
 
 def _places(label: np.ndarray) -> tuple[dict[int, int], dict[int, tuple[int, int]], np.ndarray]:
-    """Counted voxels per class, the rows of each class in the table, and the table int32 ``[n,
-    3]``.
-    """
+    """Counted voxels per class, the rows of each in the table, and the table int32 ``[n, 3]``."""
     rng = np.random.default_rng(0)
     flat = label.reshape(-1)
     counts, ranges, tables, start = {}, {}, [np.empty((0, 3), np.int32)], 0
     for value in np.unique(flat[flat != IGNORE]):
-        found = np.flatnonzero(flat == value)
-        chosen = (
-            found if len(found) <= MOST_PLACES else rng.choice(found, MOST_PLACES, replace=False)
-        )
+        found = chosen = np.flatnonzero(flat == value)
+        if len(found) > MOST_PLACES:
+            chosen = rng.choice(found, MOST_PLACES, replace=False)
         tables.append(np.stack(np.unravel_index(np.sort(chosen), label.shape), 1).astype(np.int32))
         counts[int(value)], ranges[int(value)] = len(found), (start, start + len(chosen))
         start += len(chosen)

@@ -67,7 +67,7 @@ def apply_intensity(images: Tensor, changes: dict[str, Change]) -> None:
             apply(images, changes[name])
 
 
-Kind = Callable[[Tensor, Change], None]
+_Kind = Callable[[Tensor, Change], None]
 
 
 def _strength(images: Tensor, change: Change) -> Tensor:
@@ -201,7 +201,7 @@ def _space(x: Tensor) -> list[int]:
     return list(range(2, x.dim()))
 
 
-_KINDS: dict[str, Kind] = {
+_KINDS: dict[str, _Kind] = {
     "blur": _blur,
     "low_resolution": _low_resolution,
     "noise": _noise,

@@ -1,5 +1,4 @@
-"""The plan of a data set: dimension, grid spacing, patch and strides, decided from image headers
-alone.
+"""The plan of a data set, from image headers alone: dimension, spacing, patch and strides.
 
 The rules below are not from the papers. They follow common practice for U-Nets; the default patches
 suit a CPU. Labels are never looked at.
@@ -34,9 +33,8 @@ if TYPE_CHECKING:
 
 VOXELS_2D = 128 * 128  # patch budget; not from the paper
 VOXELS_3D = 96 * 1024  # patch budget; not from the paper
-ANISOTROPY_2D = (
-    3.0  # largest / median spacing from which slices are worked on one by one; not from the paper
-)
+# largest / median spacing from which slices are worked on one by one; not from the paper
+ANISOTROPY_2D = 3.0
 ANISOTROPIC = 1.5  # from here on a volume counts as having a slice direction; not from the paper
 FEWEST_SLICES_3D = 8  # thinner stacks are worked on slice by slice; not from the paper
 SMALLEST_MAP = 4  # voxels an axis keeps at least at the coarsest level; not from the paper
@@ -100,10 +98,7 @@ def make_plan(
     own = [slice_axis(geometry) for geometry in geometries]
     n_dim = _dimension(geometries, own, str(dim).lower())
     canonical = None if n_dim == 2 else _canonical_axis(geometries, own)
-    grids = [
-        _axes_dhw(geometry, axis, canonical) for geometry, axis in zip(geometries, own, strict=True)
-    ]
-    spacings, sizes = (np.array(values, float) for values in zip(*grids, strict=True))
+    spacings, sizes = _grids(geometries, own, canonical)
     between, within = (
         max(_rounded(np.median(part)), grid or 0.0) for part in (spacings[:, 0], spacings[:, 1:])
     )
@@ -130,8 +125,9 @@ def image_axes(geometry: Geometry, plan: Plan) -> list[int]:
 
 
 def canonical_axes(geometry: Geometry) -> tuple[int, int, int]:
-    """For each image axis i, j, k the anatomical axis it runs along most nearly: 0 = L, 1 = P, 2 =
-    S.
+    """For each image axis i, j, k the anatomical axis it runs along most nearly.
+
+    0 = L, 1 = P, 2 = S.
     """
     i, j, k = (_ANATOMICAL[letter] for letter in geometry.code)
     return i, j, k
@@ -163,42 +159,51 @@ def _dimension(geometries: Sequence[Geometry], own: Sequence[int], dim: str) -> 
         return 3
     if dim != "auto":
         raise InputError(f"dimension {dim!r} does not exist", remedy="Use auto, 2d or 3d")
-    slices = np.median(
-        [geometry.size[axis] for geometry, axis in zip(geometries, own, strict=True)]
-    )
-    anisotropy = np.median([_anisotropy(geometry) for geometry in geometries])
-    return 2 if anisotropy >= ANISOTROPY_2D or slices < FEWEST_SLICES_3D else 3
+    counts = [geometry.size[axis] for geometry, axis in zip(geometries, own, strict=True)]
+    anisotropies = [_anisotropy(geometry) for geometry in geometries]
+    if np.median(anisotropies) >= ANISOTROPY_2D or np.median(counts) < FEWEST_SLICES_3D:
+        return 2
+    return 3
 
 
 def _canonical_axis(geometries: Sequence[Geometry], own: Sequence[int]) -> Literal[0, 1, 2]:
-    votes = Counter(
-        canonical_axes(geometry)[axis]
-        for geometry, axis in zip(geometries, own, strict=True)
-        if _anisotropy(geometry) >= ANISOTROPIC
-    )
+    votes: Counter[int] = Counter()
+    for geometry, axis in zip(geometries, own, strict=True):
+        if _anisotropy(geometry) >= ANISOTROPIC:
+            votes[canonical_axes(geometry)[axis]] += 1
     preferred: tuple[Literal[0, 1, 2], ...] = (2, 1, 0)
     return max(preferred, key=lambda axis: votes[axis])
 
 
-def _axes_dhw(geometry: Geometry, own: int, canonical: int | None) -> tuple[list[float], list[int]]:
-    """Spacing and size of one case along d, h, w."""
-    axes = _image_axes(geometry, own, canonical)
-    return [geometry.spacing[a] for a in axes], [geometry.size[a] for a in axes]
+def _grids(
+    geometries: Sequence[Geometry], own: Sequence[int], canonical: int | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Spacing and size of every case along d, h, w, ``[cases, 3]``.
+
+    The slice direction is each case's `own` image axis where there is no `canonical` one.
+    """
+    spacings, sizes = [], []
+    for geometry, axis in zip(geometries, own, strict=True):
+        order = _image_axes(geometry, axis, canonical)
+        spacings.append([geometry.spacing[axis] for axis in order])
+        sizes.append([geometry.size[axis] for axis in order])
+    return np.array(spacings, float), np.array(sizes, float)
 
 
 def _image_axes(geometry: Geometry, own: int, canonical: int | None) -> list[int]:
     """Which image axis (0 i, 1 j, 2 k) runs along d, h and w."""
     anatomical = canonical_axes(geometry)
     slice_direction = anatomical[own] if canonical is None else canonical
-    order = [slice_direction, *[axis for axis in (2, 1, 0) if axis != slice_direction]]
-    return [anatomical.index(axis) for axis in order]
+    in_plane = [direction for direction in (2, 1, 0) if direction != slice_direction]
+    return [anatomical.index(direction) for direction in (slice_direction, *in_plane)]
 
 
 def _patch_and_strides(
     extent: np.ndarray, spacing: np.ndarray, budget: int
 ) -> tuple[tuple[int, ...], tuple[tuple[int, ...], ...]]:
-    """Patch and strides for a median ``extent`` (voxels) at ``spacing`` (mm), within ``budget``
-    voxels.
+    """Patch and strides for a median ``extent`` in voxels at ``spacing`` in mm.
+
+    The patch has at most ``budget`` voxels.
     """
     wanted = _equal_length(extent, spacing, budget)
     strides = _strides(wanted, spacing)
@@ -214,8 +219,9 @@ def _patch_and_strides(
 
 
 def _equal_length(extent: np.ndarray, spacing: np.ndarray, budget: int) -> np.ndarray:
-    """Voxels per axis, at least 1, of a box of equal physical sides, cut to ``extent``, within
-    ``budget`` voxels.
+    """Voxels per axis, at least 1, of a box of equal physical sides, cut to ``extent``.
+
+    The box has at most ``budget`` voxels.
     """
     extent = np.maximum(extent, 1.0)
     low, high = 0.0, float((extent * spacing).max())

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from MedSSLLib.core.errors import InputError
+from MedSSLLib.data.random import Stream, random_stream
 from MedSSLLib.images import io
 from MedSSLLib.images.geometry import Geometry
 from MedSSLLib.images.labels import IGNORE, Annotated, counted_mask
@@ -115,7 +116,8 @@ def sampled(
     """
     counted = np.flatnonzero(label.ravel() != ignore)
     if len(counted) > MOST_VOXELS:
-        counted = np.random.default_rng([seed, 10]).choice(counted, MOST_VOXELS, replace=False)
+        rng = random_stream(seed, Stream.CALIBRATION_VOXELS)
+        counted = rng.choice(counted, MOST_VOXELS, replace=False)
     return probabilities.reshape(len(probabilities), -1)[:, counted].T, label.ravel()[
         counted
     ].astype(int)
@@ -219,8 +221,9 @@ def folder_calibration(
         paths = [probability_path(predictions, name, n, kind) for n, kind in enumerate(classes, 1)]
         if not all(path.exists() for path in paths):
             continue
-        geometry = io.read_header(reference)
-        label = io.read_label(reference, geometry, case=name).array
+        geometry = io.common_grid(paths[0], reference)
+        kinds = {value: kind for kind, value in classes.items()}
+        label = io.read_label(reference, geometry, case=name, names=kinds).array
         truth = _indices(label, list(classes.values()))
         if annotated and name in annotated:
             truth[~counted_mask(label.shape, annotated[name])] = IGNORE

@@ -51,7 +51,7 @@ def dice_against(project: Project, folder: Path, references: Path) -> dict[str, 
 def _read_classes(project: Project, case: Case, file: Path) -> np.ndarray:
     """Class indices of a label file on the grid of the case's scan."""
     grid = io.read_header(case.images[0], case=case.name)
-    label = io.read_label(file, grid, case=case.name).array
+    label = io.read_label(file, grid, case=case.name, names=project.labels).array
     return class_indices(label, project.values, ignore=project.ignore_value)
 
 

@@ -118,7 +118,7 @@ def read_drawing(context: TrainingContext, name: str) -> tuple[TrainingContext, 
     assert case.label is not None
     project = context.project.with_labelled(case.name)
     header = io.read_header(case.images[0], case=case.name)
-    volume = io.read_label(case.label, header, case=case.name)
+    volume = io.read_label(case.label, header, case=case.name, names=project.labels)
     classes = class_indices(volume.array, project.values, ignore=project.ignore_value)
     annotated = _annotated(case, classes, volume, context.config.annotated_slices)
     label = sparse_label(classes, annotated)

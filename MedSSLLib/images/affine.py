@@ -52,11 +52,11 @@ def volume_of(
         affine = np.diag([*spacing, 1.0])
     return Volume(
         np.ascontiguousarray(values.transpose(2, 1, 0)),
-        geometry_of(np.asarray(affine, float), triple(values.shape)),
+        grid_of_affine(np.asarray(affine, float), triple(values.shape)),
     )
 
 
-def geometry_of(affine: np.ndarray, size: tuple[int, int, int]) -> Geometry:
+def grid_of_affine(affine: np.ndarray, size: tuple[int, int, int]) -> Geometry:
     """The grid of an affine ``[4, 4]`` in RAS, for `size` voxels along i, j, k.
 
     Raises:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,12 @@ from MedSSLLib.core.files import detached_files
 from MedSSLLib.images.formats.integrity import check_whole
 from MedSSLLib.images.formats.nifti import is_nifti, readable_by_itk
 from MedSSLLib.images.formats.nifti_forms import check_forms
-from MedSSLLib.images.formats.segments import Segment, segments
+from MedSSLLib.images.formats.segments import Segment, is_segmentation, segments
 from MedSSLLib.images.geometry import Geometry, triple
 
+NOTHING_DRAWN = (1, 1, 1)
+"""The size of a segmentation file without image data."""
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _SPACING_MM, _MAX_EXTENT_MM = (0.001, 100.0), 10_000.0
 
 sitk.ProcessObject.SetGlobalWarningDisplay(
@@ -81,13 +85,14 @@ def grid_of(reader: sitk.ImageFileReader, path: Path) -> Geometry:
     if reader.GetPixelID() in (sitk.sitkComplexFloat32, sitk.sitkComplexFloat64):
         raise InputError("holds complex numbers", file=path, remedy="Give magnitude images.")
     components = reader.GetNumberOfComponents()
-    if components != 1 and not segments_in(reader):
+    segmentation = path.name.lower().endswith(".nrrd") and is_segmentation(pairs_in(reader))
+    if components != 1 and not segmentation:
         raise InputError(
             f"has {components} values per voxel (colour or vectors)",
             file=path,
             remedy="Give one scalar image per channel.",
         )
-    return checked_grid(geometry_of(reader), path)
+    return checked_grid(geometry_of(reader), path, segmentation=segmentation)
 
 
 def geometry_of(image: sitk.Image | sitk.ImageFileReader) -> Geometry:
@@ -104,11 +109,16 @@ def geometry_of(image: sitk.Image | sitk.ImageFileReader) -> Geometry:
     )
 
 
-def checked_grid(geometry: Geometry, path: Path) -> Geometry:
+def checked_grid(geometry: Geometry, path: Path, *, segmentation: bool = False) -> Geometry:
     """`geometry`, unless it is a single slice, not finite, sheared or of implausible spacing
     (InputError).
+
+    A segmentation may be cropped to a slice; where it is one voxel, nothing is drawn and its grid
+    means nothing (3D Slicer's documentation says so).
     """
-    if min(geometry.size) < 2:
+    if segmentation and geometry.size == NOTHING_DRAWN:
+        return geometry
+    if min(geometry.size) < 2 and not segmentation:
         raise InputError(
             f"is a single slice, expected a 3D volume (size {' x '.join(map(str, geometry.size))})",
             file=path,
@@ -138,12 +148,18 @@ def checked_grid(geometry: Geometry, path: Path) -> Geometry:
 
 def segments_in(reader: sitk.ImageFileReader) -> list[Segment]:
     """The segments that a header names; empty when it is no segmentation."""
-    return segments(pairs_in(reader))
+    return segments(pairs_in(reader), reader.GetNumberOfComponents())
+
+
+def is_segmentation_file(path: Path) -> bool:
+    """Whether a file is a segmentation of 3D Slicer, from its header."""
+    return path.name.lower().endswith(".nrrd") and is_segmentation(pairs_in(open_header(path)))
 
 
 def pairs_in(reader: sitk.ImageFileReader) -> dict[str, str]:
-    """The key-value pairs of a header."""
-    return {key: reader.GetMetaData(key) for key in reader.GetMetaDataKeys()}
+    """The key-value pairs of a header; damaged keys, which are no text, are left out."""
+    readable = [key for key in reader.GetMetaDataKeys() if not _SURROGATE.search(key)]
+    return {key: reader.GetMetaData(key) for key in readable}
 
 
 def segments_of(path: Path) -> list[Segment]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -28,15 +29,23 @@ from MedSSLLib.images.formats.nifti import (
     readable_by_itk,
 )
 from MedSSLLib.images.formats.nifti_forms import form_remarks
-from MedSSLLib.images.formats.segments import annotated_slices, check_inside, flattened, planes
+from MedSSLLib.images.formats.segments import (
+    annotated_slices,
+    by_name,
+    check_inside,
+    flattened,
+    planes,
+)
 from MedSSLLib.images.geometry import Geometry as Geometry
 from MedSSLLib.images.geometry import Volume as Volume
+from MedSSLLib.images.geometry import moved, oriented, triple
 from MedSSLLib.images.geometry import orient as orient
-from MedSSLLib.images.geometry import oriented
 from MedSSLLib.images.headers import (
+    NOTHING_DRAWN,
     checked_grid,
     geometry_of,
     grid_of,
+    is_segmentation_file,
     open_header,
     pairs_in,
     segments_of,
@@ -95,28 +104,62 @@ def read_image(path: str | os.PathLike[str], *, case: str = "", constant: bool =
         return volume
 
 
-def read_label(path: str | os.PathLike[str], reference: Geometry, *, case: str = "") -> Volume:
+def read_label(
+    path: str | os.PathLike[str],
+    reference: Geometry,
+    *,
+    case: str = "",
+    names: Mapping[int, str] | None = None,
+) -> Volume:
     """A label map on the grid `reference`: whole numbers, uint8 where they fit, else int32 or
     int64.
 
-    A label that is stored with other axis directions is reordered, exactly. A .seg.nrrd may be
-    cropped or finer: it is resampled (nearest neighbour); its layers are flattened unless segments
-    overlap (see `io_segments`). Raises InputError as `read_header` does, and for another grid,
-    values that are not whole numbers, segments that overlap or reach outside the image.
+    A label that is stored with other axis directions is reordered, exactly. A segmentation
+    (.seg.nrrd) may be cropped or finer: it is resampled (nearest neighbour), what lies outside it
+    is background, and one of a single voxel is empty. Its layers are flattened unless segments
+    overlap (see `segments`).
+
+    names: label values and names of the classes. Segments get the value of their own name, in
+        whatever order and with whatever values they are stored.
+
+    Raises InputError as `read_header` does, and for another grid, values that are not whole
+    numbers, segments that overlap, reach outside the image or (with `names`) are no class.
     """
     with naming(case, os.fspath(path)):
         source = Path(path)
-        volume = _read(source)
+        segmentation = is_segmentation_file(source)
+        volume = _read(source, names)
         array = _compact(whole_numbers(volume.array, step=_step(source)))
+        if segmentation and volume.geometry.size == NOTHING_DRAWN:
+            return Volume(np.zeros(reference.shape, np.uint8), reference)
         if volume.geometry.close_to(reference):
             return Volume(array, reference)
         volume = Volume(array, volume.geometry)
-        if segments_of(source):
+        if segmentation:
             check_inside(volume.array, volume.geometry, reference)
             return resample_volume(volume, reference, interpolation="nearest")
         check_label(source, reference)
-        moved = orient(volume, reference.code)
-        return Volume(moved.array, reference)
+        return Volume(orient(volume, reference.code).array, reference)
+
+
+def common_grid(predicted: str | os.PathLike[str], expected: str | os.PathLike[str]) -> Geometry:
+    """The grid on which two labels of a case are compared: that of the expected one, unless it is a
+    segmentation, which may be cropped, and the other is not.
+
+    Of two segmentations it is that of the expected one, made large enough for both.
+    """
+    grids = [read_header(path) for path in (expected, predicted)]
+    cropped = [is_segmentation_file(Path(path)) for path in (expected, predicted)]
+    if not cropped[0] or grids[0].size == NOTHING_DRAWN:
+        return grids[0] if not cropped[0] else grids[1]
+    if not cropped[1]:
+        return grids[1]
+    if grids[1].size == NOTHING_DRAWN:
+        return grids[0]
+    corners = grids[0].indices(grids[1].corners())
+    low = np.minimum(np.floor(corners.min(axis=0) + 0.01), 0).astype(int)
+    high = np.maximum(np.ceil(corners.max(axis=0) - 0.01), np.array(grids[0].size) - 1).astype(int)
+    return moved(grids[0], triple(map(int, low)), triple(map(int, high - low + 1)))
 
 
 def check_label(path: str | os.PathLike[str], reference: Geometry, *, case: str = "") -> None:
@@ -125,7 +168,7 @@ def check_label(path: str | os.PathLike[str], reference: Geometry, *, case: str 
     """
     with naming(case, os.fspath(path)):
         geometry = read_header(path)
-        if segments_of(Path(path)):
+        if is_segmentation_file(Path(path)):
             return
         found = geometry.difference(reference)
         if found and not oriented(geometry, reference.code).close_to(reference):
@@ -138,11 +181,20 @@ def check_label(path: str | os.PathLike[str], reference: Geometry, *, case: str 
             )
 
 
-def segment_names(path: str | os.PathLike[str]) -> dict[int, str]:
-    """Values and names of the segments of a .seg.nrrd, as `read_label` gives them; empty for other
-    files.
+def segment_names(
+    path: str | os.PathLike[str], names: Mapping[int, str] | None = None
+) -> dict[int, str]:
+    """Values and names of the segments of a .seg.nrrd, as `read_label` gives them with these
+    `names` and those that are new; empty for other files.
     """
-    return {segment.value: segment.name for segment in segments_of(Path(path))}
+    found = segments_of(Path(path))
+    if names is not None:
+        found = by_name(found, names, new=True)
+    written = {segment.value: segment.name for segment in found}
+    for value, name in (names or {}).items():  # in the spelling of the classes
+        if value in written and written[value].strip().casefold() == name.strip().casefold():
+            written[value] = name
+    return written
 
 
 def recorded_slices(path: str | os.PathLike[str], reference: Geometry) -> Annotated | None:
@@ -224,7 +276,7 @@ def remarks(path: str | os.PathLike[str]) -> list[tuple[str, str]]:
     return form_remarks(Path(path)) if is_nifti(Path(path)) else []
 
 
-def _read(path: Path) -> Volume:
+def _read(path: Path, names: Mapping[int, str] | None = None) -> Volume:
     """Voxels and grid of an image or a (flattened) segmentation."""
     if path.is_dir() or is_dicom(path):
         series = read_series(path)
@@ -239,8 +291,12 @@ def _read(path: Path) -> Volume:
             raise unreadable(path, str(error)) from None
     array = sitk.GetArrayFromImage(image)
     found = segments_of(path)
+    if names is not None:
+        found = by_name(found, names)
+    segmentation = bool(found) or is_segmentation_file(path)
     return Volume(
-        flattened(array, found) if found else array, checked_grid(geometry_of(image), path)
+        flattened(array, found) if found else array,
+        checked_grid(geometry_of(image), path, segmentation=segmentation),
     )
 
 

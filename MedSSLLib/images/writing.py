@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections.abc import Mapping
 from gzip import GzipFile
 from pathlib import Path
 
@@ -31,12 +32,19 @@ def write_image(
     volume: Volume,
     *,
     like: str | os.PathLike[str] | None = None,
+    fields: Mapping[str, str] | None = None,
 ) -> None:
-    """Write a volume, compressed and atomically, as .nii.gz, .nii, .nrrd or .mha; the file is
-    checked before it counts.
+    """Write a volume, compressed and atomically, as .nii.gz, .nii, .nrrd or .mha.
 
-    like: the image that the volume belongs to. Where both are NIfTI on the same grid, the written
-    file has its sform, qform, codes, voxel sizes and unit, so that other programs lay both alike.
+    The file is checked before it counts.
+
+    Args:
+        path: the file.
+        volume: voxels and grid.
+        like: the image that the volume belongs to. Where both are NIfTI on the same grid, the
+            written file has its sform, qform, codes, voxel sizes and unit, so that other programs
+            lay both alike.
+        fields: further header entries, which NRRD alone keeps.
 
     Raises InputError for another extension and for values that are not finite, MedSSLError when it
     cannot be written (full disk, no permission).
@@ -56,7 +64,7 @@ def write_image(
     with atomic_path(path) as temporary:
         temporary.touch()
         try:
-            _into_temporary(temporary, volume, like)
+            _into_temporary(temporary, volume, like, fields or {})
             check_whole(temporary, pixels=True)
             if temporary.suffix == ".nrrd":
                 sitk.ReadImage(os.fspath(temporary))
@@ -66,17 +74,25 @@ def write_image(
             ) from error
 
 
-def _into_temporary(target: Path, volume: Volume, like: str | os.PathLike[str] | None) -> None:
+def _into_temporary(
+    target: Path,
+    volume: Volume,
+    like: str | os.PathLike[str] | None,
+    fields: Mapping[str, str],
+) -> None:
     source = Path(like or "")
+    image = _image(volume)
+    for key, text in fields.items():
+        image.SetMetaData(key, text)
     alike = is_nifti(target) and is_nifti(source) and source.is_file()
     if not alike or not grid_of(open_header(source), source).close_to(
         volume.geometry, tolerance=1e-3
     ):
-        sitk.WriteImage(_image(volume), os.fspath(target), useCompression=True)
+        sitk.WriteImage(image, os.fspath(target), useCompression=True)
         return
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".tmp-") as folder:
         plain = Path(folder) / "image.nii"
-        sitk.WriteImage(_image(volume), os.fspath(plain))
+        sitk.WriteImage(image, os.fspath(plain))
         with open(plain, "rb") as stream, open(target, "wb") as raw:
             out = GzipFile("", "wb", 6, raw, mtime=0) if target.suffix == ".gz" else raw
             header = bytearray(stream.read(348))

@@ -21,6 +21,7 @@ from MedSSLLib.inference.quality_estimator import QualityEstimator
 from MedSSLLib.inference.sliding_window import uncertainty
 from MedSSLLib.project.layouts import images_at
 from MedSSLLib.project.project import Project
+from MedSSLLib.project.relocation import missing_words
 from MedSSLLib.training.run_folder import RunFolder
 
 
@@ -52,7 +53,7 @@ def run_predict(  # noqa: PLR0913 - the contract of the command
     options = options or PredictOptions()
     source = RunFolder(project.run_folder(run))
     model = load_model(source, options.device, options.precision)
-    jobs, refused = _jobs(project, cases, images, model.plan.channels)
+    jobs, refused, notes = _jobs(project, cases, images, model.plan.channels)
     require_folder(out)
     _protect_inputs(project, out, jobs, model.classes)
     events.emit("start", command="predict", run=run, cases=len(jobs), device=str(model.device))
@@ -60,8 +61,8 @@ def run_predict(  # noqa: PLR0913 - the contract of the command
     estimator = None
     if options.quality:
         estimator = QualityEstimator.of(project, source, model, options, events)
-    for error in refused:
-        events.emit("warning", message=str(error))
+    for text in [*notes, *map(str, refused)]:
+        events.emit("warning", message=text)
     written: list[Path] = []
     quality = {}
     for number, (name, paths) in enumerate(jobs.items(), 1):
@@ -111,17 +112,18 @@ def _protect_inputs(
 
 def _jobs(
     project: Project, cases: str | None, images: Sequence[Path], channels: int
-) -> tuple[dict[str, tuple[Path, ...]], list[InputError]]:
+) -> tuple[dict[str, tuple[Path, ...]], list[InputError], tuple[str, ...]]:
     """Images by case, and what is wrong with cases that cannot be told apart or lack a channel."""
     if images:
         source = images_at(images, channels)
-        return {case.name: case.images for case in source.cases}, list(source.refused)
+        jobs = {case.name: case.images for case in source.cases}
+        return jobs, list(source.refused), source.warnings
     chosen = project.cases if cases is None else project.select(cases)
     if not chosen:
         raise InputError(
             "no case is selected", remedy="Name cases with --cases, or image files with --images"
         )
-    return {case.name: case.images for case in chosen}, []
+    return {case.name: case.images for case in chosen}, [], missing_words(project.folder, chosen)
 
 
 def _targets(out: Path, name: str, classes: Sequence[str]) -> list[Path]:

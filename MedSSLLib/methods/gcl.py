@@ -104,8 +104,8 @@ class GCLConfig(MethodConfig):
     pixel_level: int | None = Field(
         None,
         description="Encoder level of the pixel head: 0 = finest, -1 = deepest, as in the paper; "
-        "null = the "
-        "deepest one with at least 32 pixels a view, as the paper's larger slices have there.",
+        "null = the deepest one with at least 32 pixels a view, as the paper's larger slices have "
+        "there.",
     )
     pixel: bool = Field(True, description="Pixel loss (Eqs. 5-6); off for the ablation.")
     top_k: int = Field(
@@ -387,9 +387,8 @@ def _labels(config: GCLConfig, context: MethodContext) -> tuple[str, ...]:
         )
         raise InputError(
             f"{wanted}, and GCL learns from them",
-            remedy=f"Usable labels: {', '.join(context.meta) or 'none'}. Slices (--dim 2d) "
-            "always have a "
-            "position; without labels use --method simclr",
+            remedy=f"Usable labels: {', '.join(context.meta) or 'none'}. Slices (--dim 2d) always "
+            "have a position; without labels use --method simclr",
         )
     return (*names, INSTANCE) if config.instance else names
 

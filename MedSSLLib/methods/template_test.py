@@ -15,7 +15,7 @@ from MedSSLLib.methods.template import Template, TemplateConfig, low_variance
 from MedSSLLib.networks.unet import build_encoder
 
 
-def method(dim: int) -> Template:
+def small_model(dim: int) -> Template:
     """The method on a tiny encoder for images of one channel and 16 voxels a side."""
     torch.manual_seed(0)
     encoder = build_encoder(dim, 1, [(1,) * dim, (2,) * dim], NetworkConfig(widths=(4, 8)))
@@ -39,7 +39,7 @@ def test_only_a_collapsed_batch_is_punished_fully() -> None:
 
 @pytest.mark.parametrize("dim", [2, 3])
 def test_a_step_lowers_the_loss_and_reaches_the_encoder(dim: int) -> None:
-    model = method(dim)
+    model = small_model(dim)
     batch = Batch(torch.randn(4, 2, 1, *[16] * dim))
     optimiser = torch.optim.SGD(model.parameters(), 0.01)
     before = torch.stack([*model.losses(batch, 0.0).values()]).sum()

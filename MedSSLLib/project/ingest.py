@@ -24,7 +24,8 @@ from MedSSLLib.images.io import (
     slices_with_structures,
 )
 from MedSSLLib.images.labels import label_values
-from MedSSLLib.project.layouts import Found, Source, label_files
+from MedSSLLib.project.grouping import Found, named_after_cases
+from MedSSLLib.project.layouts import Source, label_files
 from MedSSLLib.project.manifest import LARGEST_VALUE, Case, Manifest
 from MedSSLLib.project.modality import choose_modality
 from MedSSLLib.project.roles import names_in, with_roles
@@ -113,7 +114,7 @@ def attach(manifest: Manifest, folder: Path) -> Admission:
     A label replaces the one before, and the annotated slices with it. Unusable labels are listed.
     Raises InputError when no file bears a case's name or none can be used.
     """
-    files = label_files(folder)
+    files = named_after_cases(label_files(folder), manifest.cases)
     ours = {name: manifest.cases[name] for name in files if name in manifest.cases}
     if not ours:
         raise InputError(
@@ -150,7 +151,7 @@ def with_scanned_labels(manifest: Manifest, cases: Iterable[Case]) -> Manifest:
     labels, scanned = dict(manifest.labels), list(manifest.labels_from)
     for case in cases:
         if case.name not in scanned:
-            _merge(labels, _scan(case), case)
+            _merge(labels, _scan(case, labels)[1], case)
             scanned.append(case.name)
     return replace(manifest, labels=labels, labels_from=tuple(scanned))
 
@@ -258,10 +259,10 @@ def _find_classes(result: Admission, manifest: Manifest, source: Source) -> None
             check_label(case.label, read_header(case.images[0]), case=name)
             result.cases[name] = _with_annotated_slices(case, manifest.drawn_plane)
             if result.labels_from is not None:
-                found = _scan(case)
+                shown, found = _scan(case, labels)
                 _merge(labels, found, case)
                 scanned.append(name)
-                if not found:
+                if not shown:
                     result.warnings.append(f"{name}: the label is empty")
         except InputError as error:
             result.refused.append(error.for_case(name))
@@ -287,12 +288,18 @@ def _with_annotated_slices(case: Case, drawn_plane: str) -> Case:
     return replace(case, annotated=found)
 
 
-def _scan(case: Case) -> dict[int, str]:
-    """Values other than 0 in a case's label, with the names that the file gives them (else "")."""
+def _scan(case: Case, known: dict[int, str]) -> tuple[list[int], dict[int, str]]:
+    """The values other than 0 that a case's label shows; and those with all its segments, with the
+    names that the file gives them (else "").
+
+    Segments whose name is known have its value, others get one that is free.
+    """
     assert case.label is not None
-    names = segment_names(case.label)
-    volume = read_label(case.label, read_header(case.images[0]), case=case.name)
-    return {value: "" for value in label_values(volume.array) if value != 0} | names
+    named = segment_names(case.label, known)
+    names = known | named if named else None
+    volume = read_label(case.label, read_header(case.images[0]), case=case.name, names=names)
+    shown = [value for value in label_values(volume.array) if value != 0]
+    return shown, dict.fromkeys(shown, "") | named
 
 
 def _merge(labels: dict[int, str], found: dict[int, str], case: Case) -> None:
@@ -336,6 +343,11 @@ def _warn_of_shared_patients(result: Admission, manifest: Manifest) -> None:
 
 def _nothing_left(refused: list[InputError]) -> InputError:
     """One error for several refused cases: the first, and the others' words."""
+    if not refused:
+        return InputError(
+            "no scan is left, all files are segmentations by their names",
+            remedy="Give the folder of the scans.",
+        )
     first = refused[0]
     if len(refused) == 1:
         return first

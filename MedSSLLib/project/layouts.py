@@ -5,8 +5,7 @@ not read here.
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,22 +13,17 @@ from typing import Any
 from MedSSLLib.core.errors import InputError
 from MedSSLLib.core.files import is_inside, load_json
 from MedSSLLib.images.io import case_name, find_images
+from MedSSLLib.project.grouping import (
+    Found,
+    grouped,
+    label_names_count_channels,
+    named_after_cases,
+    numbers_are_channels,
+    same_name,
+)
 from MedSSLLib.project.manifest import check_name, parse_labels, parse_modality
 
-_CHANNEL = re.compile(r"^(.+)_(\d{4})$")
 _TRAINING, _TEST = "imagesTr", "imagesTs"
-
-
-@dataclass(frozen=True)
-class Found:
-    """A case as found: name, one image per channel, label if there is one, whether the source calls
-    it a test case.
-    """
-
-    name: str
-    images: tuple[Path, ...]
-    label: Path | None = None
-    test: bool = False
 
 
 @dataclass(frozen=True)
@@ -51,6 +45,7 @@ def discover(
     """The cases of image files, folders of images, data set folders or dataset.json files, with a
     folder of labels.
 
+    Segmentations beside their scans (case.seg.nrrd, case_seg.nii.gz) are labels, not scans.
     Raises InputError when a path is missing or holds no image, no label is named like an image, or
     a dataset.json is malformed. Cases with the same name, missing channels or paths outside their
     dataset.json's folder are refused.
@@ -61,7 +56,8 @@ def discover(
         raise InputError(
             "is given both as images and as labels",
             file=labels,
-            remedy="Keep them in separate folders.",
+            remedy="Keep them in separate folders, or leave the labels out where they are called "
+            "like their scans: case.seg.nrrd, case_seg.nii.gz.",
         )
     parts = [_one(Path(path), labels) for path in paths]
     source = Source(
@@ -69,6 +65,7 @@ def discover(
         labels=next((part.labels for part in parts if part.labels is not None), None),
         modality=next((part.modality for part in parts if part.modality is not None), None),
         refused=tuple(error for part in parts for error in part.refused),
+        warnings=tuple(text for part in parts for text in part.warnings),
     )
     if labels is not None:
         source = _with_labels(source, Path(labels))
@@ -81,19 +78,26 @@ def images_at(paths: Sequence[str | os.PathLike[str]], channels: int) -> Source:
     With several `channels`, the files case_0000, case_0001 ... are one case. Cases with the same
     name and missing channels are refused. Raises InputError for a folder without images.
     """
-    cases: list[Found] = []
-    refused: list[InputError] = []
     folders = [path for path in map(Path, paths) if path.is_dir()]
     loose = [path for path in map(Path, paths) if not path.is_dir()]
-    for files, root in [*((find_images(folder), folder) for folder in folders), (loose, Path())]:
-        found, bad = _grouped(files, root, channels=channels > 1)
-        cases, refused = cases + found, refused + bad
+    several = channels > 1
+    parts = [grouped(find_images(f), f, channels=several, labelled=False) for f in folders]
+    parts.append(grouped(loose, Path(), channels=several, labelled=False))
     groups: dict[str, list[Found]] = {}
-    for case in cases:
-        groups.setdefault(case.name.casefold(), []).append(case)
-    refused += [_same_name(same) for same in groups.values() if len(same) > 1]
+    for part in parts:
+        for case in part.cases:
+            groups.setdefault(case.name.casefold(), []).append(case)
+    refused = [error for part in parts for error in part.refused]
+    refused += [same_name(same) for same in groups.values() if len(same) > 1]
+    if not groups and not refused:
+        raise InputError(
+            "no scan is left, all files are segmentations by their names",
+            remedy="Give the scans.",
+        )
     return Source(
-        tuple(same[0] for same in groups.values() if len(same) == 1), refused=tuple(refused)
+        tuple(same[0] for same in groups.values() if len(same) == 1),
+        refused=tuple(refused),
+        warnings=tuple(text for part in parts for text in part.warnings),
     )
 
 
@@ -111,76 +115,21 @@ def _one(path: Path, labels: str | os.PathLike[str] | None) -> Source:
 
 def _from_folder(root: Path, labels: str | os.PathLike[str] | None) -> Source:
     files = find_images(root)
-    raw = root.name in (_TRAINING, _TEST)
-    cases, refused = _grouped(files, root, channels=raw or _labels_name_stems(files, labels))
     declared = root.parent / "dataset.json"
+    raw = root.name in (_TRAINING, _TEST)
     names, modality = (
         _declared(load_json(declared), declared) if raw and declared.is_file() else (None, None)
     )
-    return Source(tuple(cases), names, modality, tuple(refused))
-
-
-def _labels_name_stems(files: list[Path], labels: str | os.PathLike[str] | None) -> bool:
-    """Whether label files are named like nnU-Net's: case.nii.gz for the images case_0000.nii.gz,
-    case_0001.nii.gz.
-    """
-    matches = [_CHANNEL.match(case_name(file)) for file in files]
-    if labels is None or not all(matches):
-        return False
-    names = {case_name(file) for file in find_images(labels)}
-    stems = {match.group(1) for match in matches if match}
-    return bool(stems & names) and not any(match.group(0) in names for match in matches if match)
-
-
-def _grouped(
-    files: Iterable[Path], root: Path, *, channels: bool
-) -> tuple[list[Found], list[InputError]]:
-    """Cases of image files: each file its own, or (channels) case_0000, case_0001 ... together."""
-    if not channels:
-        return [Found(_name_below(file, root), (file,)) for file in files], []
-    groups: dict[str, list[tuple[int, Path]]] = {}
-    for file in files:
-        match = _CHANNEL.match(case_name(file))
-        name, channel = (
-            (match.group(1), int(match.group(2))) if match else (_name_below(file, root), 0)
-        )
-        groups.setdefault(name, []).append((channel, file))
-    cases, refused = [], []
-    for name, parts in groups.items():
-        numbers, ordered = (
-            [number for number, _ in sorted(parts)],
-            tuple(file for _, file in sorted(parts)),
-        )
-        if numbers == list(range(len(parts))):
-            cases.append(Found(name, ordered))
-        elif len(set(numbers)) < len(numbers):
-            refused.append(
-                InputError(
-                    f"has a channel twice: {', '.join(file.name for file in ordered)}",
-                    case=name,
-                    file=ordered[0],
-                    remedy="Rename or remove one of them.",
-                )
-            )
-        else:
-            refused.append(
-                InputError(
-                    f"has the channels {numbers}, expected 0 to {numbers[-1]}",
-                    case=name,
-                    file=ordered[0],
-                    remedy="Add the missing channel files.",
-                )
-            )
-    return cases, refused
-
-
-def _name_below(file: Path, root: Path) -> str:
-    """The case's name; a DICOM folder further down is named by its way there
-    (patient_study_series).
-    """
-    if file.is_dir() and file != root:
-        return "_".join(file.relative_to(root).parts)
-    return case_name(os.path.abspath(file))  # of the folder "." too
+    label_names = None if labels is None else {case_name(file) for file in find_images(labels)}
+    channels, warning = False, ""
+    if raw:
+        count = len(modality) if modality else None
+        channels, warning = numbers_are_channels(files, label_names, count)
+    elif label_names is not None:
+        channels = label_names_count_channels(files, label_names)
+    found = grouped(files, root, channels=channels)
+    warnings = (*([warning] if warning else []), *found.warnings)
+    return Source(tuple(found.cases), names, modality, tuple(found.refused), warnings)
 
 
 def _from_dataset(path: Path) -> Source:
@@ -192,15 +141,22 @@ def _from_dataset(path: Path) -> Source:
     for images, label, test in ((_TRAINING, "labelsTr", False), (_TEST, "labelsTs", True)):
         if not _filled(path.parent / images):
             continue
-        found, bad = _grouped(
-            find_images(path.parent / images), path.parent / images, channels=True
+        labelled = _filled(path.parent / label)
+        folder, label_folder = path.parent / images, path.parent / label
+        files = find_images(folder)
+        label_names = {case_name(f) for f in find_images(label_folder)} if labelled else None
+        count = len(modality) if modality else None
+        channels, warning = numbers_are_channels(files, label_names, count)
+        found = grouped(files, folder, channels=channels)
+        part = Source(
+            tuple(replace(case, test=test) for case in found.cases),
+            warnings=(*([warning] if warning else []), *found.warnings),
         )
-        part = Source(tuple(replace(case, test=test) for case in found))
-        part = _with_labels(part, path.parent / label) if _filled(path.parent / label) else part
+        part = _with_labels(part, label_folder) if labelled else part
         source = replace(
             source,
             cases=source.cases + part.cases,
-            refused=(*source.refused, *bad),
+            refused=(*source.refused, *found.refused),
             warnings=source.warnings + part.warnings,
         )
     if not source.cases and not source.refused:
@@ -301,7 +257,7 @@ def label_files(folder: Path) -> dict[str, Path]:
 
 
 def _with_labels(source: Source, folder: Path) -> Source:
-    found = label_files(folder)
+    found = named_after_cases(label_files(folder), [case.name for case in source.cases])
     cases = tuple(
         replace(case, label=found.pop(_nfc(case.name), case.label)) for case in source.cases
     )
@@ -339,16 +295,8 @@ def _without_duplicates(source: Source) -> Source:
             )
     for same in groups.values():
         if len(same) > 1:
-            refused.append(_same_name(same))
+            refused.append(same_name(same))
     kept = sorted(
         (same[0] for same in groups.values() if len(same) == 1), key=lambda case: case.name
     )
     return replace(source, cases=tuple(kept), refused=tuple(refused))
-
-
-def _same_name(same: Sequence[Found]) -> InputError:
-    return InputError(
-        f"is the name of {len(same)} images: {', '.join(str(case.images[0]) for case in same)}",
-        case=same[0].name,
-        remedy="Rename or remove all but one of them.",
-    )

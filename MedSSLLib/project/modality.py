@@ -9,7 +9,8 @@ from pathlib import Path
 
 from MedSSLLib.core.errors import InputError
 from MedSSLLib.images.io import is_dicom_source, modality_of, shows_air
-from MedSSLLib.project.layouts import Found, Source
+from MedSSLLib.project.grouping import Found
+from MedSSLLib.project.layouts import Source
 from MedSSLLib.project.manifest import Manifest
 
 Kind = tuple[str, ...]

@@ -162,6 +162,11 @@ class Project:
         return tuple(value for value in sorted(self._manifest.labels) if value != self.ignore_value)
 
     @property
+    def named_values(self) -> dict[int, str]:
+        """Label values in class order, with their names."""
+        return {value: self._manifest.labels[value] for value in self.values}
+
+    @property
     def classes(self) -> tuple[str, ...]:
         """Class names by class index, background first."""
         return tuple(self._manifest.labels[value] for value in self.values)
@@ -187,6 +192,11 @@ class Project:
     def channels(self) -> int:
         """Number of channels of every case."""
         return len(self._manifest.modality)
+
+    @property
+    def extra(self) -> dict[str, Any]:
+        """Keys of other programs in the manifest."""
+        return dict(self._manifest.extra)
 
     # -- folders
     # --------------------------------------------------------------------------------------------
@@ -341,6 +351,10 @@ class Project:
     def set_drawn_plane(self, plane: str) -> None:
         """Say that labels to come are drawn on some slices of a plane only; "" for whole ones."""
         self._change(lambda manifest: replace(manifest, drawn_plane=plane))
+
+    def change(self, edit: Callable[[Manifest], Manifest]) -> None:
+        """Apply an edit of the manifest; `save` applies it to what is on disk by then."""
+        self._change(edit)
 
     def copy_images(self) -> None:
         """Copy every case's images and label into the project folder. Call `save` afterwards."""

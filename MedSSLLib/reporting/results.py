@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 from MedSSLLib.core.errors import MedSSLError
+from MedSSLLib.evaluation.quality import QUALITY_FILE, read_quality
 from MedSSLLib.evaluation.scoring import Scored, extremes
 from MedSSLLib.images import io
 from MedSSLLib.images.geometry import Volume
 from MedSSLLib.project.manifest import Case
 from MedSSLLib.project.project import Project
 from MedSSLLib.reporting.html import Cell, Page, number
-from MedSSLLib.reporting.overlays import Panel, make_panel, overlay_figure
+from MedSSLLib.reporting.overlays import Panel, make_panel, overlay_figure, volume_panels
 from MedSSLLib.reporting.plots import class_spread, paired_cases, volume_agreement
 
 _METRICS = {
@@ -53,12 +56,29 @@ def _add_cases(page: Page, methods: Sequence[Scored]) -> None:
     """Every case, folded away, with those that could not be scored."""
     page.fold("Every case")
     columns = [f"Dice, {scored.name}" for scored in methods]
-    page.table(["case", *columns, "HD95, mm"], _case_rows(methods))
+    estimates = _estimates(methods[-1])
+    head = ["case", *columns, "HD95, mm"]
+    page.table([*head, "estimated Dice"] if estimates else head, _case_rows(methods, estimates))
+    if estimates:
+        page.text(
+            "The estimate was made without the reference; where it is far off, do not trust it on "
+            "new cases."
+        )
     errors = methods[-1].metrics["errors"]
     if errors:
         page.text("Not scored:")
         page.facts(errors)
     page.unfold()
+
+
+def _estimates(scored: Scored) -> dict[str, dict[str, Any]]:
+    """What ``predict --quality`` estimated of each case; {} where it was not used."""
+    folders = {path.parent for path in scored.predictions.values()}
+    for folder in folders:
+        if (folder / QUALITY_FILE).exists():
+            cases: dict[str, dict[str, Any]] = read_quality(folder)["cases"]
+            return cases
+    return {}
 
 
 def _method_row(scored: Scored) -> list[Cell | str]:
@@ -85,11 +105,25 @@ def _class_rows(scored: Scored) -> list[list[Cell | str]]:
     return [*rows, total]
 
 
-def _case_rows(methods: Sequence[Scored]) -> Iterable[list[Cell | str]]:
+def _case_rows(
+    methods: Sequence[Scored], estimates: Mapping[str, Mapping[str, Any]]
+) -> Iterable[list[Cell | str]]:
     last = methods[-1].metrics
     for case in sorted(last["cases"]):
-        dice = [number(scored.per_case.get(case)) for scored in methods]
-        yield [case, *dice, number(last["summary"]["hd95_mm"]["per_case"][case], 2)]
+        row: list[Cell | str] = [case, *(number(scored.per_case.get(case)) for scored in methods)]
+        row.append(number(last["summary"]["hd95_mm"]["per_case"][case], 2))
+        if estimates:
+            row.append(_estimate(estimates.get(case)))
+        yield row
+
+
+def _estimate(entry: Mapping[str, Any] | None) -> Cell:
+    """An estimated Dice with its interval below."""
+    if entry is None:
+        return number(None)
+    if entry["low"] is None:
+        return number(entry["dice"])
+    return number(entry["dice"], note=f"{entry['low']:.3f} to {entry['high']:.3f}")
 
 
 def _dice_by_class(scored: Scored) -> dict[str, dict[str, float | None]]:
@@ -138,9 +172,37 @@ def _panel(project: Project, case: Case, rank: str, methods: Sequence[Scored]) -
     image = io.read_image(case.images[0], case=case.name)
     labels: dict[str, Volume | None] = {"scan": None}
     if case.label is not None:
-        labels["reference"] = io.read_label(case.label, image.geometry, case=case.name)
+        labels["reference"] = io.read_label(
+            case.label, image.geometry, case=case.name, names=project.labels
+        )
     for scored in methods:
         name = scored.name if len(methods) > 1 else "prediction"
         labels[name] = io.read_label(scored.predictions[case.name], image.geometry, case=case.name)
     dice = methods[-1].per_case[case.name]
     return make_panel(f"{rank}: {case.name}, Dice {dice:.3f}", image, labels, project.values[1:])
+
+
+def add_completion(page: Page, project: Project, folder: Path, settings: Mapping[str, Any]) -> None:
+    """The volume that ``complete`` has filled in: slices from end to end, drawn ones named.
+
+    Args:
+        page: the page to add to.
+        project: the project that holds the run.
+        folder: the run's folder.
+        settings: the run's configuration.
+    """
+    options = settings.get("options") or {}
+    name = str(options.get("case", ""))
+    file = Path(options.get("out") or folder) / f"{name}.nii.gz"
+    if not name or not file.exists():
+        return
+    try:
+        case = project.case(name)
+        image = io.read_image(case.images[0], case=name)
+        label = io.read_label(file, image.geometry, case=name)
+    except MedSSLError:
+        return
+    panels = volume_panels(image, label, project.values[1:], case.annotated)
+    page.section("The volume", "A suggestion on every slice that was not drawn: look at each.")
+    caption = f"{len(panels)} slices of {name}, evenly spaced over what it shows."
+    page.figures((overlay_figure(panels, project.classes[1:], width=4.8), caption))

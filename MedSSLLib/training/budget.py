@@ -40,8 +40,9 @@ class Budget:
         return self._elapsed + time.monotonic() - self._begin
 
     def pause(self, seconds: float) -> None:
-        """Do not count `seconds` (a validation, say) as part of a step; they still count against
-        the limit.
+        """Do not count `seconds`, of a validation, say, as part of a step.
+
+        They still count against the limit.
         """
         self._last += seconds
 
@@ -49,10 +50,10 @@ class Budget:
         """One step is done: (step, progress, elapsed seconds)."""
         now = time.monotonic()
         taken, self._last = now - self._last, now
-        if self.step:
-            self._step_time = (
-                taken if self._step_time is None else 0.9 * self._step_time + 0.1 * taken
-            )
+        if self.step and self._step_time is None:
+            self._step_time = taken
+        elif self._step_time is not None:
+            self._step_time = 0.9 * self._step_time + 0.1 * taken
         self.step += 1
         self.progress = self.step / self._steps if self._steps else self._fitted()
         return self.step, self.progress, self.elapsed
@@ -91,7 +92,5 @@ class Budget:
 
     @property
     def finished(self) -> bool:
-        """Whether the budget is used up, which is when the progress, and with it the schedule, has
-        reached its end.
-        """
+        """Whether the budget is used up: the progress, and so the schedule, has reached its end."""
         return self.progress >= 1

@@ -23,6 +23,7 @@ from MedSSLLib.images.labels import IGNORE, class_indices, simulate_annotation, 
 from MedSSLLib.networks.unet import Encoder, build_encoder
 from MedSSLLib.project.manifest import Case
 from MedSSLLib.project.project import Project
+from MedSSLLib.project.relocation import missing_words
 from MedSSLLib.training.checkpoint import transfer, unprefixed
 from MedSSLLib.training.devices import make_fabric, precision_of, resolve_device, resolve_precision
 from MedSSLLib.training.field import grid_for, scan_sides, structure_sides
@@ -157,6 +158,8 @@ def open_context(
         precision=context.precision,
         seed=config.seed,
     )
+    for text in missing_words(project.folder, project.pool):
+        context.warn(text)
     if config.precision == "16" and context.precision != "16":
         context.warn("Float16 trains on CUDA cards only, so bfloat16 is taken.")
     return context
@@ -266,7 +269,7 @@ def fill_cache(
     prepared = cache.prepare(
         cases,
         labels=labels,
-        values=project.values,
+        values=project.named_values,
         ignore=project.ignore_value,
         progress=lambda done, total: events.progress("preprocess", done, total),
     )
@@ -305,7 +308,7 @@ def _simulated(project: Project, case: Case, slices: int) -> Case:
     assert case.label is not None
     try:
         geometry = io.read_header(case.images[0])
-        volume = io.read_label(case.label, geometry, case=case.name)
+        volume = io.read_label(case.label, geometry, case=case.name, names=project.labels)
         classes = class_indices(volume.array, project.values, ignore=project.ignore_value)
     except InputError:
         return case

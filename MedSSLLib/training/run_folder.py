@@ -22,7 +22,7 @@ from MedSSLLib.core.errors import InputError
 from MedSSLLib.core.files import FileLock, read_json, write_json
 from MedSSLLib.data.plan import Plan
 from MedSSLLib.project.project import Project
-from MedSSLLib.project.runs import FORMAT, FORMAT_VERSION, WEIGHTS, begun
+from MedSSLLib.project.runs import RUN_FORMAT, RUN_VERSION, WEIGHTS, begun
 from MedSSLLib.training.checkpoint import load_tensors
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ class RunFolder:
     @cached_property
     def record(self) -> dict[str, Any]:
         """The contents of ``config.json``."""
-        return read_json(self.folder / _CONFIG, format_name=FORMAT, newest_version=FORMAT_VERSION)
+        return read_json(self.folder / _CONFIG, format_name=RUN_FORMAT, newest_version=RUN_VERSION)
 
     @cached_property
     def config(self) -> RunConfig:
@@ -327,8 +327,8 @@ def write_config(
     if (folder / _CONFIG).exists():
         return
     content: dict[str, Any] = {
-        "format": FORMAT,
-        "format_version": FORMAT_VERSION,
+        "format": RUN_FORMAT,
+        "format_version": RUN_VERSION,
         "config": config.model_dump(mode="json"),
         "plan": plan.model_dump(mode="json"),
         "data": facts,

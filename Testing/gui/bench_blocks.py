@@ -104,7 +104,7 @@ def review(user, folder, project):
     in_loop(user.store.changed.emit, "Follow the project")
     user.settle(300)
     in_loop(lambda: user.find("modelComboBox").setCurrentIndex(0), "Choose a model")
-    in_loop(user.shell.panels["review"].readFigures, "Choose a model")
+    in_loop(user.shell.panels["review"].readResults, "Choose a model")
     user.settle(300)
     in_loop(lambda: user.find("resultTable").selectRow(0), "Show a result")
     user.settle(300)

@@ -195,9 +195,8 @@ def cohort(tmp_path_factory):
 
     folder = Path(tmp_path_factory.getbasetemp()) / "cohort"
     if not folder.is_dir():
-        script = ROOT / "MedSSL" / "MedSSLGui" / "cohort.py"
         subprocess.run(
-            [sys.executable, str(script), str(folder), "heart", "6"],
+            [sys.executable, "-m", "MedSSLLib", "phantoms", str(folder), "--count", "6"],
             check=True,
             env={**os.environ, "PYTHONPATH": str(ROOT)},
         )

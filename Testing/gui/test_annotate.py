@@ -76,7 +76,7 @@ def test_undo_reaches_the_drawing(drawn):
 
 def test_mark_jump_and_unmark(drawn):
     panel = drawn.shell.panels["annotate"]
-    assert panel.suggested == [1, 6, 10]
+    assert panel.slices.suggested == [1, 6, 10]
     panel.view.jumpTo(2, 0)
     drawn.click("nextSliceButton")
     assert panel.view.shownSlice(2) == 1
@@ -84,7 +84,7 @@ def test_mark_jump_and_unmark(drawn):
     drawn.click("nextSliceButton")
     drawn.click("markSliceButton")
     assert marked(drawn) == {2: [1, 6]}
-    assert drawn.find("annotationProgressBar").text() == "2 of 3 slices"
+    assert drawn.find("annotationProgressBar").text() == ("2 of 3 suggested slices, 2 annotated")
     drawn.find("slicesList").setCurrentRow(0)
     drawn.click("jumpSliceButton")
     assert panel.view.shownSlice(2) == 1
@@ -193,15 +193,15 @@ def test_suggested_slices_lead_from_case_to_case(drawn):
         {"format": "medssl-suggestions", "format_version": 1, "slices": slices},
     )
     panel.takeSuggestion({"event": "done", "slices": slices})
-    assert panel.suggested == [2, 8]
+    assert panel.slices.suggested == [2, 8]
     panel.view.jumpTo(2, 0)
     for expected in (2, 8):
         drawn.click("nextSliceButton")
         assert panel.view.shownSlice(2) == expected
-        assert drawn.status() == f"heart_01, slice {expected}: typical of {expected}"
+        assert drawn.status() == f"heart_01, slice {expected + 1}: typical of {expected}"
     drawn.click("nextSliceButton")
     drawn.settle()
-    assert panel.view.name == "heart_02" and panel.suggested == [3]
+    assert panel.view.name == "heart_02" and panel.slices.suggested == [3]
     assert panel.view.shownSlice(2) == 3, (
         "the first one is not skipped, though it lies before the middle"
     )
@@ -285,4 +285,4 @@ def test_a_correction_takes_the_slice_that_is_shown(drawn):
     panel.takeCorrection({"case": "heart_01", "label": np.ones(size[::-1], np.uint8)})
     drawn.settle()
     assert marked(drawn) == {2: [5]} and panel.view.shownSlice(2) == 5, "not the suggested one"
-    assert "Slice 5 is in the annotation now" in drawn.status()
+    assert "Slice 6 is in the annotation now" in drawn.status()

@@ -141,12 +141,12 @@ def test_a_segmentation_becomes_the_label_with_its_annotated_slices(user, tmp_pa
 
 
 def test_a_read_only_folder_is_told(user, tmp_path, monkeypatch):
-    import MedSSLLib.project.manifest
+    import MedSSLLib.project.project
 
     def refuse(*_arguments):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(MedSSLLib.project.manifest, "write_manifest", refuse)
+    monkeypatch.setattr(MedSSLLib.project.project, "write_manifest", refuse)
     user.find("projectPathEdit").setCurrentPath(str(tmp_path / "p"))
     user.click("openProjectButton")
     assert not user.store.isOpen() and "Permission denied" in user.status()
@@ -159,7 +159,7 @@ def test_a_damaged_project_is_told(user, tmp_path):
 
 
 def test_a_second_slicer_on_the_same_project_loses_nothing(user, cohort, tmp_path):
-    from MedSSLGui.store import ProjectStore
+    from MedSSLGui.project.store import ProjectStore
 
     user.open_project(tmp_path / "p")
     user.shell.panels["data"].addPaths([str(cohort / "images")])
@@ -207,8 +207,8 @@ def test_metadata_is_edited_in_the_table_and_read_from_csv(user, cohort, tmp_pat
     assert "other" in user.status() and user.store.case("heart_02").metadata == {"patient": "P1"}
     user.shell.panels["data"].table.addColumn("phase")
     widget = user.find("caseTable")
-    wait_until(lambda: widget.item(0, 7) is not None, 5)
-    widget.item(0, 7).setText("systole")
+    wait_until(lambda: widget.item(0, 5) is not None, 5)
+    widget.item(0, 5).setText("systole")
     assert user.store.case("heart_01").metadata == {"patient": "P1", "phase": "systole"}
     widget.selectRow(5)
     user.click("testRoleButton")
@@ -255,13 +255,13 @@ def test_two_hundred_cases_stay_responsive(user, tmp_path, monkeypatch):
         wait_until(lambda: False, 0.001)
     wait_until(lambda: False, 0.5)
     timer.stop()
-    assert table.rowCount() == 200 and table.item(150, 2).text() == "10 × 10 × 10"
+    assert table.rowCount() == 200 and table.item(150, 5).text() == "10 × 10 × 10"
     print(f"longest block with 200 cases: {1000 * max(gaps):.0f} ms of processor time")
     assert sorted(gaps)[int(0.95 * len(gaps))] < 0.05
 
 
 def test_a_reload_finds_the_running_job_again(user):
-    from MedSSLGui.jobs import Job
+    from MedSSLGui.jobs.runner import Job
 
     queue = user.queue
     queue.add(Job("long", ["-c", "import time; time.sleep(60)"]))

@@ -13,7 +13,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "..", "MedSSL")
 
 @pytest.fixture()
 def queue(application):
-    from MedSSLGui.jobs import JobQueue
+    from MedSSLGui.jobs.jobqueue import JobQueue
 
     queue = JobQueue()
     queue.seen, queue.outcomes = [], []
@@ -27,7 +27,7 @@ def queue(application):
 
 
 def job(code, title="test"):
-    from MedSSLGui.jobs import Job
+    from MedSSLGui.jobs.runner import Job
 
     return Job(title, ["-c", textwrap.dedent(code)])
 
@@ -203,7 +203,7 @@ def test_a_job_that_writes_much_keeps_the_windows_alive(queue):
 
 
 def test_tasks_run_in_small_steps(application):
-    from MedSSLGui.tasks import Stepper
+    from MedSSLGui.jobs.stepper import Stepper
 
     stepper, results, errors = Stepper(), [], []
 

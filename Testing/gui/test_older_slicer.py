@@ -38,7 +38,7 @@ def installs(application, monkeypatch):
 
 def test_without_slicer_packaging_pip_is_used(installs):
     import slicer
-    from MedSSLGui.install import Installer
+    from MedSSLGui.jobs.install import Installer
 
     assert not hasattr(slicer, "packaging"), "Slicer before 5.12"
     Installer().install()
@@ -52,7 +52,7 @@ def test_without_slicer_packaging_pip_is_used(installs):
 
 def test_with_slicer_packaging_only_what_is_missing_is_asked_for(installs, monkeypatch):
     import slicer
-    from MedSSLGui.install import Installer
+    from MedSSLGui.jobs.install import Installer
 
     def ensure(
         requirements,
@@ -73,7 +73,7 @@ def test_with_slicer_packaging_only_what_is_missing_is_asked_for(installs, monke
 
 
 def test_from_a_folder_of_wheels_nothing_is_downloaded(installs, tmp_path):
-    from MedSSLGui.install import Installer
+    from MedSSLGui.jobs.install import Installer
 
     Installer().install(str(tmp_path / "wheels with space"))
     for kind, arguments in installs:
@@ -86,7 +86,7 @@ def test_from_a_folder_of_wheels_nothing_is_downloaded(installs, tmp_path):
 
 
 def test_without_the_pytorch_extension_it_says_what_to_do(installs, monkeypatch):
-    from MedSSLGui.install import Installer
+    from MedSSLGui.jobs.install import Installer
 
     monkeypatch.setitem(sys.modules, "PyTorchUtils", None)
     with pytest.raises(RuntimeError, match="Extensions Manager"):
@@ -97,7 +97,7 @@ def test_without_the_pytorch_extension_it_says_what_to_do(installs, monkeypatch)
 def test_an_editor_with_the_older_names(application):
     """Before "source volume" the editor said "master volume"."""
     import slicer
-    from MedSSLGui.panels.embeddededitor import EmbeddedEditor
+    from MedSSLGui.scene.editor import EmbeddedEditor
 
     class Older:
         masterVolumeNodeSelectorVisible = segmentationNodeSelectorVisible = True
@@ -125,7 +125,7 @@ def test_an_editor_with_the_older_names(application):
 
 def test_sample_data_is_registered_as_every_version_takes_it(application, monkeypatch):
     """SampleDataSource counts the entries of its lists, so None is refused."""
-    from MedSSLGui import sampledata
+    from MedSSLGui.project import sampledata
 
     taken = []
 

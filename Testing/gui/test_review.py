@@ -66,36 +66,36 @@ def compare(user, name, mode):
 
 def voxels(node, identifier, image):
     import slicer
-    from MedSSLGui import scene
+    from MedSSLGui.scene import segments
 
     result = np.zeros(slicer.util.arrayFromVolume(image).shape, bool)
-    mask, where = scene.segmentCrop(node, identifier, image)
+    mask, where = segments.segmentCrop(node, identifier, image)
     result[where] = mask
     return result
 
 
 @pytest.mark.parametrize("text, key", [("first", "first"), ("annotation", "label")])
 def test_the_difference_is_shown_voxel_by_voxel(reviewed, text, key):
-    from MedSSLGui import scene
+    from MedSSLGui.scene import nodes
 
     assert reviewed.find("modelComboBox").currentText() == "second"
     compare(reviewed, text, 0)
     mine, other = reviewed.arrays["second"], reviewed.arrays[key]
     assert f"differ in {np.count_nonzero(mine != other)} voxels" in reviewed.status()
-    node = scene.findNode("heart_01", "difference")
+    node = nodes.findNode("heart_01", "difference")
     image = reviewed.shell.panels["review"].result.image
     assert (voxels(node, "class_1", image) == ((mine > 0) & (other == 0))).all()
     assert (voxels(node, "class_2", image) == ((mine == 0) & (other > 0))).all()
     assert (voxels(node, "class_3", image) == ((mine > 0) & (other > 0) & (mine != other))).all()
     assert not reviewed.shell.panels["review"].result.segmentation.GetDisplayNode().GetVisibility()
     compare(reviewed, "nothing", 0)
-    assert scene.findNode("heart_01", "difference") is None
+    assert nodes.findNode("heart_01", "difference") is None
     assert reviewed.shell.panels["review"].result.segmentation.GetDisplayNode().GetVisibility()
 
 
 def test_side_by_side_shows_each_in_its_own_view(reviewed):
     import slicer
-    from MedSSLGui import scene
+    from MedSSLGui.scene import nodes
 
     compare(reviewed, "first", 1)
     assert (
@@ -105,7 +105,7 @@ def test_side_by_side_shows_each_in_its_own_view(reviewed):
     manager = slicer.app.layoutManager()
     red, yellow = (manager.sliceWidget(name).mrmlSliceNode() for name in ("Red", "Yellow"))
     result = reviewed.shell.panels["review"].result
-    other = scene.findNode("heart_01", "comparison")
+    other = nodes.findNode("heart_01", "comparison")
     assert result.segmentation.GetDisplayNode().IsDisplayableInView(red.GetID())
     assert not result.segmentation.GetDisplayNode().IsDisplayableInView(yellow.GetID())
     assert other.GetDisplayNode().IsDisplayableInView(yellow.GetID())

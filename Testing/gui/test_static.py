@@ -10,7 +10,6 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent.parent
 MODULE = ROOT / "MedSSL"
 SOURCES = sorted(MODULE.rglob("*.py"))
-RUN_OUTSIDE = {"cohort.py", "convert.py", "facts.py", "results.py"}
 UI = sorted((MODULE / "Resources" / "UI").glob("*.ui"))
 ALLOWED_AT_FILE_SCOPE = {"slicer", "vtk", "qt", "ctk", "SimpleITK", "numpy", "MedSSLGui"}
 
@@ -117,8 +116,7 @@ def slot_problems(node):
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.name)
 def test_nothing_that_pythonqt_refuses(path):
-    if path.name not in RUN_OUTSIDE:
-        assert problems(path.read_text(encoding="utf-8")) == []
+    assert problems(path.read_text(encoding="utf-8")) == []
 
 
 @pytest.mark.parametrize(
@@ -163,12 +161,20 @@ def test_file_scope_is_light_and_quiet(path):
             )
 
 
+def code_lines(function):
+    """Lines of a function without its docstring."""
+    first = function.body[0]
+    text = isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant)
+    docstring = first.end_lineno - first.lineno + 1 if text else 0
+    return function.end_lineno - function.lineno + 1 - docstring
+
+
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.name)
 def test_budgets(path):
-    assert len(path.read_text().splitlines()) <= 300
+    assert len(path.read_text().splitlines()) <= 400
     for node in ast.walk(tree(path)):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
-            assert node.end_lineno - node.lineno < 40, f"{path.name}: {node.name} is too long"
+            assert code_lines(node) <= 50, f"{path.name}: {node.name} is too long"
             assert len(node.args.args) <= 7, f"{path.name}: {node.name} has too many arguments"
 
 

@@ -1,15 +1,28 @@
 """Panel 3: drawing on a few slices and saying which ones are complete."""
 
-import qt
 from slicer.i18n import tr as _
 
-from .. import advice, annotation, commands, scene
-from ..annotationsteps import completionSteps, correctionSteps, saveSteps
-from ..caseview import CaseView
-from .annotationlog import AnnotationLog
+from ..jobs import commands
+from ..project.annotations import completionSteps, correctionSteps, saveSteps
+from ..project.words import sliceNumber
+from ..scene import annotation, nodes, segments, views
+from ..scene.caseview import caseViewSteps
+from ..scene.drawinglog import DrawingLog
+from ..scene.editor import EmbeddedEditor
 from .base import Panel, choose, chosen, fillCombo
 from .classtable import ClassTable
-from .embeddededitor import EmbeddedEditor
+from .slicelist import SliceList
+
+_WITH_CASE = (
+    "markSliceButton",
+    "previousSliceButton",
+    "nextSliceButton",
+    "completeButton",
+    "saveAnnotationButton",
+    "jumpSliceButton",
+    "removeSliceButton",
+    "directionComboBox",
+)
 
 
 class AnnotatePanel(Panel):
@@ -17,14 +30,15 @@ class AnnotatePanel(Panel):
 
     NAME = "Annotate"
 
-    def __init__(self, session, parent=None):
-        super().__init__(session, parent)
+    def __init__(self, session):
+        super().__init__(session)
         self.view = None
-        self.suggested, self.wanted = [], []
+        self._wanted = ""  # the case that is being brought into the scene
         self.editor = EmbeddedEditor(self.ui.segmentEditor)
-        self.log = AnnotationLog(session, self.widget)
+        self.log = DrawingLog(self.widget)
         self.log.edited.connect(self._onEdited)
-        self.classes = ClassTable(session, self.ui)
+        self.slices = SliceList(session, self.ui)
+        self.classes = ClassTable(session, self.ui, self.editor)
         self.classes.changed.connect(self._onClasses)
         self._connect()
         session.savers.append(self.save)
@@ -43,8 +57,8 @@ class AnnotatePanel(Panel):
         ui.jumpSliceButton.clicked.connect(lambda: self.jump())
         ui.slicesList.itemDoubleClicked.connect(lambda item: self.jump())
         ui.removeSliceButton.clicked.connect(lambda: self.unmark())
-        ui.saveAnnotationButton.clicked.connect(lambda: self.save())
-        ui.budgetSpinBox.valueChanged.connect(lambda value: self._suggestEvenly())
+        ui.saveAnnotationButton.clicked.connect(lambda: self.save(aloud=True))
+        ui.budgetSpinBox.valueChanged.connect(lambda value: self.slices.spread())
         ui.suggestButton.clicked.connect(lambda: self.suggest())
         ui.completeButton.clicked.connect(lambda: self.complete())
         ui.suggestButton.setVisible(commands.offered("suggest"))
@@ -52,66 +66,82 @@ class AnnotatePanel(Panel):
 
     # -- the case -------------------------------------------------------------------------------------------------
 
-    def showCase(self, name, walk=False):
-        """Bring a case and its annotation into the scene and the editor; `walk`: with its first suggested slice."""
+    def showCase(self, name, walk=False, then=None):
+        """Bring a case and its annotation into the scene and the editor.
+
+        walk: with its first suggested slice. then: called when the case is shown.
+        """
         case = self.store.case(name)
         if case is None:
             return
         self.save()
         if not self.store.classes():
             self.store.setClasses([(1, _("structure"), (0.90, 0.36, 0.30), "")])
-        if not self.session.guarded(lambda: self._makeView(case)):
-            return
-        self.wanted = annotation.readSuggestions(self.store.folder)
-        choose(self.ui.annotateCaseComboBox, name)
-        self.session.showVolume(self.view.image)
-        steps = self.view.fillSteps(case, self.store.classes())
+        self._letGo()
+        self._wanted = name
+        self.session.say(_("Showing {case} …").format(case=name), "busy")
         self.session.stepper.start(
-            steps, lambda result: self._onFilled(walk), self.session.sayError
+            caseViewSteps(case, self.store.classes()),
+            lambda view: self._onLoaded(view, walk, then),
+            self._onNotLoaded,
         )
 
-    def _makeView(self, case):
-        self.log.stop()
-        self.view = CaseView(case, self.store.classes())
+    def _onNotLoaded(self, error):
+        self._wanted = ""
+        self.session.sayError(error)
+        self.refresh()
 
-    def _onFilled(self, walk):
-        if not self.alive():
-            return
-        view = self.view
-        fillCombo(
-            self.ui.directionComboBox,
-            [(view.names[axis].capitalize(), str(axis)) for axis in range(3)],
-            keep=False,
-        )
-        marked = view.annotated()
-        asked = annotation.suggestedSlices(self.wanted, view.name)
+    def _onLoaded(self, view, walk, then):
+        if view.name != self._wanted or not view.isAlive():
+            return  # another case was wanted meanwhile
+        self._wanted, self.view = "", view
+        choose(self.ui.annotateCaseComboBox, view.name)
+        directions = [(view.names[axis].capitalize(), str(axis)) for axis in range(3)]
+        fillCombo(self.ui.directionComboBox, directions, keep=False)
+        self.slices.readSuggestions()
+        self.slices.view = view
+        asked, marked = self.slices.asked(), view.annotated()
         axis = next(iter(asked or marked), annotation.thickestAxis(view.spacing))
         choose(self.ui.directionComboBox, str(axis))
-        self.editor.edit(view.segmentation, view.image)
+        self.bringUp()
         self.log.watch(view, axis)
-        self._suggestEvenly()
-        self._showSlices()
+        self.slices.show(view, axis)
         self.refresh()
         self.session.say(_("{case}: draw on a slice, then mark it.").format(case=view.name))
-        if walk and self.axis() in asked:
-            done = marked.get(self.axis(), [])
-            self._goTo(
-                next((index for index in self.suggested if index not in done), self.suggested[0])
-            )
+        first = self.slices.first()
+        if walk and axis in asked and first is not None:
+            self._goTo(first)
+        if then is not None:
+            then()
+
+    def bringUp(self):
+        """The shown case's image and annotation, and no other, are in the views; the editor edits it."""
+        nodes.showOnly(self.view.name, "annotation")
+        views.showVolume(self.view.image)
+        self.editor.edit(self.view.segmentation, self.view.image)
+
+    def _letGo(self):
+        """No case is shown any more."""
+        if self.view is not None and self.view.isAlive() and self.store.isOpen():
+            self.session.guarded(self.classes.takeOver)
+        self.log.stop()
+        self.editor.edit(None, None)
+        self.view, self._wanted = None, ""
+        self.slices.show(None, self.slices.axis)
 
     def _goTo(self, index):
         """Show a suggested slice, and say why it was suggested."""
         self.view.jumpTo(self.axis(), index)
-        if reason := annotation.reason(self.wanted, self.view.name, self.axis(), index):
-            self.session.say(
-                _("{case}, slice {n}: {reason}").format(case=self.view.name, n=index, reason=reason)
-            )
+        reason = self.slices.reason(index)
+        if reason:
+            text = _("{case}, slice {n}: {reason}")
+            self.session.say(text.format(case=self.view.name, n=sliceNumber(index), reason=reason))
 
     def alive(self):
+        """Whether a case is shown whose nodes are still in the scene."""
         if self.view is not None and not self.view.isAlive():
-            self.log.stop()
-            self.editor.edit(None, None)
-            self.view = None
+            self._letGo()
+            self.refresh()
             self.session.say(
                 _(
                     "The case's nodes were removed from the scene. Show the case again to go on; what was "
@@ -123,7 +153,7 @@ class AnnotatePanel(Panel):
 
     def _onClasses(self):
         if self.alive():
-            scene.syncClasses(self.view.segmentation, self.store.classes())
+            segments.syncClasses(self.view.segmentation, self.store.classes())
 
     def axis(self):
         """The axis whose slices are annotated."""
@@ -132,8 +162,7 @@ class AnnotatePanel(Panel):
     def _onDirection(self):
         if self.alive():
             self.log.watch(self.view, self.axis())
-            self._suggestEvenly()
-            self._showSlices()
+            self.slices.show(self.view, self.axis())
 
     # -- slices ---------------------------------------------------------------------------------------------------
 
@@ -143,220 +172,191 @@ class AnnotatePanel(Panel):
             return self.session.say(_("Show a case first."), "warning")
         index = self.view.shownSlice(self.axis())
         if index is None:
-            return self.session.say(
-                _("No slice of this case is shown in the {view} view.").format(
-                    view=self.view.viewOf(self.axis())
-                ),
-                "warning",
-            )
+            text = _("No {direction} slice of this case is shown in any view.")
+            direction = self.view.names[self.axis()]
+            return self.session.say(text.format(direction=direction), "warning")
         self.mark(self.axis(), [index])
+        text = _("Slice {n} is marked: what is not drawn on it is background.")
+        self.session.say(text.format(n=sliceNumber(index)), "done")
         self.session.sliceMarked.emit(index)
 
     def mark(self, axis, indices):
         """Mark slices as annotated."""
-        marked = self.view.annotated()
-        marked[axis] = sorted(set(marked.get(axis, [])) | set(indices))
-        self.view.setAnnotated(marked)
+        self.slices.mark(axis, indices)
         self.log.dirty = True
-        self._showSlices()
 
     def unmark(self):
         """The selected slice no longer counts."""
-        axis, index = self._selectedSlice()
-        if axis is None:
-            return
-        marked = self.view.annotated()
-        marked[axis] = [each for each in marked.get(axis, []) if each != index]
-        self.view.setAnnotated(marked)
-        self.log.dirty = True
-        self._showSlices()
+        axis, index = self.slices.selected() if self.alive() else (None, None)
+        if axis is not None:
+            self.slices.unmark(axis, [index])
+            self.log.dirty = True
 
     def jump(self):
         """Show the selected slice."""
-        axis, index = self._selectedSlice()
+        axis, index = self.slices.selected() if self.alive() else (None, None)
         if axis is not None:
             self.view.jumpTo(axis, index)
 
-    def _selectedSlice(self):
-        item = self.ui.slicesList.currentItem() if self.alive() else None
-        return (
-            tuple(int(part) for part in item.data(qt.Qt.UserRole).split(":"))
-            if item is not None
-            else (None, None)
-        )
-
     def step(self, direction):
-        """Show the next (or previous) suggested slice; after a case's last one, the next case with suggestions."""
-        if not self.alive() or not self.suggested:
+        """Show the next (or previous) suggested slice that is not annotated; after a case's last one, the next case."""
+        if not self.alive() or not self.slices.suggested:
             return
         shown = self.view.shownSlice(self.axis())
-        shown = -1 if shown is None else shown
-        ahead = [i for i in self.suggested if (i > shown if direction > 0 else i < shown)]
-        other = (
-            annotation.nextCase(self.wanted, self.view.name)
-            if direction > 0 and not ahead
-            else None
-        )
-        if other is not None and self.store.case(other) is not None:
-            return self.showCase(other, walk=True)
-        index = (
-            (ahead[0] if direction > 0 else ahead[-1])
-            if ahead
-            else self.suggested[0 if direction > 0 else -1]
-        )
+        index = self.slices.beside(-1 if shown is None else shown, direction)
+        if index is None and direction > 0:
+            other = self.slices.nextCase()
+            if other is not None:
+                return self.showCase(other, walk=True)
+        if index is None:
+            index = self.slices.first()
+        if index is None:
+            text = _("All suggested slices of {case} are annotated.")
+            return self.session.say(text.format(case=self.view.name), "done")
         self._goTo(index)
 
-    def _suggestEvenly(self):
-        if self.alive():
-            mine = annotation.suggestedSlices(self.wanted, self.view.name).get(self.axis())
-            self.suggested = mine or annotation.evenSlices(
-                self.view.size[self.axis()], self.ui.budgetSpinBox.value
-            )
-            self._showProgress()
+    def _onEdited(self, changes):
+        """An edit changed these slices."""
+        from MedSSLLib.project.advice import STROKE_SLICES
+
+        if not self.alive():
+            return
+        if self.ui.autoMarkCheckBox.checked and len(changes) <= STROKE_SLICES:
+            undone = self.slices.follow(changes)
+            if undone:
+                text = _("Slice {n} is as before: it no longer counts as annotated.")
+                self.session.say(text.format(n=sliceNumber(undone[0])))
+        elif len(changes) > STROKE_SLICES:
+            text = _("{n} slices changed at once. Mark those that you checked.")
+            self.session.say(text.format(n=len(changes)))
+
+    # -- the library ----------------------------------------------------------------------------------------------
 
     def suggest(self):
         """Have the library choose the slices that are worth most."""
         if self.store.isOpen():
-            self.session.startJob(
-                _("Choosing slices"),
-                commands.suggest(
-                    self.store.folder,
-                    self.ui.budgetSpinBox.value,
-                    self._latestModel() or self._latestModel(("pretrain",)),
-                ),
-                kind="suggest",
+            runs = self.store.models() or self.store.encoders()
+            arguments = commands.suggest(
+                self.store.folder, self.ui.budgetSpinBox.value, runs[-1] if runs else None
             )
+            self.session.startJob(_("Choosing slices"), arguments, kind="suggest", tells=True)
 
     def takeSuggestion(self, event):
         """Slices that the library suggests, in any case."""
-        self.wanted = event.get("slices") or []
+        self.slices.wanted = event.get("slices") or []
+        entries = self.slices.wanted
         if self.alive():
-            asked = annotation.suggestedSlices(self.wanted, self.view.name)
-            choose(self.ui.directionComboBox, str(next(iter(asked), self.axis())))
-            self._suggestEvenly()
-        cases = [entry["case"] for entry in self.wanted]
-        if cases and not (self.alive() and self.view.name in cases):
-            self.session.say(
-                _("{n} slices are suggested, in other cases. Show {case} to begin.").format(
-                    n=len(cases), case=cases[0]
-                )
-            )
+            choose(self.ui.directionComboBox, str(next(iter(self.slices.asked()), self.axis())))
+            self.slices.spread()
+        cases = list(dict.fromkeys(entry["case"] for entry in entries))
+        if not cases:
+            self.session.say(_("No slice is left to suggest."), "warning")
+        elif self.alive() and self.view.name in cases:
+            text = _("{n} slices are suggested in {m} cases. Next leads from one to the next.")
+            self.session.say(text.format(n=len(entries), m=len(cases)), "done")
+        else:
+            text = _("{n} slices are suggested, in other cases. Show {case} to begin.")
+            self.session.say(text.format(n=len(entries), case=cases[0]), "done")
 
     def complete(self):
         """Have the slices between the annotated ones filled in."""
         if not self.alive() or not self.view.annotated():
             self.session.say(_("Mark at least one annotated slice first."), "warning")
             return
-        self.session.startJob(
-            _("Completing {case}").format(case=self.view.name),
-            commands.complete(
-                self.store.folder, self.view.name, self._latestModel(("pretrain",)), "auto"
-            ),
-            kind="complete",
+        encoders = self.store.encoders()
+        arguments = commands.complete(
+            self.store.folder, self.view.name, encoders[-1] if encoders else None, "auto"
         )
+        title = _("Completing {case}").format(case=self.view.name)
+        self.session.startJob(title, arguments, kind="complete", tells=True)
 
     def takeCorrection(self, wanted):
-        """Copy the shown slice of a prediction into the case's annotation and mark it."""
-        if self.view is None or self.view.name != wanted["case"]:
-            self.showCase(wanted["case"])
-        self.session.stepper.start(correctionSteps(self, wanted), None, self.session.sayError)
+        """Copy the shown slice of a class map ("label") into the annotation of "case" and mark it."""
+
+        def copy():
+            axis = self.axis()
+            steps = correctionSteps(
+                self.log, self.view, wanted["label"], self.store.classes(), axis
+            )
+            self.session.stepper.start(
+                steps, lambda index: self._onCorrected(axis, index), self.session.sayError
+            )
+
+        self._whenShown(wanted["case"], copy)
+
+    def _onCorrected(self, axis, index):
+        if self.alive():
+            self.mark(axis, [index])
+            text = _("Slice {n} is in the annotation now: correct it, then fine-tune again.")
+            self.session.say(text.format(n=sliceNumber(index)), "done")
 
     def takeCompletion(self, path, case=None):
         """Fill in what the library completed; annotated slices stay as drawn."""
-        if case is not None and (self.view is None or self.view.name != case):
-            self.showCase(case)
-        if self.alive():
-            self.session.stepper.start(
-                completionSteps(self.log, self.view, path), None, self.session.sayError
-            )
 
-    def _latestModel(self, kinds=("finetune", "selftrain")):
-        finished = [
-            run["name"]
-            for run in self.store.runs()
-            if run["finished"] and advice.command(run) in kinds
-        ]
-        return finished[-1] if finished else None
+        def fill():
+            steps = completionSteps(self.log, self.session, self.view, path)
+            self.session.stepper.start(steps, None, self.session.sayError)
 
-    def _onEdited(self, indices):
-        """An edit changed these slices."""
-        if not self.alive():
-            return
-        if self.ui.autoMarkCheckBox.checked and 0 < len(indices) <= 3:
-            self.mark(self.axis(), indices)
-        elif len(indices) > 3:
-            self.session.say(
-                _("{n} slices changed at once. Mark those that you checked.").format(n=len(indices))
-            )
+        self._whenShown(case or (self.view.name if self.view else ""), fill)
 
-    def _showSlices(self):
-        widget = self.ui.slicesList
-        widget.clear()
-        for axis, indices in self.view.annotated().items():
-            for index in indices:
-                item = qt.QListWidgetItem(
-                    _("{direction} slice {n}").format(
-                        direction=self.view.names[axis].capitalize(), n=index
-                    )
-                )
-                item.setData(qt.Qt.UserRole, f"{axis}:{index}")
-                widget.addItem(item)
-        self._showProgress()
+    def _whenShown(self, name, call):
+        """`call()` with that case shown, now or when it has been brought into the scene."""
+        if self.alive() and self.view.name == name:
+            self.bringUp()
+            call()
+        else:
+            self.showCase(name, then=call)
 
-    def _showProgress(self):
-        bar = self.ui.annotationProgressBar
-        marked = len(self.view.annotated().get(self.axis(), []))
-        wanted = max(len(set(self.suggested) | set(self.view.annotated().get(self.axis(), []))), 1)
-        bar.setMaximum(wanted)
-        bar.setValue(marked)
-        bar.setFormat(_("{done} of {all} slices").format(done=marked, all=wanted))
+    # -- saving ---------------------------------------------------------------------------------------------------
 
-    def save(self):
-        """Write the annotation of the shown case into the project, if it changed."""
+    def save(self, aloud=False):
+        """Write the annotation of the shown case into the project, if it changed; `aloud`: say so."""
         if not self.alive() or not self.store.isOpen() or self.store.case(self.view.name) is None:
             return
         self.log.flush()
+        self.session.guarded(self.classes.takeOver)
         if self.log.dirty:
             self.log.dirty, view = False, self.view
             self.session.stepper.start(
-                saveSteps(self.session, view), None, lambda error: self._onNotSaved(view, error)
+                saveSteps(self.session, view),
+                lambda marked: self._onSaved(view, marked, aloud),
+                lambda error: self._onNotSaved(view, error),
             )
+        elif aloud:
+            text = _("{case}: nothing has changed since it was saved.")
+            self.session.say(text.format(case=self.view.name))
+
+    def _onSaved(self, view, marked, aloud):
+        count = sum(len(indices) for indices in marked.values())
+        if aloud and count:
+            text = _("{case} is saved, with {n} annotated slices.")
+            self.session.say(text.format(case=view.name, n=count), "done")
+        elif aloud:
+            text = _("{case} is saved. No slice is marked yet, so nothing is learned from it.")
+            self.session.say(text.format(case=view.name), "warning")
 
     def _onNotSaved(self, view, error):
         """What was drawn is still in the scene; the next save tries again."""
         self.log.keep(view)
-        self.session.say(
-            _("{case} is not saved yet: {error}").format(case=view.name, error=error), "error"
-        )
+        text = _("{case} is not saved yet: {error}").format(case=view.name, error=error)
+        self.session.say(text, "error")
 
     # -- module ---------------------------------------------------------------------------------------------------
 
     def refresh(self):
         entries = [(case.name, case.name) for case in self.store.cases if case.role != "test"]
         fillCombo(self.ui.annotateCaseComboBox, entries)
-        self.classes.show()
         ready = self.view is not None
-        hint = (
-            ""
-            if ready
-            else (
-                _("Choose a case and press Show.")
-                if entries
-                else _("Add volumes in panel 1 first.")
-            )
-        )
+        self.classes.show(ready)
+        hint = ""
+        if not ready:
+            pick, add = _("Choose a case and press Show."), _("Add volumes in panel 1 first.")
+            hint = pick if entries else add
         self.setHint(self.ui.annotateHint, hint)
         self.ui.loadCaseButton.setEnabled(bool(entries))
         self.ui.suggestButton.setEnabled(bool(entries))
-        for name in (
-            "markSliceButton",
-            "previousSliceButton",
-            "nextSliceButton",
-            "completeButton",
-            "saveAnnotationButton",
-            "jumpSliceButton",
-            "removeSliceButton",
-        ):
+        self.ui.segmentEditor.setVisible(ready)
+        for name in _WITH_CASE:
             getattr(self.ui, name).setEnabled(ready)
 
     def enter(self):
@@ -366,13 +366,16 @@ class AnnotatePanel(Panel):
         self.save()
         self.editor.exit()
 
+    def onFolded(self):
+        """Another panel is used now: the mouse draws no more, and what was drawn counts there."""
+        self.editor.endEffect()
+        self.save()
+
     def onSceneClosing(self):
         """The scene is about to be closed: write what was drawn, then let go of it."""
         self.save()
         self.session.stepper.finish()
-        self.log.stop()
-        self.editor.edit(None, None)
-        self.view = None
+        self._letGo()
         self.refresh()
 
     def cleanup(self):

@@ -5,16 +5,20 @@ from pathlib import Path
 import qt
 import slicer
 
+INK = {
+    "light": {"done": "#1e6e34", "warning": "#7a4f00", "error": "#b3261e"},
+    "dark": {"done": "#86d796", "warning": "#f2c566", "error": "#ffa097"},
+}
+"""Colours of messages with a contrast of at least 4.5 on the panel's background (WCAG 2)."""
 _UI = Path(__file__).resolve().parent.parent.parent / "Resources" / "UI"
 
 
-class Panel(qt.QObject):
+class Panel:
     """A .ui file and the code behind it. `widget` goes into the section of the module's panel."""
 
     NAME = ""
 
-    def __init__(self, session, parent=None):
-        super().__init__(parent)
+    def __init__(self, session):
         self.session = session
         self.store = session.store
         self.widget = slicer.util.loadUI(str(_UI / f"{self.NAME}.ui"))
@@ -29,6 +33,9 @@ class Panel(qt.QObject):
     def refresh(self):
         """The project changed."""
 
+    def onFolded(self):
+        """The panel's section was closed."""
+
     def cleanup(self):
         """The panel goes away."""
 
@@ -36,6 +43,24 @@ class Panel(qt.QObject):
         """What is missing for the next step; an empty text hides the line."""
         label.setText(text)
         label.setVisible(bool(text))
+
+
+_WORD = 22  # characters that fit beside each other in the narrowest panel, whatever the font
+
+
+def breakable(text):
+    """`text` with places (zero-width spaces) where words that are too long for a narrow panel may be broken."""
+    pieces = []
+    for word in text.split(" "):
+        if len(word) > _WORD:
+            word = "\u200b".join(word[n : n + _WORD // 2] for n in range(0, len(word), _WORD // 2))
+        pieces.append(word)
+    return " ".join(pieces)
+
+
+def isDark(widget):
+    """Whether the application's colours are light on dark."""
+    return widget.palette.color(qt.QPalette.Window).lightness() < 128
 
 
 def fillCombo(combo, entries, keep=True):
@@ -66,6 +91,7 @@ def choose(combo, key):
 def cell(text, editable=False, key=None):
     """A table cell."""
     item = qt.QTableWidgetItem(text)
+    item.setToolTip(text)
     flags = qt.Qt.ItemIsSelectable | qt.Qt.ItemIsEnabled
     item.setFlags(flags | qt.Qt.ItemIsEditable if editable else flags)
     if key is not None:

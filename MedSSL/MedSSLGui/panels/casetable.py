@@ -3,24 +3,23 @@
 import qt
 from slicer.i18n import tr as _
 
-from .. import advice
-from .base import cell, selectedRows, setUpTable
+from ..project import words
+from .base import INK, cell, isDark, selectedRows, setUpTable
 
-_FIXED = 6
+_FIXED = 4
+"""Columns before those of the metadata; size and spacing come after them."""
+_ROWS_AT_ONCE = 8
 
 
-class CaseTable(qt.QObject):
+class CaseTable:
     """Shows the store's cases. Only rows that changed are touched, so 200 volumes stay responsive."""
 
-    def __init__(self, session, parent=None):
-        super().__init__(parent)
+    def __init__(self, session):
         self.session, self.store = session, session.store
         self.widget = qt.QTableWidget()
         self.widget.setObjectName("caseTable")
         self.widget.setToolTip(
-            _(
-                "Cases of the project. Double-click a metadata cell to edit it. Drop files here to add them."
-            )
+            _("Cases of the project. Double-click a metadata cell to edit it. Drop files to add.")
         )
         self.widget.setIconSize(qt.QSize(40, 40))
         self.widget.setMinimumHeight(220)
@@ -38,20 +37,16 @@ class CaseTable(qt.QObject):
         self._layOut()
 
     def _titles(self):
-        return [
-            "",
-            _("Case"),
-            _("Size"),
-            _("Spacing (mm)"),
-            _("Annotated"),
-            _("Role"),
-        ] + self.columns
+        fixed = ["", _("Case"), _("Annotated"), _("Role")]
+        return [*fixed, *self.columns, _("Size"), _("Spacing (mm)")]
 
     def _layOut(self):
         setUpTable(self.widget, self._titles(), 1)
-        self.widget.horizontalHeader().setSectionResizeMode(1, qt.QHeaderView.ResizeToContents)
-        self.widget.setColumnWidth(0, 48)
-        for column, width in ((2, 92), (3, 104), (4, 96), (5, 76)):
+        header = self.widget.horizontalHeader()
+        header.setSectionResizeMode(1, qt.QHeaderView.ResizeToContents)
+        self.widget.setColumnWidth(0, 46)
+        last = len(self._titles()) - 1
+        for column, width in ((2, 80), (3, 80), (last - 1, 96), (last, 112)):
             self.widget.setColumnWidth(column, width)
 
     def refresh(self):
@@ -73,7 +68,7 @@ class CaseTable(qt.QObject):
             self._timer.start()
 
     def _fillSome(self):
-        part, self._waiting = self._waiting[:8], self._waiting[8:]
+        part, self._waiting = self._waiting[:_ROWS_AT_ONCE], self._waiting[_ROWS_AT_ONCE:]
         for name in part:
             self._update(name)
         if not self._waiting:
@@ -91,34 +86,30 @@ class CaseTable(qt.QObject):
         self._shown[name] = state
         self._filling = True
         for column, text in enumerate(texts):
-            self.widget.setItem(
-                row, column, cell(text, column >= _FIXED, name if column == 0 else None)
-            )
+            editable = _FIXED <= column < _FIXED + len(self.columns)
+            item = cell(text, editable, name if column == 0 else None)
+            self.widget.setItem(row, column, item)
+        case_ = self.widget.item(row, 1)
+        case_.setToolTip(f"{name}\n{texts[-2]}, {texts[-1]} mm")
         if fact.get("thumbnail"):
             self.widget.item(row, 0).setIcon(qt.QIcon(fact["thumbnail"]))
         if fact.get("problem"):
-            self.widget.item(row, 1).setToolTip(fact["problem"])
-            self.widget.item(row, 1).setForeground(qt.QBrush(qt.QColor("#c05a50")))
+            case_.setToolTip(fact["problem"])
+            ink = INK["dark" if isDark(self.widget) else "light"]["error"]
+            case_.setForeground(qt.QBrush(qt.QColor(ink)))
         self.widget.setRowHeight(row, 44)
         self._filling = False
 
     def _texts(self, case, fact):
-        size = (
-            " × ".join(str(n) for n in fact["size"])
-            if fact.get("size")
-            else ("!" if fact.get("problem") else "…")
-        )
+        if fact.get("size"):
+            size = " × ".join(str(n) for n in fact["size"])
+        else:
+            size = "!" if fact.get("problem") else "…"
         spacing = " × ".join(f"{s:.3g}" for s in fact["spacing"]) if fact.get("spacing") else ""
         roles = {"labelled": _("training"), "unlabelled": _("unlabelled"), "test": _("test")}
         names = fact.get("axes") or self.session.axisNames(case.name)
-        return [
-            "",
-            case.name,
-            size,
-            spacing,
-            advice.annotationText(case, names),
-            roles[case.role],
-        ] + [case.metadata.get(column, "") for column in self.columns]
+        fixed = ["", case.name, words.annotationText(case, names), roles[case.role]]
+        return [*fixed, *(case.metadata.get(column, "") for column in self.columns), size, spacing]
 
     def close(self):
         """The panel goes away: touch no widget any more."""
@@ -138,7 +129,7 @@ class CaseTable(qt.QObject):
         return [names[row] for row in selectedRows(self.widget) if row < len(names)]
 
     def _onEdited(self, item):
-        if self._filling or item.column() < _FIXED:
+        if self._filling or not _FIXED <= item.column() < _FIXED + len(self.columns):
             return
         name, key = list(self._rows)[item.row()], self.columns[item.column() - _FIXED]
         self.session.guarded(lambda: self.store.setMetadata(name, key, item.text().strip()))

@@ -7,19 +7,21 @@ import qt
 import slicer
 from slicer.i18n import tr as _
 
-from .. import advice, annotation, commands, scene
-from ..jobs import Job
+from ..jobs import commands
+from ..jobs.runner import Job
+from ..project import words
+from ..project.annotations import sayShared
+from ..scene import annotation, grids, nodes, segments, voxels
 from .base import Panel
 from .casetable import CaseTable
 
 
 class DropArea(qt.QWidget):
-    """Takes files and folders dropped on the table."""
-
-    dropped = qt.Signal(object)
+    """Takes files and folders dropped on the table; `take(paths)` is called with them."""
 
     def __init__(self, parent=None):
         super().__init__(parent)
+        self.take = None
         self.setAcceptDrops(True)
 
     def dragEnterEvent(self, event):
@@ -27,8 +29,10 @@ class DropArea(qt.QWidget):
             event.acceptProposedAction()
 
     def dropEvent(self, event):
-        self.dropped.emit([url.toLocalFile() for url in event.mimeData().urls()])
+        paths = [url.toLocalFile() for url in event.mimeData().urls()]
         event.acceptProposedAction()
+        if self.take is not None:
+            self.take(paths)
 
 
 class DataPanel(Panel):
@@ -36,8 +40,8 @@ class DataPanel(Panel):
 
     NAME = "Data"
 
-    def __init__(self, session, parent=None):
-        super().__init__(session, parent)
+    def __init__(self, session):
+        super().__init__(session)
         self.area = DropArea()
         layout = qt.QVBoxLayout(self.area)
         layout.setContentsMargins(0, 0, 0, 0)
@@ -47,7 +51,7 @@ class DataPanel(Panel):
         holder = self.ui.tableHolder.layout()
         holder.setContentsMargins(0, 0, 0, 0)
         holder.addWidget(self.area)
-        self.area.dropped.connect(self.addPaths)
+        self.area.take = self.addPaths
         self._connect()
         self.refresh()
 
@@ -89,87 +93,83 @@ class DataPanel(Panel):
         """Add every loaded volume that is no case yet, with its segmentation if wanted."""
         if not self.openProject():
             return
-        nodes = [node for node in scene.addableVolumes() if node.GetImageData() is not None]
-        if not nodes:
-            self.session.say(
-                _("No loaded volume is left to add. Load one, or use Add files."), "warning"
-            )
+        found = [node for node in nodes.addableVolumes() if node.GetImageData() is not None]
+        if not found:
+            text = _("No loaded volume is left to add. Load one, or use Add files.")
+            self.session.say(text, "warning")
             return
-        self.session.say(_("Adding {n} volumes …").format(n=len(nodes)), "busy")
-        self.session.stepper.start(
-            self._addSteps(nodes), lambda added: self._addFiles(added), self.session.sayError
-        )
+        self.session.say(_("Adding {n} volumes …").format(n=len(found)), "busy")
+        self.session.stepper.start(self._addSteps(found), self._addFiles, self.session.sayError)
 
-    def _addSteps(self, nodes):
-        """Files and labels of the nodes; a node that cannot be used is told and left out."""
+    def _addSteps(self, volumes):
+        """(node, name, file, label) of the nodes; a node that cannot be used is told and left out."""
         added, taken = [], {case.name.casefold() for case in self.store.cases}
-        for node in nodes:
+        for node in volumes:
             if node.GetScene() is None:
                 continue
             try:
-                path = yield from scene.volumeSteps(
-                    node, self.store.folder / "images", scene.caseName(node.GetName(), taken)
-                )
-                name = Path(path).name
-                for extension in (".gz", Path(name[:-3] if name.endswith(".gz") else name).suffix):
-                    name = (
-                        name[: -len(extension)] if extension and name.endswith(extension) else name
-                    )
-                if name.casefold() in taken:
-                    name = scene.caseName(name, taken)
-                    target = str(self.store.folder / "images" / f"{name}.nrrd")
-                    path = yield from scene.nrrdSteps(
-                        target, slicer.util.arrayFromVolume(node), scene.ijkToRas(node), False
-                    )
+                name, path = yield from self._fileSteps(node, taken)
                 label = yield from self._labelSteps(node, name)
-            except scene.SceneError as error:
+            except nodes.SceneError as error:
                 self.session.say(error, "warning")
                 continue
             taken.add(name.casefold())
             added.append((node, name, path, label))
         return added
 
+    def _fileSteps(self, node, taken):
+        """(case name, file) of a volume: its own file if its name is free, else a copy in the project."""
+        from MedSSLLib.images.io import case_name
+
+        folder = self.store.folder / "images"
+        path = grids.storedFile(node)
+        if path and case_name(path).casefold() not in taken:
+            grids.ijkToRas(node)  # refuses what cannot be used
+            return case_name(path), path
+        name = nodes.caseName(case_name(path) if path else node.GetName(), taken)
+        array = slicer.util.arrayFromVolume(node)
+        matrix = grids.ijkToRas(node)
+        path = yield from voxels.writeSteps(str(folder / f"{name}.nrrd"), array, matrix)
+        return name, path
+
     def _labelSteps(self, node, name):
         """(path, annotated) of the label drawn on a volume, None without one."""
-        found = scene.segmentationsOf(node) if self.session.parameters.withSegmentations else []
-        found = [each for each in found if each.GetSegmentation().GetNumberOfSegments()]
-        if not found:
+        drawn = None
+        for each in (
+            nodes.segmentationsOf(node) if self.ui.withSegmentationsCheckBox.checked else ()
+        ):
+            if each.GetSegmentation().GetNumberOfSegments():
+                drawn = each
+                break
+        if drawn is None:
             return None
-        classes = scene.classesWith(found[0], self.store.classes())
-        array, shared = yield from scene.labelSteps(found[0], node, classes)
-        if shared:
-            self.session.say(
-                _("{name}: segments overlap in {n} voxels; there the later segment counts.").format(
-                    name=name, n=shared
-                ),
-                "warning",
-            )
+        classes = segments.classesWith(drawn, self.store.classes())
+        array, shared = yield from segments.labelSteps(drawn, node, classes)
+        sayShared(self.session, name, shared)
         if not array.any():
             return None
-        matrix = scene.ijkToRas(node)
-        path = yield from scene.nrrdSteps(
-            self.store.folder / "labels" / f"{name}.nrrd", array, matrix, True
-        )
+        matrix = grids.ijkToRas(node)
+        path = self.store.folder / "labels" / f"{name}.nrrd"
+        yield from voxels.writeSteps(path, array, matrix)
         if classes != self.store.classes():
             self.store.setClasses(classes)
-        scene.syncClasses(found[0], classes)
-        scene.mark(found[0], name, "annotation")
-        tags = scene.readTags(found[0], annotation.axisNames(matrix[:3, :3]))
+        segments.syncClasses(drawn, classes)
+        nodes.mark(drawn, name, "annotation")
+        tags = segments.readTags(drawn, annotation.axisNames(matrix[:3, :3]))
         return path, annotation.toManifest(tags) if tags else None
 
     def _addFiles(self, added):
         """Have the library take the files into the project, then record the labels."""
         if added:
-            self._runAdd(
-                [path for _node, _name, path, _label in added], lambda: self._recordNodes(added)
-            )
+            paths = [path for _node, _name, path, _label in added]
+            self._runAdd(paths, lambda: self._recordNodes(added))
 
     def _recordNodes(self, added):
         for node, name, _path, label in added:
             if self.store.case(name) is None:
                 continue
             if node.GetScene() is not None:
-                scene.mark(node, name, "image")
+                nodes.mark(node, name, "image")
             if label:
                 self.store.setLabel(name, label[0], label[1])
 
@@ -191,38 +191,35 @@ class DataPanel(Panel):
 
         def done(outcome):
             if outcome.state == "done":
-                added = len(self.store.cases) - before
-                self.session.guarded(then) if then else None
-                refused = (
-                    "; ".join(outcome.log[:3]) if outcome.exitCode else ""
-                )  # 1: some were left out
-                self.session.say(
-                    _("{n} volumes added. {rest}").format(
-                        n=added, rest=refused or advice.nextStep(self.store)
-                    ),
-                    "warning" if refused else "done",
-                )
+                if then:
+                    self.session.guarded(then)
+                self._sayAdded(outcome, len(self.store.cases) - before)
             self.session.readFacts()
 
-        self.session.runHelper(
-            Job(_("Adding volumes"), commands.add(self.store.folder, paths), {"done": done})
-        )
+        arguments = commands.add(self.store.folder, paths)
+        self.session.runHelper(Job(_("Adding volumes"), arguments, {"done": done}))
+
+    def _sayAdded(self, outcome, count):
+        # with exit code 1 some were left out
+        refused = "; ".join(outcome.log[:3]) if outcome.exitCode else ""
+        rest = refused or words.nextStep(self.store)
+        text = _("{n} volumes added. {rest}").format(n=count, rest=rest)
+        self.session.say(text, "warning" if refused else "done")
 
     def makeSampleData(self):
         """Make the sample cohort in the project folder and add it."""
-        from ..sampledata import cohortJob
+        from ..project.sampledata import cohortJob
 
-        if self.openProject():
-            folder = self.store.folder / "sample"
-            self.session.say(_("Making sample volumes …"), "busy")
-            self.session.runHelper(
-                cohortJob(
-                    folder,
-                    lambda outcome: (
-                        self.addPaths([str(folder / "images")]) if outcome.state == "done" else None
-                    ),
-                )
-            )
+        if not self.openProject():
+            return
+        folder = self.store.folder / "sample"
+        self.session.say(_("Making sample volumes …"), "busy")
+
+        def done(outcome):
+            if outcome.state == "done":
+                self.addPaths([str(folder / "images")])
+
+        self.session.runHelper(cohortJob(folder, done))
 
     # -- table --------------------------------------------------------------------------------------------------
 
@@ -230,7 +227,8 @@ class DataPanel(Panel):
         """Make the selected cases test cases, or back."""
         for name in self.table.selectedCases():
             case = self.store.case(name)
-            role = "test" if case.role != "test" else ("labelled" if case.label else "unlabelled")
+            trained = "labelled" if case.label else "unlabelled"
+            role = trained if case.role == "test" else "test"
             if not self.session.guarded(
                 lambda name=name, role=role: self.store.updateCase(name, role=role)
             ):
@@ -251,21 +249,20 @@ class DataPanel(Panel):
         if self.session.guarded(
             lambda: unknown.extend(self.store.mergeMetadata(read_metadata(path)))
         ):
-            text = _("Metadata read. ") + (
-                _("Not in the project: {names}").format(names=", ".join(unknown[:5]))
-                if unknown
-                else ""
-            )
-            self.session.say(text, "warning" if unknown else "done")
+            if unknown:
+                text = _("Metadata read. Not in the project: {names}")
+                self.session.say(text.format(names=", ".join(unknown[:5])), "warning")
+            else:
+                self.session.say(_("Metadata read."), "done")
 
     def refresh(self):
         if self.store.isOpen() and self.ui.projectPathEdit.currentPath != str(self.store.folder):
             self.ui.projectPathEdit.setCurrentPath(str(self.store.folder))
         self.table.refresh()
-        empty = (
-            _("Choose a folder above and press Open or create.") if not self.store.isOpen() else ""
-        )
-        if self.store.isOpen() and not self.store.cases:
+        empty = ""
+        if not self.store.isOpen():
+            empty = _("Choose a folder and press Open or create.")
+        elif not self.store.cases:
             empty = _("Add volumes: from the scene, from files, or drop them on the table.")
         self.setHint(self.ui.dataHint, empty)
         for name in (
@@ -282,17 +279,9 @@ class DataPanel(Panel):
     # -- dialogs, only on the user's click -----------------------------------------------------------------------
 
     def _browseFiles(self):
-        self.addPaths(
-            list(
-                qt.QFileDialog.getOpenFileNames(
-                    self.widget,
-                    _("Add images"),
-                    "",
-                    _("Images (*.nii *.nii.gz *.nrrd *.mha *.mhd)"),
-                )
-                or []
-            )
-        )
+        kinds = _("Images (*.nii *.nii.gz *.nrrd *.mha *.mhd)")
+        chosen = qt.QFileDialog.getOpenFileNames(self.widget, _("Add images"), "", kinds)
+        self.addPaths(list(chosen or []))
 
     def _browseFolder(self):
         path = qt.QFileDialog.getExistingDirectory(self.widget, _("Add a folder of images"))

@@ -3,7 +3,8 @@
 import qt
 from slicer.i18n import tr as _
 
-from .. import advice, commands
+from ..jobs import commands
+from ..project import words
 from .base import Panel, choose, chosen, fillCombo
 
 
@@ -12,12 +13,13 @@ class PretrainPanel(Panel):
 
     NAME = "Pretrain"
 
-    def __init__(self, session, parent=None):
-        super().__init__(session, parent)
+    def __init__(self, session):
+        super().__init__(session)
         ui = self.ui
-        self._touched = False
-        fillCombo(ui.methodComboBox, [(name, key) for key, name, _text in advice.methods()])
-        fillCombo(ui.pretrainPresetComboBox, [(name, key) for key, name in advice.presets()])
+        self._touched, self._why = False, ""
+        self._methods = words.methods()
+        fillCombo(ui.methodComboBox, [(name, key) for key, name, _text in self._methods])
+        fillCombo(ui.pretrainPresetComboBox, [(name, key) for key, name in words.presets()])
         choose(ui.pretrainPresetComboBox, "standard")
         fillCombo(
             ui.deviceComboBox,
@@ -49,52 +51,38 @@ class PretrainPanel(Panel):
         self.store.factsChanged.disconnect(self._onFact)
 
     def _recommend(self):
-        method, self._why = advice.recommended(
-            self.store.facts.values(), self.store.metadataColumns()
-        )
+        facts, columns = self.store.facts.values(), self.store.metadataColumns()
+        method, self._why = words.recommended(facts, columns)
         if not self._touched:
             choose(self.ui.methodComboBox, method)
         self._describe()
 
     def _describe(self):
         key = chosen(self.ui.methodComboBox)
-        text = next((text for method, _name, text in advice.methods() if method == key), "")
-        self.ui.methodLabel.setText(
-            f"{text}<br><i>{self._why}</i>" if getattr(self, "_why", "") else text
-        )
+        text = next((text for method, _name, text in self._methods if method == key), "")
+        self.ui.methodLabel.setText(f"{text}<br><i>{self._why}</i>" if self._why else text)
         self.ui.metaEdit.setEnabled(key == "gcl")
         self._estimate()
 
     def _estimate(self):
-        minutes = self.ui.pretrainMinutesSpinBox.value
-        history = [
-            (
-                run["config"].get("preset") or run["config"].get("config", {}).get("preset"),
-                (run["metrics"] or {}).get("seconds"),
-            )
-            for run in self.store.runs()
-            if run["config"] and (run["metrics"] or {}).get("seconds")
-        ]
-        self.ui.estimateLabel.setText(
-            advice.estimate(
-                self.store.facts.values(), chosen(self.ui.pretrainPresetComboBox), minutes, history
-            )
-        )
+        facts, runs = self.store.facts.values(), self.store.runs()
+        self.ui.estimateLabel.setText(words.estimate(facts, self.settings(), runs))
 
     def refresh(self):
+        from MedSSLLib.project.advice import LEAST_SCANS
+
         self._recommend()
-        enough = len([case for case in self.store.cases if case.role != "test"])
-        hint = "" if enough >= 2 else _("Add at least two volumes in panel 1 first.")
+        usable = [case for case in self.store.cases if case.role != "test"]
+        few = _("Add at least two volumes in panel 1 first.")
+        hint = "" if len(usable) >= LEAST_SCANS else few
         self.setHint(self.ui.pretrainHint, hint)
         self.ui.pretrainButton.setEnabled(not hint)
         self.ui.resumePretrainButton.setEnabled(self._unfinished() is not None)
 
     def _unfinished(self):
-        running = self.session.queue.current
-        if running is not None:
+        if self.session.queue.current is not None:
             return None
-        runs = [run for run in self.store.runs() if run["resumable"] and not run["finished"]]
-        return next((run for run in reversed(runs) if advice.command(run) == "pretrain"), None)
+        return self.store.unfinished("pretrain")
 
     def settings(self):
         """What the panel holds, for `commands.pretrain`."""
@@ -111,16 +99,12 @@ class PretrainPanel(Panel):
     def pretrain(self):
         """Queue the pre-training."""
         if self.store.isOpen():
-            self.session.startJob(
-                _("Pre-training"),
-                commands.pretrain(self.store.folder, self.settings()),
-                kind="pretrain",
-            )
+            arguments = commands.pretrain(self.store.folder, self.settings())
+            self.session.startJob(_("Pre-training"), arguments, kind="pretrain")
 
     def resume(self):
         """Go on with the latest unfinished pre-training."""
         run = self._unfinished()
         if run:
-            self.session.startJob(
-                _("Pre-training, resumed"), commands.resume(self.store.folder, run), kind="pretrain"
-            )
+            arguments = commands.resume(self.store.folder, run)
+            self.session.startJob(_("Pre-training, resumed"), arguments, kind="pretrain")

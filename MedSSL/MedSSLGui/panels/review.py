@@ -1,13 +1,20 @@
 """Panel 5: predicting, looking, comparing, correcting, exporting."""
 
 import qt
-import slicer
 from slicer.i18n import tr as _
 
-from .. import advice, annotation, caseview, commands, scene
-from ..jobs import Job
-from ..resultview import ResultView
-from .base import Panel, cell, chosen, fillCombo, selectedRows, setUpTable
+from ..jobs import commands
+from ..jobs.runner import Job
+from ..project import words
+from ..scene import annotation, grids, nodes, views, voxels
+from ..scene.comparison import Comparison
+from ..scene.resultview import ResultView, exportAllSteps
+from ..segmentvolume import VolumeSegmenter
+from .base import Panel, cell, choose, chosen, fillCombo, selectedRows, setUpTable
+from .pseudolabels import PseudoLabelList
+
+_WITH_RESULT = ("compareButton", "correctButton", "exportButton")
+_ENDING = ".nii.gz"
 
 
 class ReviewPanel(Panel):
@@ -15,24 +22,31 @@ class ReviewPanel(Panel):
 
     NAME = "Review"
 
-    def __init__(self, session, parent=None):
-        super().__init__(session, parent)
-        self.result, self.figures = None, {}
+    def __init__(self, session):
+        super().__init__(session)
+        self.result, self.comparison, self.rows = None, None, {}
+        self._models, self._wanted = [], ""
         ui = self.ui
-        setUpTable(ui.resultTable, [_("Case"), _("Uncertainty (0 to 1)"), _("Volumes (ml)")], 2)
+        setUpTable(
+            ui.resultTable,
+            [_("Case"), _("Predicted Dice"), _("Dice"), _("Uncertainty"), _("Volumes (ml)")],
+            4,
+        )
         fillCombo(
             ui.compareModeComboBox, [(_("difference"), "difference"), (_("side by side"), "beside")]
         )
-        fillCombo(
-            ui.exportFormatComboBox,
-            [
-                (_("Segmentation (.seg.nrrd)"), "seg"),
-                (_("NIfTI (.nii.gz)"), "nifti"),
-                (_("Labelmap node"), "node"),
-            ],
-        )
+        kinds = [(_("Segmentation (.seg.nrrd)"), "seg"), (_("NIfTI (.nii.gz)"), "nifti")]
+        fillCombo(ui.exportFormatComboBox, [*kinds, (_("Labelmap node"), "node")])
+        self.volumes = VolumeSegmenter(session)
+        self.pseudo = PseudoLabelList(session, ui, self.showPseudo)
+        self._connect()
+        session.queue.finished.connect(self._onFinished)
+        self.refresh()
+
+    def _connect(self):
+        ui = self.ui
         ui.predictButton.clicked.connect(lambda: self.predict())
-        ui.modelComboBox.currentIndexChanged.connect(lambda index: self.readFigures())
+        ui.modelComboBox.currentIndexChanged.connect(lambda index: self.readResults())
         ui.resultTable.itemSelectionChanged.connect(lambda: self._onSelected())
         for slider in (ui.opacitySlider, ui.outlineSlider, ui.uncertaintySlider):
             slider.valueChanged.connect(lambda value: self._style())
@@ -40,175 +54,169 @@ class ReviewPanel(Panel):
         ui.compareButton.clicked.connect(lambda: self.compare())
         ui.correctButton.clicked.connect(lambda: self.correct())
         ui.exportButton.clicked.connect(lambda: self.export())
-        session.queue.finished.connect(self._onFinished)
-        self.refresh()
+        ui.exportAllButton.clicked.connect(lambda: self.exportAll())
+        ui.volumeSelector.currentNodeChanged.connect(lambda node: self._enable())
+        ui.segmentVolumeButton.clicked.connect(lambda: self.segmentVolume())
 
     # -- predicting -----------------------------------------------------------------------------------------------
-
-    def _models(self):
-        return [
-            run["name"]
-            for run in self.store.runs()
-            if run["finished"] and advice.command(run) in ("finetune", "selftrain")
-        ]
 
     def _casesToPredict(self):
         key = chosen(self.ui.predictCasesComboBox)
         if key == "*":
             return [case.name for case in self.store.cases]
-        if key == "*unlabelled":
-            return [case.name for case in self.store.cases if case.role == "unlabelled"]
+        if key in ("*unlabelled", "*test"):
+            return [case.name for case in self.store.casesOf(key[1:])]
         return [key] if key else []
 
     def predict(self):
         """Queue the prediction of the chosen cases."""
         model, cases = chosen(self.ui.modelComboBox), self._casesToPredict()
         if not model or not cases:
-            self.session.say(
-                _("Train a model in panel 4 first.") if not model else _("There is no such case."),
-                "warning",
-            )
+            train, none = _("Train a model in panel 4 first."), _("There is no such case.")
+            self.session.say(none if model else train, "warning")
             return
-        arguments = commands.predict(
-            self.store.folder,
-            model,
-            self.store.resultsFolder(model),
-            cases,
-            self.ui.uncertaintyCheckBox.checked,
-            "auto",
-        )
-        self.session.startJob(
-            _("Predicting {n} cases").format(n=len(cases)),
-            arguments,
-            kind="predict",
-            run=model,
-            cases=cases,
-        )
+        settings = {
+            "run": model,
+            "out": self.store.resultsFolder(model),
+            "cases": cases,
+            "uncertainty": self.ui.uncertaintyCheckBox.checked,
+            "quality": self.ui.qualityCheckBox.checked,
+            "device": "auto",
+        }
+        title = _("Predicting {n} cases").format(n=len(cases))
+        arguments = commands.predict(self.store.folder, settings)
+        self.session.startJob(title, arguments, kind="predict", run=model, cases=cases)
 
     def _onFinished(self, outcome):
-        if outcome.job.facts.get("kind") == "predict" and outcome.state in (
-            "done",
-            "cancelled",
-            "failed",
-        ):
-            self.readFigures()
+        kind = outcome.job.facts.get("kind")
+        if kind == "predict" and outcome.state in ("done", "cancelled", "failed"):
+            self.readResults()
+        elif kind == "segment":
+            self.volumes.take(outcome)
 
-    def readFigures(self):
-        """Have the figures of the model's predictions read by another process."""
-        self.figures = {}
-        model = chosen(self.ui.modelComboBox)
-        if model and self.store.resultsFolder(model).is_dir():
-            script = commands.Path(commands.__file__).with_name("results.py")
-            arguments = [str(script), str(self.store.resultsFolder(model))]
-            self.session.runHelper(
-                Job(
-                    _("Reading results"),
-                    arguments,
-                    {"event": self._takeFigure, "done": lambda outcome: self._showFigures()},
-                )
-            )
+    def segmentVolume(self):
+        """Segment the chosen volume of the scene with the chosen model; it does not become a case."""
+        model, node = chosen(self.ui.modelComboBox), self.ui.volumeSelector.currentNode()
+        if not model or node is None:
+            self.session.say(_("Choose a model and a volume first."), "warning")
         else:
-            self._showFigures()
+            self.volumes.segment(model, node)
 
-    def _takeFigure(self, event):
-        self.figures[event["case"]] = event
+    # -- results --------------------------------------------------------------------------------------------------
 
-    def _showFigures(self):
-        table = self.ui.resultTable
-        names = {value: name for value, name, _c, _t in self.store.classes()}
-        rows = sorted(
-            self.figures.values(),
-            key=lambda f: -(f["uncertainty"] if f["uncertainty"] is not None else -1),
+    def readResults(self):
+        """Have the numbers of the model's predictions read by another process."""
+        model = chosen(self.ui.modelComboBox)
+        if not model or not self.store.resultsFolder(model).is_dir():
+            self.rows = {}
+            self._showRows()
+            return
+        found = {}
+
+        def take(event):
+            if event["event"] == "metric":
+                found[event["case"]] = event
+
+        def done(outcome):
+            if chosen(self.ui.modelComboBox) == model:
+                self.rows = found
+                self._showRows()
+
+        arguments = commands.results(self.store.folder, self.store.resultsFolder(model))
+        self.session.readers.add(
+            Job(_("Reading results"), arguments, {"event": take, "done": done})
         )
+
+    def _showRows(self):
+        table, selected = self.ui.resultTable, self._selectedCase()
+        rows = sorted(self.rows.values(), key=words.leastSure)
+        names = {value: name for value, name, _c, _t in self.store.classes()}
         table.blockSignals(True)
         table.clearSelection()
         table.setRowCount(len(rows))
-        for row, figure in enumerate(rows):
-            doubt = "" if figure["uncertainty"] is None else f"{figure['uncertainty']:.3f}"
-            volumes = ", ".join(
-                f"{names.get(int(v), v)} {ml:.1f}" for v, ml in figure["volumes_ml"].items()
-            )
-            for column, text in enumerate((figure["case"], doubt, figure["problem"] or volumes)):
-                table.setItem(row, column, cell(text))
+        for number, row in enumerate(rows):
+            for column, text in enumerate(words.resultTexts(row, names)):
+                table.setItem(number, column, cell(text))
+            why = (row.get("quality") or {}).get("why")
+            if why:
+                table.item(number, 1).setToolTip(why)
+            if row["case"] == selected:
+                table.selectRow(number)
         table.blockSignals(False)
-        table.resizeColumnToContents(1)
-        table.resizeRowsToContents()
+        for column in range(4):
+            table.resizeColumnToContents(column)
         self._enable()
+
+    def _selectedCase(self):
+        rows = selectedRows(self.ui.resultTable)
+        item = self.ui.resultTable.item(rows[0], 0) if rows else None
+        return item.text() if item else ""
 
     # -- looking --------------------------------------------------------------------------------------------------
 
     def _onSelected(self):
-        rows = selectedRows(self.ui.resultTable)
-        if rows:
-            self.showResult(self.ui.resultTable.item(rows[0], 0).text())
+        name = self._selectedCase()
+        if name:
+            self.showResult(name)
 
     def showResult(self, name):
         """Show a case's prediction over its image."""
         case, model = self.store.case(name), chosen(self.ui.modelComboBox)
-        if case is None or not model:
-            return
-        if self.result is not None:
-            self.result.endComparison()
+        if case is not None and model:
+            folder = self.store.resultsFolder(model)
+            file = f"{name}{_ENDING}"
+            files = (folder / file, folder / "uncertainty" / file)
+            self._show(ResultView(case, model, files, self.store.classes()))
 
-        def make():
-            self.result = ResultView(
-                case, model, self.store.resultsFolder(model), self.store.classes()
-            )
+    def showPseudo(self, case, run, folder):
+        """Show a pseudo-label of a round over its image, with the model's confidence."""
+        found, file = self.store.case(case), f"{case}{_ENDING}"
+        if found is not None:
+            files = (folder / file, folder / "confidence" / file)
+            self._show(ResultView(found, run, files, self.store.classes(), "pseudo"))
 
-        if self.session.guarded(make):
-            self.session.stepper.start(
-                self.result.fillSteps(), lambda value: self._onShown(), self.session.sayError
-            )
-
-    def _onShown(self):
-        self._hideOtherSegmentations()
-        self.session.showVolume(
-            self.result.image, self.result.uncertainty, self.ui.uncertaintySlider.value
+    def _show(self, result):
+        self.endComparison()
+        self._wanted = result
+        self.session.say(_("Showing {case} …").format(case=result.case.name), "busy")
+        self.session.stepper.start(
+            result.fillSteps(), lambda value: self._onShown(result), self.session.sayError
         )
-        self._style()
+
+    def _onShown(self, result):
+        if result is not self._wanted or not result.isAlive():
+            return  # another case was chosen meanwhile
+        self.result = result
+        self.bringUp()
         self._fillClasses()
         self._fillComparisons()
         self._enable()
-        self.session.say(
-            _("{case}: prediction of {run}.").format(
-                case=self.result.case.name, run=self.result.run
-            )
-        )
+        text = _("{case}: pseudo-label of {run}.") if result.role == "pseudo" else None
+        text = text or _("{case}: prediction of {run}.")
+        self.session.say(text.format(case=result.case.name, run=result.run))
 
-    def _hideOtherSegmentations(self):
-        for node in slicer.util.getNodesByClass("vtkMRMLSegmentationNode"):
-            if (
-                node.GetAttribute(scene.ROLE)
-                and node is not self.result.segmentation
-                and node.GetDisplayNode()
-            ):
-                node.GetDisplayNode().SetVisibility(False)
+    def bringUp(self):
+        """The shown case's image and result, and no other, are in the views."""
+        result = self.result
+        nodes.showOnly(result.case.name, result.role)
+        views.showVolume(result.image, result.uncertainty, self.ui.uncertaintySlider.value)
+        self._style()
 
     def _alive(self):
-        if (
-            self.result is not None
-            and self.result.segmentation is not None
-            and not self.result.isAlive()
-        ):
-            self.result = None
-            self.session.say(
-                _("The result's nodes were removed from the scene. Select the case again."),
-                "warning",
-            )
+        """Whether a result is shown whose nodes are still in the scene."""
+        if self.result is not None and not self.result.isAlive():
+            self.result = self.comparison = None
+            text = _("The result's nodes were removed from the scene. Select the case again.")
+            self.session.say(text, "warning")
             self._enable()
-        return self.result is not None and self.result.segmentation is not None
+        return self.result is not None
 
     def _style(self):
         if self._alive():
             self.result.setStyle(self.ui.opacitySlider.value, self.ui.outlineSlider.value)
-            if (
-                self.result.uncertainty is not None
-                and self.result.uncertainty.GetScene() is not None
-            ):
-                slicer.util.setSliceViewerLayers(
-                    foreground=self.result.uncertainty,
-                    foregroundOpacity=self.ui.uncertaintySlider.value,
-                )
+            shown = self.result.uncertainty
+            if shown is not None and shown.GetScene() is not None:
+                views.setMapOpacity(shown, self.ui.uncertaintySlider.value)
 
     def _fillClasses(self):
         widget = self.ui.classVisibilityList
@@ -227,128 +235,131 @@ class ReviewPanel(Panel):
 
     def _onVisibility(self, item):
         if self._alive():
-            self.result.setVisible(
-                int(item.data(qt.Qt.UserRole)), item.checkState() == qt.Qt.Checked
-            )
+            value = int(item.data(qt.Qt.UserRole))
+            self.result.setVisible(value, item.checkState() == qt.Qt.Checked)
 
-    # -- comparing, correcting, exporting -------------------------------------------------------------------------
+    # -- comparing ------------------------------------------------------------------------------------------------
 
     def _fillComparisons(self):
-        name = self.result.case.name
+        case = self.result.case
         entries = [(_("nothing"), "")]
-        if self.result.case.label is not None:
+        if case.label is not None:
             entries.append((_("annotation"), "label"))
-        entries += [
-            (run, run)
-            for run in self._models()
-            if run != self.result.run
-            and (self.store.resultsFolder(run) / f"{name}.nii.gz").is_file()
-        ]
+        for run in self.store.models():
+            there = (self.store.resultsFolder(run) / f"{case.name}{_ENDING}").is_file()
+            if there and (run != self.result.run or self.result.role == "pseudo"):
+                entries.append((run, run))
         fillCombo(self.ui.compareComboBox, entries)
+
+    def endComparison(self):
+        """The result alone again, layout and views as they were."""
+        if self.comparison is not None:
+            self.comparison.end()
+            self.comparison = None
 
     def compare(self):
         """Show how the result differs from the chosen other one."""
         if not self._alive():
             return
-        self.result.endComparison()
+        self.endComparison()
         other, case = chosen(self.ui.compareComboBox), self.store.case(self.result.case.name)
         if not other:
-            self._onShown()
+            self.bringUp()
             return
-        path = (
-            case.label
-            if other == "label"
-            else self.store.resultsFolder(other) / f"{case.name}.nii.gz"
-        )
+        path = case.label
+        if other != "label":
+            path = self.store.resultsFolder(other) / f"{case.name}{_ENDING}"
+        self.comparison = Comparison(self.result)
         self.session.stepper.start(
-            self._compareSteps(path, self.ui.compareComboBox.currentText),
+            self._compareSteps(self.comparison, path, self.ui.compareComboBox.currentText),
             lambda count: self.session.say(_("They differ in {n} voxels.").format(n=count), "done"),
             self.session.sayError,
         )
 
-    def _compareSteps(self, path, title):
-        array = yield from caseview.labelFileSteps(path, self.result.image, self.store.classes())
-        steps = (
-            self.result.besideSteps
-            if chosen(self.ui.compareModeComboBox) == "beside"
-            else self.result.differenceSteps
-        )
+    def _compareSteps(self, comparison, path, title):
+        array = yield from voxels.labelFileSteps(path, self.result.image)
+        beside = chosen(self.ui.compareModeComboBox) == "beside"
+        steps = comparison.besideSteps if beside else comparison.differenceSteps
         return (yield from steps(array, title))
+
+    # -- correcting, exporting --------------------------------------------------------------------------------------
 
     def correct(self):
         """Send the shown slice to the annotation."""
         if self._alive():
-            matrix = scene.ijkToRas(self.result.image)
-            self.session.correctionWanted.emit(
-                {
-                    "case": self.result.case.name,
-                    "label": self.result.label,
-                    "names": annotation.axisNames(matrix[:3, :3]),
-                }
-            )
+            self.endComparison()
+            matrix = grids.ijkToRas(self.result.image)
+            names = annotation.axisNames(matrix[:3, :3])
+            wanted = {"case": self.result.case.name, "label": self.result.label, "names": names}
+            self.session.correctionWanted.emit(wanted)
 
     def export(self):
         """Export the shown segmentation."""
-        if not self._alive():
-            return
-        kind, result = chosen(self.ui.exportFormatComboBox), self.result
-        self.session.stepper.start(
-            result.exportSteps(kind, self.store.folder / "exports"),
-            lambda made: self._onExported(kind, made, result.case.name),
-            self.session.sayError,
-        )
-
-    def _onExported(self, kind, made, name):
-        if kind != "nifti":
-            self.session.say(_("Exported: {what}").format(what=made), "done")
-            return
-        target = self.store.folder / "exports" / f"{name}.nii.gz"
-
-        def done(outcome):
-            commands.Path(made).unlink(missing_ok=True)
-            if outcome.state == "done":
-                self.session.say(_("Exported: {what}").format(what=target), "done")
-
-        self.session.runHelper(
-            Job(
-                _("Exporting {case}").format(case=name),
-                commands.convert(made, target),
-                {"done": done},
+        if self._alive():
+            kind = chosen(self.ui.exportFormatComboBox)
+            self.session.say(_("Exporting {n} cases …").format(n=1), "busy")
+            self.session.stepper.start(
+                self.result.exportSteps(kind, self.store.folder / "exports"),
+                lambda made: self.session.say(_("Exported: {what}").format(what=made), "done"),
+                self.session.sayError,
             )
-        )
+
+    def exportAll(self):
+        """Export the predictions of all cases in the table."""
+        names = sorted(self.rows)
+        if names:
+            self.session.say(_("Exporting {n} cases …").format(n=len(names)), "busy")
+            model, kind = chosen(self.ui.modelComboBox), chosen(self.ui.exportFormatComboBox)
+            steps = exportAllSteps(self.store, names, model, kind)
+            self.session.stepper.start(steps, self._onExported, self.session.sayError)
+
+    def _onExported(self, found):
+        made, failed = found
+        folder = self.store.folder / "exports"
+        text = _("{n} cases exported to {folder}. {problems}")
+        text = text.format(n=made, folder=folder, problems=" ".join(failed[:3]))
+        self.session.say(text, "warning" if failed else "done")
 
     # -- module ---------------------------------------------------------------------------------------------------
 
     def refresh(self):
-        models = self._models()
-        had = chosen(self.ui.modelComboBox)
+        models, had = self.store.models(), chosen(self.ui.modelComboBox)
         fillCombo(self.ui.modelComboBox, [(name, name) for name in reversed(models)])
+        if models and models[-1] not in self._models:
+            choose(self.ui.modelComboBox, models[-1])  # a new model is what one wants to see
+        self._models = models
         entries = [(_("All unlabelled cases"), "*unlabelled"), (_("All cases"), "*")]
-        fillCombo(
-            self.ui.predictCasesComboBox,
-            entries + [(case.name, case.name) for case in self.store.cases],
-        )
+        if self.store.casesOf("test"):
+            entries.insert(1, (_("All test cases"), "*test"))
+        entries += [(case.name, case.name) for case in self.store.cases]
+        fillCombo(self.ui.predictCasesComboBox, entries)
         self.setHint(self.ui.reviewHint, "" if models else _("Train a model in panel 4 first."))
         self.ui.predictButton.setEnabled(bool(models))
         if chosen(self.ui.modelComboBox) != had:
-            self.readFigures()
+            self.readResults()
+        self.pseudo.refresh()
         self._enable()
 
     def _enable(self):
-        ready = self.result is not None and self.result.segmentation is not None
-        for name in (
-            "compareButton",
-            "correctButton",
-            "exportButton",
-            "compareComboBox",
-            "compareModeComboBox",
-        ):
+        ready, model = self.result is not None, bool(chosen(self.ui.modelComboBox))
+        for name in (*_WITH_RESULT, "compareComboBox", "compareModeComboBox"):
             getattr(self.ui, name).setEnabled(ready)
+        self.ui.exportAllButton.setEnabled(bool(self.rows))
+        volume = self.ui.volumeSelector.currentNode()
+        self.ui.segmentVolumeButton.setEnabled(model and volume is not None)
+
+    def onFolded(self):
+        """Layout and views as they were before a comparison."""
+        self.endComparison()
 
     def onSceneClosing(self):
         """The scene is about to be closed."""
-        self.result = None
+        self.result = self.comparison = None
+        self._wanted = ""
         self._enable()
+
+    def exit(self):
+        self.endComparison()
 
     def cleanup(self):
         self.session.queue.finished.disconnect(self._onFinished)

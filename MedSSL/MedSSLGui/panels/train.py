@@ -1,13 +1,20 @@
-"""Panel 4: fine-tuning and self-training, live curves, the list of runs."""
+"""Panel 4: fine-tuning and self-training, live curves, the list of runs, models to share."""
+
+from pathlib import Path
 
 import qt
 import slicer
 from slicer.i18n import tr as _
 
-from .. import advice, commands
-from ..curves import Curves, paint, toPlotView
-from ..jobs import Job
+from ..jobs import commands
+from ..jobs.runner import Job
+from ..project import words
+from ..project.curves import Curves
 from .base import Panel, cell, choose, chosen, fillCombo, selectedRows, setUpTable
+from .curveview import makeChart, makeCurveView
+
+_TRAINING = ("pretrain", "finetune", "selftrain")
+_REPAINT_MS = 250
 
 
 class TrainPanel(Panel):
@@ -15,48 +22,56 @@ class TrainPanel(Panel):
 
     NAME = "Train"
 
-    def __init__(self, session, parent=None):
-        super().__init__(session, parent)
-        self.curves, self._shownRun = Curves(), ""
+    def __init__(self, session):
+        super().__init__(session)
+        self.curves, self._shownRun, self._rows = Curves(), "", None
         ui = self.ui
-        fillCombo(ui.trainPresetComboBox, [(name, key) for key, name in advice.presets()])
+        fillCombo(ui.trainPresetComboBox, [(name, key) for key, name in words.presets()])
         choose(ui.trainPresetComboBox, "standard")
-        fillCombo(
-            ui.semiComboBox,
-            [(_("not used by fine-tuning"), "none"), (_("Mean Teacher"), "mean-teacher")],
-        )
+        fillCombo(ui.semiComboBox, [(_("not used"), "none"), (_("Mean Teacher"), "mean-teacher")])
         fillCombo(
             ui.matchingComboBox, [(_("across scans"), "inter"), (_("within a scan"), "intra")]
         )
-        setUpTable(ui.runsTable, [_("Run"), _("Kind"), _("Start"), _("State"), _("Dice")], 0)
+        setUpTable(ui.runsTable, [_("Run"), _("Kind"), _("State"), _("Dice"), _("Start")], 0)
+        self.view = makeCurveView(ui.curvesHolder)
+        ui.curvesHolder.layout().addWidget(self.view.widget)
+        self._repaint = qt.QTimer(self.widget)
+        self._repaint.setSingleShot(True)
+        self._repaint.setInterval(_REPAINT_MS)
+        self._repaint.timeout.connect(lambda: self._paint())
+        self._connect()
+        session.trainSettings = self.settings
+        self.refresh()
+        self._paint()
+
+    def _connect(self):
+        ui, queue = self.ui, self.session.queue
         ui.fineTuneButton.clicked.connect(lambda: self.fineTune())
         ui.selfTrainButton.clicked.connect(lambda: self.selfTrain())
         ui.resumeTrainButton.clicked.connect(lambda: self.resume())
         ui.plotButton.clicked.connect(lambda: self.openPlot())
         ui.reportButton.clicked.connect(lambda: self.report())
+        ui.exportModelButton.clicked.connect(lambda: self._askExport())
+        ui.importModelButton.clicked.connect(lambda: self._askImport())
         ui.runsTable.itemSelectionChanged.connect(lambda: self._onRunSelected())
-        session.queue.started.connect(self._onStarted)
-        session.queue.progress.connect(self._onProgress)
-        session.queue.reported.connect(self._onEvent)
-        self._repaint = qt.QTimer(self.widget)
-        self._repaint.setSingleShot(True)
-        self._repaint.setInterval(250)
-        self._repaint.timeout.connect(lambda: self._paint())
-        self.refresh()
-        self._paint()
+        queue.started.connect(self._onStarted)
+        queue.progress.connect(self._onProgress)
+        queue.reported.connect(self._onEvent)
+
+    def cleanup(self):
+        self._repaint.stop()
+        self.view.cleanup()
+        queue = self.session.queue
+        queue.started.disconnect(self._onStarted)
+        queue.progress.disconnect(self._onProgress)
+        queue.reported.disconnect(self._onEvent)
 
     # -- what the buttons do --------------------------------------------------------------------------------------
 
     def settings(self):
         """What the panel holds, for `commands`."""
-        ui = self.ui
-        models = [
-            run["name"]
-            for run in self._finished()
-            if advice.command(run) in ("finetune", "selftrain")
-        ]
-        picked = self._selectedRun()
-        source = picked if picked in models else (models[-1] if models else "")
+        ui, models, picked = self.ui, self.store.models(), self.selectedRun()
+        newest = models[-1] if models else ""
         return {
             "init": chosen(ui.initComboBox),
             "semi": chosen(ui.semiComboBox),
@@ -67,7 +82,7 @@ class TrainPanel(Panel):
             "device": "auto",
             "rounds": ui.roundsSpinBox.value,
             "matching": chosen(ui.matchingComboBox),
-            "source": source,
+            "source": picked if picked in models else newest,
         }
 
     def fineTune(self):
@@ -79,10 +94,11 @@ class TrainPanel(Panel):
         self._start(_("Self-training"), commands.selftrain, "selftrain")
 
     def _start(self, title, build, kind):
-        if not self.store.isOpen():
-            return
-        self.session.saveAll()
-        self.session.stepper.finish()
+        if self.store.isOpen():
+            self.session.saveAll()
+            self.session.stepper.whenIdle(lambda: self._startSaved(title, build, kind))
+
+    def _startSaved(self, title, build, kind):
         if not self.store.labelledCases():
             self.session.say(_("No case is annotated yet: mark slices in panel 3."), "warning")
             return
@@ -90,45 +106,104 @@ class TrainPanel(Panel):
 
     def resume(self):
         """Go on with the latest unfinished training."""
+        from MedSSLLib.project.advice import run_command
+
         run = self._unfinished()
         if run:
-            self.session.startJob(
-                _("Training, resumed"),
-                commands.resume(self.store.folder, run),
-                kind=advice.command(run),
-            )
+            arguments = commands.resume(self.store.folder, run)
+            self.session.startJob(_("Training, resumed"), arguments, kind=run_command(run))
 
     def report(self):
         """Write the HTML report of the selected run beside its weights and show it."""
-        run = self._selectedRun()
+        run = self.selectedRun()
         if not run:
             self.session.say(_("Select a run in the table first."), "warning")
             return
         out = self.store.folder / "runs" / run / "report.html"
-        self.session.runHelper(
-            Job(
-                _("Writing the report"),
-                commands.report(self.store.folder, run, out),
-                {"done": lambda outcome: self._openReport(outcome, out)},
-            )
+        self.session.say(_("Writing the report of {run} …").format(run=run), "busy")
+        self._help(
+            _("Writing the report"),
+            commands.report(self.store.folder, run, out),
+            lambda: self._openReport(out),
         )
 
-    def _openReport(self, outcome, out):
-        if outcome.state == "done":
-            self.session.say(_("Report written: {path}").format(path=out), "done")
-            if not slicer.app.testingEnabled():
-                qt.QDesktopServices.openUrl(qt.QUrl.fromLocalFile(str(out)))
+    def _help(self, title, arguments, then):
+        """A short job beside the queue; `then()` when it went well."""
+
+        def done(outcome):
+            if outcome.state == "done":
+                then()
+
+        self.session.runHelper(Job(title, arguments, {"done": done}))
+
+    def _openReport(self, out):
+        self.session.say(_("Report written: {path}").format(path=out), "done")
+        if not slicer.app.testingEnabled():
+            qt.QDesktopServices.openUrl(qt.QUrl.fromLocalFile(str(out)))
+
+    # -- models to share ------------------------------------------------------------------------------------------
+
+    def exportModel(self, folder):
+        """Write the selected model, else the newest one, with its card into a new folder."""
+        models, run = self.store.models(), self.selectedRun()
+        run = run if run in models else (models[-1] if models else "")
+        if not run:
+            self.session.say(_("There is no trained model yet."), "warning")
+            return
+        self.session.say(_("Exporting {run} …").format(run=run), "busy")
+        text = _("{run} is exported to {path}: a MONAI bundle with its model card.")
+        text = text.format(run=run, path=folder)
+        arguments = commands.share(self.store.folder, run, folder)
+        self._help(_("Exporting the model"), arguments, lambda: self.session.say(text, "done"))
+
+    def importModel(self, path):
+        """Take over an exported model (a folder), or the encoder of another program's weight file."""
+        if not self.store.isOpen():
+            self.session.say(_("Choose a project folder first."), "warning")
+            return
+        source = Path(path)
+        taken = {run["name"].casefold() for run in self.store.runs()}
+        name, number = source.stem, 2
+        while name.casefold() in taken:
+            name, number = f"{source.stem}-{number}", number + 1
+        self.session.say(_("Importing {path} …").format(path=source.name), "busy")
+        arguments = commands.take(self.store.folder, source, name)
+        self._help(_("Importing the model"), arguments, lambda: self._onImported(name))
+
+    def _onImported(self, name):
+        self.store.changed.emit()
+        if name in self.store.models():
+            text = _(
+                "{run} is imported. It segments in panel 5, and self-training can go on from it."
+            )
+        else:
+            text = _("{run} is imported. Fine-tuning can start from it.")
+        self.session.say(text.format(run=name), "done")
+
+    def _askExport(self):
+        parent = qt.QFileDialog.getExistingDirectory(self.widget, _("Export the model into"))
+        if parent:
+            run = self.selectedRun() or "model"
+            folder, number = Path(parent) / run, 2
+            while folder.exists():
+                folder, number = Path(parent) / f"{run}-{number}", number + 1
+            self.exportModel(folder)
+
+    def _askImport(self):
+        path = qt.QFileDialog.getExistingDirectory(self.widget, _("Import an exported model"))
+        if path:
+            self.importModel(path)
 
     # -- curves ---------------------------------------------------------------------------------------------------
 
     def _onStarted(self, job):
-        if job.facts.get("kind") in ("pretrain", "finetune", "selftrain"):
+        if job.facts.get("kind") in _TRAINING:
             self.curves, self._shownRun = Curves(), job.title
             self._repaint.start()
 
     def _onProgress(self, event):
         self.curves.add(event)
-        left = advice.duration(event.get("seconds_left"))
+        left = words.duration(event.get("seconds_left"))
         self.ui.timeLeftLabel.setText(_("{time} left").format(time=left) if left else "")
         if not self._repaint.isActive():
             self._repaint.start()
@@ -141,49 +216,42 @@ class TrainPanel(Panel):
             self.ui.timeLeftLabel.setText("")
 
     def _onRunSelected(self):
-        name = self._selectedRun()
+        name = self.selectedRun()
         if name and self.session.queue.current is None:
-            self.curves, self._shownRun = Curves.ofRun(str(self.store.folder / "runs" / name)), name
+            self.curves = Curves.ofRun(str(self.store.folder / "runs" / name))
+            self._shownRun = name
             self._paint()
 
     def _paint(self):
-        label = self.ui.curvesLabel
-        dark = label.palette.color(qt.QPalette.Window).lightness() < 128
-        label.setPixmap(paint(self.curves, label.width, 150, dark))
+        self.view.show(self.curves, self._shownRun or _("run"))
 
     def openPlot(self):
         """Hand the curves to a Slicer plot view."""
         if not self.curves.series:
             self.session.say(_("There are no curves yet."), "warning")
             return
-        chart = toPlotView(self.curves, self._shownRun or "run")
+        chart, _parts = makeChart(self.curves, self._shownRun or _("run"))
         logic = slicer.modules.plots.logic()
         if hasattr(logic, "ShowChartInLayout"):
             logic.ShowChartInLayout(chart)
 
     # -- runs -----------------------------------------------------------------------------------------------------
 
-    def _finished(self):
-        return [run for run in self.store.runs() if run["finished"]]
-
     def _unfinished(self):
         if self.session.queue.current is not None:
             return None
-        runs = [run for run in self.store.runs() if run["resumable"] and not run["finished"]]
-        return next(
-            (run for run in reversed(runs) if advice.command(run) in ("finetune", "selftrain")),
-            None,
-        )
+        return self.store.unfinished("finetune", "selftrain")
 
-    def _selectedRun(self):
+    def selectedRun(self):
+        """Name of the selected run, "" without one."""
         rows = selectedRows(self.ui.runsTable)
         item = self.ui.runsTable.item(rows[0], 0) if rows else None
         return item.text() if item else ""
 
     def _showRuns(self):
-        table, runs = self.ui.runsTable, self.store.runs()
-        rows = [self._texts(run) for run in runs]
-        if rows == getattr(self, "_rows", None):
+        table = self.ui.runsTable
+        rows = [self._texts(run) for run in self.store.runs()]
+        if rows == self._rows:
             return
         self._rows = rows
         table.blockSignals(True)
@@ -192,67 +260,58 @@ class TrainPanel(Panel):
             for column, text in enumerate(texts):
                 table.setItem(row, column, cell(text))
         table.blockSignals(False)
+        for column in (1, 2, 3):
+            table.resizeColumnToContents(column)
 
     @staticmethod
     def _texts(run):
-        config = run["config"] or {}
-        config = config.get("config", config)
+        from MedSSLLib.project.advice import run_config
+
+        config = run_config(run)
         dice = (run["metrics"] or {}).get("dice")
         dice = dice.get("mean") if isinstance(dice, dict) else dice
-        options = (
-            config.get("options") if config.get("command") == "selftrain" else None
-        )  # GCL has another `start`
-        start = (options or {}).get("start") or config.get("init", "none")
-        state = (
-            _("done")
-            if run["finished"]
-            else (_("can be resumed") if run["resumable"] else _("unfinished"))
-        )
+        command = config.get("command", "")
+        # only the start of self-training is among its options; GCL has another option `start`
+        options = (config.get("options") or {}) if command == "selftrain" else {}
+        start = options.get("start") or config.get("init", "none")
+        if run["finished"]:
+            state = _("done")
+        else:
+            state = _("can go on") if run["resumable"] else _("unfinished")
         return [
             run["name"],
-            config.get("method", "")
-            if config.get("command") == "pretrain"
-            else config.get("command", ""),
-            _("random") if start == "none" else str(start),
+            config.get("method", "") if command == "pretrain" else command,
             run["problem"] or state,
             f"{dice:.3f}" if isinstance(dice, float) else "",
+            _("random") if start == "none" else str(start),
         ]
 
     def refresh(self):
-        starts = [(_("Random weights"), "none")]
-        starts += [
-            (f"{run['name']}", run["name"])
-            for run in self._finished()
-            if advice.command(run) == "pretrain"
-        ]
+        encoders = self.store.encoders()
+        starts = [(_("Random weights"), "none"), *((name, name) for name in encoders)]
         had = self.ui.initComboBox.count
         fillCombo(self.ui.initComboBox, starts)
-        if len(starts) > had and len(starts) > 1:
+        if len(starts) > had and encoders:
             self.ui.initComboBox.setCurrentIndex(len(starts) - 1)
         self._showRuns()
-        ready = bool(self.store.labelledCases())
-        hint = "" if ready else _("Annotate at least one slice in panel 3, or add a label, first.")
-        self.setHint(self.ui.trainHint, hint)
-        models = [
-            run for run in self._finished() if advice.command(run) in ("finetune", "selftrain")
-        ]
-        unlabelled = [case for case in self.store.cases if case.role == "unlabelled"]
-        self.ui.fineTuneButton.setEnabled(self.store.isOpen())
-        self.ui.selfTrainButton.setEnabled(ready)
-        self.ui.selfTrainButton.setToolTip(
-            _("Improve {model} with {n} unlabelled scans.").format(
-                model=models[-1]["name"], n=len(unlabelled)
-            )
-            if models
-            else _("Trains a first model, then improves it with the unlabelled scans.")
-        )
-        self.ui.resumeTrainButton.setEnabled(self._unfinished() is not None)
+        self._enable()
 
-    def cleanup(self):
-        self._repaint.stop()
-        for signal, slot in (
-            (self.session.queue.started, self._onStarted),
-            (self.session.queue.progress, self._onProgress),
-            (self.session.queue.reported, self._onEvent),
-        ):
-            signal.disconnect(slot)
+    def _enable(self):
+        ui = self.ui
+        ready, models = bool(self.store.labelledCases()), self.store.models()
+        hint = "" if ready else _("Annotate at least one slice in panel 3, or add a label, first.")
+        self.setHint(ui.trainHint, hint)
+        unlabelled = len(self.store.casesOf("unlabelled"))
+        if models:
+            text = _("Improve {model} with {n} unlabelled scans.")
+            tip = text.format(model=models[-1], n=unlabelled)
+        else:
+            tip = _("Trains a first model, then improves it with the unlabelled scans.")
+        ui.fineTuneButton.setEnabled(ready)
+        ui.selfTrainButton.setEnabled(ready)
+        ui.selfTrainButton.setToolTip(tip)
+        ui.resumeTrainButton.setEnabled(self._unfinished() is not None)
+        ui.plotButton.setEnabled(bool(self.store.runs()))
+        ui.reportButton.setEnabled(bool(self.store.runs()))
+        ui.exportModelButton.setEnabled(bool(models))
+        ui.importModelButton.setEnabled(self.store.isOpen())

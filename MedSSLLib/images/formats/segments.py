@@ -7,8 +7,9 @@ voxel lies in two segments, and refused otherwise: a voxel has one class here.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -18,6 +19,8 @@ from MedSSLLib.images.labels import Annotated
 
 _LIMIT = 10_000
 _TAG = "MedSSL.AnnotatedSlices"
+_UNNAMED = re.compile(r"(Segment|class)_?\d+|\d+", re.IGNORECASE)
+"""Names that say nothing: those that Slicer and this library give."""
 
 
 @dataclass(frozen=True)
@@ -32,20 +35,31 @@ class Segment:
     value: int
 
 
-def segments(header: Mapping[str, str]) -> list[Segment]:
+def is_segmentation(header: Mapping[str, str]) -> bool:
+    """Whether the key-value pairs of a NRRD header are those of a segmentation, maybe without any
+    segment.
+    """
+    return any(key.startswith(("Segmentation_", "Segment0_")) for key in header)
+
+
+def segments(header: Mapping[str, str], layers: int = 1) -> list[Segment]:
     """Segments of a NRRD header's key-value pairs, in order; empty when it is no segmentation.
 
     A segment keeps its stored value, unless two segments (of different layers) share one: then they
-    are numbered from 1 in order. Raises InputError for values that are no positive whole numbers.
+    are numbered from 1 in order. Slicer before 4.11 wrote no values and layers: each segment is a
+    layer of its own there, of ones. Raises InputError for values that are no positive whole
+    numbers.
     """
     found = []
     for number in range(_LIMIT):
         prefix = f"Segment{number}_"
-        if f"{prefix}LabelValue" not in header:
+        if not any(f"{prefix}{key}" in header for key in ("LabelValue", "ID", "Name")):
             break
+        old = f"{prefix}LabelValue" not in header
+        value, place = ("1", str(number)) if old and layers > 1 else (str(number + 1), "0")
         try:
-            stored = int(header[f"{prefix}LabelValue"])
-            layer = int(header.get(f"{prefix}Layer", "0"))
+            stored = int(header.get(f"{prefix}LabelValue", value))
+            layer = int(header.get(f"{prefix}Layer", place if old else "0"))
         except ValueError:
             stored = layer = -1
         if stored < 1 or layer < 0:
@@ -55,11 +69,38 @@ def segments(header: Mapping[str, str]) -> list[Segment]:
             )
         found.append(Segment(header.get(f"{prefix}Name", f"class_{stored}"), layer, stored, stored))
     if len({segment.stored for segment in found}) < len(found):
-        return [
-            Segment(segment.name, segment.layer, segment.stored, n + 1)
-            for n, segment in enumerate(found)
-        ]
+        return [replace(segment, value=n + 1) for n, segment in enumerate(found)]
     return found
+
+
+def by_name(
+    found: Sequence[Segment], names: Mapping[int, str], *, new: bool = False
+) -> list[Segment]:
+    """The segments with the values that their names have in `names` (value to name): their order in
+    the file does not matter.
+
+    A segment that Slicer named by itself ("Segment_1"), and one whose value has no name of its own
+    yet ("class_1"), keep their values. Raises InputError for another name, unless `new`: then it
+    gets its value if that is free, else the next one.
+    """
+    values = {name.strip().casefold(): value for value, name in names.items() if value}
+    taken = {value for value, name in names.items() if name != f"class_{value}"}
+    result = []
+    for segment in found:
+        value = values.get(segment.name.strip().casefold())
+        if value is None and (segment.value not in taken or _UNNAMED.fullmatch(segment.name)):
+            value = segment.value
+        if value is None and new:
+            value = max([*taken, *names, *(other.value for other in found)]) + 1
+        if value is None:
+            known = ", ".join(name for number, name in sorted(names.items()) if number)
+            raise InputError(
+                f"has the segment {segment.name!r}, which is no class here (classes: {known})",
+                remedy="Give segments the names of the classes, or classes those of the segments.",
+            )
+        taken.add(value)
+        result.append(replace(segment, value=value))
+    return result
 
 
 def planes(geometry: Geometry) -> list[str]:
@@ -82,7 +123,7 @@ def annotated_slices(header: Mapping[str, str], geometry: Geometry) -> Annotated
     names = planes(geometry)
     pairs: list[tuple[int, list[int]]] = []
     for number in range(_LIMIT):
-        if f"Segment{number}_LabelValue" not in header:
+        if not any(f"Segment{number}_{key}" in header for key in ("LabelValue", "ID", "Name")):
             break
         tags = dict(
             part.partition(":")[::2] for part in header.get(f"Segment{number}_Tags", "").split("|")
@@ -114,7 +155,7 @@ def flattened(array: np.ndarray, found: list[Segment]) -> np.ndarray:
                 remedy="Save it from 3D Slicer again.",
             )
         mask = layers[..., segment.layer] == segment.stored
-        shared = mask & (result > 0)
+        shared = mask & (result > 0) & (result != segment.value)
         if shared.any():
             other = next(s.name for s in found if s.value == result[shared][0])
             raise InputError(

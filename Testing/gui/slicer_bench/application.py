@@ -33,6 +33,9 @@ class _SliceWidget:
         return self._view.node
 
 
+SIDE_BY_SIDE = 29
+
+
 class _LayoutManager(QtCore.QObject):
     layoutChanged = QtCore.Signal(int)
 
@@ -52,6 +55,8 @@ class _LayoutManager(QtCore.QObject):
 
     def setLayout(self, layout):
         self.layout = layout
+        for name, view in self._views.items():
+            view.node.SetMappedInLayout(layout != SIDE_BY_SIDE or name != "Green")
         self.layoutChanged.emit(layout)
 
     def resetSliceViews(self):
@@ -71,6 +76,7 @@ class Application(QtCore.QObject):
     def __init__(self, logic, views):
         super().__init__()
         self._logic, self._layout, self._modules = logic, _LayoutManager(views), _ModuleManager()
+        self.paused = 0
         self.slicerHome = tempfile.gettempdir()
         self.temporaryPath = tempfile.mkdtemp(prefix="bench-")
         self._settings = QtCore.QSettings(
@@ -90,6 +96,13 @@ class Application(QtCore.QObject):
         return self._settings
 
     userSettings = settings
+
+    def pauseRender(self):
+        self.paused += 1
+
+    def resumeRender(self):
+        assert self.paused > 0, "resumeRender without pauseRender"
+        self.paused -= 1
 
     def processEvents(self):
         QtWidgets.QApplication.processEvents()
@@ -207,7 +220,7 @@ def selectModule(name):
 
 
 def _fill_util():
-    slicer.bench_questions, slicer.bench_answer = [], True
+    slicer.bench_questions, slicer.bench_answer, slicer.bench_deprecations = [], True, []
     for function in (
         loadVolume,
         loadLabelVolume,
@@ -219,13 +232,20 @@ def _fill_util():
     ):
         setattr(slicer.util, function.__name__, function)
     slicer.util.mainWindow = lambda: None
-    slicer.util.showStatusMessage = lambda message, duration=0: None
+    slicer.bench_status_bar = []
+    slicer.util.showStatusMessage = lambda message, duration=0: slicer.bench_status_bar.append(
+        message
+    )
     sys.modules["slicer.util"] = slicer.util
 
 
 def clear_scene():
     """Close the scene as the application does: the views stay."""
     kept = [view.node for view in slicer.bench_views.values()]
+    # the views' nodes are singletons in the application, so that closing a scene leaves them
+    for node in kept:
+        if not node.GetSingletonTag():
+            node.SetSingletonTag(node.GetName())
     slicer.mrmlScene.Clear(0)
     for view, node in zip(slicer.bench_views.values(), kept):
         if node.GetScene() is None:

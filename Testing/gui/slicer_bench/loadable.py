@@ -112,6 +112,8 @@ def _parameter(name, kind, span):
         )
 
     def set_(self, value):
+        if self.parameterNode.GetScene() is None:
+            raise RuntimeError(f"{name} is written to a node that is in no scene any more")
         if kind not in _TYPES:
             self.parameterNode.SetNodeReferenceID(name, value.GetID() if value else None)
             return
@@ -150,15 +152,18 @@ def parameterNodeWrapper(kind):
             for w in vars(gui).values()
             if w.property("SlicerParameterName")
         }
+        tag = len(self._connections) + 1
+        self._connections[tag] = []
         for name, widget in found.items():
             if not hasattr(type(self), name):
                 raise ValueError(f"{name} is no parameter")
             _limit(name, widget, spans[name])
-            _connect(self, name, widget)
-        return len(found)
+            self._connections[tag].append(_connect(self, name, widget))
+        return tag
 
     def disconnectGui(self, tag):
-        pass
+        for signal, slot in self._connections.pop(tag, ()):
+            signal.disconnect(slot)
 
     kind.__init__, kind.connectGui, kind.disconnectGui = __init__, connectGui, disconnectGui
     return kind
@@ -194,4 +199,9 @@ def _connect(parameters, name, widget):
     prop, signal = pairs[kind]
     widget.setProperty(prop, getattr(parameters, name))
     plain = type(getattr(parameters, name))
-    getattr(widget, signal).connect(lambda value: setattr(parameters, name, plain(value)))
+
+    def slot(value):
+        setattr(parameters, name, plain(value))
+
+    getattr(widget, signal).connect(slot)
+    return getattr(widget, signal), slot

@@ -8,6 +8,7 @@ the tests use plain PySide6. What is emulated, each seen in the real application
 * Scoped enums (``qt.Qt.ItemFlag.ItemIsEnabled``) do not exist, unscoped ones do.
 * ``isinstance`` knows a widget's exact class only, never its C++ base classes.
 * ``QThread`` does not exist. ``timer.singleShot = True`` fails.
+* A ``qt.Signal`` of a Python class, connected and alive at exit, crashes the application: it is refused.
 * Assigning a name that is no property of a Qt object fails (a misspelt property is not silently kept).
 """
 
@@ -123,7 +124,9 @@ class QtModule(types.ModuleType):
         if name == "Qt":
             value = _Namespace()
         elif name == "Signal":
-            value = QtCore.Signal
+            raise PythonQtRefusal(
+                "objects with a qt.Signal that live at exit crash Slicer after Py_Finalize"
+            )
         else:
             value = self._find(name)
         setattr(self, name, value)

@@ -97,6 +97,13 @@ class qMRMLSegmentEditorWidget(QtWidgets.QWidget):
     def currentSegmentID(self):
         return self.logic.GetCurrentSegmentID()
 
+    def activeEffectName(self):
+        """What the mouse does: "" for nothing. For tests; the application has activeEffect()."""
+        for button in self.findChildren(QtWidgets.QToolButton):
+            if button.isCheckable() and button.isChecked():
+                return "" if button.text() == "None" else button.text()
+        return ""
+
     def setActiveEffectByName(self, name):
         for button in self.findChildren(QtWidgets.QToolButton):
             if button.isCheckable():
@@ -126,6 +133,23 @@ class qMRMLSegmentEditorWidget(QtWidgets.QWidget):
             lambda self: self._flags.get(name, True),
             lambda self, value: self._flags.__setitem__(name, value),
         )
+
+    def _old(name):
+        """A deprecated name: whatever touches it warns, as in the application."""
+
+        def get(self):
+            slicer.bench_deprecations.append(name)
+            return True
+
+        return QtCore.Property(
+            bool, get, lambda self, value: slicer.bench_deprecations.append(name)
+        )
+
+    masterVolumeNodeSelectorVisible = _old("masterVolumeNodeSelectorVisible")
+
+    def setMasterVolumeNode(self, node):
+        slicer.bench_deprecations.append("setMasterVolumeNode")
+        self.setSourceVolumeNode(node)
 
     segmentationNodeSelectorVisible = _flag("segmentation")
     sourceVolumeNodeSelectorVisible = _flag("source")

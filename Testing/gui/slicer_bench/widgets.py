@@ -3,6 +3,9 @@
 Each has the members the module may use and no others, so that a misspelt or invented name fails here too.
 """
 
+import weakref
+
+import shiboken6
 import vtk
 from PySide6 import QtCore, QtGui, QtUiTools, QtWidgets
 
@@ -113,6 +116,9 @@ class ctkPathLineEdit(QtWidgets.QWidget):
         layout.addWidget(self._edit)
         layout.addWidget(self._browse)
         self._edit.editTextChanged.connect(self.currentPathChanged)
+        self._edit.setMinimumContentsLength(4)
+        policy = QtWidgets.QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon
+        self._edit.setSizeAdjustPolicy(policy)
         self._filters, self._setting = self.Files, ""
 
     def _path(self):
@@ -124,6 +130,10 @@ class ctkPathLineEdit(QtWidgets.QWidget):
     def addCurrentPathToHistory(self):
         if self._edit.findText(self._path()) < 0:
             self._edit.addItem(self._path())
+        if self._setting:
+            paths = [self._edit.itemText(row) for row in range(self._edit.count())]
+            latest = [self._path(), *(path for path in paths if path != self._path())]
+            slicer.app.settings().setValue(self._setting, latest)
 
     def _get_filters(self):
         return self._filters
@@ -135,7 +145,15 @@ class ctkPathLineEdit(QtWidgets.QWidget):
         return self._setting
 
     def _set_setting(self, key):
+        """The history of the setting fills the line: its latest path is the current one."""
         self._setting = key
+        application = getattr(slicer, "app", None)
+        paths = (application.settings().value(key) if application and key else None) or []
+        paths = [paths] if isinstance(paths, str) else list(paths)
+        for path in paths:
+            self._edit.addItem(path)
+        if paths:
+            self.setCurrentPath(paths[0])
 
     currentPath = Property(str, _path, setCurrentPath, notify=currentPathChanged)
     filters = Property(int, _get_filters, _set_filters)
@@ -224,7 +242,14 @@ class qMRMLNodeComboBox(QtWidgets.QComboBox):
             slicer.vtkMRMLScene.NodeRemovedEvent,
             slicer.vtkMRMLScene.EndCloseEvent,
         )
-        self._tags = [scene.AddObserver(event, self._refresh) for event in events]
+        own = weakref.ref(self)
+
+        def follow(caller, event):
+            combo = own()
+            if combo is not None and shiboken6.isValid(combo):
+                combo._refresh()
+
+        self._tags = [scene.AddObserver(event, follow) for event in events]
         self._refresh()
 
     def _refresh(self, *_):

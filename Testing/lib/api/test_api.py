@@ -18,7 +18,7 @@ import MedSSLLib as medssl
 from MedSSLLib.cli import main as cli
 from MedSSLLib.core.events import Event
 from MedSSLLib.images import io
-from MedSSLLib.images.affine import affine_of, geometry_of, volume_of
+from MedSSLLib.images.affine import affine_of, grid_of_affine, volume_of
 from MedSSLLib.images.geometry import Geometry, Volume
 from MedSSLLib.training.checkpoint import load_tensors
 from Testing.lib.conftest import GEOMETRIES
@@ -38,8 +38,8 @@ SAME = (  # command, arguments in Python, options on the command line
     ),
     (
         "selftrain",
-        {"start": "trained", "rounds": 1, "reject": "case1"},
-        "--from trained --rounds 1 --reject case1",
+        {"start": "trained", "rounds": 1, "clean": "none"},
+        "--from trained --rounds 1 --clean none",
     ),
     ("complete", {"case": "case0", "annotated_slices": 3}, "--case case0 --annotated-slices 3"),
 )
@@ -232,7 +232,7 @@ def test_arrays_that_are_no_volume_are_refused(trained):
     ):
         with pytest.raises(medssl.InputError, match=finding):
             trained.segment(array, device="cpu", **grid)
-    assert geometry_of(np.eye(4), (4, 5, 6)) == Geometry(
+    assert grid_of_affine(np.eye(4), (4, 5, 6)) == Geometry(
         (4, 5, 6), direction=(-1.0, 0, 0, 0, -1.0, 0, 0, 0, 1.0)
     )
 

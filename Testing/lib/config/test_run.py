@@ -7,6 +7,7 @@ from pydantic import ValidationError
 
 from MedSSLLib.config.run import RunConfig, setting_names
 from MedSSLLib.core.errors import InputError
+from MedSSLLib.methods.options import configured
 from MedSSLLib.methods.pgl import PGLConfig
 from Testing.lib.case_helpers import each
 
@@ -22,8 +23,8 @@ def test_presets_grow_and_stay_valid(command):
 
 
 def test_the_paper_preset_of_gcl_has_the_optimiser_and_the_pixel_level_of_the_paper():
-    assert RunConfig.build("pretrain", preset="paper", method="gcl").options == {"pixel_level": -1}
-    gcl = RunConfig.build("pretrain", preset="paper", method="gcl").optimiser
+    assert configured("pretrain", preset="paper", method="gcl").options == {"pixel_level": -1}
+    gcl = configured("pretrain", preset="paper", method="gcl").optimiser
     assert (gcl.name, gcl.lr, gcl.momentum, gcl.weight_decay) == ("sgd", 0.1, 0.9, 1e-5)
     usual = RunConfig.build("pretrain").optimiser
     for command, preset, method in (
@@ -31,10 +32,10 @@ def test_the_paper_preset_of_gcl_has_the_optimiser_and_the_pixel_level_of_the_pa
         ("pretrain", "paper", "byol"),
         ("finetune", "paper", "supervised"),
     ):
-        assert RunConfig.build(command, preset=preset, method=method).optimiser == usual
+        assert configured(command, preset=preset, method=method).optimiser == usual
     given = {"optimiser.name": "lars"}
     assert (
-        RunConfig.build("pretrain", preset="paper", method="gcl", overrides=given).optimiser.name
+        configured("pretrain", preset="paper", method="gcl", overrides=given).optimiser.name
         == "lars"
     )
 
@@ -43,7 +44,7 @@ def test_the_paper_preset_of_pgl_is_that_of_its_re_implementation():
     """16 x 96 x 96 voxels, LARS 0.2 with 2 of 500 epochs of warm-up, batch 128, heads 4096 to 256;
     BYOL's momentum.
     """
-    pgl = RunConfig.build("pretrain", preset="paper", method="pgl")
+    pgl = configured("pretrain", preset="paper", method="pgl")
     assert (pgl.optimiser.name, pgl.optimiser.lr, pgl.optimiser.warmup) == ("lars", 0.2, 0.004)
     assert (pgl.training.batch, pgl.training.voxels) == (
         128,

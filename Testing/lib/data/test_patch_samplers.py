@@ -13,7 +13,7 @@ from MedSSLLib.config.run import AugmentConfig
 from MedSSLLib.data.batch import make_views
 from MedSSLLib.data.patch_samplers import Pick, SegmentationSampler, ViewSampler
 from MedSSLLib.data.random import shuffled_order
-from MedSSLLib.data.spatial import ViewGeometry, resample, sampling_grid
+from MedSSLLib.data.spatial import ViewGeometry, resample_views, sampling_grid
 from MedSSLLib.images.labels import IGNORE, Annotated, sparse_label
 from MedSSLLib.losses.dice_ce import dice_ce
 from Testing.lib.case_helpers import each
@@ -457,7 +457,9 @@ def test_windows_stay_inside_the_volume_where_it_is_large_enough(shape, rotation
         doubled = {k: v.double() for k, v in vars(host.geometry).items() if v is not None}
         geometry = ViewGeometry(**doubled).seen_from(-frame)
         expected = (
-            resample(whole, sampling_grid(geometry, shape, (8, 8, 8))).float().unflatten(0, (-1, 2))
+            resample_views(whole, sampling_grid(geometry, shape, (8, 8, 8)))
+            .float()
+            .unflatten(0, (-1, 2))
         )
         torch.testing.assert_close(
             make_views(host, (8, 8, 8), CPU).images, expected, rtol=0, atol=2e-4

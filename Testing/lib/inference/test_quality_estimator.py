@@ -31,7 +31,7 @@ from MedSSLLib.inference.model import Model, PredictOptions
 from MedSSLLib.inference.quality_estimator import QualityEstimator, raw_quality, recorded_cases
 from MedSSLLib.inference.sliding_window import PERTURBATIONS, predict_varied
 from MedSSLLib.project.manifest import Case
-from MedSSLLib.training.run_folder import RunData, write_config
+from MedSSLLib.training.run_folder import RunData, RunFolder, write_config
 from Testing.lib.case_helpers import each
 from Testing.lib.core_helpers import loud, tiny_config, tiny_project
 from Testing.lib.grid_helpers import GRIDS
@@ -462,12 +462,16 @@ def judged_project(folder, rare_in=range(5), **recorded):
     return project, model
 
 
+def run_of(project):
+    return RunFolder(project.run_folder("r"))
+
+
 def test_held_out_labels_are_read_in_the_classes_of_the_model(tmp_path):
     project, model = judged_project(tmp_path, (), validation=["case0", "case1", "case2"])
     project.set_metadata("case0", {"patient": "p"})
     project.set_metadata("case2", {"patient": "p"})
     found = QualityEstimator.of(
-        project, "r", model, PredictOptions(components="all", flips=True), Events()
+        project, run_of(project), model, PredictOptions(components="all", flips=True), Events()
     )
     assert [len(patient) for patient in found.known] == [2, 1]
     assert all(true > 0.9 for patient in found.known for _, true in patient)
@@ -480,7 +484,7 @@ def test_a_class_that_all_labels_show_and_the_prediction_lacks_is_reviewed(tmp_p
     project, model = judged_project(
         tmp_path, (0, 1, 2), validation=["case0", "case1"], labelled=["case2", "case3"]
     )
-    found = QualityEstimator.of(project, "r", model, PredictOptions(), Events())
+    found = QualityEstimator.of(project, run_of(project), model, PredictOptions(), Events())
     volumes = [io.read_image(path) for path in project.case("case4").images]
     entry = replace(found, known=()).entry(volumes)
     assert entry["dice"] > 0.8 and entry["review"] and "rare" in entry["why"]
@@ -491,7 +495,9 @@ def test_a_class_that_all_labels_show_and_the_prediction_lacks_is_reviewed(tmp_p
 
 def test_without_held_out_cases_the_training_labels_say_which_classes_are_usual(tmp_path):
     project, model = judged_project(tmp_path, (0, 1), validation=[], labelled=["case0", "case1"])
-    assert QualityEstimator.of(project, "r", model, PredictOptions(), Events()).usual == {1, 2}
+    assert QualityEstimator.of(
+        project, run_of(project), model, PredictOptions(), Events()
+    ).usual == {1, 2}
 
 
 def test_held_out_cases_that_cannot_be_read_are_named(tmp_path):
@@ -499,7 +505,10 @@ def test_held_out_cases_that_cannot_be_read_are_named(tmp_path):
     torn = project.case("case1").label
     torn.write_bytes(torn.read_bytes()[:100])
     events, record = loud()
-    assert len(QualityEstimator.of(project, "r", model, PredictOptions(), events).known) == 2
+    assert (
+        len(QualityEstimator.of(project, run_of(project), model, PredictOptions(), events).known)
+        == 2
+    )
     assert any("case1" in event["message"] for event in record.of("warning"))
 
 

@@ -1,0 +1,1 @@
+"""The open project: its cases, what is known of them, words of advice."""

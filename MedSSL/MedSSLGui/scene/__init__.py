@@ -1,0 +1,1 @@
+"""Nodes of the scene: cases, annotations, results, views."""

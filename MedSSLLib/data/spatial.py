@@ -184,14 +184,15 @@ def sample_segmentation_views(
     """
     dim = len(patch)
     active = rng.random(n) < config.affine
-    smallest, largest = config.scale
+    smallest, largest = config.zoom(dim)
     drawn = np.exp(rng.uniform(np.log(smallest), np.log(largest), (n, 1)))
     zoom = np.where(active[:, None], drawn, 1.0)
     half = np.asarray(patch, float) * zoom / 2
     centre = np.asarray(window, float) / 2
     rotation = np.tile(np.eye(dim), (n, 1, 1))
-    if config.rotation and active.any():
-        rotation[active] = sample_rotations(rng, int(active.sum()), spacing, config.rotation)
+    degrees = config.largest_rotation(dim)
+    if degrees and active.any():
+        rotation[active] = sample_rotations(rng, int(active.sum()), spacing, degrees)
     flip = sample_flips(rng, (n, dim), config.flip)
     return ViewGeometry(
         lo=_one_view(centre - half),

@@ -166,7 +166,10 @@ def test_intensity_changes_are_those_of_the_pgl_code_and_more_frequent_in_traini
     before, after, one = (
         RunConfig.build(command).augment for command in ("pretrain", "finetune", "complete")
     )
-    assert one == before, "completing sees one scan only"
+    places = {"rotation", "scale"}
+    assert one.model_dump(exclude=places) == before.model_dump(exclude=places), (
+        "completing sees one scan only"
+    )
     assert (before.noise, before.brightness, before.gamma) == (0.1, 0.5, 0.5)
     for kind in ("noise", "brightness", "contrast", "gamma"):
         assert getattr(after, kind) > getattr(before, kind)

@@ -234,34 +234,3 @@ class _Relay:
 
     def close(self) -> None:
         """The events behind stay open."""
-
-
-def counting_on(events: Events, later: Callable[[float], float]) -> Events:
-    """Events of one stage whose time left covers the stages after it, too.
-
-    Args:
-        events: where they are passed on to.
-        later: seconds of what comes after the stage, from the seconds of the whole stage.
-    """
-    return Events([_CountingOn(events, later)])
-
-
-class _CountingOn:
-    """A sink that passes events on and adds what comes later to the time left."""
-
-    def __init__(self, events: Events, later: Callable[[float], float]) -> None:
-        self._events, self._later = events, later
-        self._began: float | None = None
-
-    def write(self, event: Event) -> None:
-        fields = {key: value for key, value in event.items() if key not in ("event", "time")}
-        left = fields.get("seconds_left")
-        if event["event"] == "progress":
-            self._began = event["time"] if self._began is None else self._began
-            if left is not None:
-                whole = event["time"] - self._began + left
-                fields["seconds_left"] = left + self._later(whole)
-        self._events.emit(event["event"], **fields)
-
-    def close(self) -> None:
-        """The events behind stay open."""

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from MedSSLLib.core.errors import CancelledError
-from MedSSLLib.core.events import Events, counting_on, read_events, to_json
+from MedSSLLib.core.events import Events, read_events, to_json
 from MedSSLLib.core.sinks import JsonLines, PlainLines, Rate
 from MedSSLLib.core.words import describe, duration, sparkline
 from Testing.lib.case_helpers import each
@@ -244,16 +244,3 @@ def test_rate_is_steps_over_seconds():
     rate = Rate()
     values = [rate.update({"stage": "s", "time": t, "step": 3 * t}) for t in range(5)]
     assert values[0] == 0 and values[-1] == pytest.approx(3.0)
-
-
-def test_the_time_left_of_a_stage_covers_the_stages_after_it(monkeypatch):
-    """Two more stages of the same length, each with 5 s of other work."""
-    kept = Memory()
-    clock = iter((100.0, 100.0, 110.0, 110.0, 130.0, 130.0))
-    monkeypatch.setattr("MedSSLLib.core.events.time.time", lambda: next(clock))
-    stage = counting_on(Events([kept], min_interval=0), lambda whole: 2 * (whole + 5))
-    stage._min_interval = 0.0
-    stage.progress("round-1", 1, 4, seconds_left=30.0)
-    stage.progress("round-1", 2, 4, seconds_left=20.0)
-    stage.progress("round-1", 4, 4)
-    assert [event["seconds_left"] for event in kept.events] == [100.0, 90.0, None]

@@ -21,6 +21,7 @@ from MedSSLLib.images import io
 from MedSSLLib.images.affine import affine_of, grid_of_affine, volume_of
 from MedSSLLib.images.geometry import Geometry, Volume
 from MedSSLLib.training.checkpoint import load_tensors
+from Testing.lib.case_helpers import each
 from Testing.lib.conftest import GEOMETRIES
 from Testing.lib.core_helpers import tiny_project
 
@@ -207,7 +208,7 @@ def test_a_file_and_its_array_are_segmented_as_predict_does(project, trained, tm
     assert trained.classes[0] == "background" and set(np.unique(labels)) <= set(trained.classes)
 
 
-@pytest.mark.parametrize("name", sorted(GEOMETRIES))
+@each("name", sorted(GEOMETRIES))
 def test_affines_are_those_of_nibabel(name, tmp_path):
     geometry = GEOMETRIES[name]
     array = np.random.default_rng(0).normal(size=geometry.shape).astype(np.float32)

@@ -15,6 +15,7 @@ from MedSSLLib.data.mixing import (
 )
 from MedSSLLib.images.labels import IGNORE
 from MedSSLLib.losses.dice_ce import dice_ce_soft
+from Testing.lib.case_helpers import each
 
 PATCHES = [(9, 12), (5, 8, 7)]
 N, K = 6, 4
@@ -54,8 +55,8 @@ def test_the_mask_is_that_of_a_loop_over_voxels(patch):
     )
 
 
-@pytest.mark.parametrize("patch", PATCHES)
-@pytest.mark.parametrize("share", [(0.4, 0.8), (0.01, 0.02), (1.0, 1.0)])
+@each("patch", PATCHES)
+@each("share", [(0.4, 0.8), (0.01, 0.02), (1.0, 1.0)])
 def test_rectangles_lie_in_the_patch_and_have_the_sides_asked_for(patch, share):
     low, high = sample_rectangles(np.random.default_rng(1), 2000, patch, share)
     sides = np.asarray(patch)
@@ -70,7 +71,7 @@ def test_rectangles_lie_in_the_patch_and_have_the_sides_asked_for(patch, share):
         assert len(counts) == room and counts.min() > 0.6 * counts.mean()
 
 
-@pytest.mark.parametrize("batch", [1, 2, 3, 8])
+@each("batch", [1, 2, 3, 8])
 def test_roles_take_turns_and_every_fourth_sample_is_alone(batch):
     """Also where batches are smaller than the period."""
     parts = [sample_roles(batch, step * batch) for step in range(24 // batch)]
@@ -152,7 +153,7 @@ def test_unknown_voxels_stay_unknown():
     assert (logits.grad.abs().sum(1)[~unknown] > 0).all()
 
 
-@pytest.mark.parametrize("threshold", [0.0, 0.5, 0.9])
+@each("threshold", [0.0, 0.5, 0.9])
 def test_targets_of_a_teacher_against_a_loop(threshold):
     rng = np.random.default_rng(0)
     p = rng.dirichlet([0.3] * K, size=(2, 5, 6)).transpose(0, 3, 1, 2)

@@ -7,6 +7,7 @@ import pytest
 from scipy.ndimage import gaussian_filter
 
 from MedSSLLib.data.normalisation import GreyScale, grey_scale, normalise
+from Testing.lib.case_helpers import each
 
 SHAPE = (24, 48, 44)
 
@@ -58,9 +59,7 @@ def changed(name, array, inside=(), *, but=60):
 
 
 @every_scan
-@pytest.mark.parametrize(
-    ("count", "amount"), [(1, -1.0), (1, -5000.0), (1, 50000.0), (5, -7.0), (20, -50.0)]
-)
+@each(("count", "amount"), [(1, -1.0), (1, -5000.0), (1, 50000.0), (5, -7.0), (20, -50.0)])
 def test_stray_voxels(name, count, amount):
     array = SCANS[name].astype(np.float32)
     places = np.random.default_rng(1).choice(array.size, count, replace=False)
@@ -70,7 +69,7 @@ def test_stray_voxels(name, count, amount):
 
 
 @every_scan
-@pytest.mark.parametrize("value", [-3024, -2000, -1024, -1, 0, 55, 100, 4095, 32767])
+@each("value", [-3024, -2000, -1024, -1, 0, 55, 100, 4095, 32767])
 def test_padding_of_any_value(name, value):
     array = np.pad(SCANS[name].astype(np.float32), AROUND, constant_values=value)
     alike = value == 100 and "8 bit" in name  # tissue of that value counts no more
@@ -82,14 +81,14 @@ def test_padding_of_any_value(name, value):
 
 
 @every_scan
-@pytest.mark.parametrize("value", [-2000, 3000])
+@each("value", [-2000, 3000])
 def test_padding_of_one_side(name, value):
     array = np.pad(SCANS[name].astype(np.float32), ((0, 0), (0, 20), (0, 0)), constant_values=value)
     assert changed(name, array, (slice(None), slice(0, SHAPE[1]), slice(None))) < 0.05
 
 
-@pytest.mark.parametrize("name", [name for name in SCANS if "tissue" not in name])
-@pytest.mark.parametrize("value", [-3024, 5000])
+@each("name", [name for name in SCANS if "tissue" not in name])
+@each("value", [-3024, 5000])
 def test_a_round_field_of_view(name, value):
     """The corners of CT reconstructions; the anatomy lies within."""
     rows, columns = np.ogrid[: SHAPE[1], : SHAPE[2]]
@@ -100,20 +99,20 @@ def test_a_round_field_of_view(name, value):
 
 
 @every_scan
-@pytest.mark.parametrize("border", [1, 20])
+@each("border", [1, 20])
 def test_empty_borders(name, border):
     least = float(SCANS[name].min()) if "masked" not in name else float(SCANS[name][0, 0, 0])
     array = np.pad(SCANS[name].astype(np.float32), border, constant_values=least)
     assert changed(name, array, (slice(border, -border),) * 3) < 0.05
 
 
-@pytest.mark.parametrize("name", [name for name in SCANS if name.startswith("MR")])
-@pytest.mark.parametrize(("scale", "offset"), [(7.0, 100.0), (0.01, -3.0), (1e4, 0.0)])
+@each("name", [name for name in SCANS if name.startswith("MR")])
+@each(("scale", "offset"), [(7.0, 100.0), (0.01, -3.0), (1e4, 0.0)])
 def test_positive_scaling_and_offset(name, scale, offset):
     assert changed(name, SCANS[name].astype(np.float64) * scale + offset, but=1) < 0.01
 
 
-@pytest.mark.parametrize(
+@each(
     ("name", "least"),
     [
         (name, 0.05 if "masked" in name else 0.01)
@@ -158,7 +157,7 @@ def test_ct_is_scaled_alike_in_every_scan():
     np.testing.assert_allclose(values, (shuffled.clip(-1024, 325) + 200) / 300, atol=1e-6)
 
 
-@pytest.mark.parametrize("stray", [-1, -500])
+@each("stray", [-1, -500])
 def test_ct_with_an_offset_does_not_become_hounsfield_units_by_a_stray_voxel(stray):
     array = SCANS["CT with an offset"].copy()
     array[3, 4, 5] = stray

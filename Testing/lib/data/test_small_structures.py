@@ -14,6 +14,7 @@ from MedSSLLib.images import io
 from MedSSLLib.images.geometry import Geometry, Volume
 from MedSSLLib.images.labels import IGNORE
 from MedSSLLib.project.manifest import Case
+from Testing.lib.case_helpers import each
 from Testing.lib.grid_helpers import GRIDS, every_dim, noise, plan_for
 
 
@@ -31,10 +32,8 @@ def label(*parts, shape=(6, 60, 60)):
     return array
 
 
-@pytest.mark.parametrize(
-    "size", [(1, 1, 1), (1, 2, 2), (1, 3, 3), (1, 1, 30), (1, 30, 1), (2, 2, 1)]
-)
-@pytest.mark.parametrize("start", [(2, 20, 20), (3, 21, 22), (0, 0, 0), (4, 29, 29)])
+@each("size", [(1, 1, 1), (1, 2, 2), (1, 3, 3), (1, 1, 30), (1, 30, 1), (2, 2, 1)])
+@each("start", [(2, 20, 20), (3, 21, 22), (0, 0, 0), (4, 29, 29)])
 def test_a_small_structure_survives_where_it_lies(size, start):
     place = tuple(slice(a, a + n) for a, n in zip(start, size, strict=True))
     array = label((1, place))

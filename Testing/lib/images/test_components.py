@@ -18,6 +18,7 @@ from MedSSLLib.images.components import (
     undivided_on_slices,
 )
 from MedSSLLib.images.labels import IGNORE
+from Testing.lib.case_helpers import each
 
 
 def random_map(shape, density, seed=0):
@@ -38,9 +39,9 @@ def pairs(first, second):
     return len(np.unique(np.stack([first, second]), axis=1).T)
 
 
-@pytest.mark.parametrize("shape", [(7, 9, 11), (1, 5, 6), (8, 9), (13,), (6, 1, 4), (5, 6, 1)])
-@pytest.mark.parametrize("density", [0.0, 0.1, 0.3, 0.7, 1.0])
-@pytest.mark.parametrize("block", [2**24, 12])
+@each("shape", [(7, 9, 11), (1, 5, 6), (8, 9), (13,), (6, 1, 4), (5, 6, 1)])
+@each("density", [0.0, 0.1, 0.3, 0.7, 1.0])
+@each("block", [2**24, 12])
 def test_pieces_are_those_of_scipy(monkeypatch, shape, density, block):
     monkeypatch.setattr(components, "_BLOCK", block)
     classes = random_map(shape, density)
@@ -61,8 +62,8 @@ def test_pieces_are_those_of_scipy(monkeypatch, shape, density, block):
     assert pairs(theirs[classes > 0], numbered(whole, shape)[classes > 0]) == count
 
 
-@pytest.mark.parametrize("kind", [np.float32, np.float16, np.uint8])
-@pytest.mark.parametrize("block", [2**24, 50])
+@each("kind", [np.float32, np.float16, np.uint8])
+@each("block", [2**24, 50])
 def test_certainty_is_the_sum_of_probabilities_above_one_half(monkeypatch, kind, block):
     monkeypatch.setattr(components, "_BLOCK", block)
     classes = random_map((6, 7, 8), 0.4)

@@ -70,8 +70,8 @@ def test_tiles_equal_the_whole_volume_away_from_borders(monkeypatch):
     assert difference.max() < 0.2 and difference.max() > 0, "the tiles were not used"
 
 
-@pytest.mark.parametrize("size", [(40, 24, 30), (17, 33, 20), (9, 40, 41)])
-@pytest.mark.parametrize("slab", [2**25, 3000])
+@each("size", [(40, 24, 30), (17, 33, 20), (9, 40, 41)])
+@each("slab", [2**25, 3000])
 def test_slabs_of_tiles_are_those_of_monai(monkeypatch, size, slab):
     """The same tiles, weights and blending of logits, without the volume of all logits."""
     torch.manual_seed(0)
@@ -94,7 +94,7 @@ def test_slabs_of_tiles_are_those_of_monai(monkeypatch, size, slab):
     torch.testing.assert_close(torch.cat(slabs, 1), expected, atol=kinds, rtol=0)
 
 
-@pytest.mark.parametrize("size, tile", [(64, 16), (65, 16), (30, 16), (17, 16), (16, 16), (9, 16)])
+@each("size, tile", [(64, 16), (65, 16), (30, 16), (17, 16), (16, 16), (9, 16)])
 def test_tiles_begin_where_those_of_monai_do(size, tile):
     step = max(1, int(tile * (1 - sliding_window.OVERLAP)))
     theirs = dense_patch_slices((size,), (min(tile, size),), (step,))

@@ -1,7 +1,6 @@
 """Probabilities on the grid of the source, slab by slab, against SimpleITK's resampling."""
 
 import numpy as np
-import pytest
 import torch
 
 from MedSSLLib.data.preprocess import preprocess_image
@@ -9,14 +8,15 @@ from MedSSLLib.images import io
 from MedSSLLib.images.geometry import Volume
 from MedSSLLib.inference import source_grid
 from MedSSLLib.inference.source_grid import in_source_order, source_slabs
+from Testing.lib.case_helpers import each
 from Testing.lib.grid_helpers import GRIDS, SPACINGS, every_dim, every_grid, noise, plan_for
 
 
 @every_grid
 @every_dim
-@pytest.mark.parametrize("spacing", SPACINGS)
-@pytest.mark.parametrize("most", [2**25, 900])
-@pytest.mark.parametrize("slab", [1, 3, 100])
+@each("spacing", SPACINGS)
+@each("most", [2**25, 900])
+@each("slab", [1, 3, 100])
 def test_slabs_equal_the_resampling_of_the_whole(monkeypatch, name, dim, spacing, most, slab):
     monkeypatch.setattr(source_grid, "SLAB", most)
     source = GRIDS[name]

@@ -18,6 +18,7 @@ from MedSSLLib.core.events import read_events
 from MedSSLLib.core.files import read_json
 from MedSSLLib.methods import METHODS, known_methods, load_method, outside
 from MedSSLLib.methods.options import configured
+from Testing.lib.case_helpers import each
 from Testing.lib.core_helpers import tiny_project
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -108,7 +109,7 @@ def test_what_new_method_writes_passes_its_own_test(tmp_path):
     assert done.returncode == 0 and "4 passed" in done.stdout, done.stdout
 
 
-@pytest.mark.parametrize("name", ["pgl", "Sim-CLR", "1st", "a/b", "", "class", "../up"])
+@each("name", ["pgl", "Sim-CLR", "1st", "a/b", "", "class", "../up"])
 def test_new_method_refuses_names_that_cannot_be(name, tmp_path):
     with pytest.raises(InputError, match="name|exists"):
         write_method(name, tmp_path)
@@ -121,7 +122,7 @@ def test_new_method_overwrites_nothing(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["test_mine.py"]
 
 
-@pytest.mark.parametrize(
+@each(
     ("text", "word", "finding"),
     [
         ("x = 1\n", "Mine", "has no class 'Mine'. It has no class derived from Method"),

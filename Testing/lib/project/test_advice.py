@@ -2,12 +2,11 @@
 
 from pathlib import Path
 
-import pytest
-
 from MedSSLLib.cli.main import build_parser
 from MedSSLLib.images.labels import Annotated
 from MedSSLLib.project import advice
 from MedSSLLib.project.manifest import Case
+from Testing.lib.case_helpers import each
 
 
 def run(name, command, *, preset="standard", method="", seconds=60.0, finished=True, minutes=None):
@@ -26,7 +25,7 @@ def run(name, command, *, preset="standard", method="", seconds=60.0, finished=T
     }
 
 
-@pytest.mark.parametrize(
+@each(
     "spacings, columns, method, reason",
     [
         ([], [], "pgl", "unknown"),
@@ -93,7 +92,7 @@ def test_the_next_step():
     assert set(steps) <= set(advice.NEXT_LINES)
 
 
-@pytest.mark.parametrize("line", advice.NEXT_LINES.values())
+@each("line", advice.NEXT_LINES.values())
 def test_the_lines_are_commands(line):
     arguments = line.removeprefix("medssl ").replace("...", "").split()
     assert build_parser().parse_args(arguments).command == arguments[0]

@@ -185,9 +185,9 @@ SEMI = {
 }
 
 
-@pytest.mark.parametrize("device", ["meta", "cpu"])
-@pytest.mark.parametrize("dim", [2, 3])
-@pytest.mark.parametrize("kind", SEMI)
+@each("device", ["meta", "cpu"])
+@each("dim", [2, 3])
+@each("kind", SEMI)
 def test_a_step_of_semi_supervised_training(tmp_path, kind, dim, device):
     extra = SEMI[kind]
     assert set(one_step(semi(kind, dim, device), tmp_path)) == {"segmentation"} | extra

@@ -11,10 +11,14 @@ SOURCES = sorted(ROOT.glob("MedSSLLib/**/*.py"))
 # what each of several modules has to offer; the functions of the face are named after the commands
 SHARED = {"COMMANDS", "main", *MedSSLLib.__all__}
 TO_RENAME = {
+    "ALIKE",
     "KINDS",
+    "LARGE",
+    "LEAST",
+    "LEAST_SHARE",
+    "Rng",
     "VERSION",
-    "moved",
-    "opened",
+    "segment",
     "summarise",
 }
 DENSITY = 70  # comprehensions and conditional expressions a thousand lines of code

@@ -8,6 +8,7 @@ import pytest
 
 from MedSSLLib.config.run import RunConfig
 from MedSSLLib.selftraining.schedule import LEAST, Schedule
+from Testing.lib.case_helpers import each
 
 
 def schedule(rounds=3, first=0.4, **length):
@@ -37,8 +38,8 @@ def run(plan, prediction, step=0.1):
     return stages, told, spent
 
 
-@pytest.mark.parametrize("first", [0.0, 0.4])
-@pytest.mark.parametrize("prediction", [0.0, 10.0, 60.0])
+@each("first", [0.0, 0.4])
+@each("prediction", [0.0, 10.0, 60.0])
 def test_a_time_limit_includes_predictions(first, prediction):
     stages, told, spent = run(schedule(3, first, minutes=10), prediction)
     assert spent == pytest.approx(600)

@@ -13,6 +13,7 @@ from MedSSLLib.images.labels import Annotated
 from MedSSLLib.project.project import Project
 from MedSSLLib.training.field import AROUND, grid_for, scan_sides, structure_sides
 from MedSSLLib.training.run_folder import RunFolder
+from Testing.lib.case_helpers import each
 from Testing.lib.core_helpers import loud, tiny_config
 
 
@@ -26,7 +27,7 @@ def geometry(size, spacing):
     return Geometry(size, spacing, (0.0, 0.0, 0.0), (1.0, 0, 0, 0, 1.0, 0, 0, 0, 1.0))
 
 
-@pytest.mark.parametrize(
+@each(
     ("size", "spacing", "budget", "sides"),
     [
         ((256, 240, 10), (1.5, 1.5, 10.0), 64 * 64, (80, 110, 100)),

@@ -122,7 +122,10 @@ def test_the_test_that_slicer_runs_trains_and_predicts(application):
     spec = importlib.util.spec_from_file_location("MedSSLTrainTest", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    import slicer
+
     assert module.main() == 0
+    slicer.bench_clear_scene()
 
 
 @pytest.mark.timeout(1500)
@@ -206,7 +209,8 @@ def test_from_a_folder_to_segmentations(user, cohort, tmp_path, watch):
     user.settle()
     review = user.shell.panels["review"]
     assert review.result.uncertainty is not None
-    file = review.result.folder / f"{review.result.case.name}.nii.gz"
+    folder = user.store.resultsFolder(review.result.run)
+    file = folder / f"{review.result.case.name}.nii.gz"
     shown = slicer.util.arrayFromVolume(review.result.image).shape
     assert sitk.GetArrayFromImage(sitk.ReadImage(str(file))).shape == shown
     for row, name in ((0, ".seg.nrrd"), (1, ".nii.gz")):
@@ -214,6 +218,12 @@ def test_from_a_folder_to_segmentations(user, cohort, tmp_path, watch):
         user.click("exportButton")
         user.settle()
         assert (project / "exports" / f"{review.result.case.name}{name}").is_file(), user.status()
+    for path in (project / "exports").iterdir():
+        path.rename(project / path.name)
+    user.click("exportAllButton")
+    user.settle()
+    assert "5 cases exported" in user.status(), user.status()
+    assert len(list((project / "exports").glob("*.nii.gz"))) == 5
     again = sitk.ReadImage(str(project / "exports" / f"{review.result.case.name}.nii.gz"))
     source = sitk.ReadImage(str(file))
     assert np.allclose(again.GetOrigin(), source.GetOrigin()) and np.allclose(

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from MedSSLLib.data.random import Stream, random_stream
+
 # rows compared; a seeded sample of more; not from the paper
 MOST_CLIENTS, MOST_CANDIDATES = 3000, 10_000
 LEAST_GAIN = 1e-4  # fraction of the weight that a further slice must add; not from the paper
@@ -120,7 +122,7 @@ def representative(
         budget: most rows chosen.
         seed: of the samples of very many rows.
     """
-    rng = np.random.default_rng([seed, 8])
+    rng = random_stream(seed, Stream.CLIENT_SLICES)
     clients = _sample(rng, np.flatnonzero(weights > 0), MOST_CLIENTS)
     rows = _sample(rng, np.flatnonzero(candidates.free), MOST_CANDIDATES)
     if not len(clients) or not len(rows):

@@ -120,7 +120,7 @@ class SuggestionOptions(Reporting, total=False):
     precision: Literal["auto", "32", "bf16", "16"]
 
 
-def opened(project: Project | PathLike) -> Project:
+def opened_project(project: Project | PathLike) -> Project:
     return project if isinstance(project, Project) else Project.open(project)
 
 

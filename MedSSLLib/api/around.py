@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 from MedSSLLib.api.arguments import (
     PathLike,
     SuggestionOptions,
-    opened,
+    opened_project,
     refuse_unknown_arguments,
     without_reporting,
 )
@@ -46,7 +46,7 @@ def suggest(
     refuse_unknown_arguments("suggest", options, SuggestionOptions.__optional_keys__)
     from MedSSLLib.active_learning.suggest import SuggestOptions, run_suggest
 
-    project = opened(project)
+    project = opened_project(project)
     names = tuple(name_of(project, one) for one in also)
     chosen = SuggestOptions(budget, also=names, **without_reporting(options))
     name = None if run is None else name_of(project, run)
@@ -80,6 +80,6 @@ def evaluate(
     from MedSSLLib.cli.apply import scored_by
     from MedSSLLib.evaluation.evaluate import evaluate_folder
 
-    known = {} if project is None else scored_by(opened(project))
+    known = {} if project is None else scored_by(opened_project(project))
     result = None if out is None else Path(out)
     return evaluate_folder(Path(predictions), Path(references), result, tolerance, **known)

@@ -13,7 +13,7 @@ from MedSSLLib.api.arguments import (
     PredictionOptions,
     Selection,
     names_of,
-    opened,
+    opened_project,
     refuse_unknown_arguments,
     without_reporting,
 )
@@ -196,7 +196,7 @@ def predict(
     from MedSSLLib.inference.model import PredictOptions
     from MedSSLLib.inference.predict import run_predict
 
-    project = opened(project)
+    project = opened_project(project)
     chosen = PredictOptions(**without_reporting(options))
     names = names_of(project, cases)
     with session(options) as events:

@@ -13,7 +13,7 @@ from MedSSLLib.api.arguments import (
     SelfTrainingOptions,
     TrainingOptions,
     names_of,
-    opened,
+    opened_project,
     refuse_unknown_arguments,
 )
 from MedSSLLib.api.run import Run, RunLike, name_of
@@ -81,7 +81,7 @@ def finetune(
     refuse_unknown_arguments("finetune", options, LabelOptions.__optional_keys__)
     from MedSSLLib.finetuning.finetune import run_finetune
 
-    project = opened(project)
+    project = opened_project(project)
     given = {"init": _start(project, init), "freeze_encoder": freeze_encoder or None}
     return _train(run_finetune, project, "finetune", "supervised", given, options)
 
@@ -113,7 +113,7 @@ def selftrain(
         raise InputError(
             "selftrain needs one start", remedy="Give start=RUN, or init=RUN or 'none'"
         )
-    project = opened(project)
+    project = opened_project(project)
     given = {
         "options.start": None if start is None else name_of(project, start),
         "init": _start(project, init),
@@ -150,7 +150,7 @@ def complete(
     refuse_unknown_arguments("complete", options, TrainingOptions.__optional_keys__)
     from MedSSLLib.finetuning.complete import run_complete
 
-    project = opened(project)
+    project = opened_project(project)
     given = {
         "options.case": project.case(case).name,
         "options.out": None if out is None else os.path.abspath(out),
@@ -172,7 +172,7 @@ def _train(
     from MedSSLLib.cli.train import SETTING_OF, merged_settings, warn_of_unused
     from MedSSLLib.methods.options import configured
 
-    project = opened(project)
+    project = opened_project(project)
     values = {key: options.get(option) for option, key in SETTING_OF.items()} | dict(given)
     values["labelled"] = names_of(project, options.get("labelled"))
     overrides = merged_settings(values, options.get("settings") or {})

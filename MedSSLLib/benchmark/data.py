@@ -6,11 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from MedSSLLib.core.errors import InputError
 from MedSSLLib.core.files import load_json
 from MedSSLLib.data.plan import make_plan
+from MedSSLLib.data.random import Stream, random_stream
 from MedSSLLib.methods import load_method
 from MedSSLLib.project.manifest import FILE_NAME, Case
 from MedSSLLib.project.project import Project
@@ -126,7 +125,7 @@ def _draw_test(project: Project, seed: int) -> None:
             remedy="Give more cases with labels",
         )
     count = min(MOST_TEST, max(1, round(TEST_FRACTION * len(patients))))
-    tested = set(np.random.default_rng([seed, 11]).permutation(patients)[:count])
+    tested = set(random_stream(seed, Stream.BENCHMARK_TEST_PATIENTS).permutation(patients)[:count])
     chosen = {case.patient for case in project.cases if case.patient in tested}
     project.set_roles(
         labelled="", test=",".join(case.name for case in project.cases if case.patient in chosen)
@@ -183,7 +182,7 @@ def _drawn(
             file=project.folder,
             remedy="Use smaller --counts",
         )
-    generator = np.random.default_rng([seed, 12, count])
+    generator = random_stream(seed, Stream.BENCHMARK_LABELLED_CASES, count)
     found: list[list[str]] = []
     names = [case.name for case in pool]
     for _ in range(20 * choices):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from MedSSLLib.cli.command import (
     SEL,
     Command,
+    announce,
     device_options,
     output_options,
     parse_settings,
@@ -60,10 +61,8 @@ def _predict_arguments(parser: argparse.ArgumentParser) -> None:
         "--components",
         choices=("auto", "largest", "all"),
         default="auto",
-        help="pieces to keep: of classes that are one piece in the training labels the largest, "
-        "or where slices alone "
-        "were annotated those that the model is sure of (auto, default); the largest of every "
-        "class; or all",
+        help="pieces to keep: of structures that are one piece in the training labels the surest "
+        "and those nearly as sure (auto, default); the largest of every class; or all",
     )
     group = parser.add_argument_group("device")
     device_options(group)
@@ -75,6 +74,8 @@ def predict(args: argparse.Namespace, events: Events) -> int:
 
     project = Project.open(args.project)
     project.require_run(args.run)
+    announce(args, f"Segmenting with {args.run} ...")
+    from MedSSLLib.cli import tables
     from MedSSLLib.inference.model import PredictOptions
     from MedSSLLib.inference.predict import run_predict
 
@@ -96,11 +97,24 @@ def predict(args: argparse.Namespace, events: Events) -> int:
         images=args.images or (),
         options=options,
     )
+    if result.quality and not args.quiet:
+        tables.print_estimates(result.quality)
     count = len(result.written)
     noun = "segmentation" if count == 1 else "segmentations"
-    say(args, f"{count} {noun} written to {args.out}{_left_out(result.refused)}")
+    say(
+        args,
+        f"{count} {noun} written to {args.out}, {_PIECES[args.components]}"
+        f"{_left_out(result.refused)}",
+    )
     say(args, f"Next: {_after_predict(project, args)}")
     return 1 if result.refused else 0
+
+
+_PIECES = {
+    "auto": "pieces kept by evidence (--components auto)",
+    "largest": "the largest piece of every class kept (--components largest)",
+    "all": "every piece kept (--components all)",
+}
 
 
 def _after_predict(project: Project, args: argparse.Namespace) -> str:
@@ -146,6 +160,7 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def evaluate(args: argparse.Namespace, events: Events) -> int:
+    announce(args, f"Scoring {args.predictions} against {args.references} ...")
     from MedSSLLib.cli import tables
     from MedSSLLib.evaluation.evaluate import evaluate_folder
     from MedSSLLib.project.project import Project
@@ -221,6 +236,7 @@ def report(args: argparse.Namespace, events: Events) -> None:
 
     project = Project.open(args.project)
     project.require_run(args.run)
+    announce(args, f"Writing the report of {args.run} ...")
     from MedSSLLib.reporting.run_report import write_run_report
 
     written = write_run_report(
@@ -265,6 +281,7 @@ def export(args: argparse.Namespace, events: Events) -> None:
 
     project = Project.open(args.project)
     project.require_run(args.run)
+    announce(args, f"Writing {args.run} as {args.to} ...")
     from MedSSLLib.interop.export import run_export
 
     say(args, f"Written to {run_export(project, args.run, args.to, args.out, events)}")
@@ -294,11 +311,14 @@ def _import_arguments(parser: argparse.ArgumentParser) -> None:
 
 def import_weights(args: argparse.Namespace, events: Events) -> None:
     from MedSSLLib.cli.tables import shown_path
-    from MedSSLLib.interop.import_weights import run_import
     from MedSSLLib.project.project import Project
 
+    project = Project.open(args.project)
+    announce(args, f"Reading {args.file} ...")
+    from MedSSLLib.interop.import_weights import run_import
+
     settings = parse_settings(args.settings)
-    folder, report = run_import(Project.open(args.project), args.file, args.name, events, settings)
+    folder, report = run_import(project, args.file, args.name, events, settings)
     say(args, report.text())
     say(args, f"Imported {folder.name}. It is in {shown_path(folder)}")
     say(args, f"Next: medssl finetune {args.project} --init {folder.name} --minutes 10")

@@ -22,7 +22,7 @@ import numpy as np
 from MedSSLLib.core.errors import InputError, MedSSLError
 from MedSSLLib.core.files import atomic_path, explained_os_errors, read_json, write_json
 
-FORMAT, FORMAT_VERSION = "medssl-cache-entry", 1
+_FORMAT, _FORMAT_VERSION = "medssl-cache-entry", 1
 MOST_HANDLES = 64
 MOST_MAPPED = 128 * 2**20  # bytes of open files; they count as resident memory once read
 _INFO, _ARRAY = "info.json", "data.b2nd"
@@ -34,8 +34,7 @@ _WHOLE = 2**17  # arrays up to this many voxels per channel are one block
 def write_entry(
     folder: Path, array: np.ndarray, dim: int, info: Mapping[str, Any], **tables: np.ndarray
 ) -> None:
-    """Write an entry: ``array`` ``[..., d, h, w]`` compressed for crops of ``dim``, ``tables`` as
-    they are.
+    """Write an entry: an array ``[..., d, h, w]`` compressed for crops of ``dim``, and tables.
 
     Raises:
         MedSSLError: the disk is full or the folder may not be written.
@@ -55,8 +54,8 @@ def write_entry(
     write_json(
         folder / _INFO,
         {
-            "format": FORMAT,
-            "format_version": FORMAT_VERSION,
+            "format": _FORMAT,
+            "format_version": _FORMAT_VERSION,
             "files": {name: _record(folder / name, data) for name, data in files.items()},
             **info,
         },
@@ -69,7 +68,7 @@ def read_info(folder: Path) -> dict[str, Any] | None:
     Files that carry the time they were written at are checked by size, others by checksum.
     """
     try:
-        info = read_json(folder / _INFO, format_name=FORMAT, newest_version=FORMAT_VERSION)
+        info = read_json(folder / _INFO, format_name=_FORMAT, newest_version=_FORMAT_VERSION)
         sound = all(_sound(folder / name, record) for name, record in info["files"].items())
     except (InputError, OSError, KeyError, TypeError, AttributeError):
         return None
@@ -77,10 +76,10 @@ def read_info(folder: Path) -> dict[str, Any] | None:
 
 
 class Handles:
-    """Open arrays, the most recently used first: at most 64, and at most 128 MiB of files beyond
-    the newest.
+    """Open arrays, the most recently used ones.
 
-    Threads may share it; a pickled copy starts empty.
+    At most 64, and at most 128 MiB of files beyond the newest. Threads may share it; a pickled copy
+    starts empty.
     """
 
     def __init__(self) -> None:
@@ -104,8 +103,9 @@ class Handles:
             raise _damaged(folder) from error
 
     def table(self, folder: Path, name: str) -> np.ndarray:
-        """A table of an entry, memory-mapped. Raises MedSSLError when the file is missing or
-        damaged.
+        """A table of an entry, memory-mapped.
+
+        Raises MedSSLError when the file is missing or damaged.
         """
         try:
             return self._get(folder / f"{name}.npy", _Table).table
@@ -123,16 +123,15 @@ class Handles:
             if handle is None:
                 handle = self._open[path] = kind(path)
             self._open.move_to_end(path)
-            while (
-                len(self._open) > MOST_HANDLES
-                or self._mapped() > MOST_MAPPED
-                and len(self._open) > 1
-            ):
+            while self._is_full():
                 self._open.popitem(last=False)
             return handle
 
-    def _mapped(self) -> int:
-        return sum(handle.size for handle in self._open.values())
+    def _is_full(self) -> bool:
+        if len(self._open) > MOST_HANDLES:
+            return True
+        mapped = sum(handle.size for handle in self._open.values())
+        return mapped > MOST_MAPPED and len(self._open) > 1
 
 
 class _Handle:
@@ -161,13 +160,11 @@ class _Table(_Handle):
 
 def _compressed(array: np.ndarray, dim: int) -> bytes:
     lead, shape = array.shape[:-3], array.shape[-3:]
-    whole = np.prod(shape) <= _WHOLE and dim == 3
-    chunk = tuple(
-        min(n, most) for n, most in zip(shape, shape if whole else _CHUNK[dim], strict=True)
-    )
-    block = (
-        chunk if whole else tuple(min(n, most) for n, most in zip(chunk, _BLOCK[dim], strict=True))
-    )
+    if np.prod(shape) <= _WHOLE and dim == 3:
+        chunk = block = shape
+    else:
+        chunk = tuple(map(min, shape, _CHUNK[dim]))
+        block = tuple(map(min, chunk, _BLOCK[dim]))
     packed = blosc2.asarray(
         np.ascontiguousarray(array),
         chunks=(1,) * len(lead) + chunk,
@@ -185,9 +182,9 @@ def _sound(path: Path, record: Mapping[str, int]) -> bool:
     stat = path.stat()
     if stat.st_size != record["size"]:
         return False
-    return (
-        stat.st_mtime_ns == record["mtime_ns"] or zlib.crc32(path.read_bytes()) == record["crc32"]
-    )
+    if stat.st_mtime_ns == record["mtime_ns"]:
+        return True
+    return zlib.crc32(path.read_bytes()) == record["crc32"]
 
 
 def _damaged(folder: Path) -> MedSSLError:

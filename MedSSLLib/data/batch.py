@@ -13,9 +13,9 @@ from torch import Tensor
 from MedSSLLib.data.intensity import Change, apply_intensity
 from MedSSLLib.data.spatial import (
     ViewGeometry,
-    resample,
     resample_boxes,
     resample_labels,
+    resample_views,
     sampling_grid,
 )
 from MedSSLLib.images.labels import IGNORE
@@ -37,6 +37,8 @@ class CropReader(Protocol):
     def label(self, name: str, lo: Sequence[int], hi: Sequence[int]) -> np.ndarray: ...
 
     def foreground(self, name: str) -> dict[int, np.ndarray]: ...
+
+    def counts(self, name: str) -> dict[int, int]: ...
 
 
 @dataclass(frozen=True)
@@ -101,12 +103,14 @@ def make_views(host: HostBatch, patch: Sequence[int], device: torch.device) -> B
         images = resample_boxes(windows, seen, patch)
     else:
         grid = sampling_grid(seen, windows.shape[2:], patch)
-        images = resample(windows, grid)
+        images = resample_views(windows, grid)
         if host.labels is not None:
             source = host.labels.to(device, non_blocking=True).flatten(0, 1)
             labels = resample_labels(source, grid).unflatten(0, (-1, views))
             if host.targets is not None:
-                soft = resample(host.targets.to(device, non_blocking=True).flatten(0, 1), grid)
+                soft = resample_views(
+                    host.targets.to(device, non_blocking=True).flatten(0, 1), grid
+                )
                 targets = soft.unflatten(0, (-1, views)) * (labels != IGNORE).unsqueeze(2)
     apply_intensity(images, host.changes)
     meta = {name: value.to(device, non_blocking=True) for name, value in host.meta.items()}

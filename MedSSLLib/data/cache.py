@@ -25,7 +25,8 @@ from MedSSLLib.core.files import FileLock, explained_os_errors
 from MedSSLLib.core.hashes import Hashes
 from MedSSLLib.data.array_store import Handles, read_info, write_entry
 from MedSSLLib.data.plan import Plan
-from MedSSLLib.data.preprocess import VERSION, preprocess_image, preprocess_label
+from MedSSLLib.data.preprocess import VERSION, preprocess_image
+from MedSSLLib.data.preprocess_label import Small, label_on_grid
 from MedSSLLib.images import io
 from MedSSLLib.images.geometry import Geometry, Volume
 from MedSSLLib.images.labels import IGNORE, class_indices, sparse_label
@@ -40,22 +41,22 @@ _PATIENCE = 3600.0  # seconds to wait for another process that makes the same en
 
 @dataclass(frozen=True)
 class _Entry:
-    """Where a case's image or label lies, and the part of its ``info.json`` that is kept in
-    memory.
-    """
+    """Where a case's image or label lies, and what of its ``info.json`` is kept in memory."""
 
     folder: Path
     shape: tuple[int, ...]
     geometry: Geometry
     counts: dict[int, int]
     places: dict[int, tuple[int, int]]
+    small: dict[int, Small]
 
     @classmethod
     def of(cls, folder: Path, info: Mapping[str, Any]) -> _Entry:
         geometry = Geometry(**{name: tuple(value) for name, value in info["geometry"].items()})
         counts = {int(value): int(n) for value, n in info.get("counts", {}).items()}
         places = {int(value): (int(a), int(b)) for value, (a, b) in info.get("places", {}).items()}
-        return cls(folder, tuple(info["shape"]), geometry, counts, places)
+        small = {int(value): Small(*both) for value, both in info.get("small", {}).items()}
+        return cls(folder, tuple(info["shape"]), geometry, counts, places, small)
 
 
 @dataclass(frozen=True)
@@ -111,9 +112,7 @@ class Cache:
     def __init__(
         self, folder: str | os.PathLike[str], plan: Plan, labels: Path | None = None
     ) -> None:
-        """With `labels`, entries of labels lie in that folder instead, which may be removed after
-        use.
-        """
+        """With `labels`, entries of labels lie in that folder, which may be removed after use."""
         self.folder = Path(folder)
         self._label_folder = labels or self.folder / "labels"
         self.plan = plan
@@ -180,8 +179,9 @@ class Cache:
         return self._images[name].geometry
 
     def image(self, name: str, lo: Sequence[int], hi: Sequence[int]) -> np.ndarray:
-        """Region [lo, hi) of an image, float32 ``[c, d, h, w]``; outside the volume the edge is
-        repeated.
+        """Region [lo, hi) of an image, float32 ``[c, d, h, w]``.
+
+        Outside the volume the edge is repeated.
         """
         entry = self._images[name]
         low, high, size = (np.asarray(x, int) for x in (lo, hi, entry.shape[1:]))
@@ -194,23 +194,24 @@ class Cache:
         return _edge_padded(values, before, after)
 
     def label(self, name: str, lo: Sequence[int], hi: Sequence[int]) -> np.ndarray:
-        """Region [lo, hi) of a class map, uint8 ``[d, h, w]``; IGNORE outside and where nothing
-        counts.
+        """Region [lo, hi) of a class map, uint8 ``[d, h, w]``.
+
+        IGNORE outside and where nothing counts.
         """
         entry = self._labels[name]
-        result = np.full([b - a for a, b in zip(lo, hi, strict=True)], IGNORE, np.uint8)
-        inner = [(max(a, 0), min(b, n)) for a, b, n in zip(lo, hi, entry.shape, strict=True)]
-        if all(a < b for a, b in inner):
-            target = tuple(slice(a - low, b - low) for (a, b), low in zip(inner, lo, strict=True))
-            result[target] = self._handles.read(entry.folder, tuple(slice(a, b) for a, b in inner))
+        low, high = np.asarray(lo, int), np.asarray(hi, int)
+        result = np.full(high - low, IGNORE, np.uint8)
+        first, last = low.clip(min=0), np.minimum(high, entry.shape)
+        if (first < last).all():
+            inside = tuple(map(slice, first - low, last - low))
+            result[inside] = self._handles.read(entry.folder, tuple(map(slice, first, last)))
         return result
 
     def foreground(self, name: str) -> dict[int, np.ndarray]:
-        """Voxels int32 ``[n, 3]`` (d, h, w) per class: at most 10,000 counted ones each, drawn
-        evenly.
+        """Voxels int32 ``[n, 3]`` (d, h, w) per class: at most 10,000 counted ones each.
 
-        Classes without a counted voxel are left out; class 0 is included, so that a case without a
-        structure still tells which voxels count.
+        They are drawn evenly. Classes without a counted voxel are left out; class 0 is included, so
+        that a case without a structure still tells which voxels count.
         """
         entry = self._labels[name]
         table = self._handles.table(entry.folder, "places")
@@ -220,16 +221,24 @@ class Cache:
         """Number of counted voxels per class that occurs."""
         return dict(self._labels[name].counts)
 
-    def fingerprint(self) -> str:
-        """A text that depends on the content of everything prepared so far, and on how it was
-        preprocessed.
+    def small_structures(self, names: Sequence[str], classes: Sequence[str]) -> list[str]:
+        """What became of structures that win no voxel of the training grid: a sentence per case
+        and class.
         """
-        return _key(
-            [
-                [sorted((name, entry.folder.name) for name, entry in entries.items())]
-                for entries in (self._images, self._labels)
-            ]
-        )
+        found = [(name, value) for name in names for value in sorted(self._labels[name].small)]
+        return [
+            _about_small(
+                name, classes[value], self._labels[name].small[value], self._labels[name].geometry
+            )
+            for name, value in found
+        ]
+
+    def fingerprint(self) -> str:
+        """A text that depends on everything prepared so far, and on how it was preprocessed."""
+        parts = []
+        for entries in (self._images, self._labels):
+            parts.append([sorted((name, entry.folder.name) for name, entry in entries.items())])
+        return _key(parts)
 
     def clear(self) -> int:
         """Delete all entries, of every plan; returns the bytes freed. See :func:`clear_cache`."""
@@ -270,7 +279,7 @@ class Cache:
             with naming(case.name, os.fspath(path)):
                 indices = class_indices(volume.array, classes.values, ignore=classes.ignore)
                 source = Volume(sparse_label(indices, annotated), volume.geometry)
-            array = preprocess_label(source, image.geometry)
+            array, small = label_on_grid(source, image.geometry)
             counts, ranges, places = _places(array)
             write_entry(
                 folder,
@@ -282,6 +291,7 @@ class Cache:
                     "geometry": asdict(image.geometry),
                     "counts": counts,
                     "places": ranges,
+                    "small": {value: [one.kept, one.unknown] for value, one in small.items()},
                 },
                 places=places,
             )
@@ -319,8 +329,9 @@ def clear_cache(folder: str | os.PathLike[str]) -> int:
 
 
 def _edge_padded(values: np.ndarray, before: np.ndarray, after: np.ndarray) -> np.ndarray:
-    """Float32 copy of ``[c, d, h, w]`` with so many voxels of its edge repeated before and after d,
-    h, w.
+    """Float32 copy of ``[c, d, h, w]`` with its edge repeated.
+
+    So many voxels before and after along d, h, w.
     """
     n = np.array(values.shape[1:])
     result = np.empty((len(values), *(n + before + after)), np.float32)
@@ -330,6 +341,22 @@ def _edge_padded(values: np.ndarray, before: np.ndarray, after: np.ndarray) -> n
         view[: before[axis]] = view[before[axis]]
         view[before[axis] + n[axis] :] = view[before[axis] + n[axis] - 1]
     return result
+
+
+def _about_small(case: str, words: str, small: Small, grid: Geometry) -> str:
+    spacing = " x ".join(f"{step:.3g}" for step in grid.spacing)
+    count = small.kept + small.unknown
+    pieces, are = ("1 piece", "is") if count == 1 else (f"{count} pieces", "are")
+    if not small.unknown:
+        fate = "the voxels that hold most of it are taught as it"
+    elif not small.kept:
+        fate = "other structures take its voxels, which are left unknown"
+    else:
+        fate = f"{small.unknown} are left unknown, as other structures take their voxels"
+    return (
+        f"{case}: {pieces} of {words} {are} too small for the training grid ({spacing} mm): "
+        f"{fate}. A finer grid needs scans with finer voxels among the cases."
+    )
 
 
 def _lock_path(entry: Path) -> Path:
@@ -342,17 +369,14 @@ def _key(*parts: Any) -> str:
 
 
 def _places(label: np.ndarray) -> tuple[dict[int, int], dict[int, tuple[int, int]], np.ndarray]:
-    """Counted voxels per class, the rows of each class in the table, and the table int32 ``[n,
-    3]``.
-    """
+    """Counted voxels per class, the rows of each in the table, and the table int32 ``[n, 3]``."""
     rng = np.random.default_rng(0)
     flat = label.reshape(-1)
     counts, ranges, tables, start = {}, {}, [np.empty((0, 3), np.int32)], 0
     for value in np.unique(flat[flat != IGNORE]):
-        found = np.flatnonzero(flat == value)
-        chosen = (
-            found if len(found) <= MOST_PLACES else rng.choice(found, MOST_PLACES, replace=False)
-        )
+        found = chosen = np.flatnonzero(flat == value)
+        if len(found) > MOST_PLACES:
+            chosen = rng.choice(found, MOST_PLACES, replace=False)
         tables.append(np.stack(np.unravel_index(np.sort(chosen), label.shape), 1).astype(np.int32))
         counts[int(value)], ranges[int(value)] = len(found), (start, start + len(chosen))
         start += len(chosen)

@@ -1,5 +1,6 @@
-"""Meta labels: free attributes of cases and slices as class indices (GCL, arXiv 2309.08888, section
-3.1).
+"""Meta labels: free attributes of cases and slices as class indices.
+
+GCL, arXiv 2309.08888, section 3.1.
 
 `patient` and `position` (part of the slice axis) are always known; any categorical metadata column
 can serve as well. -1 stands for a missing value.
@@ -61,13 +62,13 @@ class MetaLabels:
 
     def of(self, case: int, index: int = 0) -> dict[str, int]:
         """Class index per label of slice `index` of case number `case`; -1 where missing."""
-        parts = len(self.classes.get(POSITION, ()))
-        return {
-            name: quantile(index, int(self.slices[case]), parts)
-            if name == POSITION
-            else int(self.of_case[name][case])
-            for name in self.classes
-        }
+        found = {}
+        for name, classes in self.classes.items():
+            if name == POSITION:
+                found[name] = quantile(index, int(self.slices[case]), len(classes))
+            else:
+                found[name] = int(self.of_case[name][case])
+        return found
 
     def describe(self) -> list[str]:
         """At most two sentences: what is used, and what is not and why."""
@@ -89,8 +90,9 @@ class MetaLabels:
 
 
 def quantile(index: int, count: int, parts: int = 4) -> int:
-    """Part of the slice axis, ``min(i // (n / parts), parts - 1)``, of slice i of n (GCL: 4
-    parts).
+    """Part of the slice axis of slice i of n: ``min(i // (n / parts), parts - 1)``.
+
+    GCL has 4 parts.
     """
     return min(index * parts // count, parts - 1)
 
@@ -120,29 +122,33 @@ def build_metalabels(
             is usable.
     """
     columns = _columns(cases)
-    refuse_unknown(names, cases)
+    refuse_unknown_labels(names, cases)
     counts = np.ones(len(cases), np.int64) if slices is None else np.asarray(slices, np.int64)
     classes: dict[str, tuple[str, ...]] = {}
     of_case: dict[str, np.ndarray] = {}
     dropped: dict[str, str] = {}
+    columns[PATIENT] = [case.patient for case in cases]
     for name in dict.fromkeys(names or (PATIENT, POSITION, *columns)):
         if name == POSITION:
             reason = _why_no_position(slices, parts)
-            found: tuple[str, ...] = tuple(f"part {part + 1} of {parts}" for part in range(parts))
+            found = tuple(f"part {part} of {parts}" for part in range(1, parts + 1))
         else:
-            found, codes = encode(
-                [case.patient for case in cases] if name == PATIENT else columns[name]
-            )
-            reason = _why_not(found, codes, counts, PATIENT if name == PATIENT else "column")
-            reason = reason or ("" if names else _why_not_chosen(found, codes, of_case))
-            of_case |= {} if reason else {name: codes}
+            found, codes = encode(columns[name])
+            # the members of a patient are its slices, of another class its cases
+            members = counts if name == PATIENT else np.ones_like(counts)
+            reason = _why_not(found, codes, members)
+            if not (reason or names):
+                reason = _why_not_chosen(found, codes, of_case)
+            if not reason:
+                of_case[name] = codes
         if reason:
             dropped[name] = reason
         else:
             classes[name] = found
     if names and not classes:
+        reasons = [f"{name} {reason}" for name, reason in dropped.items()]
         raise InputError(
-            "no meta label is usable: " + "; ".join(f"{n} {why}" for n, why in dropped.items()),
+            "no meta label is usable: " + "; ".join(reasons),
             remedy="Name other labels, or none to leave the choice open.",
         )
     return MetaLabels(classes, of_case, counts, dropped)
@@ -151,29 +157,26 @@ def build_metalabels(
 def encode(values: Sequence[str | None]) -> tuple[tuple[str, ...], np.ndarray]:
     """Sorted class names and the class index of each value, -1 for empty, NA, nan and the like."""
     texts = ["" if value is None else str(value).strip() for value in values]
-    known = [text.lower() not in NO_VALUE for text in texts]
-    classes = tuple(sorted({text for text, is_known in zip(texts, known, strict=True) if is_known}))
+    classes = tuple(sorted({text for text in texts if text.lower() not in NO_VALUE}))
     index = {text: i for i, text in enumerate(classes)}
-    codes = [
-        index[text] if is_known else MISSING for text, is_known in zip(texts, known, strict=True)
-    ]
+    codes = [index.get(text, MISSING) for text in texts]
     return classes, np.asarray(codes, np.int64)
 
 
 def _columns(cases: Sequence[CaseFacts]) -> dict[str, list[str | None]]:
     """Metadata columns by name; `patient` and `position` are made here, never read."""
-    names = dict.fromkeys(key for case in cases for key in case.metadata)
-    return {
-        name: [case.metadata.get(name) for case in cases]
-        for name in names
-        if name not in (PATIENT, POSITION)
-    }
+    names: dict[str, None] = {}
+    for case in cases:
+        names |= dict.fromkeys(case.metadata)
+    columns = {}
+    for name in names:
+        if name not in (PATIENT, POSITION):
+            columns[name] = [case.metadata.get(name) for case in cases]
+    return columns
 
 
-def refuse_unknown(names: Sequence[str], cases: Sequence[CaseFacts]) -> None:
-    """Raises InputError where a name is neither patient, position nor a metadata column of the
-    cases.
-    """
+def refuse_unknown_labels(names: Sequence[str], cases: Sequence[CaseFacts]) -> None:
+    """Raises InputError where a name is neither patient, position nor a metadata column."""
     known = (PATIENT, POSITION, *_columns(cases))
     unknown = [name for name in names if name not in known]
     if unknown:
@@ -189,24 +192,30 @@ def _why_no_position(slices: Sequence[int] | None, parts: int) -> str:
     return "" if len(slices) and max(slices) >= parts else f"no case has {parts} slices"
 
 
-def _why_not(classes: Sequence[str], codes: np.ndarray, slices: np.ndarray, kind: str) -> str:
-    """Why a label gives no positives or negatives, or nothing; the members of a patient are its
-    slices.
+def _why_not(classes: Sequence[str], codes: np.ndarray, members: np.ndarray) -> str:
+    """Why a label gives no positives or negatives, or nothing.
+
+    Args:
+        classes: of the label.
+        codes: class index of each case, ``[cases]``.
+        members: how many members of its class each case gives, ``[cases]``.
     """
+    if not classes:
+        return "it has no values"
     if len(classes) < 2:
-        return "it has one class only" if classes else "it has no values"
-    weights = slices if kind == PATIENT else np.ones_like(slices)
-    members = np.bincount(codes[codes >= 0], weights[codes >= 0], len(classes))
-    return "" if members.max() > 1 else "each class has one member only"
+        return "it has one class only"
+    known = codes >= 0
+    of_class = np.bincount(codes[known], members[known], len(classes))
+    return "" if of_class.max() > 1 else "each class has one member only"
 
 
 def _why_not_chosen(
     classes: Sequence[str], codes: np.ndarray, earlier: Mapping[str, np.ndarray]
 ) -> str:
     """Why a column is left out when nobody asked for it."""
-    same = [name for name, other in earlier.items() if _same_groups(codes, other)]
-    if same:
-        return f"it groups the cases as {same[0]} does"
+    for name, other in earlier.items():
+        if _same_groups(codes, other):
+            return f"it groups the cases as {name} does"
     if all(map(_is_number, classes)):
         return "it holds numbers (name it to use it as categories)"
     if PATIENT in earlier and _same_for_a_patient(codes, earlier[PATIENT]):
@@ -223,9 +232,7 @@ def _same_groups(first: np.ndarray, second: np.ndarray) -> bool:
 
 
 def _same_for_a_patient(codes: np.ndarray, patients: np.ndarray) -> bool:
-    """Whether no patient has scans of two classes, though most have several scans of a known
-    class.
-    """
+    """Whether all scans of a patient are of one class, and most patients have several scans."""
     known = patients[codes != MISSING]
     pairs = set(zip(known.tolist(), codes[codes != MISSING].tolist(), strict=True))
     scans = np.unique(known, return_counts=True)[1]

@@ -1,5 +1,4 @@
-"""The plan of a data set: dimension, grid spacing, patch and strides, decided from image headers
-alone.
+"""The plan of a data set, from image headers alone: dimension, spacing, patch and strides.
 
 The rules below are not from the papers. They follow common practice for U-Nets; the default patches
 suit a CPU. Labels are never looked at.
@@ -8,7 +7,8 @@ suit a CPU. Labels are never looked at.
   number of slices is below 8; else 3.
 * Slice axis: in 2D each case's own; in 3D the anatomical axis that most anisotropic cases (ratio >=
   1.5) share, else S.
-* Spacing: the median over cases, the two in-plane axes pooled.
+* Spacing: the median over cases, the two in-plane axes pooled; not finer than a `grid` that is
+  asked for.
 * Patch: an equal physical length per axis, at most the median extent, within the voxel budget; each
   axis a multiple of its total stride.
 * Strides: a level halves an axis unless it would keep fewer than 4 voxels or its spacing is already
@@ -33,10 +33,10 @@ if TYPE_CHECKING:
 
 VOXELS_2D = 128 * 128  # patch budget; not from the paper
 VOXELS_3D = 96 * 1024  # patch budget; not from the paper
-ANISOTROPY_2D = (
-    3.0  # largest / median spacing from which slices are worked on one by one; not from the paper
-)
+# largest / median spacing from which slices are worked on one by one; not from the paper
+ANISOTROPY_2D = 3.0
 ANISOTROPIC = 1.5  # from here on a volume counts as having a slice direction; not from the paper
+INTENSITIES = 2  # the rule by which intensities are normalised (see normalisation.py)
 FEWEST_SLICES_3D = 8  # thinner stacks are worked on slice by slice; not from the paper
 SMALLEST_MAP = 4  # voxels an axis keeps at least at the coarsest level; not from the paper
 _ANATOMICAL = {"L": 0, "R": 0, "P": 1, "A": 1, "S": 2, "I": 2}
@@ -70,6 +70,10 @@ class Plan(BaseModel):
     strides: tuple[tuple[int, ...], ...] = Field(
         description="Down-sampling per level and axis, 1 at the first level. Not from the paper."
     )
+    intensities: int = Field(
+        default=1,
+        description="The rule by which intensities are normalised; 1 where none is named.",
+    )
 
 
 def make_plan(
@@ -79,6 +83,7 @@ def make_plan(
     channels: int = 1,
     dim: str | int = "auto",
     voxel_budget: int | None = None,
+    grid: float | None = None,
 ) -> Plan:
     """Decide the plan from the headers of the cases that will be trained on, by the rules above.
 
@@ -88,6 +93,7 @@ def make_plan(
         channels: images per case.
         dim: 'auto', '2d' (or 2), '3d' (or 3).
         voxel_budget: voxels of a patch at most; by default 16,384 in 2D and 98,304 in 3D.
+        grid: no grid axis is finer than this, in mm; None leaves the spacing as it is.
 
     Raises:
         InputError: no cases, or as many modalities as channels are not given.
@@ -97,11 +103,10 @@ def make_plan(
     own = [slice_axis(geometry) for geometry in geometries]
     n_dim = _dimension(geometries, own, str(dim).lower())
     canonical = None if n_dim == 2 else _canonical_axis(geometries, own)
-    grids = [
-        _axes_dhw(geometry, axis, canonical) for geometry, axis in zip(geometries, own, strict=True)
-    ]
-    spacings, sizes = (np.array(values, float) for values in zip(*grids, strict=True))
-    between, within = _rounded(np.median(spacings[:, 0])), _rounded(np.median(spacings[:, 1:]))
+    spacings, sizes = _grids(geometries, own, canonical)
+    between, within = (
+        max(_rounded(np.median(part)), grid or 0.0) for part in (spacings[:, 0], spacings[:, 1:])
+    )
     target = np.array([between, within, within])
     extent = np.median(sizes * spacings, axis=0) / target
     skip = 3 - n_dim
@@ -115,12 +120,20 @@ def make_plan(
         channels=channels,
         patch=patch,
         strides=strides,
+        intensities=INTENSITIES,
     )
 
 
+def image_axes(geometry: Geometry, plan: Plan) -> list[int]:
+    """Which axis of a case (0 i, 1 j, 2 k) runs along the plan's d, h and w."""
+    canonical = None if plan.slice_axis == "own" else plan.slice_axis
+    return _image_axes(geometry, slice_axis(geometry), canonical)
+
+
 def canonical_axes(geometry: Geometry) -> tuple[int, int, int]:
-    """For each image axis i, j, k the anatomical axis it runs along most nearly: 0 = L, 1 = P, 2 =
-    S.
+    """For each image axis i, j, k the anatomical axis it runs along most nearly.
+
+    0 = L, 1 = P, 2 = S.
     """
     i, j, k = (_ANATOMICAL[letter] for letter in geometry.code)
     return i, j, k
@@ -152,37 +165,51 @@ def _dimension(geometries: Sequence[Geometry], own: Sequence[int], dim: str) -> 
         return 3
     if dim != "auto":
         raise InputError(f"dimension {dim!r} does not exist", remedy="Use auto, 2d or 3d")
-    slices = np.median(
-        [geometry.size[axis] for geometry, axis in zip(geometries, own, strict=True)]
-    )
-    anisotropy = np.median([_anisotropy(geometry) for geometry in geometries])
-    return 2 if anisotropy >= ANISOTROPY_2D or slices < FEWEST_SLICES_3D else 3
+    counts = [geometry.size[axis] for geometry, axis in zip(geometries, own, strict=True)]
+    anisotropies = [_anisotropy(geometry) for geometry in geometries]
+    if np.median(anisotropies) >= ANISOTROPY_2D or np.median(counts) < FEWEST_SLICES_3D:
+        return 2
+    return 3
 
 
 def _canonical_axis(geometries: Sequence[Geometry], own: Sequence[int]) -> Literal[0, 1, 2]:
-    votes = Counter(
-        canonical_axes(geometry)[axis]
-        for geometry, axis in zip(geometries, own, strict=True)
-        if _anisotropy(geometry) >= ANISOTROPIC
-    )
+    votes: Counter[int] = Counter()
+    for geometry, axis in zip(geometries, own, strict=True):
+        if _anisotropy(geometry) >= ANISOTROPIC:
+            votes[canonical_axes(geometry)[axis]] += 1
     preferred: tuple[Literal[0, 1, 2], ...] = (2, 1, 0)
     return max(preferred, key=lambda axis: votes[axis])
 
 
-def _axes_dhw(geometry: Geometry, own: int, canonical: int | None) -> tuple[list[float], list[int]]:
-    """Spacing and size of one case along d, h, w."""
+def _grids(
+    geometries: Sequence[Geometry], own: Sequence[int], canonical: int | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Spacing and size of every case along d, h, w, ``[cases, 3]``.
+
+    The slice direction is each case's `own` image axis where there is no `canonical` one.
+    """
+    spacings, sizes = [], []
+    for geometry, axis in zip(geometries, own, strict=True):
+        order = _image_axes(geometry, axis, canonical)
+        spacings.append([geometry.spacing[axis] for axis in order])
+        sizes.append([geometry.size[axis] for axis in order])
+    return np.array(spacings, float), np.array(sizes, float)
+
+
+def _image_axes(geometry: Geometry, own: int, canonical: int | None) -> list[int]:
+    """Which image axis (0 i, 1 j, 2 k) runs along d, h and w."""
     anatomical = canonical_axes(geometry)
     slice_direction = anatomical[own] if canonical is None else canonical
-    order = [slice_direction, *[axis for axis in (2, 1, 0) if axis != slice_direction]]
-    image_axes = [anatomical.index(axis) for axis in order]
-    return [geometry.spacing[a] for a in image_axes], [geometry.size[a] for a in image_axes]
+    in_plane = [direction for direction in (2, 1, 0) if direction != slice_direction]
+    return [anatomical.index(direction) for direction in (slice_direction, *in_plane)]
 
 
 def _patch_and_strides(
     extent: np.ndarray, spacing: np.ndarray, budget: int
 ) -> tuple[tuple[int, ...], tuple[tuple[int, ...], ...]]:
-    """Patch and strides for a median ``extent`` (voxels) at ``spacing`` (mm), within ``budget``
-    voxels.
+    """Patch and strides for a median ``extent`` in voxels at ``spacing`` in mm.
+
+    The patch has at most ``budget`` voxels.
     """
     wanted = _equal_length(extent, spacing, budget)
     strides = _strides(wanted, spacing)
@@ -198,8 +225,9 @@ def _patch_and_strides(
 
 
 def _equal_length(extent: np.ndarray, spacing: np.ndarray, budget: int) -> np.ndarray:
-    """Voxels per axis, at least 1, of a box of equal physical sides, cut to ``extent``, within
-    ``budget`` voxels.
+    """Voxels per axis, at least 1, of a box of equal physical sides, cut to ``extent``.
+
+    The box has at most ``budget`` voxels.
     """
     extent = np.maximum(extent, 1.0)
     low, high = 0.0, float((extent * spacing).max())

@@ -6,18 +6,22 @@ They tell which case comes at which position, and which noise a sample gets.
 from __future__ import annotations
 
 from enum import IntEnum
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from MedSSLLib.core.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
 
 
 class Stream(IntEnum):
     """What random numbers are drawn for, so that no two uses draw the same ones.
 
     A member is part of the seed beside the run's seed and, where there is one, the step. Its number
-    must never change: a run is repeated bit for bit by later versions.
+    must never change: later versions repeat a run bit for bit. Members of one number name uses that
+    cannot meet, because different seeds stand beside them.
     """
 
     SEGMENTATION_BATCH = 1
@@ -28,6 +32,14 @@ class Stream(IntEnum):
     MIXUP = 8
     TEACHER_VIEW = 9
     CONTRAST = 10
+    BENCHMARK_TEST_PATIENTS = 11
+    BENCHMARK_LABELLED_CASES = 12
+    DEMO_TEST_PATIENTS = 7
+    CLIENT_SLICES = 8
+    RANDOM_SLICES = 9
+    CALIBRATION_VOXELS = 10
+    MIXING = 14
+    MIXED_CONTRAST = 15
 
 
 def random_stream(*numbers: int) -> np.random.Generator:
@@ -60,6 +72,8 @@ def own_samples(n: int, micro_batch: int, micro_batches: int, *, equal: bool = F
 
 def noise_generator(device: torch.device, seed: int) -> torch.Generator | None:
     """A seeded generator on the device; the meta device has none."""
+    import torch
+
     if device.type == "meta":
         return None
     return torch.Generator(device=device).manual_seed(mixed_seed(seed))

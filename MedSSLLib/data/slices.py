@@ -1,48 +1,43 @@
-"""The slices of a source image as the training grid sees them: which axis, which weights, which are
-empty.
-"""
+"""The slices of a source image as the training grid sees them: axis, weights, empty ones."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from MedSSLLib.data.preprocess import axis_operators, linear
+from MedSSLLib.data.resampling import axis_operators, linear
 from MedSSLLib.images.geometry import Geometry, oriented
 from MedSSLLib.images.labels import slice_axis
 from MedSSLLib.project.manifest import Case
 
-# a slice that varies less than this share of its case's median slice is empty; not from the paper
+# fraction of its case's median spread below which a slice is empty; not from the paper
 EMPTY = 0.1
 
 
 def annotation_axis(case: Case, geometry: Geometry) -> int:
-    """The axis (0 i, 1 j, 2 k) to annotate along: the one with most annotated slices, else the
-    slice axis.
+    """The axis to annotate along: 0 i, 1 j, 2 k.
+
+    The one with most annotated slices, else the slice axis.
     """
     drawn = case.annotated.slices if case.annotated and case.role == "labelled" else ()
     if drawn:
-        return max(drawn, key=lambda part: len(part[1]))[0]
+        return max(drawn, key=lambda axis_and_slices: len(axis_and_slices[1]))[0]
     return slice_axis(geometry)
 
 
-def drawn_slices(case: Case, axis: int, count: int) -> np.ndarray:
-    """Boolean ``[count]``: slices along `axis` whose annotation may be read. Without a record of
-    slices: all or none.
+def annotated_along(case: Case, axis: int, count: int) -> np.ndarray:
+    """Boolean ``[count]``: slices along `axis` whose annotation may be read.
 
-    A label of a case that is not labelled is not read, so its slices are not drawn.
+    Without a record of slices: all or none. A label of a case that is not labelled is not read, so
+    its slices are not drawn.
     """
     drawn = np.zeros(count, bool)
     if case.role != "labelled" or case.label is None:
         return drawn
     if case.annotated is None:
         return ~drawn
-    indices = [
-        index
-        for along, part in case.annotated.slices
-        for index in part
-        if along == axis and index < count
-    ]
-    drawn[indices] = True
+    for along, indices in case.annotated.slices:
+        if along == axis:
+            drawn[[index for index in indices if index < count]] = True
     return drawn
 
 
@@ -70,19 +65,19 @@ def slice_operator(source: Geometry, grid: Geometry, axis: int) -> tuple[int, np
 
 
 def slice_spread(image: np.ndarray, axis: int) -> np.ndarray:
-    """Standard deviation within every slice of ``[c, d, h, w]`` along array axis 0, 1 or 2 of d, h,
-    w; ``[n]``.
+    """Standard deviation within every slice of ``[c, d, h, w]``, of the channel with most, ``[n]``.
+
+    Slices lie along array axis 0, 1 or 2 of d, h, w.
     """
-    within = tuple(other for other in (1, 2, 3) if other != axis + 1)
+    within = ((2, 3), (1, 3), (1, 2))[axis]
     return image.std(axis=within, dtype=np.float64).max(0)
 
 
 def not_empty(spread: np.ndarray) -> np.ndarray:
-    """Boolean ``[n]``: slices that show something, from :func:`slice_spread` of all slices of a
-    case.
+    """Boolean ``[n]``: slices that show something.
+
+    `spread` is :func:`slice_spread` of all slices of a case.
     """
-    return (
-        spread > EMPTY * float(np.median(spread[spread > 0]))
-        if (spread > 0).any()
-        else np.zeros(len(spread), bool)
-    )
+    if not (spread > 0).any():
+        return np.zeros(len(spread), bool)
+    return spread > EMPTY * float(np.median(spread[spread > 0]))

@@ -7,6 +7,7 @@ tensors. Coordinates are continuous: voxel ``i`` of a window covers ``[i, i + 1)
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -18,8 +19,10 @@ from torch import Tensor
 from MedSSLLib.config.run import AugmentConfig
 from MedSSLLib.images.labels import IGNORE
 
+OVERSHOOT = 1.25  # of bicubic interpolation between control points, at most 1.23
+
 Rng = np.random.Generator
-Boxes = tuple[np.ndarray, np.ndarray]
+Corners = tuple[np.ndarray, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -32,8 +35,8 @@ class ViewGeometry:
         hi: upper edges of the box, ``[b, v, s]``.
         flip: 1 where the axis is reversed, else 0, ``[b, v, s]``.
         rotation: rotation about the box centre in voxels, ``[b, v, s, s]``, or None.
-        displacement: smooth offsets at control points, as a share of the box, ``[b, v, s, *g]``, or
-            None.
+        displacement: smooth offsets at control points, as a fraction of the box, ``[b, v, s, *g]``,
+            or None.
     """
 
     lo: Tensor
@@ -70,13 +73,12 @@ def sample_boxes(
     min_overlap: float,
     views: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Crop boxes of one case (PGL views): sides `scale` x patch, limited by the volume; overlap by
-    rejection.
+    """Crop boxes of one case (PGL views): sides `scale` x patch, limited by the volume.
 
-    The later boxes are drawn from the places where they meet the first one, so that draws are
-    rarely rejected even where the volume is large. The overlap is measured against the smaller box.
-    After 50 rejected draws the later boxes move to the centre of the first one, where the overlap
-    is as large as it can be.
+    Boxes that overlap too little are drawn again. The later boxes are drawn from the places where
+    they meet the first one, so that draws are rarely rejected even where the volume is large. The
+    overlap is measured against the smaller box. After 50 rejected draws the later boxes move to the
+    centre of the first one, where the overlap is as large as it can be.
 
     Returns:
         lo, hi: float arrays ``[v, s]`` in voxels of the volume.
@@ -85,12 +87,12 @@ def sample_boxes(
     for _ in range(50):
         side = np.minimum(rng.uniform(*scale, size=(views, len(patch_))) * patch_, extent_)
         first = rng.uniform(size=len(patch_)) * (extent_ - side[0])
-        lowest = np.maximum(first - side[1:], 0) if min_overlap else np.zeros_like(side[1:])
-        highest = (
-            np.minimum(first + side[0], extent_ - side[1:]) if min_overlap else extent_ - side[1:]
-        )
+        lowest, highest = np.zeros_like(side[1:]), extent_ - side[1:]
+        if min_overlap:
+            lowest = np.maximum(first - side[1:], lowest)
+            highest = np.minimum(first + side[0], highest)
         lo = np.concatenate([first[None], rng.uniform(lowest, highest)])
-        if overlap_share(lo, lo + side) >= min_overlap:
+        if overlap_fraction(lo, lo + side) >= min_overlap:
             return lo, lo + side
     centre = lo[:1] + side[:1] / 2
     lo = np.clip(centre - side / 2, 0, extent_ - side)
@@ -98,8 +100,8 @@ def sample_boxes(
 
 
 def meeting_boxes(
-    boxes: Boxes, flip: np.ndarray, inner: np.ndarray, draw: Callable[[], Boxes]
-) -> Boxes:
+    boxes: Corners, flip: np.ndarray, inner: np.ndarray, draw: Callable[[], Corners]
+) -> Corners:
     """The boxes of a sample, drawn anew, up to 50 times, until the inner parts of its views meet.
 
     Not from the paper: views of a large volume may overlap only where their small maps cannot be
@@ -108,7 +110,7 @@ def meeting_boxes(
     Args:
         boxes: lo, hi ``[v, s]``.
         flip: ``[v, s]``, 0 or 1.
-        inner: lower and upper edge of the part that can be compared, as shares of an unflipped
+        inner: lower and upper edge of the part that can be compared, as fractions of an unflipped
             view, ``[l, 2, s]`` for l levels; all must meet.
         draw: other boxes.
     """
@@ -126,14 +128,15 @@ def meeting_boxes(
 def scale_of_image(
     scale: tuple[float, float], extent: Sequence[int], patch: Sequence[int]
 ) -> tuple[float, float]:
-    """Relative to the patch, a `scale` that is relative to the largest box of its proportions in
-    the image.
+    """A `scale` relative to the patch, from one relative to the image.
+
+    The latter is relative to the largest box of the patch's proportions in the image.
     """
     unit = min(n / p for n, p in zip(extent, patch, strict=True))
     return scale[0] * unit, scale[1] * unit
 
 
-def overlap_share(lo: np.ndarray, hi: np.ndarray) -> float:
+def overlap_fraction(lo: np.ndarray, hi: np.ndarray) -> float:
     """Common volume of all boxes ``[v, s]`` over the smallest box's volume, in [0, 1]."""
     common = np.prod(np.clip(hi.min(0) - lo.max(0), 0, None))
     return float(common / np.prod(hi - lo, axis=1).min())
@@ -163,8 +166,8 @@ def sample_rotations(rng: Rng, n: int, spacing: Sequence[float], degrees: float)
 
 
 def _rotation_planes(mm: np.ndarray) -> list[tuple[int, int]]:
-    fine = np.flatnonzero(mm <= 2 * mm.min())
-    return [(int(a), int(b)) for i, a in enumerate(fine) for b in fine[i + 1 :]]
+    fine = np.flatnonzero(mm <= 2 * mm.min()).tolist()
+    return list(itertools.combinations(fine, 2))
 
 
 def sample_segmentation_views(
@@ -175,27 +178,55 @@ def sample_segmentation_views(
     spacing: Sequence[float],
     config: AugmentConfig,
 ) -> ViewGeometry:
-    """One augmented view a sample for training a segmentation: zoom, rotation, flips and elastic
-    deformation.
+    """One augmented view a sample for training a segmentation.
+
+    Zoom, rotation, flips and elastic deformation.
     """
     dim = len(patch)
     active = rng.random(n) < config.affine
-    zoom = np.where(
-        active[:, None],
-        np.exp(rng.uniform(np.log(config.scale[0]), np.log(config.scale[1]), (n, 1))),
-        1.0,
-    )
+    smallest, largest = config.zoom(dim)
+    drawn = np.exp(rng.uniform(np.log(smallest), np.log(largest), (n, 1)))
+    zoom = np.where(active[:, None], drawn, 1.0)
     half = np.asarray(patch, float) * zoom / 2
     centre = np.asarray(window, float) / 2
     rotation = np.tile(np.eye(dim), (n, 1, 1))
-    if config.rotation and active.any():
-        rotation[active] = sample_rotations(rng, int(active.sum()), spacing, config.rotation)
+    degrees = config.largest_rotation(dim)
+    if degrees and active.any():
+        rotation[active] = sample_rotations(rng, int(active.sum()), spacing, degrees)
     flip = sample_flips(rng, (n, dim), config.flip)
-    lo, hi, flips, turn = (
-        torch.from_numpy(x.astype(np.float32)[:, None])
-        for x in (centre - half, centre + half, flip, rotation)
+    return ViewGeometry(
+        lo=_one_view(centre - half),
+        hi=_one_view(centre + half),
+        flip=_one_view(flip),
+        rotation=_one_view(rotation),
+        displacement=_sample_elastic(rng, n, dim, config),
     )
-    return ViewGeometry(lo, hi, flips, turn, _sample_elastic(rng, n, dim, config))
+
+
+def _one_view(array: np.ndarray) -> Tensor:
+    """``[n, ...]`` as float32 ``[n, 1, ...]``."""
+    return torch.from_numpy(array.astype(np.float32)[:, None])
+
+
+def view_margin(views: ViewGeometry, patch: Sequence[int]) -> list[int]:
+    """Voxels around the patches ``[0, patch)`` that views in their frame look at, the most an
+    axis.
+
+    Args:
+        views: boxes with rotation and displacement, ``[b, v, s]``.
+        patch: voxels an axis; the views have as many.
+    """
+    size = torch.tensor(list(patch), dtype=views.lo.dtype)
+    reach = (views.hi - views.lo) / 2 * (1 - 1 / size)  # to the centre of the last voxel
+    if views.rotation is not None:
+        reach = torch.einsum("bvij,bvj->bvi", views.rotation.abs(), reach)
+    if views.displacement is not None:
+        most = views.displacement.abs().flatten(3).amax(3)
+        reach = reach + OVERSHOOT * most * (views.hi - views.lo)
+    centre = (views.hi + views.lo) / 2
+    below = (0.5 + reach - centre).amax((0, 1))  # voxels are interpolated between two centres
+    above = (0.5 + reach + centre - size).amax((0, 1))
+    return torch.maximum(below, above).sub(1e-3).ceil().clamp_min(0).int().tolist()
 
 
 def _sample_elastic(
@@ -210,8 +241,9 @@ def _sample_elastic(
 
 
 def sampling_grid(geometry: ViewGeometry, window: Sequence[int], patch: Sequence[int]) -> Tensor:
-    """`grid_sample` coordinates of every view's voxels, ``[b*v, *patch, s]``, last axis first,
-    align_corners=False.
+    """`grid_sample` coordinates of every view's voxels, ``[b*v, *patch, s]``.
+
+    Last axis first, for align_corners=False.
     """
     b, v, dim = geometry.lo.shape
     size = torch.tensor(list(window), dtype=geometry.lo.dtype).to(
@@ -231,10 +263,10 @@ def sampling_grid(geometry: ViewGeometry, window: Sequence[int], patch: Sequence
 
 
 def _affine_grid(linear: Tensor, centre: Tensor, patch: Sequence[int]) -> Tensor:
-    """``centre + linear @ p`` at the voxel centres p of a patch that spans [-1, 1], ``[n, *patch,
-    s]``.
+    """``centre + linear @ p`` at the voxel centres p of a patch, ``[n, *patch, s]``.
 
-    Sums of a term an axis: the matrix product of ``F.affine_grid`` takes several times longer.
+    The patch spans [-1, 1]. Sums of a term an axis: the matrix product of ``F.affine_grid`` takes
+    several times longer.
 
     Args:
         linear: ``[n, s, s]``, its last axis in the order of the patch's axes.
@@ -246,28 +278,32 @@ def _affine_grid(linear: Tensor, centre: Tensor, patch: Sequence[int]) -> Tensor
     for axis, size in enumerate(patch):
         place = (2 * torch.arange(size, device=centre.device, dtype=centre.dtype) + 1) / size - 1
         term = place[:, None] * linear[:, None, :, axis]
-        grid = grid + term.view(-1, *(size if k == axis else 1 for k in range(dim)), dim)
+        shape = [1] * dim
+        shape[axis] = size
+        grid = grid + term.view(-1, *shape, dim)
     return grid
 
 
 def _offsets(geometry: ViewGeometry, size: Tensor, patch: Sequence[int]) -> Tensor:
     """Displacements up-sampled to the patch, in `grid_sample` units, ``[b*v, *patch, s]``."""
     assert geometry.displacement is not None
-    share = ((geometry.hi - geometry.lo) * 2 / size).flatten(0, 1)
-    field = geometry.displacement.flatten(0, 1) * share.reshape(*share.shape, *(1,) * len(patch))
+    fraction = ((geometry.hi - geometry.lo) * 2 / size).flatten(0, 1)
+    ones = (1,) * len(patch)
+    field = geometry.displacement.flatten(0, 1) * fraction.reshape(*fraction.shape, *ones)
     mode = "bicubic" if len(patch) == 2 else "trilinear"
     return F.interpolate(field, list(patch), mode=mode, align_corners=True).flip(1).movedim(1, -1)
 
 
-def resample(windows: Tensor, grid: Tensor) -> Tensor:
-    """Windows ``[n, c, *w]`` at a grid ``[n, *p, s]`` to views ``[n, c, *p]``; edges continue
-    outwards.
+def resample_views(windows: Tensor, grid: Tensor) -> Tensor:
+    """Windows ``[n, c, *w]`` at a grid ``[n, *p, s]`` to views ``[n, c, *p]``.
+
+    Edges continue outwards.
     """
     return F.grid_sample(windows, grid, padding_mode="border", align_corners=False)
 
 
 def resample_boxes(windows: Tensor, geometry: ViewGeometry, patch: Sequence[int]) -> Tensor:
-    """What :func:`resample` gives for boxes and flips alone, several times faster in 3D.
+    """What :func:`resample_views` gives for boxes and flips alone, several times faster in 3D.
 
     Rows along the last axis are weighted sums of the two (2D) or four (3D) rows around them; then a
     matrix interpolates along the rows.
@@ -286,48 +322,48 @@ def resample_boxes(windows: Tensor, geometry: ViewGeometry, patch: Sequence[int]
     steps, weights = first.new_zeros(1), windows.new_ones(1, n, c)
     for place, size in zip(places[:-1], shape[:-1], strict=True):
         below = place.floor().clamp_max(max(size - 2, 0))
-        share = torch.stack([1 - (place - below), place - below])
+        fraction = torch.stack([1 - (place - below), place - below])
         first = (first[:, :, None] * size + below.long()[:, None]).flatten(1)
-        steps = (
-            steps[:, None] * size + torch.arange(2, device=steps.device).clamp_max(size - 1)
-        ).flatten()
-        weights = (weights[:, None, :, :, None] * share[:, :, None]).flatten(0, 1).flatten(2)
+        both = torch.arange(2, device=steps.device).clamp_max(size - 1)
+        steps = (steps[:, None] * size + both).flatten()
+        weights = (weights[:, None, :, :, None] * fraction[:, :, None]).flatten(0, 1).flatten(2)
     rows, lines = first.view(-1, 1) + steps, windows.reshape(-1, shape[-1])
     seen = F.embedding_bag(rows, lines, per_sample_weights=weights.flatten(1).t(), mode="sum")
-    return (seen.view(n, -1, shape[-1]) @ linear_weights(places[-1], shape[-1]).mT).view(
-        n, c, *patch
-    )
+    along = linear_weights(places[-1], shape[-1]).mT
+    return (seen.view(n, -1, shape[-1]) @ along).view(n, c, *patch)
 
 
 def _places(geometry: ViewGeometry, shape: Sequence[int], patch: Sequence[int]) -> list[Tensor]:
-    """Where every view's voxels lie along each axis, ``[b*v, n]`` an axis, in indices of the
-    window, inside it.
+    """Where every view's voxels lie along each axis, ``[b*v, n]`` an axis.
+
+    In indices of the window, inside it.
     """
     side = geometry.hi - geometry.lo
     start, step = geometry.lo + geometry.flip * side, side * (1 - 2 * geometry.flip)
     start, step = start.flatten(0, 1) - 0.5, step.flatten(0, 1)
-    shares = [(torch.arange(n, device=side.device, dtype=side.dtype) + 0.5) / n for n in patch]
-    return [
-        (start[:, k, None] + share * step[:, k, None]).clamp(0, size - 1)
-        for k, (share, size) in enumerate(zip(shares, shape, strict=True))
-    ]
+    places = []
+    for axis, (n, size) in enumerate(zip(patch, shape, strict=True)):
+        fraction = (torch.arange(n, device=side.device, dtype=side.dtype) + 0.5) / n
+        place = start[:, axis, None] + fraction * step[:, axis, None]
+        places.append(place.clamp(0, size - 1))
+    return places
 
 
 def linear_weights(places: Tensor, size: int) -> Tensor:
-    """Weights ``[n, m, size]`` of `size` voxels at ``places [n, m]`` in indices of these, linear
-    between them.
+    """Weights ``[n, m, size]`` of `size` voxels at ``places [n, m]``, linear between them.
+
+    Places are in indices of the voxels.
     """
-    return (
-        1 - (places[..., None] - torch.arange(size, device=places.device, dtype=places.dtype)).abs()
-    ).clamp_min(0)
+    voxels = torch.arange(size, device=places.device, dtype=places.dtype)
+    return (1 - (places[..., None] - voxels).abs()).clamp_min(0)
 
 
 def resample_labels(labels: Tensor, grid: Tensor) -> Tensor:
-    """Class maps ``[n, *w]`` (uint8) to ``[n, *p]``, nearest neighbour; outside the window is
-    IGNORE.
+    """Class maps ``[n, *w]`` (uint8) to ``[n, *p]``, nearest neighbour.
+
+    Outside the window is IGNORE.
     """
     shifted = (labels.to(grid.dtype) + 1)[:, None]
-    out = F.grid_sample(shifted, grid, mode="nearest", padding_mode="zeros", align_corners=False)[
-        :, 0
-    ]
-    return torch.where(out > 0.5, out - 1, torch.full_like(out, IGNORE)).to(torch.uint8)
+    found = F.grid_sample(shifted, grid, mode="nearest", padding_mode="zeros", align_corners=False)
+    found = found[:, 0]
+    return torch.where(found > 0.5, found - 1, torch.full_like(found, IGNORE)).to(torch.uint8)

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from MedSSLLib.core.errors import InputError, MedSSLError
 from MedSSLLib.core.events import Events
 from MedSSLLib.core.files import load_json
+from MedSSLLib.data.random import Stream, random_stream
 from MedSSLLib.project.project import Project
 
 LABELLED = 2
@@ -149,7 +148,7 @@ def _draw_roles(project: Project, seed: int) -> None:
             file=project.folder,
             remedy="Give a folder with images/ and labels/ of the same names",
         )
-    order = np.random.default_rng([seed, 7]).permutation(len(patients)).tolist()
+    order = random_stream(seed, Stream.DEMO_TEST_PATIENTS).permutation(len(patients)).tolist()
     tested = {patients[n] for n in order[: min(40, max(1, len(order) // 4))]}
     chosen = {patients[n] for n in order[-LABELLED:]}
 

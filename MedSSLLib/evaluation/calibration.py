@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from MedSSLLib.core.errors import InputError
+from MedSSLLib.data.random import Stream, random_stream
 from MedSSLLib.images import io
 from MedSSLLib.images.geometry import Geometry
 from MedSSLLib.images.labels import IGNORE, Annotated, counted_mask
@@ -115,7 +116,8 @@ def sampled(
     """
     counted = np.flatnonzero(label.ravel() != ignore)
     if len(counted) > MOST_VOXELS:
-        counted = np.random.default_rng([seed, 10]).choice(counted, MOST_VOXELS, replace=False)
+        rng = random_stream(seed, Stream.CALIBRATION_VOXELS)
+        counted = rng.choice(counted, MOST_VOXELS, replace=False)
     return probabilities.reshape(len(probabilities), -1)[:, counted].T, label.ravel()[
         counted
     ].astype(int)

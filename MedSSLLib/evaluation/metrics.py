@@ -22,7 +22,6 @@ import warnings
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import torch
 
 from MedSSLLib.core.errors import InputError
 from MedSSLLib.images.labels import IGNORE
@@ -86,7 +85,7 @@ def _class_record(
     record["volume_ml"], record["reference_ml"] = sizes[0] * millilitres, sizes[1] * millilitres
     if not any(sizes):
         return record
-    record["dice"] = 2 * int((prediction & reference).sum()) / sum(sizes)
+    record["dice"] = dice(prediction, reference)
     if not all(sizes):
         record["surface_dice"] = None if sparse else 0.0
     elif not sparse:
@@ -118,6 +117,7 @@ def _directed_distances(
 
     With ``subvoxels`` also the areas per edge point.
     """
+    import torch
     from monai.metrics.utils import get_edge_surface_distance
 
     with warnings.catch_warnings():
@@ -133,13 +133,18 @@ def _directed_distances(
     return edges, [item.astype(np.float64) for item in distances], areas
 
 
+def dice(first: np.ndarray, second: np.ndarray) -> float:
+    """Twice the common voxels of two masks over the sum of both; NaN where both are empty."""
+    total = int(first.sum()) + int(second.sum())
+    return 2 * int((first & second).sum()) / total if total else float("nan")
+
+
 def foreground_dice(first: np.ndarray, second: np.ndarray) -> float:
     """Mean Dice over the foreground classes of either map; 0 without foreground."""
     scores = []
     for value in np.union1d(np.unique(first), np.unique(second)):
         if value > 0:
-            a, b = first == value, second == value
-            scores.append(2 * (a & b).sum() / (a.sum() + b.sum()))
+            scores.append(dice(first == value, second == value))
     return float(np.mean(scores)) if scores else 0.0
 
 
@@ -148,7 +153,5 @@ def dice_per_class(prediction: np.ndarray, label: np.ndarray, classes: int) -> l
     counted = label != IGNORE
     result = []
     for index in range(1, classes):
-        p, t = (prediction == index) & counted, (label == index) & counted
-        total = int(p.sum()) + int(t.sum())
-        result.append(2 * int((p & t).sum()) / total if total else float("nan"))
+        result.append(dice((prediction == index) & counted, (label == index) & counted))
     return result

@@ -48,7 +48,7 @@ def map_slices(
     Raises:
         RuntimeError: every slice is empty.
     """
-    from MedSSLLib.inference.slice_features import combined, slice_profiles
+    from MedSSLLib.inference.slice_features import combined_profiles, slice_profiles
 
     encoder.eval()
     features, rows = [], []
@@ -60,7 +60,7 @@ def map_slices(
         rows += [(number, index) for index in shown.tolist()]
     if not rows:
         raise RuntimeError("every slice is empty")
-    points, explained = principal_components(combined([np.concatenate(features)]), 2)
+    points, explained = principal_components(combined_profiles([np.concatenate(features)]), 2)
     values = [meta.of(*row) for row in rows]
     labels = {}
     for name, classes in meta.classes.items():

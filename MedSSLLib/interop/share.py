@@ -9,12 +9,20 @@ from MedSSLLib.core.errors import InputError
 from MedSSLLib.core.events import Events
 from MedSSLLib.core.files import atomic_folder, read_json, write_json
 from MedSSLLib.project.project import Project
-from MedSSLLib.project.runs import FORMAT, FORMAT_VERSION, WEIGHTS
+from MedSSLLib.project.runs import RUN_FORMAT, RUN_VERSION, WEIGHTS
 
 FOLDER = "medssl"
 """Folder of a bundle with the run's own files."""
 _CARD = "model_card.md"
-_SHARED = ("classes", "values", "one_piece", "undivided")  # of the facts about the data
+# of the facts about the data; the last two as earlier versions call them
+_SHARED = (
+    "classes",
+    "values",
+    "single_component",
+    "connected_on_slices",
+    "one_piece",
+    "undivided",
+)
 
 
 def share_run(project: Project, run: str, out: Path, events: Events) -> Path:
@@ -32,7 +40,7 @@ def share_run(project: Project, run: str, out: Path, events: Events) -> Path:
     shutil.copyfile(folder / WEIGHTS, own / WEIGHTS)
     if (folder / _CARD).is_file():
         shutil.copyfile(folder / _CARD, own / _CARD)
-    config = read_json(folder / "config.json", format_name=FORMAT, newest_version=FORMAT_VERSION)
+    config = read_json(folder / "config.json", format_name=RUN_FORMAT, newest_version=RUN_VERSION)
     known = config.get("data") or {}
     data = {key: known[key] for key in _SHARED if key in known}
     write_json(own / "config.json", {**config, "data": data})
@@ -52,7 +60,7 @@ def take_run(project: Project, source: Path, name: str) -> Path:
                 file=source,
                 remedy="Give a folder that Export model wrote (for other weights: medssl import).",
             )
-    read_json(own / "config.json", format_name=FORMAT, newest_version=FORMAT_VERSION)
+    read_json(own / "config.json", format_name=RUN_FORMAT, newest_version=RUN_VERSION)
     target = project.run_folder(name)
     if target.exists():
         raise InputError(f"run {name!r} exists already", remedy="Choose another name.")

@@ -23,7 +23,7 @@ from MedSSLLib.data.batch_samplers import (
     matched_in_another_patient,
 )
 from MedSSLLib.data.cache import Cache
-from MedSSLLib.data.meta_labels import build_metalabels, refuse_unknown
+from MedSSLLib.data.meta_labels import build_metalabels, refuse_unknown_labels
 from MedSSLLib.data.patch_samplers import ViewSampler
 from MedSSLLib.data.plan import Plan
 from MedSSLLib.data.random import Stream, random_stream
@@ -101,7 +101,7 @@ def _prepare_data(
             remedy=f"Use --dim {kind.dims[0]}d or another --method",
         )
     if kind.needs_meta:
-        refuse_unknown(getattr(options, "meta", ()), pool)
+        refuse_unknown_labels(getattr(options, "meta", ()), pool)
     cache, cases = fill_cache(context, plan, pool, labels=False)
     if len(cases) < 2:
         raise InputError(

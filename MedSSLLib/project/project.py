@@ -25,7 +25,7 @@ from MedSSLLib.project.manifest import (
 )
 from MedSSLLib.project.manifest import Case as Case
 from MedSSLLib.project.metadata import read_metadata
-from MedSSLLib.project.relocation import copied, moved
+from MedSSLLib.project.relocation import copied, relocated
 from MedSSLLib.project.roles import selected, with_roles
 
 LOCK_SECONDS = 30.0
@@ -242,9 +242,9 @@ class Project(ProjectFacts):
     def relocate(self, old: str | os.PathLike[str], new: str | os.PathLike[str]) -> tuple[str, ...]:
         """Let files that lay below a folder be read below another; returns the cases' names.
 
-        Call `save` afterwards. Raises InputError as :func:`relocation.moved` does.
+        Call `save` afterwards. Raises InputError as :func:`relocation.relocated` does.
         """
-        cases = moved(self.cases, Path(os.path.abspath(old)), Path(os.path.abspath(new)))
+        cases = relocated(self.cases, Path(os.path.abspath(old)), Path(os.path.abspath(new)))
         for case in cases:
             self._replace(case.name, images=case.images, label=case.label)
         return tuple(case.name for case in cases)

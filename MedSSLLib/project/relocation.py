@@ -42,7 +42,7 @@ def missing_words(project: Path, cases: Iterable[Case]) -> tuple[str, ...]:
     return (f"{example}. {remedy}",)
 
 
-def moved(cases: Sequence[Case], old: Path, new: Path) -> list[Case]:
+def relocated(cases: Sequence[Case], old: Path, new: Path) -> list[Case]:
     """The cases with a file below `old`, read below `new` where it exists there.
 
     Args:

@@ -35,13 +35,13 @@ def summary(run: Path) -> dict[str, Any]:
         result[key] = None
         if key == "config" or (run / f"{key}.json").exists():
             try:
-                result[key] = read_json(run / f"{key}.json", newest_version=FORMAT_VERSION)
+                result[key] = read_json(run / f"{key}.json", newest_version=RUN_VERSION)
             except InputError as error:
                 result["problem"] = str(error)
     return result
 
 
-FORMAT, FORMAT_VERSION = "medssl-run", 1
+RUN_FORMAT, RUN_VERSION = "medssl-run", 1
 WEIGHTS = "weights.safetensors"
 
 

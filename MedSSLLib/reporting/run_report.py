@@ -26,7 +26,7 @@ from MedSSLLib.reporting.diagnostics import (
 )
 from MedSSLLib.reporting.html import Page
 from MedSSLLib.reporting.plots import Curves, training_curves
-from MedSSLLib.reporting.results import add_overlays, add_results
+from MedSSLLib.reporting.results import add_completion, add_overlays, add_results
 from MedSSLLib.reporting.rounds import add_rounds
 
 _SILENT = ("preprocess", "predict", "transfer")  # stages without losses
@@ -82,7 +82,7 @@ def write_run_report(
     settings, data = stored["config"], stored.get("data", {})
     page = Page(f"Run {run}", _lead(settings, data), kicker=f"MedSSL run report · {project.name}")
     page.cards(_cards(project, metrics, scored))
-    _add_scores(page, project, settings, scored)
+    _add_scores(page, project, folder, settings, scored)
     add_curves(page, {run: folder})
     add_pool(page, folder)
     add_diagnosis(page, folder)
@@ -110,12 +110,14 @@ def _written_with_gaps(report: Path, errors: Mapping[str, str]) -> MedSSLError:
 
 
 def _add_scores(
-    page: Page, project: Project, settings: Mapping[str, Any], scored: Scored | None
+    page: Page, project: Project, folder: Path, settings: Mapping[str, Any], scored: Scored | None
 ) -> None:
     """Results of the predictions, or how to get some."""
     if scored is not None:
         add_results(page, [scored])
         add_overlays(page, project, [scored])
+    elif settings.get("command") == "complete":
+        add_completion(page, project, folder, settings)
     elif settings.get("command") != "pretrain":
         page.section(
             "Results",

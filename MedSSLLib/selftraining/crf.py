@@ -15,10 +15,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-NEAR, FAR = (
-    1.0,
-    1.5,
-)  # widths of the smoothness and the appearance kernel, in voxels of the finest axis
+# widths of the smoothness and the appearance kernel, in voxels of the finest axis
+NEAR_WIDTH, FAR_WIDTH = 1.0, 1.5
 CONTRAST = 0.5  # width of the appearance kernel in intensity, standard deviations of the image
 SMOOTHNESS, APPEARANCE = 1.0, 3.0  # weights of the kernels
 REACH = 2.0  # radius of the window in widths of the appearance kernel
@@ -65,21 +63,34 @@ def mean_field(
 
 
 def _kernels(image: Tensor, spacing: Sequence[float]) -> Iterator[tuple[Offset, Tensor]]:
-    """Half of the window's offsets (the others mirror them), each with its kernel where both voxels
-    exist.
+    """Half of the window's offsets, each with its kernel where both voxels exist.
+
+    The other half mirrors them.
     """
     finest = min(spacing)
-    radius = [math.floor(REACH * FAR * finest / mm + 1e-9) for mm in spacing]
-    for offset in itertools.product(*(range(-r, r + 1) for r in radius)):
-        if offset <= (0,) * len(offset) or any(
-            abs(n) >= size for n, size in zip(offset, image.shape, strict=True)
-        ):
-            continue
-        squared = sum((n * mm / finest) ** 2 for n, mm in zip(offset, spacing, strict=True))
+    for offset in _half_window(image.shape, spacing):
+        squared = 0.0
+        for n, mm in zip(offset, spacing, strict=True):
+            squared += (n * mm / finest) ** 2
         here, there = _overlap(offset)
         unlike = (image[here] - image[there]).square()
-        appearance = torch.exp(-squared / (2 * FAR**2) - unlike / (2 * CONTRAST**2))
-        yield offset, SMOOTHNESS * math.exp(-squared / (2 * NEAR**2)) + APPEARANCE * appearance
+        appearance = torch.exp(-squared / (2 * FAR_WIDTH**2) - unlike / (2 * CONTRAST**2))
+        yield (
+            offset,
+            SMOOTHNESS * math.exp(-squared / (2 * NEAR_WIDTH**2)) + APPEARANCE * appearance,
+        )
+
+
+def _half_window(size: Sequence[int], spacing: Sequence[float]) -> Iterator[Offset]:
+    """Offsets within reach and within an image of this size, one of each opposite pair."""
+    finest = min(spacing)
+    ranges = []
+    for n, mm in zip(size, spacing, strict=True):
+        radius = min(math.floor(REACH * FAR_WIDTH * finest / mm + 1e-9), n - 1)
+        ranges.append(range(-radius, radius + 1))
+    for offset in itertools.product(*ranges):
+        if offset > (0,) * len(offset):
+            yield offset
 
 
 def _overlap(offset: Offset) -> tuple[tuple[slice, ...], tuple[slice, ...]]:

@@ -1,6 +1,4 @@
-"""Pseudo-labels of one self-training round: predicted, cleaned, filtered, written where a person
-can look at them.
-"""
+"""Pseudo-labels of one self-training round: predicted, cleaned, filtered, written for people."""
 
 from __future__ import annotations
 
@@ -17,9 +15,11 @@ import torch
 from MedSSLLib.config.commands import Clean, Filter
 from MedSSLLib.core.errors import GuardError, InputError
 from MedSSLLib.core.files import read_json, write_json
-from MedSSLLib.data.preprocess import preprocess_image, preprocess_label
+from MedSSLLib.data.preprocess import preprocess_image
+from MedSSLLib.data.preprocess_label import preprocess_label
 from MedSSLLib.evaluation.metrics import foreground_dice
 from MedSSLLib.images import io
+from MedSSLLib.images.components import taken_away
 from MedSSLLib.images.geometry import Geometry, Volume
 from MedSSLLib.images.labels import IGNORE, as_label_values, class_indices, counted_mask
 from MedSSLLib.images.shape_interpolation import with_known_shapes
@@ -29,18 +29,16 @@ from MedSSLLib.project.project import Project
 from MedSSLLib.selftraining.crf import mean_field
 from MedSSLLib.selftraining.soft_labels import write_probabilities
 
-SUMMARY, FORMAT_VERSION = "summary.json", 1
+SUMMARY, _FORMAT_VERSION = "summary.json", 1
 ENTRIES = "preprocessed"  # folder of a round
 # factor of a class's total volume between rounds that raises the drift alarm; not from the paper
 GROWTH = 3.0
-SURE, MARGIN = (
-    0.01,
-    4,
-)  # where a structure may be: its least probability, and voxels around; not from the paper
-HOLE_SHARE = 0.05  # holes up to this share of a component are filled; not from the paper
+# where a structure may be: its least probability, and voxels around; not from the paper
+SURE, MARGIN = 0.01, 4
+HOLE_FRACTION = 0.05  # holes up to this fraction of a component are filled; not from the paper
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PseudoOptions:
     """How pseudo-labels are cleaned and chosen.
 
@@ -59,7 +57,7 @@ class PseudoOptions:
         soft: also keep the probabilities (see ``soft_labels.py``); what a person has drawn or
             accepted stays certain.
         shapes: the shapes between the drawn slices of a case count as well (see
-            ``shape_prior.with_known_shapes``).
+            ``shape_interpolation.with_known_shapes``).
     """
 
     clean: Clean = "components"
@@ -71,6 +69,9 @@ class PseudoOptions:
     start: str = ""
     soft: bool = False
     shapes: bool = True
+
+
+_FIRST_STAGE = "the first stage longer (--minutes)"
 
 
 class CollapsedError(GuardError):
@@ -85,11 +86,11 @@ def write_pseudo_labels(
     options: PseudoOptions,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any]:
-    """Predict all cases into ``folder/CASE.nii.gz`` with ``confidence/CASE.nii.gz``, then the
-    summary; returns it.
+    """Predict all cases, write them, then the summary; returns it.
 
-    Slices that a person has drawn are kept as drawn. The summary counts what the model finds, drawn
-    or not. A folder with a summary is complete and is not made again.
+    The files are ``folder/CASE.nii.gz`` with ``folder/confidence/CASE.nii.gz``. Slices that a
+    person has drawn are kept as drawn. The summary counts what the model finds, drawn or not. A
+    folder with a summary is complete and is not made again.
 
     Raises:
         InputError: a case cannot be read.
@@ -97,25 +98,21 @@ def write_pseudo_labels(
         GuardError: no case is left after the filter.
     """
     if (folder / SUMMARY).exists():
-        return read_json(folder / SUMMARY, newest_version=FORMAT_VERSION)
+        return read_json(folder / SUMMARY, newest_version=_FORMAT_VERSION)
     rows, started = {}, time.monotonic()
     for number, case in enumerate(cases, 1):
         rows[case.name] = _write_case(project, model, case, folder, options)
         progress(number, len(cases))
-    if not any(sum(row["voxels"].values()) for row in rows.values()):
-        longer = (
-            f"run {options.start!r} longer"
-            if options.start
-            else "the first stage longer (--minutes)"
-        )
+    if not any(_found(row) for row in rows.values()):
+        what = f"run {options.start!r} longer" if options.start else _FIRST_STAGE
         raise CollapsedError(
             "The model predicts no foreground in any unlabelled case, so there is nothing to learn "
-            f"from. Train {longer}, or annotate more slices."
+            f"from. Train {what}, or annotate more slices."
         )
     summary = {
-        "format_version": FORMAT_VERSION,
+        "format_version": _FORMAT_VERSION,
         "cases": rows,
-        "kept": keep(rows, options),
+        "kept": select_cases(rows, options),
         "seconds": round(time.monotonic() - started, 1),
     }
     write_json(folder / SUMMARY, summary)
@@ -135,6 +132,7 @@ def _write_case(
     if options.soft and likely is not predicted:
         found = torch.from_numpy(on_source(torch.from_numpy(likely), source, grid))
     plain, cleaned = _classes(model, likely, options)
+    taken = taken_away(plain, np.where(plain == cleaned, plain, 0))
     seen = _classes(model, own, options)[1] if drawn else cleaned
     confidence = likely.max(0).astype(np.float32)
     classes = np.where(person == IGNORE, cleaned, person)
@@ -146,18 +144,30 @@ def _write_case(
     )
     if options.soft:
         certain = (person != IGNORE) | (cleaned != plain)
+        settled = Volume(np.where(certain, classes, IGNORE), source)
         unsure = preprocess_label(Volume(classes, source), grid)
-        unsure[
-            preprocess_label(Volume(np.where(certain, classes, IGNORE), source), grid) != IGNORE
-        ] = IGNORE
+        unsure[preprocess_label(settled, grid) != IGNORE] = IGNORE
         write_probabilities(folder, case.name, found.numpy(), unsure, model.plan.dim)
     return {
-        "voxels": {
-            name: int((seen == index).sum()) for index, name in enumerate(project.classes) if index
-        },
+        "voxels": _voxels(seen, project.classes),
         "confidence": float(own.max(0)[seen > 0].mean()) if seen.any() else 0.0,
         "agreement": _agreement(model, volumes) if options.filter == "consistency" else None,
+        "taken_away": {
+            model.classes[index]: {"pieces": pieces, "ml": round(voxels * source.voxel_ml, 4)}
+            for index, (pieces, voxels) in taken.items()
+        },
     }
+
+
+def _voxels(classes: np.ndarray, names: Sequence[str]) -> dict[str, int]:
+    """Voxels of every foreground class by name."""
+    counts = np.bincount(classes.ravel(), minlength=len(names)).tolist()
+    return dict(zip(names[1:], counts[1:], strict=False))
+
+
+def _found(row: dict[str, Any]) -> int:
+    """Foreground voxels of a case."""
+    return sum(row["voxels"].values())
 
 
 def _classes(
@@ -165,39 +175,46 @@ def _classes(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Class maps of probabilities, as they are and cleaned."""
     plain = model.class_map(likely, "all")
-    return plain, plain if options.clean == "none" else fill_small_holes(model.class_map(likely))
+    if options.clean == "none":
+        return plain, plain
+    return plain, fill_small_holes(model.class_map(likely))
 
 
 def _agreement(model: Model, volumes: Sequence[Volume]) -> float:
     """Dice of the prediction with those under changes of contrast and size, the mean."""
     image, _ = preprocess_image(volumes, model.plan)
-    plain, *others = (part.argmax(0).numpy() for part in model.each_variant(image))
+    plain, *others = [found.argmax(0).numpy() for found in model.each_variant(image)]
     return float(np.mean([foreground_dice(plain, other) for other in others]))
 
 
 def smooth(probabilities: np.ndarray, image: Volume) -> np.ndarray:
-    """The conditional random field of an image where a structure may be: ``[k, d, h, w]`` on the
-    image's grid.
+    """The conditional random field of an image where a structure may be.
+
+    Args:
+        probabilities: ``[k, d, h, w]`` on the image's grid.
+        image: one channel.
+
+    Returns:
+        Probabilities like those given.
     """
-    found = [
-        np.flatnonzero((probabilities[0] < 1 - SURE).any(tuple({0, 1, 2} - {axis})))
-        for axis in range(3)
-    ]
-    if not len(found[0]):
+    possible = probabilities[0] < 1 - SURE
+    if not possible.any():
         return probabilities
-    box = tuple(slice(max(places[0] - MARGIN, 0), places[-1] + MARGIN + 1) for places in found)
+    box = []
+    for others in ((1, 2), (0, 2), (0, 1)):
+        places = np.flatnonzero(possible.any(others))
+        box.append(slice(max(places[0] - MARGIN, 0), places[-1] + MARGIN + 1))
     result = probabilities.copy()
-    part, seen = (np.ascontiguousarray(x) for x in (probabilities[:, *box], image.array[box]))
-    spacing = image.geometry.spacing[::-1]
-    result[:, *box] = mean_field(
-        torch.from_numpy(part), torch.from_numpy(seen.astype(np.float32)), spacing
-    ).numpy()
+    inside = torch.from_numpy(np.ascontiguousarray(probabilities[:, *box]))
+    seen = torch.from_numpy(np.ascontiguousarray(image.array[*box]).astype(np.float32))
+    result[:, *box] = mean_field(inside, seen, image.geometry.spacing[::-1]).numpy()
     return result
 
 
 def decided(project: Project, case: Case, grid: Geometry, options: PseudoOptions) -> np.ndarray:
-    """What a person has drawn, or else accepted, of a case: class map on its grid, IGNORE where the
-    model decides.
+    """What a person has drawn, or else accepted, of a case.
+
+    A class map on the grid of the case, IGNORE where the model decides.
     """
 
     def read(path: Path) -> np.ndarray:
@@ -205,17 +222,14 @@ def decided(project: Project, case: Case, grid: Geometry, options: PseudoOptions
         return class_indices(label, project.values, ignore=project.ignore_value)
 
     result = np.full(grid.shape, IGNORE, np.uint8)
-    if (
-        case.name in options.accept
-        and options.fixed
-        and (options.fixed / f"{case.name}.nii.gz").exists()
-    ):
-        result = read(options.fixed / f"{case.name}.nii.gz")
+    if case.name in options.accept and options.fixed:
+        accepted = options.fixed / f"{case.name}.nii.gz"
+        if accepted.exists():
+            result = read(accepted)
     if case.annotated and case.label:
         drawn = read(case.label)
-        result = np.where(
-            counted_mask(grid.shape, case.annotated) & (drawn != IGNORE), drawn, result
-        )
+        by_person = counted_mask(grid.shape, case.annotated) & (drawn != IGNORE)
+        result = np.where(by_person, drawn, result)
     return result
 
 
@@ -229,48 +243,46 @@ def fill_small_holes(classes: np.ndarray) -> np.ndarray:
         holes = ndimage.binary_fill_holes(mask) & (classes == 0)
         labelled, count = ndimage.label(holes)
         sizes = np.bincount(labelled.ravel(), minlength=count + 1)
-        small = np.flatnonzero(sizes <= HOLE_SHARE * mask.sum())
+        small = np.flatnonzero(sizes <= HOLE_FRACTION * mask.sum())
         result[np.isin(labelled, small[small > 0])] = value
     return result
 
 
-def keep(rows: dict[str, dict[str, Any]], options: PseudoOptions) -> list[str]:
+def select_cases(rows: dict[str, dict[str, Any]], options: PseudoOptions) -> list[str]:
     """Names of the cases whose pseudo-labels are used.
 
     Raises:
         GuardError: none is left.
     """
-    measure = {"consistency": "agreement", "confidence": "confidence"}.get(options.filter)
-    passed = [
-        name
-        for name, row in rows.items()
-        if name not in options.reject
-        and (
-            name in options.accept
-            or sum(row["voxels"].values())
-            and (measure is None or row[measure] >= options.threshold)
-        )
-    ]
-    if not passed and measure is None:
+    passed = [name for name, row in rows.items() if _is_used(name, row, options)]
+    if passed:
+        return passed
+    if options.filter == "none":
         raise GuardError(
             "No pseudo-label is left: the model finds no structure in the cases that are not "
-            "rejected. "
-            "Take some out of --reject, train the first model longer, or annotate more slices."
+            "rejected. Take some out of --reject, train the first model longer, or annotate more "
+            "slices."
         )
-    if not passed:
-        raise GuardError(
-            f"No pseudo-label is left after the filter {options.filter!r} "
-            f"({options.threshold:g}) and "
-            "--reject. Lower the threshold (--set options.threshold=N), use --filter none, or "
-            "annotate "
-            "more slices."
-        )
-    return passed
+    raise GuardError(
+        f"No pseudo-label is left after the filter {options.filter!r} ({options.threshold:g}) and "
+        "--reject. Lower the threshold (--set options.threshold=N), use --filter none, or "
+        "annotate more slices."
+    )
+
+
+def _is_used(name: str, row: dict[str, Any], options: PseudoOptions) -> bool:
+    if name in options.reject:
+        return False
+    if name in options.accept:
+        return True
+    if not _found(row):
+        return False
+    measure = {"consistency": "agreement", "confidence": "confidence"}.get(options.filter)
+    return measure is None or row[measure] >= options.threshold
 
 
 def drift(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
-    """Warnings about classes that vanish or grow without bound from one round's summary to the
-    next.
+    """Warnings about classes that grow without bound from one round's summary to the next.
 
     Raises:
         CollapsedError: a class has vanished from all cases.
@@ -282,12 +294,15 @@ def drift(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
             f"The class {', '.join(vanished)} has vanished from the pseudo-labels. The last good "
             "model is kept. Use fewer --rounds, or annotate slices that show it."
         )
-    return [
-        f"The class {name} grew {second[name] / voxels:.1f} times between two rounds; look at "
-        "the pseudo-labels."
-        for name, voxels in first.items()
-        if voxels and second[name] > GROWTH * voxels
-    ]
+    warnings = []
+    for name, voxels in first.items():
+        if voxels and second[name] > GROWTH * voxels:
+            times = second[name] / voxels
+            warnings.append(
+                f"The class {name} grew {times:.1f} times between two rounds; look at the "
+                "pseudo-labels."
+            )
+    return warnings
 
 
 def absent(summary: dict[str, Any]) -> list[str]:
@@ -295,10 +310,24 @@ def absent(summary: dict[str, Any]) -> list[str]:
     return [name for name, voxels in _totals(summary).items() if not voxels]
 
 
+def taken_from(summary: dict[str, Any]) -> list[str]:
+    """A sentence per case on pieces that were found and are in no pseudo-label."""
+    return [
+        f"{case}: "
+        + ", ".join(
+            f"{one['pieces']} piece{'s'[: one['pieces'] - 1]} of {name} ({one['ml']:.3g} ml)"
+            for name, one in row["taken_away"].items()
+        )
+        + " found apart from the surest and not taught, as the labels show one piece. To keep "
+        "every piece: --clean none."
+        for case, row in summary["cases"].items()
+        if row.get("taken_away")
+    ]
+
+
 def _totals(summary: dict[str, Any]) -> dict[str, int]:
-    rows: Iterable[dict[str, Any]] = summary["cases"].values()
     totals: dict[str, int] = {}
-    for row in rows:
+    for row in summary["cases"].values():
         for name, voxels in row["voxels"].items():
             totals[name] = totals.get(name, 0) + voxels
     return totals
@@ -313,22 +342,24 @@ def pseudo_labelled(cases: Sequence[Case], folder: Path, kept: Iterable[str]) ->
     chosen = set(kept)
     result = []
     for case in cases:
-        if case.name in chosen:
-            path = folder / f"{case.name}.nii.gz"
-            if not path.exists():
-                raise InputError(
-                    "the pseudo-label is missing",
-                    case=case.name,
-                    file=str(path),
-                    remedy=f"Remove {folder} and resume, so that the round is made again",
-                )
-            result.append(replace(case, label=path, annotated=None))
+        if case.name not in chosen:
+            continue
+        path = folder / f"{case.name}.nii.gz"
+        if not path.exists():
+            raise InputError(
+                "the pseudo-label is missing",
+                case=case.name,
+                file=str(path),
+                remedy=f"Remove {folder} and resume, so that the round is made again",
+            )
+        result.append(replace(case, label=path, annotated=None))
     return tuple(result)
 
 
 def discard_entries(folder: Path) -> None:
-    """Remove the preprocessed labels of all rounds in ``RUN/pseudo``; those of CT scans can fill a
-    disk.
+    """Remove the preprocessed labels of all rounds in ``RUN/pseudo``.
+
+    Those of CT scans can fill a disk.
     """
     for entries in folder.glob(f"*/{ENTRIES}"):
         shutil.rmtree(entries, ignore_errors=True)

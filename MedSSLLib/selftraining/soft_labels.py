@@ -1,6 +1,4 @@
-"""Soft pseudo-labels: the probabilities behind a round's class maps, on the training grid, read by
-crop.
-"""
+"""Soft pseudo-labels: the probabilities behind a round's class maps, read by crop."""
 
 from __future__ import annotations
 
@@ -20,13 +18,12 @@ _FULL = 255  # what a probability of 1 is stored as
 def write_probabilities(
     folder: Path, name: str, probabilities: np.ndarray, own: np.ndarray, dim: int
 ) -> None:
-    """Store a case's probabilities on the training grid, in steps of 1/255, and what of the class
-    map they stand for.
+    """Store a case's probabilities in steps of 1/255, and what of the class map they stand for.
 
     Args:
         folder: the round's.
         name: the case.
-        probabilities: ``[k, d, h, w]`` in [0, 1].
+        probabilities: ``[k, d, h, w]`` in [0, 1] on the training grid.
         own: class map ``[d, h, w]``, as training reads it, where the model decides; IGNORE
             elsewhere.
         dim: 2 or 3, what is read at once.
@@ -40,11 +37,11 @@ def write_probabilities(
 
 @dataclass(frozen=True)
 class SoftLabels:
-    """Targets of the segmentation loss on pseudo-labels: probabilities times the largest of them,
-    the confidence.
+    """Targets of the segmentation loss on pseudo-labels.
 
-    Not from the paper. A voxel that a person has drawn or accepted, or whose class clean-up or a
-    person has changed, is certain; so are all voxels of the cases that were not predicted.
+    They are probabilities times the largest of them, the confidence. Not from the paper. A voxel
+    that a person has drawn or accepted, or whose class clean-up or a person has changed, is
+    certain; so are all voxels of the cases that were not predicted.
 
     Attributes:
         folder: the round's, ``RUN/pseudo/round-N``.
@@ -75,20 +72,15 @@ class SoftLabels:
         certain = (label == np.arange(self.classes)[:, None, None, None]).astype(np.float32)
         if name not in self.cases:
             return certain
-        found = self._read(
-            name,
-            tuple(slice(max(a, 0), max(a + n, 0)) for a, n in zip(lo, label.shape, strict=True)),
-        )
-        first = [max(-a, 0) for a in lo]
-        inside = (
-            slice(None),
-            *(slice(a, a + n) for a, n in zip(first, found.shape[1:], strict=True)),
-        )
-        probabilities, own = (
-            found[:-1] / np.float32(_FULL),
-            (found[-1] == label[inside[1:]]) & (found[-1] != IGNORE),
-        )
-        certain[inside] = np.where(own, probabilities * probabilities.max(0), certain[inside])
+        low = np.asarray(lo, int)
+        high = low + label.shape
+        found = self._read(name, tuple(map(slice, low.clip(min=0), high.clip(min=0))))
+        first = (-low).clip(min=0)  # where the volume begins in the region
+        inside = tuple(map(slice, first, first + found.shape[1:]))
+        probabilities, classes = found[:-1] / np.float32(_FULL), found[-1]
+        own = (classes == label[inside]) & (classes != IGNORE)
+        soft = probabilities * probabilities.max(0)
+        certain[:, *inside] = np.where(own, soft, certain[:, *inside])
         return certain
 
     def _read(self, name: str, region: tuple[slice, ...]) -> np.ndarray:

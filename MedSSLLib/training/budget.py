@@ -20,6 +20,7 @@ class Budget:
         self._steps, self._seconds = steps, seconds
         self.step, self.progress, self._elapsed, self._paused = 0, 0.0, 0.0, 0.0
         self._step_time: float | None = None
+        self._later = 0, 0.0
         self._begin = self._last = time.monotonic()
 
     def start(self, step: int = 0, progress: float = 0.0, elapsed: float = 0.0) -> None:
@@ -27,14 +28,21 @@ class Budget:
         self.step, self.progress, self._elapsed = step, progress, elapsed
         self._begin = self._last = time.monotonic()
 
+    def after(self, steps: int = 0, seconds: float = 0.0) -> None:
+        """What comes after this stage: steps that take as long as its own, and seconds. It counts
+        for the time left alone.
+        """
+        self._later = steps, seconds
+
     @property
     def elapsed(self) -> float:
         """Seconds used so far, over all sessions of the run."""
         return self._elapsed + time.monotonic() - self._begin
 
     def pause(self, seconds: float) -> None:
-        """Do not count `seconds` (a validation, say) as part of a step; they still count against
-        the limit.
+        """Do not count `seconds`, of a validation, say, as part of a step.
+
+        They still count against the limit.
         """
         self._last += seconds
 
@@ -42,10 +50,10 @@ class Budget:
         """One step is done: (step, progress, elapsed seconds)."""
         now = time.monotonic()
         taken, self._last = now - self._last, now
-        if self.step:
-            self._step_time = (
-                taken if self._step_time is None else 0.9 * self._step_time + 0.1 * taken
-            )
+        if self.step and self._step_time is None:
+            self._step_time = taken
+        elif self._step_time is not None:
+            self._step_time = 0.9 * self._step_time + 0.1 * taken
         self.step += 1
         self.progress = self.step / self._steps if self._steps else self._fitted()
         return self.step, self.progress, self.elapsed
@@ -71,10 +79,11 @@ class Budget:
 
     @property
     def seconds_left(self) -> float | None:
-        """Expected seconds to the end; None before the second step."""
+        """Expected seconds to the end, with what comes after; None before the second step."""
         if self._step_time is None:
             return None
-        return self._remaining() * self._step_time
+        steps, seconds = self._later
+        return (self._remaining() + steps) * self._step_time + seconds
 
     @property
     def rate(self) -> float:
@@ -83,7 +92,5 @@ class Budget:
 
     @property
     def finished(self) -> bool:
-        """Whether the budget is used up, which is when the progress, and with it the schedule, has
-        reached its end.
-        """
+        """Whether the budget is used up: the progress, and so the schedule, has reached its end."""
         return self.progress >= 1

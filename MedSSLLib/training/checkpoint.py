@@ -64,7 +64,7 @@ def load_tensors(path: Path, device: str = "cpu") -> tuple[dict[str, Tensor], di
 
 
 @contextmanager
-def fitting(path: Path) -> Iterator[None]:
+def restoring(path: Path) -> Iterator[None]:
     """Put back what a checkpoint holds.
 
     Raises InputError when it is not one of what is put back.
@@ -197,7 +197,7 @@ def load_stage(run_folder: Path, name: str, network: nn.Module) -> dict[str, Any
     if not path.exists():
         return None
     tensors, facts = load_tensors(path)
-    with fitting(path):
+    with restoring(path):
         network.load_state_dict(tensors)
     return dict(facts["figures"])
 

@@ -31,11 +31,9 @@ def resolve_device(name: str) -> torch.device:
             f"device {name!r} is not known", remedy="Use auto, cpu, cuda or cuda:N"
         ) from None
     if device.type == "cuda" and not torch.cuda.is_available():
-        why = (
-            "this torch was built without CUDA"
-            if torch.version.cuda is None
-            else "no CUDA driver or card was found"
-        )
+        why = "no CUDA driver or card was found"
+        if torch.version.cuda is None:
+            why = "this torch was built without CUDA"
         raise InputError(
             f"device {name!r} is not available: {why}",
             remedy="Use --device cpu, or run `medssl doctor`",
@@ -49,8 +47,9 @@ def resolve_device(name: str) -> torch.device:
 
 
 def resolve_precision(name: str, device: torch.device) -> str:
-    """Of prediction: 'auto' is bfloat16 on CUDA cards that have it, float16 on other CUDA cards,
-    float32 on the CPU.
+    """The number format of prediction: '32', 'bf16' or '16'.
+
+    'auto' is bfloat16 on CUDA cards that have it, float16 on other CUDA cards, float32 on the CPU.
     """
     if name != "auto":
         return name
@@ -60,11 +59,12 @@ def resolve_precision(name: str, device: torch.device) -> str:
 
 
 def training_precision(name: str, device: torch.device) -> str:
-    """Of training: 'auto' is also bfloat16 on processors that multiply it (AMX or AVX512-BF16).
+    """The number format of training: '32', 'bf16' or '16'.
 
-    There the networks of the presets take about half the time of float32, or less
-    (``bench_precision.py``); weights, sums of gradients and losses stay float32. Others keep
-    float32. Float16 is for CUDA cards; where it is asked for on a processor it is bfloat16.
+    'auto' is also bfloat16 on processors that multiply it (AMX or AVX512-BF16). There the networks
+    of the presets take about half the time of float32, or less (``bench_precision.py``); weights,
+    sums of gradients and losses stay float32. Others keep float32. Float16 is for CUDA cards; where
+    it is asked for on a processor it is bfloat16.
     """
     if device.type == "cpu" and (name == "16" or (name == "auto" and _multiplies_bfloat16())):
         return "bf16"
@@ -87,9 +87,8 @@ def make_fabric(config: RunConfig) -> Fabric:
         torch.backends.cudnn.benchmark = True
     parallel = config.devices > 1 or torch.distributed.is_torchelastic_launched()
     single_card = device.type == "cuda" and not parallel
-    logging.getLogger("lightning_fabric").setLevel(
-        logging.WARNING
-    )  # the start event says the precision
+    # the start event says the precision
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     fabric = Fabric(
         accelerator=device.type,
         devices=[device.index or 0] if single_card else config.devices,
@@ -106,15 +105,14 @@ def precision_of(fabric: Fabric) -> str:
 
 
 def seed_step(seed: int, step: int) -> None:
-    """Seed torch's global generators from (seed, step), so that drop-out too is a function of the
-    step.
-    """
+    """Seed torch's global generators, so that drop-out too is a function of seed and step."""
     torch.manual_seed(mixed_seed(seed, step))
 
 
 def gather_embeddings(x: Tensor) -> Tensor:
-    """Concatenate over processes along the first axis, with gradients; the identity in a single
-    process.
+    """Concatenate over processes along the first axis, with gradients.
+
+    The identity in a single process.
     """
     if not _distributed():
         return x
@@ -146,9 +144,10 @@ def average_gradients(parameters: list[torch.nn.Parameter]) -> None:
     if not _distributed():
         return
     gradients = [p.grad for p in parameters if p.grad is not None]
-    flat = average_gradient(torch.cat([g.flatten() for g in gradients]))
-    for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
-        gradient.copy_(part.view_as(gradient))
+    flat = average_gradient(torch.cat([gradient.flatten() for gradient in gradients]))
+    averaged = flat.split([gradient.numel() for gradient in gradients])
+    for gradient, mean in zip(gradients, averaged, strict=True):
+        gradient.copy_(mean.view_as(gradient))
 
 
 def from_first_process(values: list[float]) -> list[float]:

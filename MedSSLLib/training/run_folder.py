@@ -22,7 +22,7 @@ from MedSSLLib.core.errors import InputError
 from MedSSLLib.core.files import FileLock, read_json, write_json
 from MedSSLLib.data.plan import Plan
 from MedSSLLib.project.project import Project
-from MedSSLLib.project.runs import FORMAT, FORMAT_VERSION, WEIGHTS, begun
+from MedSSLLib.project.runs import RUN_FORMAT, RUN_VERSION, WEIGHTS, begun
 from MedSSLLib.training.checkpoint import load_tensors
 
 if TYPE_CHECKING:
@@ -44,6 +44,8 @@ class RunData(BaseModel):
             runs of earlier versions).
         connected_on_slices: without dense labels, those that annotated slices show in one piece
             (``undivided`` in runs of earlier versions).
+        single_foreground: whether the whole foreground is one piece in every dense label; False in
+            runs of earlier versions.
         labelled: names of the cases trained on with their labels.
         validation: names of the held-out labelled cases.
         unlabelled: names of the cases whose images alone are used.
@@ -64,6 +66,7 @@ class RunData(BaseModel):
     connected_on_slices: tuple[int, ...] = Field(
         (), validation_alias=AliasChoices("connected_on_slices", "undivided")
     )
+    single_foreground: bool = False
     labelled: tuple[str, ...] = ()
     validation: tuple[str, ...] = ()
     unlabelled: tuple[str, ...] = ()
@@ -111,7 +114,7 @@ class RunFolder:
     @cached_property
     def record(self) -> dict[str, Any]:
         """The contents of ``config.json``."""
-        return read_json(self.folder / _CONFIG, format_name=FORMAT, newest_version=FORMAT_VERSION)
+        return read_json(self.folder / _CONFIG, format_name=RUN_FORMAT, newest_version=RUN_VERSION)
 
     @cached_property
     def config(self) -> RunConfig:
@@ -327,8 +330,8 @@ def write_config(
     if (folder / _CONFIG).exists():
         return
     content: dict[str, Any] = {
-        "format": FORMAT,
-        "format_version": FORMAT_VERSION,
+        "format": RUN_FORMAT,
+        "format_version": RUN_VERSION,
         "config": config.model_dump(mode="json"),
         "plan": plan.model_dump(mode="json"),
         "data": facts,

@@ -23,11 +23,11 @@ from MedSSLLib.core.files import require_room
 from MedSSLLib.networks.ema import WeightAverage
 from MedSSLLib.training.budget import Budget
 from MedSSLLib.training.checkpoint import (
-    fitting,
     flatten_optimiser,
     load_tensors,
     prefixed,
     restore_optimiser,
+    restoring,
     save_tensors,
     unprefixed,
 )
@@ -353,7 +353,7 @@ class Trainer:
         if not self.checkpoint_path.exists():
             return False
         tensors, facts = load_tensors(self.checkpoint_path)
-        with fitting(self.checkpoint_path):
+        with restoring(self.checkpoint_path):
             self.module.load_state_dict(unprefixed("module", tensors))
             restore_optimiser(self.optimiser, unprefixed("optimiser", tensors))
             self.average.load_state_dict(unprefixed("average", tensors))

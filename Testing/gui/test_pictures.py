@@ -204,6 +204,80 @@ def test_pictures_of_every_panel(scene, cohort, tmp_path, dark):
     pictures.set_theme(False)
 
 
+def pseudo_labels(user, cohort):
+    """A self-training with a round of pseudo-labels, as the library leaves it."""
+    add_run(user.store.folder, "selftrain-1", "selftrain", "local-contrast", 0.861)
+    folder = user.store.folder / "runs" / "selftrain-1" / "pseudo" / "round-1"
+    folder.mkdir(parents=True)
+    cases = {f"heart_{n:02d}": {"confidence": 0.99 - 0.031 * n, "voxels": {}} for n in (1, 4, 5)}
+    summary = {"format_version": 1, "cases": cases, "kept": list(cases), "seconds": 3.0}
+    (folder / "summary.json").write_text(json.dumps(summary))
+    for name in cases:
+        shutil.copy(cohort / "labels" / f"{name}.nii.gz", folder / f"{name}.nii.gz")
+
+
+def qualities(project):
+    """Estimated Dice, as `medssl predict --quality` writes it."""
+    cases = {}
+    for number in range(1, 7):
+        dice = 0.62 + 0.045 * number
+        cases[f"heart_{number:02d}"] = {
+            "dice": dice,
+            "low": dice - 0.07,
+            "high": min(dice + 0.06, 1.0),
+            "review": dice < 0.7,
+            "why": "Dice may be as low as 0.60" if dice < 0.7 else "",
+        }
+    (project / "predictions" / "finetune-1" / "quality.json").write_text(
+        json.dumps(
+            {"format": "medssl-quality", "format_version": 1, "run": "finetune-1", "cases": cases}
+        )
+    )
+
+
+LONG = "a" * 80
+
+
+@pytest.mark.timeout(900)
+def test_panels_fit_narrow_docks(scene, cohort, tmp_path):
+    """350, 420 and 500 pixels, light and dark: nothing is cut, nothing asks for more width."""
+    from slicer_bench import pictures
+
+    user, target = scene, folder(tmp_path)
+    qualities(user.store.folder)
+    pseudo_labels(user, cohort)
+    user.store.changed.emit()
+    wait_until(lambda: False, 0.2)
+    model = user.find("modelComboBox")
+    model.setCurrentIndex(model.findText("finetune-1"))
+    user.settle()
+    user.shell.open("annotate")
+    draw(user, cohort, [3])
+    user.shell.open("train")
+    user.find("runsTable").selectRow(1)
+    user.shell.open("review")
+    user.find("resultTable").selectRow(0)
+    user.settle()
+    problems = []
+    for dark in (False, True):
+        pictures.set_theme(dark)
+        for width in (350, 420, 500):
+            for name in ("data", "pretrain", "annotate", "train", "review"):
+                user.shell.open(name)
+                user.shell.session.say(f"{LONG} is said")
+                image = pictures.panel(user.loaded, width)
+                image.save(str(target / f"{name}-{width}{'-dark' if dark else ''}.png"))
+                inner = user.find("sectionsContents")
+                if user.loaded.panel.width() != width:
+                    problems.append((width, name, "the panel grew", user.loaded.panel.width()))
+                if inner.minimumSizeHint().width() > user.find("sectionsArea").viewport().width():
+                    problems.append((width, name, "wider than the dock", inner.minimumSizeHint()))
+                for where, text in pictures.cut_texts(user.loaded.panel):
+                    problems.append((width, name, where, text))
+    pictures.set_theme(False)
+    assert sorted(set(map(str, problems))) == []
+
+
 def test_the_overlay_shows_the_segmentation(scene, cohort, tmp_path):
     """The rendered slice has the class colours where the label is, and loses them when a class is hidden."""
     from slicer_bench import pictures

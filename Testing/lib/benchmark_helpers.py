@@ -6,7 +6,7 @@ import numpy as np
 
 from MedSSLLib.benchmark import protocol
 from MedSSLLib.benchmark.protocol import Protocol
-from MedSSLLib.project.runs import FORMAT, FORMAT_VERSION
+from MedSSLLib.project.runs import RUN_FORMAT, RUN_VERSION
 from Testing.lib.core_helpers import write_case
 
 TINY = {"network.widths": "[4, 8]", "training.voxels": "512", "training.batch": "2"}
@@ -64,8 +64,8 @@ def without_training(monkeypatch):
         run = project.run_folder(config.name)
         run.mkdir(parents=True)
         content = {
-            "format": FORMAT,
-            "format_version": FORMAT_VERSION,
+            "format": RUN_FORMAT,
+            "format_version": RUN_VERSION,
             "config": config.model_dump(mode="json"),
         }
         (run / "config.json").write_text(json.dumps(content))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from MedSSLLib.data.batch import Batch
-from MedSSLLib.data.spatial import ViewGeometry, resample, sampling_grid
+from MedSSLLib.data.spatial import ViewGeometry, resample_views, sampling_grid
 from MedSSLLib.methods.base import MethodContext
 from MedSSLLib.methods.pgl import PGL, PGLConfig
 from MedSSLLib.networks.unet import Encoder
@@ -58,7 +58,9 @@ def coordinate_batch(dim: int, seed: int, flips: list[Any]) -> Batch:
         *(torch.arange(s, dtype=torch.float64) + 0.5 for s in size), indexing="ij"
     )
     volume = torch.stack([*axes, torch.full_like(axes[0], 10.0)])[None].expand(n, *[-1] * (dim + 1))
-    views = resample(volume.repeat_interleave(2, 0), sampling_grid(geometry, size, PATCH[dim]))
+    views = resample_views(
+        volume.repeat_interleave(2, 0), sampling_grid(geometry, size, PATCH[dim])
+    )
     return Batch(views.unflatten(0, (-1, 2)), geometry)
 
 

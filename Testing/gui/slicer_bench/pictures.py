@@ -77,3 +77,41 @@ def beside(left, rights, caption):
     )
     painter.end()
     return result
+
+
+def cut_texts(root):
+    """(widget's name, text) of what is wider than its widget below `root`: words that one cannot read to the end."""
+    found = []
+    kinds = (QtWidgets.QLabel, QtWidgets.QAbstractButton, QtWidgets.QComboBox)
+    for widget in root.findChildren(QtWidgets.QWidget):
+        if not widget.isVisibleTo(root) or not widget.width():
+            continue
+        name = widget.objectName()
+        if isinstance(widget, QtWidgets.QLabel) and widget.wordWrap():
+            metrics = widget.fontMetrics()
+            words = widget.text().replace("\u200b", " ").replace("<br>", " ").split()
+            if (
+                any(metrics.horizontalAdvance(word) > widget.width() for word in words)
+                or widget.heightForWidth(widget.width()) > widget.height() + 1
+            ):
+                found.append((name, widget.text()))
+        elif isinstance(widget, kinds) and not isinstance(widget, QtWidgets.QComboBox):
+            if widget.sizeHint().width() > widget.width() + 1:
+                found.append((name, widget.text()))
+        elif isinstance(widget, QtWidgets.QComboBox) and not widget.isEditable():
+            room = widget.width() - 30  # frame and arrow
+            for row in range(widget.count()):
+                if widget.fontMetrics().horizontalAdvance(widget.itemText(row)) > room:
+                    found.append((name, widget.itemText(row)))
+        elif isinstance(widget, QtWidgets.QTableWidget):
+            found += _cut_headers(widget)
+    return found
+
+
+def _cut_headers(table):
+    header, found = table.horizontalHeader(), []
+    for column in range(table.columnCount()):
+        item = table.horizontalHeaderItem(column)
+        if item and header.sectionSizeHint(column) > header.sectionSize(column) + 1:
+            found.append((table.objectName(), item.text()))
+    return found

@@ -19,15 +19,15 @@ from MedSSLLib.active_learning.strategies import (
 )
 from MedSSLLib.data.preprocess import preprocess_image
 from MedSSLLib.data.slices import (
+    annotated_along,
     annotation_axis,
-    drawn_slices,
     not_empty,
     slice_operator,
     slice_spread,
 )
 from MedSSLLib.images.labels import Annotated
 from MedSSLLib.inference import slice_features
-from MedSSLLib.inference.slice_features import combined, slice_profiles
+from MedSSLLib.inference.slice_features import combined_profiles, slice_profiles
 from MedSSLLib.project.manifest import Case
 from Testing.lib.case_helpers import each
 from Testing.lib.grid_helpers import GRIDS, plan_for
@@ -242,7 +242,7 @@ def test_profiles_are_means_within_slices(dim, axis, tile, monkeypatch):
 def test_levels_weigh_the_same_and_constant_channels_nothing():
     rng = np.random.default_rng(0)
     wide, narrow = 50 * rng.normal(size=(30, 8)), rng.normal(size=(30, 2)) + 3
-    table = combined([np.c_[wide, np.full(30, 7.0)], narrow])
+    table = combined_profiles([np.c_[wide, np.full(30, 7.0)], narrow])
     assert table.shape == (30, 11) and (table[:, 8] == 0).all()
     np.testing.assert_allclose(table.mean(0), 0, atol=1e-6)
     assert (table[:, 9:] ** 2).sum(1).mean() == pytest.approx(1, abs=1e-5)
@@ -253,28 +253,28 @@ def test_empty_slices_do_not_count_in_the_features():
     """Three kinds of slices, five of each, and as many empty ones as all these together."""
     usable = np.arange(30) < 15
     level = np.eye(3)[np.arange(30) % 3] + np.random.default_rng(0).normal(0, 0.02, (30, 3))
-    few = combined([level[usable]])
+    few = combined_profiles([level[usable]])
     level[~usable] = -20
-    table = combined([level], usable)
+    table = combined_profiles([level], usable)
     np.testing.assert_allclose(table[usable], few, atol=1e-5)
     room = Candidates(np.arange(30), np.zeros(30, int), usable, ~np.ones(30, bool), 1)
     picks = representative(table, usable / 15, room, np.zeros(30, bool), 3)
     assert [len(pick.stands_for) for pick in picks] == [5, 5, 5]
-    assert np.isfinite(combined([level], np.zeros(30, bool))).all(), "no slice is usable"
+    assert np.isfinite(combined_profiles([level], np.zeros(30, bool))).all(), "no slice is usable"
 
 
 def test_axis_and_drawn_slices_of_a_case():
     thick = GRIDS["sagittal"]
     own = int(np.argmax(thick.spacing))
     plain = Case("a", (), role="unlabelled", annotated=Annotated.of([(1, [2])]))
-    assert annotation_axis(plain, thick) == own and not drawn_slices(plain, own, 5).any()
+    assert annotation_axis(plain, thick) == own and not annotated_along(plain, own, 5).any()
     drawn = Case(
         "a", (), label="x", role="labelled", annotated=Annotated.of([(0, [2]), (1, [1, 3])])
     )
     assert annotation_axis(drawn, thick) == 1
-    assert np.flatnonzero(drawn_slices(drawn, 1, 5)).tolist() == [1, 3]
-    assert drawn_slices(Case("a", (), label="x", role="labelled"), 2, 5).all(), "a dense label"
-    assert not drawn_slices(Case("a", (), label="x", role="unlabelled"), 2, 5).any(), (
+    assert np.flatnonzero(annotated_along(drawn, 1, 5)).tolist() == [1, 3]
+    assert annotated_along(Case("a", (), label="x", role="labelled"), 2, 5).all(), "a dense label"
+    assert not annotated_along(Case("a", (), label="x", role="unlabelled"), 2, 5).any(), (
         "a label that is not read"
     )
 

@@ -10,10 +10,10 @@ from MedSSLLib.config.run import AugmentConfig
 from MedSSLLib.data.spatial import (
     ViewGeometry,
     meeting_boxes,
-    overlap_share,
-    resample,
+    overlap_fraction,
     resample_boxes,
     resample_labels,
+    resample_views,
     sample_boxes,
     sample_flips,
     sample_rotations,
@@ -62,7 +62,7 @@ def test_every_box_and_flip_of_a_linear_volume_equals_the_closed_form(dim):
         lo = torch.from_numpy(rng.uniform(0.5, 3, size=(len(flips), 2, dim)))
         hi = torch.from_numpy(rng.uniform(0.6, 0.9, size=(len(flips), 2, dim)) * np.asarray(window))
         geometry = ViewGeometry(lo, hi, flips[:, None].expand(-1, 2, -1).contiguous())
-        seen = resample(
+        seen = resample_views(
             ramp(window, 2 * len(flips), slopes), sampling_grid(geometry, window, patch)
         )[:, 0]
         torch.testing.assert_close(
@@ -81,7 +81,7 @@ def test_rotated_flipped_boxes_of_a_linear_volume_equal_the_closed_form(spacing)
     half = torch.from_numpy(rng.uniform(3, 6, (6, 1, dim)))
     flip = torch.from_numpy(sample_flips(rng, (6, 1, dim), 0.5)).double()
     geometry = ViewGeometry(centre - half, centre + half, flip, rotation)
-    seen = resample(ramp(window, 6, slopes), sampling_grid(geometry, window, patch))
+    seen = resample_views(ramp(window, 6, slopes), sampling_grid(geometry, window, patch))
     torch.testing.assert_close(seen, positions(geometry, patch) @ slopes, rtol=0, atol=1e-11)
 
 
@@ -117,7 +117,9 @@ def test_the_identity_view_is_the_exact_crop_of_image_and_label(dim):
     geometry = ViewGeometry(lo, lo + torch.tensor(patch), torch.zeros(1, 1, dim))
     grid = sampling_grid(geometry, window, patch)
     crop = tuple(slice(int(a), int(a) + n) for a, n in zip(lo.flatten(), patch, strict=True))
-    torch.testing.assert_close(resample(image, grid)[0], image[0, :, *crop], rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        resample_views(image, grid)[0], image[0, :, *crop], rtol=0, atol=1e-5
+    )
     assert torch.equal(resample_labels(label, grid)[0], label[0, *crop])
 
 
@@ -127,7 +129,7 @@ def test_a_flip_reverses_its_axis_alone(axis):
     flip = torch.zeros(1, 1, 3)
     flip[..., axis] = 1
     geometry = ViewGeometry(torch.zeros(1, 1, 3), torch.tensor([[[6.0, 7, 8]]]), flip)
-    seen = resample(image, sampling_grid(geometry, (6, 7, 8), (6, 7, 8)))
+    seen = resample_views(image, sampling_grid(geometry, (6, 7, 8), (6, 7, 8)))
     torch.testing.assert_close(seen, image.flip(axis + 2), rtol=0, atol=1e-5)
 
 
@@ -143,7 +145,7 @@ def test_label_and_image_agree_and_outside_is_ignored():
         rng, 8, window, patch, (1.0, 1.2, 1.5), AugmentConfig(affine=1, flip=0.5, elastic=1)
     )
     grid = sampling_grid(geometry, window, patch)
-    seen, labels = resample(image, grid)[:, 0], resample_labels(label, grid)
+    seen, labels = resample_views(image, grid)[:, 0], resample_labels(label, grid)
     inside = (grid.abs() < 1 - 0.1).all(-1)
     clear = (
         seen - image.mean()
@@ -194,7 +196,7 @@ def test_a_zero_elastic_field_is_the_identity_and_a_constant_one_a_shift(dim):
     share = torch.tensor([0.1, -0.05, 0.02][:dim], dtype=F64)
     moved = ViewGeometry(lo, hi, flip, displacement=field + share.view(1, 1, dim, *(1,) * dim))
     image = ramp(window, 1, slopes)
-    before, after = (resample(image, sampling_grid(g, window, patch)) for g in (plain, moved))
+    before, after = (resample_views(image, sampling_grid(g, window, patch)) for g in (plain, moved))
     torch.testing.assert_close(
         after - before,
         torch.full_like(before, float((share * (hi - lo)[0, 0]) @ slopes)),
@@ -210,11 +212,11 @@ def test_a_batch_equals_its_items():
     geometry = sample_segmentation_views(
         rng, 4, window, patch, (1.0, 1.0, 1.0), AugmentConfig(affine=1, elastic=1, flip=0.5)
     )
-    whole = resample(images, sampling_grid(geometry, window, patch))
+    whole = resample_views(images, sampling_grid(geometry, window, patch))
     for i in range(4):
         one = ViewGeometry(**{k: v[i : i + 1] for k, v in vars(geometry).items()})
         torch.testing.assert_close(
-            resample(images[i : i + 1], sampling_grid(one, window, patch))[0], whole[i]
+            resample_views(images[i : i + 1], sampling_grid(one, window, patch))[0], whole[i]
         )
 
 
@@ -238,7 +240,7 @@ def test_boxes_lie_inside_have_their_sides_and_overlap():
             assert ((hi - lo) <= side + 1e-9).all() and (
                 (hi - lo) >= np.minimum(extent, 17.6) - 1e-9
             ).all()
-            shares.append(overlap_share(lo, hi))
+            shares.append(overlap_fraction(lo, hi))
         assert min(shares) >= 0.1
         assert np.median(shares) < 0.75, "boxes of a large volume must not all be concentric"
 
@@ -276,11 +278,11 @@ def test_boxes_that_meet_are_left_and_hopeless_ones_given_up():
     assert len(calls) == 50
 
 
-def test_overlap_share_against_counting_voxels():
+def test_overlap_fraction_against_counting_voxels():
     lo, hi = np.array([[0, 0, 0], [2, 3, 1]]), np.array([[6, 6, 6], [9, 8, 5]])
     first, second = np.zeros((10, 10, 10), bool), np.zeros((10, 10, 10), bool)
     first[:6, :6, :6], second[2:9, 3:8, 1:5] = True, True
-    assert overlap_share(lo, hi) == pytest.approx(
+    assert overlap_fraction(lo, hi) == pytest.approx(
         (first & second).sum() / min(first.sum(), second.sum())
     )
 
@@ -327,7 +329,7 @@ def test_separable_boxes_equal_the_sampling_grid(window, patch):
     hi = lo + 4 + torch.rand(lo.shape, generator=generator, dtype=torch.float64) * 12
     flip = (torch.rand(lo.shape, generator=generator) < 0.5).double()
     geometry = ViewGeometry(lo, hi, flip)
-    expected = resample(windows, sampling_grid(geometry, window, patch))
+    expected = resample_views(windows, sampling_grid(geometry, window, patch))
     torch.testing.assert_close(
         resample_boxes(windows, geometry, patch), expected, rtol=0, atol=1e-12
     )
@@ -348,7 +350,7 @@ def test_boxes_and_grids_see_the_same_from_any_window():
     corner = torch.tensor([[[5, 6, 4]]])
     window = volume[:, :, 5:14, 6:17, 4:15]
     seen = geometry.seen_from(corner)
-    expected = resample(volume, sampling_grid(geometry, (20, 22, 24), (4, 5, 6)))
+    expected = resample_views(volume, sampling_grid(geometry, (20, 22, 24), (4, 5, 6)))
     grid = sampling_grid(seen, (9, 11, 11), (4, 5, 6))
-    for found in (resample_boxes(window, seen, (4, 5, 6)), resample(window, grid)):
+    for found in (resample_boxes(window, seen, (4, 5, 6)), resample_views(window, grid)):
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)

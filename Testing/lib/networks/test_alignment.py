@@ -262,7 +262,7 @@ def test_runs_without_values_on_the_meta_device() -> None:
 
 def test_agrees_with_the_views_that_are_made() -> None:
     """End to end with the data side: a coordinate volume, its views by `views.py`, aligned."""
-    from MedSSLLib.data.spatial import ViewGeometry, resample, sampling_grid
+    from MedSSLLib.data.spatial import ViewGeometry, resample_views, sampling_grid
 
     size, patch, n = (20, 26, 30), (12, 14, 16), 8
     rng = np.random.default_rng(0)
@@ -275,7 +275,7 @@ def test_agrees_with_the_views_that_are_made() -> None:
     )
     volume = torch.stack(axes)[None].expand(n, -1, -1, -1, -1)
     grid = sampling_grid(ViewGeometry(lo, hi, flip), size, patch)
-    images = resample(volume.repeat_interleave(2, 0), grid).unflatten(0, (-1, 2))
+    images = resample_views(volume.repeat_interleave(2, 0), grid).unflatten(0, (-1, 2))
     views = WindowBoxes(lo, hi)
     a, b = (
         align(images[:, v], view_of(views, v), common_box(views), flip[:, v], (5, 5, 5))

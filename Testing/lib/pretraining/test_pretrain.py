@@ -326,12 +326,12 @@ def test_batch_norm_over_several_processes_is_shared_or_said():
 
     events, record = loud()
     alone, shared = net(torch.nn.BatchNorm2d(4)), net(torch.nn.BatchNorm2d(4))
-    pretrain.share_batch_norm(alone, torch.device("cpu"), events)
+    pretrain.synchronise_batch_norm(alone, torch.device("cpu"), events)
     assert "network.norm=group" in record.of("warning")[0]["message"]
-    pretrain.share_batch_norm(shared, torch.device("cuda"), events)
+    pretrain.synchronise_batch_norm(shared, torch.device("cuda"), events)
     assert isinstance(shared[1], torch.nn.SyncBatchNorm) and not isinstance(
         alone[1], torch.nn.SyncBatchNorm
     )
     assert list(shared.state_dict()) == list(alone.state_dict())
-    pretrain.share_batch_norm(net(torch.nn.GroupNorm(2, 4)), torch.device("cpu"), events)
+    pretrain.synchronise_batch_norm(net(torch.nn.GroupNorm(2, 4)), torch.device("cpu"), events)
     assert len(record.of("warning")) == 1

@@ -41,7 +41,7 @@ EVIL = "<script>alert('x')</script>\u202e&\"$\\frac{$"
 class Reader(HTMLParser):
     """Collects tags, attributes and text, and checks that tags are closed in order."""
 
-    VOID = ("meta", "img", "br")
+    VOID = ("meta", "img", "br", "input")
 
     def __init__(self, page: str) -> None:
         super().__init__()

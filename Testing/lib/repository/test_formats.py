@@ -102,7 +102,7 @@ def test_a_run_of_a_newer_version_is_listed_with_its_problem(tmp_path):
 
 
 def test_a_cache_entry_of_a_newer_version_is_made_again(tmp_path):
-    newer(tmp_path / "info.json", array_store.FORMAT, files={"data.b2nd": {}})
+    newer(tmp_path / "info.json", "medssl-cache-entry", files={"data.b2nd": {}})
     assert array_store.read_info(tmp_path) is None
 
 

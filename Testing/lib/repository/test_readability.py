@@ -11,16 +11,13 @@ SOURCES = sorted(ROOT.glob("MedSSLLib/**/*.py"))
 # what each of several modules has to offer; the functions of the face are named after the commands
 SHARED = {"COMMANDS", "main", *MedSSLLib.__all__}
 TO_RENAME = {
-    "FAR",
-    "FORMAT",
-    "FORMAT_VERSION",
-    "Kind",
+    "KINDS",
     "VERSION",
-    "fitting",
     "moved",
     "opened",
+    "summarise",
 }
-DENSITY = 95  # comprehensions and conditional expressions a thousand lines of code
+DENSITY = 70  # comprehensions and conditional expressions a thousand lines of code
 WIDTH = 40  # characters a line of code, without its indentation
 DENSE = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp, ast.IfExp)
 

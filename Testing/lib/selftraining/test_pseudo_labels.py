@@ -22,8 +22,8 @@ from MedSSLLib.selftraining.pseudo_labels import (
     absent,
     drift,
     fill_small_holes,
-    keep,
     pseudo_labelled,
+    select_cases,
     write_pseudo_labels,
 )
 from Testing.lib.case_helpers import each
@@ -324,15 +324,15 @@ def rows(**cases):
 
 def test_filters_acceptance_and_rejection():
     table = rows(p=(5, 0.9, 0.2), q=(5, 0.5, 0.9), r=(0, 0.99, 0.99))
-    assert keep(table, PseudoOptions()) == ["p", "q"], "no foreground, nothing to learn"
-    assert keep(table, PseudoOptions(filter="confidence")) == ["p"]
-    assert keep(table, PseudoOptions(filter="consistency")) == ["q"]
-    assert keep(table, PseudoOptions(filter="confidence", accept=("q",))) == ["p", "q"]
-    assert keep(table, PseudoOptions(reject=("p",))) == ["q"]
-    assert keep(table, PseudoOptions(accept=("r",))) == ["p", "q", "r"], (
+    assert select_cases(table, PseudoOptions()) == ["p", "q"], "no foreground, nothing to learn"
+    assert select_cases(table, PseudoOptions(filter="confidence")) == ["p"]
+    assert select_cases(table, PseudoOptions(filter="consistency")) == ["q"]
+    assert select_cases(table, PseudoOptions(filter="confidence", accept=("q",))) == ["p", "q"]
+    assert select_cases(table, PseudoOptions(reject=("p",))) == ["q"]
+    assert select_cases(table, PseudoOptions(accept=("r",))) == ["p", "q", "r"], (
         "a person says that it shows nothing"
     )
-    assert keep(table, PseudoOptions(filter="confidence", threshold=0.5)) == ["p", "q"], (
+    assert select_cases(table, PseudoOptions(filter="confidence", threshold=0.5)) == ["p", "q"], (
         "the limit itself passes"
     )
 
@@ -346,7 +346,7 @@ def test_filters_acceptance_and_rejection():
 )
 def test_when_no_pseudo_label_is_left_the_cause_and_the_remedy_are_said(options, remedy):
     with pytest.raises(GuardError, match=f"No pseudo-label is left.*{remedy}") as caught:
-        keep(rows(p=(5, 0.9, 0.9)), options)
+        select_cases(rows(p=(5, 0.9, 0.9)), options)
     assert not isinstance(caught.value, CollapsedError)
 
 

@@ -136,7 +136,10 @@ def round_of(tmp_path, spacing, **changes):
         plan=made,
         class_map=partial(Model.class_map, pieces),
     )
-    project = SimpleNamespace(values=(0, 1, 2), classes=("background", "a", "b"), ignore_value=None)
+    names = {0: "background", 1: "a", 2: "b"}
+    project = SimpleNamespace(
+        values=tuple(names), classes=tuple(names.values()), labels=names, ignore_value=None
+    )
     options = PseudoOptions(clean="none", soft=True, shapes=False)
     summary = write_pseudo_labels(
         project, model, [case], tmp_path / "r", replace(options, **changes)

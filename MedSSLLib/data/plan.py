@@ -36,6 +36,7 @@ VOXELS_3D = 96 * 1024  # patch budget; not from the paper
 # largest / median spacing from which slices are worked on one by one; not from the paper
 ANISOTROPY_2D = 3.0
 ANISOTROPIC = 1.5  # from here on a volume counts as having a slice direction; not from the paper
+INTENSITIES = 2  # the rule by which intensities are normalised (see normalisation.py)
 FEWEST_SLICES_3D = 8  # thinner stacks are worked on slice by slice; not from the paper
 SMALLEST_MAP = 4  # voxels an axis keeps at least at the coarsest level; not from the paper
 _ANATOMICAL = {"L": 0, "R": 0, "P": 1, "A": 1, "S": 2, "I": 2}
@@ -68,6 +69,10 @@ class Plan(BaseModel):
     )
     strides: tuple[tuple[int, ...], ...] = Field(
         description="Down-sampling per level and axis, 1 at the first level. Not from the paper."
+    )
+    intensities: int = Field(
+        default=1,
+        description="The rule by which intensities are normalised; 1 where none is named.",
     )
 
 
@@ -115,6 +120,7 @@ def make_plan(
         channels=channels,
         patch=patch,
         strides=strides,
+        intensities=INTENSITIES,
     )
 
 

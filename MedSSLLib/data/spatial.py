@@ -359,8 +359,9 @@ def linear_weights(places: Tensor, size: int) -> Tensor:
 
 
 def resample_labels(labels: Tensor, grid: Tensor) -> Tensor:
-    """Class maps ``[n, *w]`` (uint8) to ``[n, *p]``, nearest neighbour; outside the window is
-    IGNORE.
+    """Class maps ``[n, *w]`` (uint8) to ``[n, *p]``, nearest neighbour.
+
+    Outside the window is IGNORE.
     """
     shifted = (labels.to(grid.dtype) + 1)[:, None]
     found = F.grid_sample(shifted, grid, mode="nearest", padding_mode="zeros", align_corners=False)

@@ -15,9 +15,11 @@ import torch
 from MedSSLLib.config.commands import Clean, Filter
 from MedSSLLib.core.errors import GuardError, InputError
 from MedSSLLib.core.files import read_json, write_json
-from MedSSLLib.data.preprocess import preprocess_image, preprocess_label
+from MedSSLLib.data.preprocess import preprocess_image
+from MedSSLLib.data.preprocess_label import preprocess_label
 from MedSSLLib.evaluation.metrics import foreground_dice
 from MedSSLLib.images import io
+from MedSSLLib.images.components import taken_away
 from MedSSLLib.images.geometry import Geometry, Volume
 from MedSSLLib.images.labels import IGNORE, as_label_values, class_indices, counted_mask
 from MedSSLLib.images.shape_interpolation import with_known_shapes
@@ -130,6 +132,7 @@ def _write_case(
     if options.soft and likely is not predicted:
         found = torch.from_numpy(on_source(torch.from_numpy(likely), source, grid))
     plain, cleaned = _classes(model, likely, options)
+    taken = taken_away(plain, np.where(plain == cleaned, plain, 0))
     seen = _classes(model, own, options)[1] if drawn else cleaned
     confidence = likely.max(0).astype(np.float32)
     classes = np.where(person == IGNORE, cleaned, person)
@@ -149,6 +152,10 @@ def _write_case(
         "voxels": _voxels(seen, project.classes),
         "confidence": float(own.max(0)[seen > 0].mean()) if seen.any() else 0.0,
         "agreement": _agreement(model, volumes) if options.filter == "consistency" else None,
+        "taken_away": {
+            model.classes[index]: {"pieces": pieces, "ml": round(voxels * source.voxel_ml, 4)}
+            for index, (pieces, voxels) in taken.items()
+        },
     }
 
 
@@ -303,6 +310,21 @@ def absent(summary: dict[str, Any]) -> list[str]:
     return [name for name, voxels in _totals(summary).items() if not voxels]
 
 
+def taken_from(summary: dict[str, Any]) -> list[str]:
+    """A sentence per case on pieces that were found and are in no pseudo-label."""
+    return [
+        f"{case}: "
+        + ", ".join(
+            f"{one['pieces']} piece{'s'[: one['pieces'] - 1]} of {name} ({one['ml']:.3g} ml)"
+            for name, one in row["taken_away"].items()
+        )
+        + " found apart from the surest and not taught, as the labels show one piece. To keep "
+        "every piece: --clean none."
+        for case, row in summary["cases"].items()
+        if row.get("taken_away")
+    ]
+
+
 def _totals(summary: dict[str, Any]) -> dict[str, int]:
     totals: dict[str, int] = {}
     for row in summary["cases"].values():
@@ -335,8 +357,9 @@ def pseudo_labelled(cases: Sequence[Case], folder: Path, kept: Iterable[str]) ->
 
 
 def discard_entries(folder: Path) -> None:
-    """Remove the preprocessed labels of all rounds in ``RUN/pseudo``; those of CT scans can fill a
-    disk.
+    """Remove the preprocessed labels of all rounds in ``RUN/pseudo``.
+
+    Those of CT scans can fill a disk.
     """
     for entries in folder.glob(f"*/{ENTRIES}"):
         shutil.rmtree(entries, ignore_errors=True)

@@ -17,7 +17,7 @@ from typing import Any
 from MedSSLLib.config.commands import SelfTrainConfig, self_train_options
 from MedSSLLib.config.run import RunConfig
 from MedSSLLib.core.errors import CancelledError, GuardError, InputError
-from MedSSLLib.core.events import Events
+from MedSSLLib.core.events import Events, at_most
 from MedSSLLib.data.cache import Cache
 from MedSSLLib.finetuning.finetune import make_task
 from MedSSLLib.finetuning.labelled_data import LabelledData, add_unlabelled, make_sampler
@@ -36,6 +36,7 @@ from MedSSLLib.selftraining.pseudo_labels import (
     discard_entries,
     drift,
     pseudo_labelled,
+    taken_from,
     write_pseudo_labels,
 )
 from MedSSLLib.selftraining.round_tasks import RoundTask, round_cases, round_task
@@ -79,7 +80,8 @@ class _Job:
         data: its cases.
         options: its own settings.
         model: the run that stage 1 is taken from, None when it is trained here.
-        single_component, connected_on_slices: what the labels tell of pieces, as in RunData.
+        single_component, connected_on_slices, single_foreground: what the labels tell of pieces, as
+            in RunData.
         first: steps and seconds of stage 1 where it is trained here.
         rows: metrics of the finished rounds.
         good: the last network that is worth keeping.
@@ -91,6 +93,7 @@ class _Job:
     model: RunFolder | None
     single_component: tuple[int, ...] = ()
     connected_on_slices: tuple[int, ...] = ()
+    single_foreground: bool = False
     first: dict[str, Any] = field(default_factory=lambda: {"steps": 0, "seconds": 0.0})
     rows: list[dict[str, Any]] = field(default_factory=list)
     good: SegmentationNet | None = None
@@ -172,6 +175,7 @@ def run_selftrain(project: Project, config: RunConfig, events: Events) -> Path:
             model=model,
             single_component=tuple(facts["single_component"]),
             connected_on_slices=tuple(facts["connected_on_slices"]),
+            single_foreground=facts["single_foreground"],
         )
         check_names(options, {case.name for case in job.targets})
         warn_of_idle_settings(context, options)
@@ -296,7 +300,7 @@ def _pseudo_labels(
     except GuardError:
         job.good = teacher
         raise
-    for message in (*warnings, *_absent_classes(summary)):
+    for message in (*warnings, *_absent_classes(summary), *at_most(taken_from(summary))):
         context.warn(message)
     return summary
 

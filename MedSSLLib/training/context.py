@@ -14,10 +14,10 @@ from lightning_fabric import Fabric
 
 from MedSSLLib.config.run import RunConfig
 from MedSSLLib.core.errors import InputError
-from MedSSLLib.core.events import Events
+from MedSSLLib.core.events import Events, at_most
 from MedSSLLib.core.files import write_text
 from MedSSLLib.data.cache import Cache
-from MedSSLLib.data.plan import Plan, make_plan
+from MedSSLLib.data.plan import INTENSITIES, Plan, make_plan
 from MedSSLLib.images import io
 from MedSSLLib.images.labels import IGNORE, class_indices, simulate_annotation, slice_axis
 from MedSSLLib.networks.unet import Encoder, build_encoder
@@ -178,8 +178,9 @@ def _in_its_precision(config: RunConfig, going_on: RunFolder) -> RunConfig:
 
 
 def readable_headers(cases: Sequence[Case]) -> list[io.Geometry]:
-    """Geometries of the cases whose header can be read; unreadable ones are refused later, when
-    cached.
+    """Geometries of the cases whose header can be read.
+
+    Unreadable ones are refused later, when cached.
     """
     found = []
     for case in cases:
@@ -214,7 +215,7 @@ def choose_plan(
     plan = _new_plan(context, cases, auto if config.dim == "auto" else config.dim, labelled)
     if start is None or not start.recorded:
         return plan
-    theirs = start.plan
+    theirs = start.plan.model_copy(update={"intensities": INTENSITIES})
     if config.dim != "auto" and theirs.dim != int(config.dim[0]):
         raise InputError(
             f"--dim {config.dim} contradicts the {theirs.dim}D encoder of {start.name!r}",
@@ -275,6 +276,10 @@ def fill_cache(
     )
     prepared.report(events)
     prepared.require_any()
+    if labels:
+        names = [case.name for case in prepared.usable]
+        for message in at_most(cache.small_structures(names, project.classes)):
+            events.emit("warning", message=message)
     return cache, prepared.usable
 
 
@@ -297,11 +302,11 @@ def labelled_cases(project: Project, config: RunConfig) -> tuple[Case, ...]:
 
 
 def _simulated(project: Project, case: Case, slices: int) -> Case:
-    """The case with `slices` annotated slices: of those that are drawn where only some are, else of
-    a full label.
+    """The case with so many annotated slices.
 
-    A label that cannot be used is left for `fill_cache` to refuse. One without structures has all
-    its extent to choose from.
+    Some of those that are drawn where only some are, else of a full label. A label that cannot be
+    used is left for `fill_cache` to refuse. One without structures has all its extent to choose
+    from.
     """
     if case.annotated is not None:
         return replace(case, annotated=case.annotated.thinned(slices))

@@ -1,6 +1,7 @@
 """Panel 5: predicting, looking, comparing, correcting, exporting."""
 
 import qt
+import slicer
 from slicer.i18n import tr as _
 
 from ..jobs import commands
@@ -55,6 +56,7 @@ class ReviewPanel(Panel):
         ui.correctButton.clicked.connect(lambda: self.correct())
         ui.exportButton.clicked.connect(lambda: self.export())
         ui.exportAllButton.clicked.connect(lambda: self.exportAll())
+        ui.volumeSelector.setMRMLScene(slicer.mrmlScene)
         ui.volumeSelector.currentNodeChanged.connect(lambda node: self._enable())
         ui.segmentVolumeButton.clicked.connect(lambda: self.segmentVolume())
 

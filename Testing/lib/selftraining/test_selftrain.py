@@ -68,6 +68,7 @@ def settings(**changes):
         "training__steps": 20,
         "optimiser__lr": 1e-2,
         "options__rounds": 2,
+        "options__keep": "last",
         "training__batch": 3,
         "options__clean": "none",
         "training__ema": 0.0,

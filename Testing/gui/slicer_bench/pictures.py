@@ -90,7 +90,10 @@ def cut_texts(root):
         if isinstance(widget, QtWidgets.QLabel) and widget.wordWrap():
             metrics = widget.fontMetrics()
             words = widget.text().replace("\u200b", " ").replace("<br>", " ").split()
-            if any(metrics.horizontalAdvance(word) > widget.width() for word in words) or widget.heightForWidth(widget.width()) > widget.height() + 1:
+            if (
+                any(metrics.horizontalAdvance(word) > widget.width() for word in words)
+                or widget.heightForWidth(widget.width()) > widget.height() + 1
+            ):
                 found.append((name, widget.text()))
         elif isinstance(widget, kinds) and not isinstance(widget, QtWidgets.QComboBox):
             if widget.sizeHint().width() > widget.width() + 1:

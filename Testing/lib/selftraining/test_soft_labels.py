@@ -135,7 +135,9 @@ def round_of(tmp_path, spacing, **changes):
         plan=made,
         class_map=partial(Model.class_map, pieces),
     )
-    project = SimpleNamespace(values=(0, 1, 2), classes=("background", "a", "b"), ignore_value=None)
+    project = SimpleNamespace(
+        values=(0, 1, 2), classes=("background", "a", "b"), ignore_value=None, labels={}
+    )
     options = PseudoOptions(clean="none", soft=True, shapes=False)
     summary = write_pseudo_labels(
         project, model, [case], tmp_path / "r", replace(options, **changes)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from MedSSLLib.benchmark.records import BASELINE, baseline_of, difference, given
+from MedSSLLib.benchmark.records import BASELINE, base_row, baseline_of, difference, given
 from MedSSLLib.benchmark.tables import (
     NOTES,
     SHOWN,
@@ -116,7 +116,7 @@ def _longer(study: Study, count: str, row: str) -> str:
     if own is None or base is None or own <= LONGER * base:
         return ""
     said = f" {row} trained longer than {baseline}, {own:.0f} {unit} against {base:.0f}"
-    as_long = row.removesuffix("+selftrain") + "+longer"
+    as_long = base_row(row) + "+longer"
     gap = difference(study.compared(count), row, as_long)
     if not gap:
         return f"{said}: part of a gain may come from the length."

@@ -61,10 +61,8 @@ def _predict_arguments(parser: argparse.ArgumentParser) -> None:
         "--components",
         choices=("auto", "largest", "all"),
         default="auto",
-        help="pieces to keep: of classes that are one piece in the training labels the largest, "
-        "or where slices alone "
-        "were annotated those that the model is sure of (auto, default); the largest of every "
-        "class; or all",
+        help="pieces to keep: of structures that are one piece in the training labels the surest "
+        "and those nearly as sure (auto, default); the largest of every class; or all",
     )
     group = parser.add_argument_group("device")
     device_options(group)
@@ -77,6 +75,7 @@ def predict(args: argparse.Namespace, events: Events) -> int:
     project = Project.open(args.project)
     project.require_run(args.run)
     announce(args, f"Segmenting with {args.run} ...")
+    from MedSSLLib.cli import tables
     from MedSSLLib.inference.model import PredictOptions
     from MedSSLLib.inference.predict import run_predict
 
@@ -98,11 +97,24 @@ def predict(args: argparse.Namespace, events: Events) -> int:
         images=args.images or (),
         options=options,
     )
+    if result.quality and not args.quiet:
+        tables.print_estimates(result.quality)
     count = len(result.written)
     noun = "segmentation" if count == 1 else "segmentations"
-    say(args, f"{count} {noun} written to {args.out}{_left_out(result.refused)}")
+    say(
+        args,
+        f"{count} {noun} written to {args.out}, {_PIECES[args.components]}"
+        f"{_left_out(result.refused)}",
+    )
     say(args, f"Next: {_after_predict(project, args)}")
     return 1 if result.refused else 0
+
+
+_PIECES = {
+    "auto": "pieces kept by evidence (--components auto)",
+    "largest": "the largest piece of every class kept (--components largest)",
+    "all": "every piece kept (--components all)",
+}
 
 
 def _after_predict(project: Project, args: argparse.Namespace) -> str:

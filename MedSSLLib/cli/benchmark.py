@@ -73,7 +73,7 @@ def _labels_arguments(labels: argparse.ArgumentParser) -> None:
         metavar="A,B",
         help="random, a pre-training method (or FILE.py:CLASS), each "
         "but random with -frozen; then -3-slices (or another number); then +mean-teacher, +mixup, "
-        "+selftrain or +longer (default: random,pgl)",
+        "+mixing-teacher, +mixing, +selftrain or +longer (default: random,pgl)",
     )
     labels.add_argument(
         "--preset", choices=("quick", "standard", "paper"), help="default: standard"
@@ -302,12 +302,13 @@ COMMANDS = (
         ),
         "Trains every method on the same labelled volumes, scores test cases, and says which one "
         "to take, with its evidence, from 3 choices of labelled volumes up. Every run has the same "
-        "length: +selftrain goes on from the row before it for as long again, pre-training comes "
-        "before; -3-slices trains on three slices of every labelled volume. A count that "
-        "splits.json lacks takes the first volumes of the next larger one. Takes hours, with "
-        "--quick minutes; run it again to go on where it was stopped, or to add methods and "
-        "counts; other settings need another --out. No data are changed. speed measures this "
-        "computer, without data: what training, prediction and augmentation cost over the bare "
+        "length: +mixing (self-training) and +selftrain (with the local contrast, as published) go "
+        "on from the row before them for as long again, pre-training comes before; -3-slices "
+        "trains on three slices of every labelled volume. A count that splits.json lacks takes the "
+        "first volumes of the next larger one. Takes hours, with --quick minutes; run it again to "
+        "go on where it was stopped, or to add methods and counts; other settings need another "
+        "--out. No data are changed. speed measures this computer, without data: what training, "
+        "prediction and augmentation cost over the bare "
         "network and against MONAI, in some ten minutes.",
     ),
 )

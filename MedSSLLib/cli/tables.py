@@ -192,6 +192,14 @@ def _short(metric: str, value: float | None) -> str:
     return f"{value:.3f}" if "dice" in metric else f"{value:.2f}"
 
 
+def print_estimates(entries: Facts) -> None:
+    """Estimated Dice by case, as ``predict --quality`` writes it."""
+    from MedSSLLib.evaluation.quality import estimate_text, review_text
+
+    cells = [(name, estimate_text(one), review_text(one)) for name, one in entries.items()]
+    print_table(("case", "estimated Dice", "to review"), cells)
+
+
 def trained_words(command: str, metrics: dict[str, Any]) -> str:
     """``"58 steps in 59 s; held-out Dice 0.812 at step 40"``."""
     from MedSSLLib.core.words import duration_words
@@ -226,6 +234,7 @@ def print_quality(quality: Facts | None) -> None:
         ("95 % interval", interval),
         ("mean absolute error", _number(quality["mean_absolute_error"])),
         ("inside interval", _number(quality["inside_interval"])),
+        ("uncalibrated", str(quality["uncalibrated"])),
     ]
     print_table(("predicted Dice", ""), cells)
     _print_names("to review", quality["review"])

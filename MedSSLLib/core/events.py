@@ -40,6 +40,15 @@ class Sink(Protocol):
     def close(self) -> None: ...
 
 
+MOST_NAMED = 10  # warnings of one kind
+
+
+def at_most(messages: list[str], most: int = MOST_NAMED) -> list[str]:
+    """The first messages of one kind, and how many more there are."""
+    more = [f"... and {len(messages) - most} more like these."] if len(messages) > most else []
+    return messages[:most] + more
+
+
 class Events:
     """Hands every event to every sink, in order, from any thread.
 

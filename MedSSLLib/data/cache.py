@@ -25,7 +25,8 @@ from MedSSLLib.core.files import FileLock, explained_os_errors
 from MedSSLLib.core.hashes import Hashes
 from MedSSLLib.data.array_store import Handles, read_info, write_entry
 from MedSSLLib.data.plan import Plan
-from MedSSLLib.data.preprocess import VERSION, preprocess_image, preprocess_label
+from MedSSLLib.data.preprocess import VERSION, preprocess_image
+from MedSSLLib.data.preprocess_label import Small, label_on_grid
 from MedSSLLib.images import io
 from MedSSLLib.images.geometry import Geometry, Volume
 from MedSSLLib.images.labels import IGNORE, class_indices, sparse_label
@@ -47,13 +48,15 @@ class _Entry:
     geometry: Geometry
     counts: dict[int, int]
     places: dict[int, tuple[int, int]]
+    small: dict[int, Small]
 
     @classmethod
     def of(cls, folder: Path, info: Mapping[str, Any]) -> _Entry:
         geometry = Geometry(**{name: tuple(value) for name, value in info["geometry"].items()})
         counts = {int(value): int(n) for value, n in info.get("counts", {}).items()}
         places = {int(value): (int(a), int(b)) for value, (a, b) in info.get("places", {}).items()}
-        return cls(folder, tuple(info["shape"]), geometry, counts, places)
+        small = {int(value): Small(*both) for value, both in info.get("small", {}).items()}
+        return cls(folder, tuple(info["shape"]), geometry, counts, places, small)
 
 
 @dataclass(frozen=True)
@@ -218,6 +221,18 @@ class Cache:
         """Number of counted voxels per class that occurs."""
         return dict(self._labels[name].counts)
 
+    def small_structures(self, names: Sequence[str], classes: Sequence[str]) -> list[str]:
+        """What became of structures that win no voxel of the training grid: a sentence per case
+        and class.
+        """
+        found = [(name, value) for name in names for value in sorted(self._labels[name].small)]
+        return [
+            _about_small(
+                name, classes[value], self._labels[name].small[value], self._labels[name].geometry
+            )
+            for name, value in found
+        ]
+
     def fingerprint(self) -> str:
         """A text that depends on everything prepared so far, and on how it was preprocessed."""
         parts = []
@@ -252,16 +267,10 @@ class Cache:
             raise InputError("has no label", remedy="Add its label, or do not list it as labelled")
         path, annotated = case.label, case.annotated
         slices = None if annotated is None else annotated.to_json()
-        parts: list[Any] = [
-            image.folder.name,
-            hashes.of(path),
-            list(classes.values),
-            classes.ignore,
-            slices,
-        ]
+        content: Any = hashes.of(path)
         if classes.names and path.name.lower().endswith(".nrrd"):
-            parts.append(sorted(classes.names.items()))
-        key = _key(*parts)
+            content = [content, sorted(classes.names.items())]
+        key = _key(image.folder.name, content, list(classes.values), classes.ignore, slices)
 
         def make(folder: Path) -> None:
             volume = io.read_label(
@@ -270,7 +279,7 @@ class Cache:
             with naming(case.name, os.fspath(path)):
                 indices = class_indices(volume.array, classes.values, ignore=classes.ignore)
                 source = Volume(sparse_label(indices, annotated), volume.geometry)
-            array = preprocess_label(source, image.geometry)
+            array, small = label_on_grid(source, image.geometry)
             counts, ranges, places = _places(array)
             write_entry(
                 folder,
@@ -282,6 +291,7 @@ class Cache:
                     "geometry": asdict(image.geometry),
                     "counts": counts,
                     "places": ranges,
+                    "small": {value: [one.kept, one.unknown] for value, one in small.items()},
                 },
                 places=places,
             )
@@ -331,6 +341,22 @@ def _edge_padded(values: np.ndarray, before: np.ndarray, after: np.ndarray) -> n
         view[: before[axis]] = view[before[axis]]
         view[before[axis] + n[axis] :] = view[before[axis] + n[axis] - 1]
     return result
+
+
+def _about_small(case: str, words: str, small: Small, grid: Geometry) -> str:
+    spacing = " x ".join(f"{step:.3g}" for step in grid.spacing)
+    count = small.kept + small.unknown
+    pieces, are = ("1 piece", "is") if count == 1 else (f"{count} pieces", "are")
+    if not small.unknown:
+        fate = "the voxels that hold most of it are taught as it"
+    elif not small.kept:
+        fate = "other structures take its voxels, which are left unknown"
+    else:
+        fate = f"{small.unknown} are left unknown, as other structures take their voxels"
+    return (
+        f"{case}: {pieces} of {words} {are} too small for the training grid ({spacing} mm): "
+        f"{fate}. A finer grid needs scans with finer voxels among the cases."
+    )
 
 
 def _lock_path(entry: Path) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from MedSSLLib.data.preprocess import axis_operators, linear
+from MedSSLLib.data.resampling import axis_operators, linear
 from MedSSLLib.images.geometry import Geometry, oriented
 from MedSSLLib.images.labels import slice_axis
 from MedSSLLib.project.manifest import Case

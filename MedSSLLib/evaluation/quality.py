@@ -24,20 +24,37 @@ REVIEW_BELOW = 0.7  # Dice below which a case is to be looked at; not from the p
 class Raw:
     """What one case's predictions say about themselves.
 
+    Each by class from 1, None where the class is not predicted.
+
     Attributes:
-        agreement: mean Dice of the predictions of variants of the image with the plain one, over
-            classes.
-        expected: mean over classes of :func:`expected_dice`.
-        per_class: expected Dice by class from 1; None where a class is not predicted.
+        agreements: Dice of the predictions of variants of the image with the plain one, their mean.
+        expectations: :func:`expected_dice`.
     """
 
-    agreement: float
-    expected: float
-    per_class: tuple[float | None, ...]
+    agreements: tuple[float | None, ...]
+    expectations: tuple[float | None, ...]
+
+    @property
+    def agreement(self) -> float:
+        """Mean over classes."""
+        return float(np.mean([value for value in self.agreements if value is not None]))
+
+    @property
+    def expected(self) -> float:
+        """Mean over classes."""
+        return float(np.mean([value for value in self.expectations if value is not None]))
+
+    @property
+    def per_class(self) -> tuple[float | None, ...]:
+        """The uncalibrated estimates: the mean of both (not from the paper)."""
+        return tuple(
+            None if one is None or other is None else (one + other) / 2
+            for one, other in zip(self.agreements, self.expectations, strict=True)
+        )
 
     @property
     def dice(self) -> float:
-        """The uncalibrated estimate: the mean of both (not from the paper)."""
+        """The mean of :attr:`per_class`."""
         return (self.agreement + self.expected) / 2
 
 
@@ -114,36 +131,56 @@ def judged(
 ) -> dict[str, Any]:
     """The entry of one case in ``quality.json``; `raw` is None where no structure was found.
 
+    Without an interval the estimate is not ``calibrated``: nothing is known of how it relates to
+    true Dice, and ``review`` is None unless something speaks for it beyond the estimate.
+    ``per_class`` means what ``dice`` does, and is shifted alike.
+
     `missing` names classes that are not found here, though labelled cases all have them: the
     estimate, which knows only what was found, does not show it.
     """
     if raw is None:
-        return {
-            "dice": 0.0,
-            "low": None,
-            "high": None,
-            "agreement": None,
-            "expected": None,
-            "per_class": None,
-            "review": True,
-            "why": "no structure was found",
-        }
+        return not_estimated("no structure was found") | {"dice": 0.0, "review": True}
     dice, low, high = calibrated(raw.dice, known)
-    lower, words = low, "Dice may be as low as"
-    if lower is None:
-        lower, words = dice, "the estimated Dice is"
-    why = [f"{words} {lower:.2f}"] if lower < REVIEW_BELOW else []
+    why = [f"Dice may be as low as {low:.2f}"] if low is not None and low < REVIEW_BELOW else []
     why += [f"{name} was not found, though all labels have it" for name in missing]
     return {
         "dice": dice,
         "low": low,
         "high": high,
+        "calibrated": low is not None,
         "agreement": raw.agreement,
         "expected": raw.expected,
-        "per_class": raw.per_class,
-        "review": bool(why),
+        "per_class": [
+            None if value is None else float(np.clip(value + dice - raw.dice, 0, 1))
+            for value in raw.per_class
+        ],
+        "review": True if why else None if low is None else False,
         "why": "; ".join(why),
     }
+
+
+def not_estimated(why: str) -> dict[str, Any]:
+    """The entry of a case whose Dice is not estimated."""
+    known = ("dice", "low", "high", "agreement", "expected", "per_class", "review")
+    return {**dict.fromkeys(known), "calibrated": False, "why": why}
+
+
+def estimate_text(entry: Mapping[str, Any]) -> str:
+    """An estimated Dice in words, never without its interval or the word that there is none."""
+    if entry["dice"] is None:
+        return f"not estimated: {entry['why']}"
+    if entry.get("agreement", 0) is None:
+        return "nothing found"
+    if entry["low"] is None:
+        return f"{entry['dice']:.2f} uncalibrated"
+    return f"{entry['dice']:.2f} ({entry['low']:.2f} to {entry['high']:.2f})"
+
+
+def review_text(entry: Mapping[str, Any]) -> str:
+    """Whether a case is to be reviewed, and why."""
+    if entry["review"] is None:
+        return "not known: look at it"
+    return f"yes: {entry['why']}" if entry["review"] else "no"
 
 
 def read_quality(folder: Path) -> dict[str, Any]:
@@ -178,15 +215,17 @@ def compared(quality: Mapping[str, Any], per_case: Mapping[str, float | None]) -
     """
     seen = set(quality.get("seen", ()))
     predicted, true, inside, left_out = [], [], [], []
+    uncalibrated = 0
     for name, entry in quality["cases"].items():
         dice = per_case.get(name)
-        if dice is None:
+        if dice is None or entry["dice"] is None:
             continue
         if name in seen:
             left_out.append(name)
             continue
         predicted.append(entry["dice"])
         true.append(dice)
+        uncalibrated += entry["low"] is None
         if entry["low"] is not None:
             inside.append(entry["low"] <= dice <= entry["high"])
     errors = np.abs(np.array(predicted) - np.array(true))
@@ -198,6 +237,7 @@ def compared(quality: Mapping[str, Any], per_case: Mapping[str, float | None]) -
         "spearman_interval": spearman_interval(rho, len(predicted)),
         "mean_absolute_error": float(errors.mean()) if predicted else None,
         "inside_interval": float(np.mean(inside)) if inside else None,
+        "uncalibrated": uncalibrated,
         "review": sorted(name for name, entry in quality["cases"].items() if entry["review"]),
     }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 from MedSSLLib.core.errors import InputError
 from MedSSLLib.evaluation.evaluate import averaged_within, bootstrap_interval, evaluate_pairs
 from MedSSLLib.evaluation.metrics import foreground_dice
+from MedSSLLib.evaluation.quality import QUALITY_FILE, estimate_text, read_quality
 from MedSSLLib.images import io
 from MedSSLLib.images.labels import IGNORE, class_indices
 from MedSSLLib.project.manifest import Case
@@ -62,6 +63,8 @@ class Scored:
     name: str
     predictions: dict[str, Path]
     metrics: dict[str, Any]
+    estimates: dict[str, str] = field(default_factory=dict)
+    """Estimated Dice of cases in words, where ``predict --quality`` was used."""
 
     @property
     def per_case(self) -> dict[str, float | None]:
@@ -98,7 +101,17 @@ def score_predictions(
         if case.annotated is not None:
             annotated[case.name] = case.annotated
     metrics = evaluate_pairs(pairs, tolerance_mm, classes=project.scored, annotated=annotated)
-    return Scored(name, {case: found[case] for case in metrics["cases"]}, metrics)
+    scored = {case: found[case] for case in metrics["cases"]}
+    return Scored(name, scored, metrics, _estimates(predictions))
+
+
+def _estimates(predictions: Path) -> dict[str, str]:
+    """Estimated Dice of the cases in a folder of predictions, in words."""
+    if not (predictions / QUALITY_FILE).exists():
+        return {}
+    return {
+        name: estimate_text(entry) for name, entry in read_quality(predictions)["cases"].items()
+    }
 
 
 def interval(

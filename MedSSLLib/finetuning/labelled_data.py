@@ -12,7 +12,7 @@ from MedSSLLib.core.errors import InputError
 from MedSSLLib.data.cache import Cache
 from MedSSLLib.data.patch_samplers import SegmentationSampler
 from MedSSLLib.data.plan import Plan
-from MedSSLLib.images.components import one_piece_classes, undivided_on_slices
+from MedSSLLib.images.components import piece_facts, undivided_on_slices
 from MedSSLLib.project.manifest import Case
 from MedSSLLib.training.context import TrainingContext
 
@@ -34,13 +34,15 @@ class LabelledData:
         connected: list[int] = []
         if len(annotated) == len(cases):
             connected = undivided_on_slices(self.labels(whole=False), classes)
+        single, foreground = piece_facts(self.labels(whole=True), classes)
         return {
             "labelled": _names(self.training),
             "validation": _names(self.held_out),
             "unlabelled": _names(self.unlabelled),
             "annotated": annotated,
             "fingerprint": self.cache.fingerprint(),
-            "single_component": one_piece_classes(self.labels(whole=True), classes),
+            "single_component": single,
+            "single_foreground": foreground,
             "connected_on_slices": connected,
         }
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
+import psutil
 import torch
 from torch import Tensor
 
@@ -18,13 +19,23 @@ from MedSSLLib.data.plan import Plan
 from MedSSLLib.data.preprocess import preprocess_image
 from MedSSLLib.evaluation.calibration import helpful_temperature, softened
 from MedSSLLib.images import io
-from MedSSLLib.images.components import class_map
-from MedSSLLib.images.geometry import Geometry, Volume
+from MedSSLLib.images.components import kept_pieces, largest_components, taken_away
+from MedSSLLib.images.geometry import Geometry, Volume, oriented
 from MedSSLLib.images.labels import as_label_values
-from MedSSLLib.inference.sliding_window import PERTURBATIONS, predict_probabilities, predict_varied
+from MedSSLLib.inference.sliding_window import (
+    PERTURBATIONS,
+    flip_sets,
+    predict_probabilities,
+    predict_varied,
+    probability_slabs,
+    uncertainty,
+)
+from MedSSLLib.inference.source_grid import in_source_order, source_slabs
 from MedSSLLib.networks.unet import SegmentationNet, build_encoder, place
 from MedSSLLib.training.devices import resolve_device, resolve_precision
 from MedSSLLib.training.run_folder import RunFolder
+
+LARGE = 2**26  # voxels from which memory is saved at the cost of digits; not from the paper
 
 
 @dataclass(frozen=True)
@@ -37,10 +48,10 @@ class PredictOptions:
         uncertainty: also write their normalised entropy, into ``uncertainty/``, 0 certain to 1.
         flips: average over axis flips (slower; 4 x in 2D, 8 x in 3D).
         quality: also write ``quality.json``, the estimated Dice of every case (six times slower).
-        components: which pieces are kept: 'auto' the largest one of the classes that are one piece
-            in every dense training label, and, where slices alone were annotated, the surest ones
-            of the classes that these show in one piece; 'largest' the largest of every class, 'all'
-            every piece.
+        components: which pieces are kept: 'auto' the surest one and those nearly as sure, of
+            classes that are one piece in every dense training label or on the annotated slices, and
+            of the whole foreground where that is one piece in every dense label; 'largest' the
+            largest of every class, 'all' every piece.
         device: as in RunConfig.
         precision: auto is float32 on the CPU; the others as in RunConfig.
     """
@@ -65,8 +76,8 @@ class Model:
         classes: class names, with background.
         device: where it runs.
         precision: '32', 'bf16' or '16'.
-        single_component, connected_on_slices: what training labels told of pieces, as in
-            :class:`~MedSSLLib.training.run_folder.RunData`.
+        single_component, connected_on_slices, single_foreground: what training labels told of
+            pieces, as in :class:`~MedSSLLib.training.run_folder.RunData`.
         temperature: of the written probabilities (see :mod:`MedSSLLib.evaluation.calibration`); it
             moves no label.
     """
@@ -80,6 +91,7 @@ class Model:
     single_component: tuple[int, ...] = ()
     connected_on_slices: tuple[int, ...] = ()
     temperature: float = 1.0
+    single_foreground: bool = False
 
     @torch.inference_mode()
     def probabilities(
@@ -88,6 +100,12 @@ class Model:
         """Probabilities ``[k, d, h, w]`` on the training grid of a source case, and that grid."""
         image, grid = preprocess_image(volumes, self.plan)
         return self.on_grid(image, flips=flips), grid
+
+    def slabs(self, image: np.ndarray, *, flips: bool = False) -> Iterator[Tensor]:
+        """Probabilities ``[k, n, h, w]`` of a preprocessed case, some slices at a time."""
+        axes = list(flip_sets(self.plan.dim)) if flips else [()]
+        with self._autocast():
+            yield from probability_slabs(self.network, image, self.plan, self.device, axes)
 
     def on_grid(self, image: np.ndarray, *, flips: bool = False) -> Tensor:
         """Probabilities ``[k, d, h, w]`` of a preprocessed case ``[c, d, h, w]``."""
@@ -113,10 +131,23 @@ class Model:
         Returns:
             uint8 ``[d, h, w]``.
         """
-        if components == "auto":
-            return class_map(probabilities, self.single_component, self.connected_on_slices)
-        every_class = range(1, len(probabilities))
-        return class_map(probabilities, every_class if components == "largest" else ())
+        classes = probabilities.argmax(0).astype(np.uint8)
+        return self.kept(classes, probabilities.max(0), components)
+
+    def kept(self, classes: np.ndarray, likely: np.ndarray, components: str = "auto") -> np.ndarray:
+        """A class map in the pieces that are kept; the map itself where every piece is.
+
+        Args:
+            classes: most probable classes.
+            likely: their probabilities, see :func:`~MedSSLLib.images.components.kept_pieces`.
+            components: as in :class:`PredictOptions`.
+        """
+        if components == "all":
+            return classes
+        if components == "largest":
+            return largest_components(classes)
+        single = {*self.single_component, *self.connected_on_slices}
+        return kept_pieces(classes, likely, single, connected=self.single_foreground)
 
     @contextmanager
     def _autocast(self) -> Iterator[None]:
@@ -163,6 +194,7 @@ def load_model(run: RunFolder | Path, device: str = "auto", precision: str = "au
         single_component=data.single_component,
         connected_on_slices=data.connected_on_slices,
         temperature=helpful_temperature(run.metrics.get("calibration") or {}),
+        single_foreground=data.single_foreground,
     )
 
 
@@ -187,6 +219,65 @@ def network_of(config: RunConfig, plan: Plan, classes: int) -> SegmentationNet:
     return SegmentationNet(encoder, classes, config.network.deep_supervision)
 
 
+class Segmentation(NamedTuple):
+    """What is predicted of a case, on the grid of its source.
+
+    Attributes:
+        label: values of the label files.
+        taken: pieces and voxels of each class index that were found and are not in ``label``.
+        probabilities: ``[k, *shape]`` at the run's temperature, where asked.
+        uncertainty: their normalised entropy, where asked.
+    """
+
+    label: Volume
+    taken: dict[int, tuple[int, int]]
+    probabilities: np.ndarray | None = None
+    uncertainty: np.ndarray | None = None
+
+
+def prepared(model: Model, volumes: Sequence[Volume]) -> tuple[np.ndarray, Geometry]:
+    """A source case on the model's grid: ``[c, d, h, w]`` and the grid; a large one in half
+    precision, as training sees it.
+    """
+    large = np.prod(volumes[0].geometry.size) > LARGE
+    return preprocess_image(volumes, model.plan, np.float16 if large else np.float32)
+
+
+def segment(
+    model: Model, image: np.ndarray, grid: Geometry, source: Geometry, options: PredictOptions
+) -> Segmentation:
+    """Segment a case that :func:`prepared` has put on its grid.
+
+    Memory holds probabilities of some slices at a time, and of all only where they are asked for.
+
+    Raises:
+        InputError: there is no memory for the probabilities that are asked for.
+    """
+    size = oriented(source, grid.code).shape
+    classes, likely = np.empty(size, np.uint8), np.empty(size, np.uint8 if _large(size) else "f4")
+    whole = _room(len(model.classes), size) if options.probabilities else None
+    entropy = np.empty(size, np.float32) if options.uncertainty else None
+    done = 0
+    for slab in source_slabs(model.slabs(image, flips=options.flips), grid, source):
+        place = slice(done, done := done + slab.shape[1])
+        found, index = slab.max(0)
+        classes[place] = index.numpy()
+        likely[place] = (found * 255).round().numpy() if _large(size) else found.numpy()
+        if whole is not None or entropy is not None:
+            soft = softened(slab.numpy(), model.temperature, axis=0)
+            if whole is not None:
+                whole[:, place] = soft
+            if entropy is not None:
+                entropy[place] = uncertainty(torch.from_numpy(soft)).numpy()
+    kept = model.kept(classes, likely, options.components)
+    taken = taken_away(classes, kept) if kept is not classes else {}
+    maps = [None if x is None else in_source_order(x, grid, source) for x in (kept, entropy)]
+    if whole is not None:
+        whole = np.stack([in_source_order(p, grid, source) for p in whole])
+    assert maps[0] is not None
+    return Segmentation(label_volume(model, maps[0], source), taken, whole, maps[1])
+
+
 def predict_case(
     model: Model, volumes: Sequence[Volume], options: PredictOptions
 ) -> tuple[Volume, np.ndarray]:
@@ -194,11 +285,31 @@ def predict_case(
 
     Both are on the source grid, the probabilities ``[k, *shape]``.
     """
-    source = volumes[0].geometry
-    probabilities, grid = model.probabilities(volumes, flips=options.flips)
-    found = on_source(probabilities, grid, source)
-    label = label_volume(model, model.class_map(found, options.components), source)
-    return label, softened(found, model.temperature, axis=0)
+    image, grid = prepared(model, volumes)
+    options = replace(options, probabilities=True)
+    found = segment(model, image, grid, volumes[0].geometry, options)
+    assert found.probabilities is not None
+    return found.label, found.probabilities
+
+
+def _large(size: Sequence[int]) -> bool:
+    return bool(np.prod(size) > LARGE)
+
+
+def _room(classes: int, size: Sequence[int]) -> np.ndarray:
+    """An array for the probabilities of a case.
+
+    Raises:
+        InputError: it is larger than the memory that is free.
+    """
+    needed, free = 8 * classes * int(np.prod(size)), psutil.virtual_memory().available
+    if needed > free:
+        raise InputError(
+            f"the probabilities of its {classes} classes need {needed / 2**30:.1f} GiB of memory, "
+            f"{free / 2**30:.1f} GiB are free",
+            remedy="Leave out --probabilities",
+        )
+    return np.empty((classes, *size), np.float32)
 
 
 def on_source(probabilities: Tensor, grid: Geometry, source: Geometry) -> np.ndarray:

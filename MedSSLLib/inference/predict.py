@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 
-from MedSSLLib.core.errors import InputError, naming
+from MedSSLLib.core.errors import InputError, is_out_of_memory, naming
 from MedSSLLib.core.events import Events
 from MedSSLLib.core.files import refuse_overwriting, require_folder
+from MedSSLLib.data.plan import INTENSITIES
 from MedSSLLib.evaluation.calibration import probability_path
 from MedSSLLib.evaluation.quality import drop_estimate
 from MedSSLLib.images import io
-from MedSSLLib.images.geometry import Volume
-from MedSSLLib.inference.model import PredictOptions, load_model, predict_case
+from MedSSLLib.images.geometry import Geometry, Volume
+from MedSSLLib.inference.model import (
+    Model,
+    PredictOptions,
+    Segmentation,
+    load_model,
+    prepared,
+    segment,
+)
 from MedSSLLib.inference.quality_estimator import QualityEstimator
-from MedSSLLib.inference.sliding_window import uncertainty
 from MedSSLLib.project.layouts import images_at
 from MedSSLLib.project.project import Project
 from MedSSLLib.project.relocation import missing_words
@@ -26,10 +32,13 @@ from MedSSLLib.training.run_folder import RunFolder
 
 
 class Predictions(NamedTuple):
-    """Label files written, and the errors of the cases that could not be predicted."""
+    """Label files written, the errors of the cases that could not be predicted, and the entries of
+    ``quality.json`` that are new.
+    """
 
     written: list[Path]
     refused: list[InputError]
+    quality: dict[str, dict[str, Any]]
 
 
 def run_predict(  # noqa: PLR0913 - the contract of the command
@@ -57,44 +66,122 @@ def run_predict(  # noqa: PLR0913 - the contract of the command
     require_folder(out)
     _protect_inputs(project, out, jobs, model.classes)
     events.emit("start", command="predict", run=run, cases=len(jobs), device=str(model.device))
-    _warn_of_flips(source, options, events)
-    estimator = None
-    if options.quality:
-        estimator = QualityEstimator.of(project, source, model, options, events)
+    _warn_of_run(source, model, options, events)
+    estimator = _estimator(project, source, model, options, events)
     for text in [*notes, *map(str, refused)]:
         events.emit("warning", message=text)
     written: list[Path] = []
     quality = {}
     for number, (name, paths) in enumerate(jobs.items(), 1):
         try:
-            volumes = [io.read_image(path, case=name) for path in paths]
-            with naming(name, str(paths[0])):
-                label, probabilities = predict_case(model, volumes, options)
-                if estimator:
-                    quality[name] = estimator.entry(volumes)
+            found, estimate = _predicted(model, name, paths, options, estimator)
         except InputError as error:
             refused.append(error)
             events.emit("warning", message=str(error))
             continue
+        if found.taken:
+            message = about_pieces(name, found.taken, model.classes, found.label.geometry)
+            events.emit("warning", message=message, case=name)
+        if estimate:
+            quality[name] = estimate
         drop_estimate(out, run, name)
-        written.append(_write(out, name, (label, paths[0]), probabilities, model.classes, options))
+        written.append(_write(out, name, found, paths[0], model.classes))
+        del found
         events.progress("predict", number, len(jobs))
     if not written:
         raise refused[0]
     if estimator:
         estimator.write(out, quality)
-    events.emit("done", run=run, cases=len(written), refused=len(refused), folder=str(out))
-    return Predictions(written, refused)
+    events.emit(
+        "done",
+        run=run,
+        cases=len(written),
+        refused=len(refused),
+        folder=str(out),
+        components=options.components,
+    )
+    return Predictions(written, refused, quality)
 
 
-def _warn_of_flips(run: RunFolder, options: PredictOptions, events: Events) -> None:
-    """Say so where flips are averaged over that the run was not trained with."""
+def _predicted(
+    model: Model,
+    name: str,
+    paths: Sequence[Path],
+    options: PredictOptions,
+    estimator: QualityEstimator | None,
+) -> tuple[Segmentation, dict[str, Any]]:
+    """What is predicted of one case, and the estimate of its quality, {} where none is asked for.
+
+    Raises:
+        InputError: the case cannot be read, or memory runs out.
+    """
+    try:
+        volumes = [io.read_image(path, case=name) for path in paths]
+        with naming(name, str(paths[0])):
+            source = volumes[0].geometry
+            image, grid = prepared(model, volumes)
+            del volumes  # a scan may be as large as all else together
+            found = segment(model, image, grid, source, options)
+            return found, estimator.entry(image) if estimator else {}
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise InputError(
+            "there is not enough memory to segment it",
+            case=name,
+            file=str(paths[0]),
+            remedy=_less_memory(options),
+        ) from error
+
+
+def _less_memory(options: PredictOptions) -> str:
+    """What takes less memory than these options."""
+    spared = [f"--{word}" for word in ("quality", "probabilities", "uncertainty", "flips")]
+    asked = [word for word in spared if getattr(options, word[2:])]
+    if asked:
+        return f"Leave out {' and '.join(asked)}, or close other programs"
+    return "Close other programs, or use --device cpu where a graphics card was full"
+
+
+def about_pieces(
+    name: str, taken: Mapping[int, tuple[int, int]], classes: Sequence[str], geometry: Geometry
+) -> str:
+    """A sentence on the pieces (and their voxels) of classes that were found and are taken away."""
+    parts = [
+        f"{pieces} piece{'s' if pieces > 1 else ''} of {classes[index]} "
+        f"({voxels * geometry.voxel_ml:.3g} ml)"
+        for index, (pieces, voxels) in taken.items()
+    ]
+    return (
+        f"{name}: {', '.join(parts)} found apart from the surest and taken away, as the training "
+        "labels show one piece. To keep every piece: --components all."
+    )
+
+
+def _estimator(
+    project: Project, run: RunFolder, model: Model, options: PredictOptions, events: Events
+) -> QualityEstimator | None:
+    """What estimates the quality of predictions, where that is asked for."""
+    if not options.quality:
+        return None
+    return QualityEstimator.of(project, run, model, options, events)
+
+
+def _warn_of_run(run: RunFolder, model: Model, options: PredictOptions, events: Events) -> None:
+    """Say where a run does not fit what is asked of it."""
     if options.flips and not run.config.augment.flip:
         events.emit(
             "warning",
             message=f"Run {run.name} was trained without flips, so mirrored images are new to it "
             "and averaging over them may make it worse. Train with --set augment.flip=0.5, or "
             "leave --flips out.",
+        )
+    if model.plan.intensities != INTENSITIES:
+        events.emit(
+            "warning",
+            message=f"Run {run.name} was trained with intensities normalised by an earlier rule "
+            f"({model.plan.intensities}, now {INTENSITIES}), so its predictions may be worse than "
+            "they were. Train it again.",
         )
 
 
@@ -138,24 +225,22 @@ def _targets(out: Path, name: str, classes: Sequence[str]) -> list[Path]:
 def _write(
     out: Path,
     name: str,
-    found: tuple[Volume, Path],
-    probabilities: np.ndarray,
+    found: Segmentation,
+    source: Path,
     classes: Sequence[str],
-    options: PredictOptions,
 ) -> Path:
-    label, source = found
-    path = out / f"{name}.nii.gz"
+    path, geometry = out / f"{name}.nii.gz", found.label.geometry
     certainty = out / "uncertainty" / f"{name}.nii.gz"
-    for index, p in enumerate(probabilities):
-        place = probability_path(out, name, index, classes[index])
-        if options.probabilities:
-            io.write_image(place, Volume(p.astype(np.float32), label.geometry), like=source)
+    for index, words in enumerate(classes):
+        place = probability_path(out, name, index, words)
+        if found.probabilities is not None:
+            p = found.probabilities[index].astype(np.float32, copy=False)
+            io.write_image(place, Volume(p, geometry), like=source)
         else:
             place.unlink(missing_ok=True)  # of an earlier prediction, whose label is replaced below
-    if not options.uncertainty:
-        certainty.unlink(missing_ok=True)
+    if found.uncertainty is not None:
+        io.write_image(certainty, Volume(found.uncertainty, geometry), like=source)
     else:
-        entropy = uncertainty(torch.from_numpy(probabilities)).numpy().astype(np.float32)
-        io.write_image(certainty, Volume(entropy, label.geometry), like=source)
-    io.write_image(path, label, like=source)
+        certainty.unlink(missing_ok=True)
+    io.write_image(path, found.label, like=source)
     return path

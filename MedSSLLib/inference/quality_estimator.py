@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import psutil
 import torch
 
 from MedSSLLib.core.events import Events
 from MedSSLLib.core.files import read_json, write_json
 from MedSSLLib.data.cache import Cache
-from MedSSLLib.data.preprocess import preprocess_image
 from MedSSLLib.evaluation.metrics import dice_per_class
 from MedSSLLib.evaluation.quality import (
     LEVEL,
@@ -25,10 +25,11 @@ from MedSSLLib.evaluation.quality import (
     QUALITY_VERSION,
     REVIEW_BELOW,
     Raw,
+    calibrated,
     expected_dice,
     judged,
+    not_estimated,
 )
-from MedSSLLib.images.geometry import Volume
 from MedSSLLib.images.labels import Annotated
 from MedSSLLib.project.manifest import Case
 from MedSSLLib.project.project import Project
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 
 
 NEAR_VOXELS = 3  # not from the paper
+HELD = 4  # probabilities of a case that are held at the same time
 UNCALIBRATED = (
     "not calibrated: no labelled case was held out when the run was trained, "
     "so there is no interval"
@@ -89,14 +91,15 @@ class QualityEstimator:
             if pair is not None:
                 known.setdefault(case.patient, []).append(pair)
             events.progress("calibrate", number, len(cases))
-        if not known:
-            events.emit("warning", message=f"Predicted quality is {UNCALIBRATED}.")
+        estimator = replace(estimator, known=tuple(map(tuple, known.values())))
+        if estimator.calibration.startswith("not"):
+            events.emit("warning", message=f"Predicted quality is {estimator.calibration}.")
         if not cases:
             labelled = recorded_cases(project, run, run.data.labelled, events)
             cases = readable(cache, project, labelled, model, events)
         shown = [frozenset(cache.counts(case.name)) for case in cases]
         usual = frozenset.intersection(*shown) if shown else frozenset()
-        return replace(estimator, known=tuple(map(tuple, known.values())), usual=usual - {0})
+        return replace(estimator, usual=usual - {0})
 
     def pair(self, cache: Cache, case: Case) -> tuple[float, float] | None:
         """Raw and true Dice of a labelled case.
@@ -115,11 +118,32 @@ class QualityEstimator:
         """See :func:`raw_quality`."""
         return raw_quality(self.model, image, components=self.components, flips=self.flips)
 
-    def entry(self, volumes: Sequence[Volume]) -> dict[str, Any]:
-        """The entry of a case in ``quality.json``."""
-        raw, classes = self.raw(preprocess_image(volumes, self.model.plan)[0])
+    def entry(self, image: np.ndarray) -> dict[str, Any]:
+        """The entry of a preprocessed case ``[c, d, h, w]`` in ``quality.json``, with no estimate
+        where memory does not suffice.
+        """
+        needed = HELD * len(self.model.classes) * int(np.prod(image.shape[1:])) * 4
+        free = psutil.virtual_memory().available
+        if needed > free:
+            return not_estimated(
+                f"it needs {needed / 2**30:.1f} GiB of memory, {free / 2**30:.1f} GiB are free"
+            )
+        raw, classes = self.raw(image)
         missing = self.usual - {int(value) for value in np.unique(classes)}
         return judged(raw, self.known, [self.model.classes[index] for index in sorted(missing)])
+
+    @property
+    def calibration(self) -> str:
+        """What the estimates are calibrated on, in words."""
+        cases = sum(map(len, self.known))
+        if not cases:
+            return UNCALIBRATED
+        if calibrated(0.5, self.known)[1] is None:
+            return (
+                f"not calibrated: labelled cases of {len(self.known)} patients were held out, too "
+                "few for an interval"
+            )
+        return f"calibrated on {cases} held-out labelled cases of {len(self.known)} patients"
 
     def write(self, folder: Path, entries: dict[str, dict[str, Any]]) -> Path:
         """Write ``quality.json``; entries of other cases by the same run are kept."""
@@ -128,10 +152,6 @@ class QualityEstimator:
         if path.exists():
             content = read_json(path, format_name=QUALITY_FORMAT, newest_version=QUALITY_VERSION)
             earlier = content["cases"] if content["run"] == self.run else {}
-        cases = sum(map(len, self.known))
-        note = UNCALIBRATED
-        if cases:
-            note = f"calibrated on {cases} held-out labelled cases of {len(self.known)} patients"
         write_json(
             path,
             {
@@ -140,7 +160,7 @@ class QualityEstimator:
                 "run": self.run,
                 "level": LEVEL,
                 "review_below": REVIEW_BELOW,
-                "calibration": note,
+                "calibration": self.calibration,
                 "known": self.known,
                 "classes": self.model.classes[1:],
                 "seen": sorted(self.seen),
@@ -206,12 +226,14 @@ def raw_quality(
     assert total is not None
     classes, mean = kept[0], (total / len(single)).numpy()
     mean[:, classes != single[0]] = 0
-    per_class = expected_dice(_near(mean, classes), classes)
-    expected = [value for value in per_class if value is not None]
-    if not expected:
+    expected = expected_dice(_near(mean, classes), classes)
+    if all(value is None for value in expected):
         return None, classes
-    agreement = [np.nanmean(dice_per_class(one, classes, len(mean))) for one in kept[1:]]
-    return Raw(float(np.mean(agreement)), float(np.mean(expected)), tuple(per_class)), classes
+    dice = np.mean([dice_per_class(one, classes, len(mean)) for one in kept[1:]], 0)
+    agreements = tuple(
+        None if value is None else float(own) for value, own in zip(expected, dice, strict=True)
+    )
+    return Raw(agreements, tuple(expected)), classes
 
 
 def _near(probabilities: np.ndarray, classes: np.ndarray) -> np.ndarray:

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from MedSSLLib import __version__
 from MedSSLLib.core.errors import InputError
 from MedSSLLib.core.files import atomic_folder, write_json
-from MedSSLLib.data import preprocess
+from MedSSLLib.data import normalisation, resampling
 from MedSSLLib.images import components
-from MedSSLLib.images.labels import label_type
+from MedSSLLib.images.labels import IGNORE, label_type
 from MedSSLLib.inference import sliding_window
 from MedSSLLib.inference.model import Model
 from MedSSLLib.interop import monai_bundle_scripts
@@ -31,24 +31,52 @@ from MedSSLLib.networks.unet import SegmentationNet
 SCHEMA = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
 _WRITTEN_OUT = (
     sliding_window.tile_size,
-    preprocess.cubic,
-    preprocess.normalise,
-    preprocess._sample,
-    preprocess._matrix,
-    preprocess.resample_separably,
-    components.largest_components,
+    components.Pieces,
+    components.pieces_of,
+    components._joined,
+    components._runs,
+    components._touching,
+    components.richest_components,
     components.surest_components,
+    components.kept_pieces,
     components.class_map,
-    components._components,
+    normalisation.GreyScale,
+    normalisation.normalise,
+    normalisation.grey_scale,
+    normalisation._padding,
+    normalisation._on_faces,
+    normalisation._stands_out,
+    normalisation._within,
+    normalisation._without,
+    normalisation._in_hounsfield,
+    normalisation._without_dark_peaks,
+    normalisation._at_border,
+    normalisation._sample,
+    resampling.cubic,
+    resampling._matrix,
+    resampling.resample_separably,
 )
 _CONSTANTS = {
-    preprocess: ("HU_RANGE", "PERCENTILES", "_MOST_SAMPLES"),
-    components: ("NEARLY_AS_SURE",),
+    normalisation: (
+        "HU_RANGE",
+        "HU_SCALE",
+        "PERCENTILES",
+        "PEAK",
+        "LEAST_SHARE",
+        "FACE_SHARE",
+        "WHOLE_FACE",
+        "_MOST_SAMPLES",
+    ),
+    components: ("NEARLY_AS_SURE", "_BLOCK"),
 }
 _STAND_INS = (
     "from collections.abc import Collection",
-    "from scipy import ndimage",
+    "from dataclasses import dataclass",
+    "from typing import NamedTuple",
+    "from scipy import sparse",
     "Kernel = Callable[[np.ndarray], np.ndarray]",
+    "Interval = tuple[float, float]",
+    f"IGNORE = {IGNORE}",
     "",
     "",
     "class InputError(ValueError):",
@@ -238,13 +266,17 @@ def plan_facts(model: Model) -> dict[str, Any]:
         "values": list(model.values),
         "one_piece": list(model.single_component),
         "undivided": list(model.connected_on_slices),
+        "connected": model.single_foreground,
         "size_multiple": np.prod(model.plan.strides, axis=0).tolist(),
-        "hounsfield_range": preprocess.HU_RANGE,
-        "percentiles": preprocess.PERCENTILES,
-        "preprocessing": "orient to d, h, w; clip CT with negative values to hounsfield_range, "
-        "others to percentiles "
-        "of the voxels above the minimum; zero mean and unit deviation over those voxels; "
-        "resample to the plan's "
+        "hounsfield_range": normalisation.HU_RANGE,
+        "hounsfield_scale": normalisation.HU_SCALE,
+        "percentiles": normalisation.PERCENTILES,
+        "preprocessing": "orient to d, h, w; clip CT in Hounsfield units to hounsfield_range, "
+        "subtract the first and divide by the second number of hounsfield_scale; clip others to "
+        "percentiles of the voxels that are not background, to zero mean and unit deviation over "
+        "those; background is padding (a value that fills half a face of the volume or two of its "
+        "corners, set to the lower end where it is brighter) and values darker than nearly all "
+        "others that far more voxels have than have values near them; resample to the plan's "
         "spacing; pad each axis at its end, with the edge value, to a multiple of size_multiple",
     }
 
@@ -361,8 +393,8 @@ def _after(model: Model) -> list[dict[str, Any]]:
         {
             "_target_": "scripts.medssl.ClassMapd",
             "keys": "pred",
-            "one_piece": list(model.single_component),
-            "undivided": list(model.connected_on_slices),
+            "single": sorted({*model.single_component, *model.connected_on_slices}),
+            "connected": model.single_foreground,
         },
         {
             "_target_": "MapLabelValued",

@@ -22,7 +22,8 @@ from monai.data import MetaTensor
 from monai.inferers import Inferer, SlidingWindowInferer
 from monai.transforms import MapTransform, Orientation
 
-from MedSSLLib.data.preprocess import _matrix, cubic, normalise, resample_separably
+from MedSSLLib.data.normalisation import normalise
+from MedSSLLib.data.resampling import _matrix, cubic, resample_separably
 from MedSSLLib.images.components import class_map
 from MedSSLLib.inference.sliding_window import tile_size
 
@@ -111,21 +112,21 @@ class ClassMapd(MapTransform):
 
     Args:
         keys: probabilities to change.
-        one_piece: classes that keep their largest piece, diagonals included.
-        undivided: classes that keep their surest piece and those nearly as sure.
+        single: classes that keep their surest piece and those nearly as sure.
+        connected: whether the whole foreground first keeps its richest component.
     """
 
     def __init__(
-        self, keys: Sequence[str] | str, one_piece: Sequence[int], undivided: Sequence[int]
+        self, keys: Sequence[str] | str, single: Sequence[int], connected: bool = False
     ) -> None:
         super().__init__(keys)
-        self.one_piece, self.undivided = tuple(one_piece), tuple(undivided)
+        self.single, self.connected = tuple(single), connected
 
     def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
         changed = dict(data)
         for key in self.key_iterator(changed):
             likely = changed[key]
-            classes = class_map(np.asarray(likely), self.one_piece, self.undivided)
+            classes = class_map(np.asarray(likely), self.single, connected=self.connected)
             changed[key] = _with_affine(
                 torch.from_numpy(classes)[None], np.asarray(likely.affine), likely.meta
             )

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from MedSSLLib.core.errors import MedSSLError
-from MedSSLLib.evaluation.quality import QUALITY_FILE, read_quality
 from MedSSLLib.evaluation.scoring import Scored, extremes
 from MedSSLLib.images import io
 from MedSSLLib.images.geometry import Volume
@@ -56,10 +55,9 @@ def _add_cases(page: Page, methods: Sequence[Scored]) -> None:
     """Every case, folded away, with those that could not be scored."""
     page.fold("Every case")
     columns = [f"Dice, {scored.name}" for scored in methods]
-    estimates = _estimates(methods[-1])
-    head = ["case", *columns, "HD95, mm"]
-    page.table([*head, "estimated Dice"] if estimates else head, _case_rows(methods, estimates))
-    if estimates:
+    estimated = ["estimated Dice"] if methods[-1].estimates else []
+    page.table(["case", *columns, "HD95, mm", *estimated], _case_rows(methods))
+    if estimated:
         page.text(
             "The estimate was made without the reference; where it is far off, do not trust it on "
             "new cases."
@@ -69,16 +67,6 @@ def _add_cases(page: Page, methods: Sequence[Scored]) -> None:
         page.text("Not scored:")
         page.facts(errors)
     page.unfold()
-
-
-def _estimates(scored: Scored) -> dict[str, dict[str, Any]]:
-    """What ``predict --quality`` estimated of each case; {} where it was not used."""
-    folders = {path.parent for path in scored.predictions.values()}
-    for folder in folders:
-        if (folder / QUALITY_FILE).exists():
-            cases: dict[str, dict[str, Any]] = read_quality(folder)["cases"]
-            return cases
-    return {}
 
 
 def _method_row(scored: Scored) -> list[Cell | str]:
@@ -105,25 +93,13 @@ def _class_rows(scored: Scored) -> list[list[Cell | str]]:
     return [*rows, total]
 
 
-def _case_rows(
-    methods: Sequence[Scored], estimates: Mapping[str, Mapping[str, Any]]
-) -> Iterable[list[Cell | str]]:
+def _case_rows(methods: Sequence[Scored]) -> Iterable[list[Cell | str]]:
     last = methods[-1].metrics
     for case in sorted(last["cases"]):
-        row: list[Cell | str] = [case, *(number(scored.per_case.get(case)) for scored in methods)]
-        row.append(number(last["summary"]["hd95_mm"]["per_case"][case], 2))
-        if estimates:
-            row.append(_estimate(estimates.get(case)))
-        yield row
-
-
-def _estimate(entry: Mapping[str, Any] | None) -> Cell:
-    """An estimated Dice with its interval below."""
-    if entry is None:
-        return number(None)
-    if entry["low"] is None:
-        return number(entry["dice"])
-    return number(entry["dice"], note=f"{entry['low']:.3f} to {entry['high']:.3f}")
+        dice = [number(scored.per_case.get(case)) for scored in methods]
+        estimates = methods[-1].estimates
+        estimated = [estimates.get(case, "–")] if estimates else []
+        yield [case, *dice, number(last["summary"]["hd95_mm"]["per_case"][case], 2), *estimated]
 
 
 def _dice_by_class(scored: Scored) -> dict[str, dict[str, float | None]]:

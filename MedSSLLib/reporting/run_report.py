@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from MedSSLLib import __version__
-from MedSSLLib.core.errors import InputError
+from MedSSLLib.core.errors import InputError, MedSSLError
 from MedSSLLib.core.events import read_events
 from MedSSLLib.core.files import refuse_overwriting
 from MedSSLLib.core.words import duration_words
@@ -62,6 +62,7 @@ def write_run_report(
     Raises:
         InputError: the run does not exist, its configuration cannot be read, or references fit no
             pseudo-label.
+        MedSSLError: some predictions cannot be used; the report is written without them.
     """
     refuse_overwriting([Path(out)], project.files)
     folder = project.run_folder(run)
@@ -93,7 +94,19 @@ def write_run_report(
     add_configuration(page, settings)
     add_environment(page, stored.get("versions", {}), stored.get("precision"))
     add_limits(page, limits([scored] if scored else []))
-    return page.write(out, footer())
+    written = page.write(out, footer())
+    if scored and scored.metrics["errors"]:
+        raise _written_with_gaps(written, scored.metrics["errors"])
+    return written
+
+
+def _written_with_gaps(report: Path, errors: Mapping[str, str]) -> MedSSLError:
+    """What to say of a report that lacks predictions, so that nobody takes it for whole."""
+    count = len(errors)
+    return MedSSLError(
+        f"{report}: written, without {count} prediction{'s' * (count > 1)} that cannot be used: "
+        f"{'; '.join(errors.values())}"
+    )
 
 
 def _add_scores(

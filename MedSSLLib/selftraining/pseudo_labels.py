@@ -15,9 +15,11 @@ import torch
 from MedSSLLib.config.commands import Clean, Filter
 from MedSSLLib.core.errors import GuardError, InputError
 from MedSSLLib.core.files import read_json, write_json
-from MedSSLLib.data.preprocess import preprocess_image, preprocess_label
+from MedSSLLib.data.preprocess import preprocess_image
+from MedSSLLib.data.preprocess_label import preprocess_label
 from MedSSLLib.evaluation.metrics import foreground_dice
 from MedSSLLib.images import io
+from MedSSLLib.images.components import taken_away
 from MedSSLLib.images.geometry import Geometry, Volume
 from MedSSLLib.images.labels import IGNORE, as_label_values, class_indices, counted_mask
 from MedSSLLib.images.shape_interpolation import with_known_shapes
@@ -130,6 +132,7 @@ def _write_case(
     if options.soft and likely is not predicted:
         found = torch.from_numpy(on_source(torch.from_numpy(likely), source, grid))
     plain, cleaned = _classes(model, likely, options)
+    taken = taken_away(plain, np.where(plain == cleaned, plain, 0))
     seen = _classes(model, own, options)[1] if drawn else cleaned
     confidence = likely.max(0).astype(np.float32)
     classes = np.where(person == IGNORE, cleaned, person)
@@ -149,6 +152,10 @@ def _write_case(
         "voxels": _voxels(seen, project.classes),
         "confidence": float(own.max(0)[seen > 0].mean()) if seen.any() else 0.0,
         "agreement": _agreement(model, volumes) if options.filter == "consistency" else None,
+        "taken_away": {
+            model.classes[index]: {"pieces": pieces, "ml": round(voxels * source.voxel_ml, 4)}
+            for index, (pieces, voxels) in taken.items()
+        },
     }
 
 
@@ -301,6 +308,21 @@ def drift(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
 def absent(summary: dict[str, Any]) -> list[str]:
     """Foreground classes without a voxel in any pseudo-label."""
     return [name for name, voxels in _totals(summary).items() if not voxels]
+
+
+def taken_from(summary: dict[str, Any]) -> list[str]:
+    """A sentence per case on pieces that were found and are in no pseudo-label."""
+    return [
+        f"{case}: "
+        + ", ".join(
+            f"{one['pieces']} piece{'s'[: one['pieces'] - 1]} of {name} ({one['ml']:.3g} ml)"
+            for name, one in row["taken_away"].items()
+        )
+        + " found apart from the surest and not taught, as the labels show one piece. To keep "
+        "every piece: --clean none."
+        for case, row in summary["cases"].items()
+        if row.get("taken_away")
+    ]
 
 
 def _totals(summary: dict[str, Any]) -> dict[str, int]:

@@ -44,6 +44,8 @@ class RunData(BaseModel):
             runs of earlier versions).
         connected_on_slices: without dense labels, those that annotated slices show in one piece
             (``undivided`` in runs of earlier versions).
+        single_foreground: whether the whole foreground is one piece in every dense label; False in
+            runs of earlier versions.
         labelled: names of the cases trained on with their labels.
         validation: names of the held-out labelled cases.
         unlabelled: names of the cases whose images alone are used.
@@ -64,6 +66,7 @@ class RunData(BaseModel):
     connected_on_slices: tuple[int, ...] = Field(
         (), validation_alias=AliasChoices("connected_on_slices", "undivided")
     )
+    single_foreground: bool = False
     labelled: tuple[str, ...] = ()
     validation: tuple[str, ...] = ()
     unlabelled: tuple[str, ...] = ()

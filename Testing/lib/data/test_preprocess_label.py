@@ -7,7 +7,9 @@ import itertools
 import numpy as np
 import pytest
 
-from MedSSLLib.data.preprocess import linear, preprocess_image, preprocess_label
+from MedSSLLib.data.preprocess import preprocess_image
+from MedSSLLib.data.preprocess_label import label_on_grid, preprocess_label
+from MedSSLLib.data.resampling import linear
 from MedSSLLib.images import io
 from MedSSLLib.images.geometry import Geometry, Volume, orient
 from MedSSLLib.images.labels import IGNORE
@@ -101,9 +103,11 @@ def test_label_resampling_equals_the_definition(spacing, sparse):
     plan = plan_for(source, "3d", spacing)
     volume = Volume(array, source)
     _, grid = preprocess_image(noise(source), plan)
-    expected, found = naive_label(volume, grid), preprocess_label(volume, grid)
-    assert (expected == IGNORE).tolist() == (found == IGNORE).tolist()
-    assert np.mean(expected == found) > 0.995  # exact ties may fall either way
+    expected, (found, small) = naive_label(volume, grid), label_on_grid(volume, grid)
+    assert (found[expected == IGNORE] == IGNORE).all()
+    lost = sum(one.kept + one.unknown for one in small.values())
+    ties = 0.005 * found.size  # exact ones may fall either way
+    assert np.sum(expected != found) <= ties + 2 * lost and lost < 20
 
 
 def test_annotated_slices_stay_exact_on_the_same_slices():

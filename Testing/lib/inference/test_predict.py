@@ -19,14 +19,7 @@ from MedSSLLib.core.events import Events
 from MedSSLLib.data.plan import Plan, make_plan
 from MedSSLLib.evaluation.calibration import probability_path
 from MedSSLLib.images import io
-from MedSSLLib.images.components import (
-    largest_components,
-    one_piece_classes,
-    surest_components,
-    undivided_on_slices,
-)
 from MedSSLLib.images.geometry import Geometry, Volume
-from MedSSLLib.images.labels import IGNORE
 from MedSSLLib.inference.model import Model, PredictOptions, load_model, network_of, predict_case
 from MedSSLLib.inference.predict import run_predict
 from MedSSLLib.project.project import Project
@@ -152,86 +145,8 @@ def test_a_constant_case_and_other_channels_are_refused(tmp_path):
         predict_case(model, [volume, volume], PredictOptions())
 
 
-def test_classes_that_are_one_piece_are_found_in_dense_labels():
-    """Class 1 is one block, class 2 two equal ones; a sparse label says nothing."""
-    dense = np.zeros((4, 9), np.uint8)
-    dense[0, :4], dense[2, :2], dense[2, 5:7] = 1, 2, 2
-    sparse = np.where(np.arange(4)[:, None] == 0, 2, IGNORE).repeat(9, 1).astype(np.uint8)
-    assert one_piece_classes([dense, sparse], 4) == [1]
-    assert one_piece_classes([sparse], 4) == []
-    kept = largest_components(dense, [1])
-    assert (kept == dense).all()
-    assert (largest_components(dense, [2]) == 2).sum() == 2
-
-
-def on_slices(volume, indices, axis=0):
-    """The class map with IGNORE off some slices."""
-    sparse = np.full_like(volume, IGNORE)
-    place = tuple(list(indices) if axis == number else slice(None) for number in range(3))
-    sparse[place] = volume[place]
-    return sparse
-
-
-def test_classes_that_annotated_slices_show_in_one_piece():
-    """1 is a ball, 2 two of them side by side, 3 two of them in line; 4 is C-shaped, and no slice
-    shows 5.
-    """
-    volume = np.zeros((9, 12, 12), np.uint8)
-    volume[2:7, 0:3, 0:3] = 1
-    volume[2:7, 4:7, 0:3] = volume[2:7, 4:7, 6:9] = 2
-    volume[0:3, 8:11, 0:3] = volume[6:9, 8:11, 0:3] = 3
-    volume[0:9, 9:12, 5:7] = volume[8, 9:12, 5:12] = volume[7:9, 9:12, 10:12] = 4
-    assert undivided_on_slices([on_slices(volume, (1, 4, 7))], 6) == [1]
-    assert undivided_on_slices([on_slices(volume, (1, 2, 3, 4, 5, 6, 7))], 6) == [1, 4], (
-        "one slice of seven shows two"
-    )
-    assert undivided_on_slices([on_slices(volume, (0, 5, 10), axis=1)], 6) == [1, 4], (
-        "across it 3 is two"
-    )
-    assert undivided_on_slices(
-        [on_slices(volume, (1, 5, 9), axis=1), on_slices(volume, (2, 4, 6))], 6
-    ) == [1, 4]
-    assert undivided_on_slices([], 3) == []
-
-
-def test_the_surest_piece_is_kept_and_those_nearly_as_sure():
-    """Class 1: a large unsure piece, a small sure one, one of a fifth of its certainty, one of
-    less.
-    """
-    classes = np.zeros((1, 3, 30), np.uint8)
-    likely = np.zeros((3, 1, 3, 30))
-    pieces = {
-        "large": (slice(0, 10), 0.505),
-        "sure": (slice(12, 16), 0.95),
-        "fifth": (slice(18, 19), 0.87),
-        "less": (slice(21, 22), 0.85),
-    }
-    for where, probability in pieces.values():
-        classes[..., where], likely[1, ..., where] = 1, probability
-    classes[..., 25:27], classes[..., 28:30] = 2, 2
-    kept = surest_components(classes, likely, (1,))
-    for name, (where, _) in pieces.items():
-        assert (kept[..., where] == 1).all() == (name in ("sure", "fifth")), name
-    assert (kept[..., 25:] == classes[..., 25:]).all(), "other classes stay"
-    assert (surest_components(classes, likely, (1, 2))[..., 25:] == classes[..., 25:]).all(), (
-        "both are as sure"
-    )
-
-
-def test_largest_components_by_hand():
-    classes = np.zeros((3, 8, 8), int)
-    classes[0, 0, :3], classes[0, 5, 5:7], classes[2, 2:4, 2:4], classes[2, 7, 7] = 1, 1, 2, 2
-    kept = largest_components(classes)
-    assert (
-        (kept == 1).sum() == 3
-        and kept[0, 0, :3].all()
-        and (kept == 2).sum() == 4
-        and kept[2, 7, 7] == 0
-    )
-    assert (largest_components(np.zeros((2, 2, 2), int)) == 0).all()
-
-
-def test_a_model_of_slices_keeps_the_surest_piece_and_one_of_whole_labels_the_largest():
+def test_pieces_are_kept_by_what_the_labels_tell_and_by_evidence():
+    """A large unsure piece, and a small sure one beside which it is nothing."""
     likely = np.zeros((2, 1, 4, 20))
     likely[1, :, :, 0:9], likely[1, :, :, 12:16] = 0.52, 0.95
     likely[0] = 1 - likely[1]
@@ -249,9 +164,10 @@ def test_a_model_of_slices_keeps_the_surest_piece_and_one_of_whole_labels_the_la
         ({}, "auto", both),
         ({}, "all", both),
         ({}, "largest", large),
-        ({"single_component": (1,)}, "auto", large),
+        ({"single_component": (1,)}, "auto", both & sure),
         ({"connected_on_slices": (1,)}, "auto", both & sure),
-        ({"connected_on_slices": (1,)}, "all", both),
+        ({"single_foreground": True}, "auto", both & sure),
+        ({"single_component": (1,), "single_foreground": True}, "all", both),
         ({"connected_on_slices": (1,)}, "largest", large),
     ):
         assert np.array_equal(

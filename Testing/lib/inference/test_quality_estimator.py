@@ -13,14 +13,17 @@ import torch
 from MedSSLLib.cli.main import main
 from MedSSLLib.core.events import Events
 from MedSSLLib.data.plan import make_plan
+from MedSSLLib.data.preprocess import preprocess_image
 from MedSSLLib.evaluation.evaluate import evaluate_folder
 from MedSSLLib.evaluation.quality import (
     Raw,
     calibrated,
     compared,
     drop_estimate,
+    estimate_text,
     expected_dice,
     judged,
+    review_text,
     spearman,
     spearman_interval,
 )
@@ -138,14 +141,31 @@ def test_the_interval_covers_cases_of_new_patients():
 
 def test_review():
     assert judged(None, [])["review"] and judged(None, [])["dice"] == 0
-    assert not judged(Raw(0.9, 0.9, (0.9,)), [])["review"]
-    assert judged(Raw(0.5, 0.7, (0.7,)), [])["why"] == "the estimated Dice is 0.60", (
-        "no interval, so no lower end"
-    )
+    for raw in (Raw((0.9,), (0.9,)), Raw((0.5,), (0.7,))):
+        for known in ([], singly([(0.9, 0.8)] * 3)):
+            entry = judged(raw, known)
+            assert entry["review"] is None and not entry["calibrated"], "nothing is known"
+            assert estimate_text(entry) == f"{entry['dice']:.2f} uncalibrated"
+            assert review_text(entry).startswith("not known")
+    assert judged(Raw((0.9,), (0.9,)), [], ["lesion"])["review"] is True, "whatever the estimate"
+    assert estimate_text(judged(None, [])) == "nothing found"
     wide = singly((0.9, 0.9 + e) for e in (-0.4, 0.05, 0.1, -0.1, 0.08, 0.02))
-    entry = judged(Raw(0.9, 0.9, (0.9,)), wide)
+    entry = judged(Raw((0.9,), (0.9,)), wide)
     assert entry["dice"] > 0.7 > entry["low"] and entry["review"], "the lower end decides"
-    assert entry["why"] == f"Dice may be as low as {entry['low']:.2f}"
+    assert entry["why"] == f"Dice may be as low as {entry['low']:.2f}" and entry["calibrated"]
+    assert estimate_text(entry).endswith(f"({entry['low']:.2f} to {entry['high']:.2f})")
+    narrow = singly((0.9, 0.9 + e) for e in (-0.01, 0.01, 0.02, -0.02, 0.0))
+    assert judged(Raw((0.9,), (0.9,)), narrow)["review"] is False
+
+
+def test_dice_and_per_class_mean_the_same():
+    raw = Raw((0.8, None, 0.6), (0.7, None, 0.9))
+    assert raw.per_class == pytest.approx((0.75, None, 0.75), nan_ok=True)
+    raw = Raw((0.8, None, 0.5), (0.7, None, 0.6))
+    for known in ([], singly((0.6, 0.6 + e) for e in (-0.1, -0.05, 0.02, -0.08))):
+        entry = judged(raw, known)
+        defined = [value for value in entry["per_class"] if value is not None]
+        assert len(defined) == 2 and np.mean(defined) == pytest.approx(entry["dice"])
 
 
 def test_rank_correlation_by_hand():
@@ -477,7 +497,9 @@ def test_held_out_labels_are_read_in_the_classes_of_the_model(tmp_path):
     assert all(true > 0.9 for patient in found.known for _, true in patient)
     assert (found.components, found.flips, found.usual) == ("all", True, {1})
     content = json.loads(found.write(tmp_path, {}).read_text())
-    assert content["calibration"] == "calibrated on 3 held-out labelled cases of 2 patients"
+    assert content["calibration"].startswith("not calibrated: labelled cases of 2 patients")
+    many = replace(found, known=found.known * 4)
+    assert many.calibration == "calibrated on 12 held-out labelled cases of 8 patients"
 
 
 def test_a_class_that_all_labels_show_and_the_prediction_lacks_is_reviewed(tmp_path):
@@ -486,10 +508,11 @@ def test_a_class_that_all_labels_show_and_the_prediction_lacks_is_reviewed(tmp_p
     )
     found = QualityEstimator.of(project, run_of(project), model, PredictOptions(), Events())
     volumes = [io.read_image(path) for path in project.case("case4").images]
-    entry = replace(found, known=()).entry(volumes)
+    image, _ = preprocess_image(volumes, model.plan)
+    entry = replace(found, known=()).entry(image)
     assert entry["dice"] > 0.8 and entry["review"] and "rare" in entry["why"]
     seldom = replace(found, known=(), usual=frozenset({1}))
-    assert not seldom.entry(volumes)["review"] and seldom.entry(volumes)["dice"] == entry["dice"]
+    assert seldom.entry(image)["review"] is None and seldom.entry(image)["dice"] == entry["dice"]
     assert found.usual == {1, 2}, "of the held-out cases"
 
 

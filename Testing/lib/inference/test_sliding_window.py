@@ -3,10 +3,17 @@
 import numpy as np
 import pytest
 import torch
+from monai.data.utils import dense_patch_slices
+from monai.inferers import sliding_window_inference
 
 from MedSSLLib.data.plan import Plan
 from MedSSLLib.inference import sliding_window
-from MedSSLLib.inference.sliding_window import predict_probabilities, tile_size, uncertainty
+from MedSSLLib.inference.sliding_window import (
+    predict_probabilities,
+    probability_slabs,
+    tile_size,
+    uncertainty,
+)
 from Testing.lib.case_helpers import each
 from Testing.lib.core_helpers import lone_fabric
 
@@ -61,6 +68,37 @@ def test_tiles_equal_the_whole_volume_away_from_borders(monkeypatch):
         "beyond the receptive field of a seam nothing changes"
     )
     assert difference.max() < 0.2 and difference.max() > 0, "the tiles were not used"
+
+
+@pytest.mark.parametrize("size", [(40, 24, 30), (17, 33, 20), (9, 40, 41)])
+@pytest.mark.parametrize("slab", [2**25, 3000])
+def test_slabs_of_tiles_are_those_of_monai(monkeypatch, size, slab):
+    """The same tiles, weights and blending of logits, without the volume of all logits."""
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(
+        torch.nn.Conv3d(1, 4, 3, padding=1), torch.nn.ReLU(), torch.nn.Conv3d(4, 3, 3, padding=1)
+    ).eval()
+    made = plan(3, (8, 8, 8))
+    monkeypatch.setattr(sliding_window, "TILE_VOXELS", {2: 0, 3: 8 * 16 * 16})
+    monkeypatch.setattr(sliding_window, "SLAB", slab)
+    image = np.random.default_rng(1).normal(size=(1, *size)).astype(np.float32)
+    slabs = list(probability_slabs(net, image, made, CPU))
+    assert len(slabs) > 1 and max(part.shape[1] for part in slabs) <= 8
+    padded = [-(-n // 4) * 4 for n in size]
+    whole = sliding_window._pad(torch.from_numpy(image)[None], padded)
+    tile = tile_size(padded, (8, 8, 8), 8 * 16 * 16)
+    with torch.inference_mode():
+        logits = sliding_window_inference(whole, tile, 1, net, overlap=0.125, mode="gaussian")
+    expected = logits[0].softmax(0)[:, : size[0], : size[1], : size[2]]
+    kinds = 1e-5 if slab == 2**25 else 2e-3  # many logits are held in half precision
+    torch.testing.assert_close(torch.cat(slabs, 1), expected, atol=kinds, rtol=0)
+
+
+@pytest.mark.parametrize("size, tile", [(64, 16), (65, 16), (30, 16), (17, 16), (16, 16), (9, 16)])
+def test_tiles_begin_where_those_of_monai_do(size, tile):
+    step = max(1, int(tile * (1 - sliding_window.OVERLAP)))
+    theirs = dense_patch_slices((size,), (min(tile, size),), (step,))
+    assert sliding_window.tile_starts(size, tile) == [part[0].start for part in theirs]
 
 
 @pytest.mark.parametrize("dim", [2, 3])

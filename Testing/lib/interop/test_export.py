@@ -6,6 +6,7 @@ import ast
 import json
 import re
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ import torch
 from monai.data import MetaTensor
 
 from MedSSLLib.cli.main import main
-from MedSSLLib.core.errors import InputError
+from MedSSLLib.core.errors import InputError, MedSSLError
 from MedSSLLib.data.plan import make_plan
 from MedSSLLib.data.preprocess import preprocess_image
 from MedSSLLib.images import io
@@ -57,7 +58,7 @@ def cohort(tmp_path_factory):
     return Project.create(folder / "project", folder / "images", labels=folder / "labels")
 
 
-def make_run(project, name, dim, norm="batch", one_piece=(), undivided=()):
+def make_run(project, name, dim, norm="batch", one_piece=(), undivided=(), connected=False):
     """A run with random weights and uneven statistics, every class about as likely as the
     others.
     """
@@ -71,6 +72,7 @@ def make_run(project, name, dim, norm="batch", one_piece=(), undivided=()):
         "values": [0, 3, 7],
         "one_piece": list(one_piece),
         "undivided": list(undivided),
+        "single_foreground": connected,
     }
     write_config(folder, config, plan, facts)
     torch.manual_seed(5)
@@ -173,7 +175,7 @@ def test_onnx_gives_the_probabilities_of_predict(cohort, tmp_path):
 def test_onnx_without_its_packages_says_what_to_install(cohort, tmp_path, monkeypatch):
     model = make_run(cohort, "no-onnx", "3d")
     monkeypatch.setitem(sys.modules, "onnx", None)
-    with pytest.raises(InputError, match="pip install onnx onnxscript"):
+    with pytest.raises(MedSSLError, match=r'-m pip install "onnx>=[0-9.]+" "onnxscript>='):
         export.export_onnx(model, tmp_path / "model.onnx")
     assert not (tmp_path / "model.onnx").exists()
 
@@ -206,8 +208,8 @@ def run_bundle(folder, out, images):
 
 RUNS = [
     ("2d", "batch", ()),
-    ("3d", "instance", ((1,), ())),
-    ("3d", "batch", ((), (1, 2))),
+    ("3d", "instance", ((1,), (), True)),
+    ("3d", "batch", ((), (1, 2), False)),
     ("3d", "group", ()),
 ]
 
@@ -220,9 +222,12 @@ def test_monai_runs_the_bundle_to_the_labels_of_predict(cohort, dim, norm, piece
     pytest.importorskip("nibabel")
     name = f"bundle-{dim}-{norm}"
     model = make_run(cohort, name, dim, norm, *pieces)
-    assert (model.single_component, model.connected_on_slices) == (pieces or ((), ()))
+    single, on_slices, foreground = pieces or ((), (), False)
+    assert (model.single_component, model.connected_on_slices) == (single, on_slices)
+    assert model.single_foreground is foreground
     facts = plan_facts(model)
-    assert (facts["one_piece"], facts["undivided"]) == tuple(map(list, pieces or ((), ())))
+    assert (facts["one_piece"], facts["undivided"]) == (list(single), list(on_slices))
+    assert facts["connected"] is foreground
     events, _ = loud()
     export.run_export(cohort, name, "bundle", tmp_path / "bundle", events)
     run_predict(cohort, name, tmp_path / "mine", events)
@@ -251,9 +256,7 @@ def test_monai_runs_the_bundle_to_the_labels_of_predict(cohort, dim, norm, piece
 
 
 def test_a_bundle_keeps_the_pieces_that_predictions_keep():
-    """Two pieces each: of class 1 the larger one stays, of class 2 the surer one, of class 3
-    both.
-    """
+    """Two pieces each: of classes 1 and 2 the surer one stays, of class 3 both."""
     likely = np.zeros((4, 4, 4, 12), np.float32)
     likely[0] = 0.1
     for value in (1, 2, 3):
@@ -261,9 +264,9 @@ def test_a_bundle_keeps_the_pieces_that_predictions_keep():
     image = MetaTensor(
         torch.from_numpy(likely), affine=torch.diag(torch.tensor([2.0, 1.0, 3.0, 1.0]))
     )
-    made = ClassMapd("pred", [1], [2])({"pred": image})["pred"]
+    made = ClassMapd("pred", [1, 2])({"pred": image})["pred"]
     assert made.shape == (1, 4, 4, 12) and torch.equal(made.affine, image.affine)
-    for value, places in ((1, range(5)), (2, range(8, 10)), (3, [*range(5), 8, 9])):
+    for value, places in ((1, range(8, 10)), (2, range(8, 10)), (3, [*range(5), 8, 9])):
         assert np.array_equal(np.flatnonzero((made[0, value] == value).all(0)), list(places)), value
     model = Model(
         network=None,
@@ -276,7 +279,11 @@ def test_a_bundle_keeps_the_pieces_that_predictions_keep():
         connected_on_slices=(2,),
     )
     assert np.array_equal(made[0], model.class_map(likely))
-    assert _after(model)[2]["one_piece"] == [1] and _after(model)[2]["undivided"] == [2]
+    assert _after(model)[2]["single"] == [1, 2] and _after(model)[2]["connected"] is False
+    whole = replace(model, single_foreground=True)
+    made = ClassMapd("pred", [1, 2], True)({"pred": image})["pred"]
+    assert np.array_equal(made[0], whole.class_map(likely)) and _after(whole)[2]["connected"]
+    assert not np.array_equal(made[0], model.class_map(likely))
 
 
 def test_a_bundle_needs_no_medssl_and_its_metadata_hold(cohort, tmp_path):

@@ -314,3 +314,12 @@ def test_the_guide_names_what_a_method_has():
     told = {code.split("(")[0].split(" ")[0] for code in inline_code(table)}
     hooks = {key for key in vars(Method) if not key.startswith("_")}
     assert hooks <= told, hooks - told
+
+
+def test_the_citation_has_what_a_reader_cites():
+    text = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    top = {line.partition(":")[0] for line in text.splitlines() if re.match(r"[a-z]", line)}
+    wanted = {"cff-version", "message", "title", "type", "abstract", "version", "license"}
+    assert wanted | {"authors", "keywords", "references"} <= top
+    papers = re.findall(r'"arXiv:(\d{4}\.\d{5})"', text)
+    assert papers and all(paper in NAMES["README.md"] for paper in papers)

@@ -15,7 +15,8 @@ from MedSSLLib.core.errors import InputError
 from MedSSLLib.core.events import Events
 from MedSSLLib.data.batch import make_views
 from MedSSLLib.data.plan import make_plan
-from MedSSLLib.data.preprocess import preprocess_image, preprocess_label
+from MedSSLLib.data.preprocess import preprocess_image
+from MedSSLLib.data.preprocess_label import preprocess_label
 from MedSSLLib.finetuning.segmentation_task import SegmentationTask
 from MedSSLLib.images import io
 from MedSSLLib.images.geometry import Geometry, Volume
@@ -135,8 +136,9 @@ def round_of(tmp_path, spacing, **changes):
         plan=made,
         class_map=partial(Model.class_map, pieces),
     )
+    names = {0: "background", 1: "a", 2: "b"}
     project = SimpleNamespace(
-        values=(0, 1, 2), classes=("background", "a", "b"), ignore_value=None, labels={}
+        values=tuple(names), classes=tuple(names.values()), labels=names, ignore_value=None
     )
     options = PseudoOptions(clean="none", soft=True, shapes=False)
     summary = write_pseudo_labels(

@@ -129,6 +129,9 @@ def test_no_effect_is_active_outside_annotate(two):
 
 
 def test_undo_takes_the_mark_of_the_slice_back(drawn):  # noqa: F811
+    """With two classes: the history gives back the segment that was drawn, and the other one keeps its record."""
+    drawn.click("addClassButton")
+    wait_until(lambda: False, 0.1)
     paint(drawn, 4)
     paint(drawn, 7)
     assert marked(drawn) == {2: [4, 7]}

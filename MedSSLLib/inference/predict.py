@@ -153,8 +153,8 @@ def about_pieces(
         for index, (pieces, voxels) in taken.items()
     ]
     return (
-        f"{name}: {', '.join(parts)} found apart from the surest and taken away, as the training "
-        "labels show one piece. To keep every piece: --components all."
+        f"{name}: {', '.join(parts)} found apart from what is kept, and taken away: the training "
+        "labels show one piece, or --components largest. To keep every piece: --components all."
     )
 
 

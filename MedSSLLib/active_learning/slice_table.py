@@ -9,13 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from MedSSLLib.active_learning.scans import Scan
 from MedSSLLib.core.errors import InputError
 from MedSSLLib.core.events import Events
 from MedSSLLib.data.cache import Cache
 from MedSSLLib.data.plan import Plan
 from MedSSLLib.data.slices import (
-    annotated_along,
-    annotation_axis,
     not_empty,
     slice_operator,
     slice_spread,
@@ -31,21 +30,6 @@ from MedSSLLib.project.project import Project
 from MedSSLLib.training.checkpoint import unprefixed
 from MedSSLLib.training.devices import resolve_device
 from MedSSLLib.training.run_folder import find_start
-
-
-@dataclass(frozen=True)
-class Scan:
-    """A case, the axis to annotate along, and which slices are drawn, boolean ``[slices]``."""
-
-    case: Case
-    geometry: Geometry
-    axis: int
-    drawn: np.ndarray
-
-    @property
-    def count(self) -> int:
-        """Slices along the axis."""
-        return self.geometry.size[self.axis]
 
 
 @dataclass(frozen=True)
@@ -133,29 +117,6 @@ def _require_same_classes(model: Model, other: Model, name: str) -> None:
             f"{', '.join(model.classes[1:])} with the same values",
             remedy="Name runs of the same classes",
         )
-
-
-def survey(cases: Sequence[Case], events: Events) -> list[Scan]:
-    """The scans of all cases whose header can be read; the others are named in warnings."""
-    scans = []
-    for case in cases:
-        try:
-            geometry = io.read_header(case.images[0])
-        except InputError as error:
-            events.emit("warning", message=str(error.for_case(case.name)))
-            continue
-        axis = annotation_axis(case, geometry)
-        scans.append(Scan(case, geometry, axis, annotated_along(case, axis, geometry.size[axis])))
-    return scans
-
-
-def usable_slices(scan: Scan) -> np.ndarray:
-    """Boolean ``[slices]``: slices of the source image that are not empty.
-
-    Raises InputError for a bad image.
-    """
-    image = np.stack([io.read_image(path, case=scan.case.name).array for path in scan.case.images])
-    return not_empty(slice_spread(image, 2 - scan.axis))
 
 
 def extract_features(

@@ -21,19 +21,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from MedSSLLib.active_learning.slice_table import (
-    Scan,
-    Table,
-    Viewer,
-    extract_features,
-    load_viewer,
-    survey,
-    usable_slices,
-)
+from MedSSLLib.active_learning.scans import Scan, survey, usable_slices
 from MedSSLLib.active_learning.strategies import (
     ALIKE,
     Candidates,
@@ -49,6 +41,9 @@ from MedSSLLib.core.events import Events
 from MedSSLLib.core.files import refuse_overwriting, write_json
 from MedSSLLib.data.random import Stream, random_stream
 from MedSSLLib.project.project import Project
+
+if TYPE_CHECKING:
+    from MedSSLLib.active_learning.slice_table import Table, Viewer
 
 _Choice = tuple[int, int, str, float | None]  # scan, slice, reason, score
 _FORMAT, _FORMAT_VERSION = "medssl-suggestions", 1
@@ -123,6 +118,8 @@ def run_suggest(
     strategy = _strategy(options.strategy, run, None)
     viewer = None
     if run and _looks(strategy):
+        from MedSSLLib.active_learning.slice_table import load_viewer
+
         viewer = load_viewer(project, run, options.device, options.precision, options.also)
     strategy = _strategy(strategy, run, viewer)
     _refuse_useless(options.also, run, strategy)
@@ -162,6 +159,8 @@ def _choose(  # noqa: PLR0913 - everything that a strategy may look at
     events: Events,
 ) -> list[Suggestion]:
     if viewer is not None:
+        from MedSSLLib.active_learning.slice_table import extract_features
+
         table = extract_features(project, scans, viewer, events, flips=options.flips)
         return _from_table(table, viewer, strategy, options)
     if strategy == "even":

@@ -19,6 +19,7 @@ from MedSSLLib import __version__
 from MedSSLLib.benchmark.data import require_one_dimension
 from MedSSLLib.benchmark.records import (
     BASELINE,
+    GOES_ON,
     ON_TOP,
     on_base,
     parse_row,
@@ -261,7 +262,7 @@ def _lengths(project: Project, protocol: Protocol, row: str, choice: Choice) -> 
     """
     parts = parse_row(row)
     found = _length(project, choice.run(row, protocol.tag))
-    if parts.on_top == "selftrain":
+    if parts.on_top in GOES_ON:
         found |= on_base(found, _length(project, choice.run(row.partition("+")[0], protocol.tag)))
     if parts.encoder != BASELINE:
         found["pretraining_s"] = _length(project, f"{parts.encoder}-{protocol.tag}")["training_s"]
@@ -320,13 +321,14 @@ def _train(project: Project, protocol: Protocol, row: str, choice: Choice, event
     encoder, frozen, slices, on_top = parse_row(row)
     annotated = {"annotated_slices": slices} if slices else {}
     name, base = choice.run(row, protocol.tag), row.partition("+")[0]
-    if on_top == "selftrain":
+    if on_top in GOES_ON:
         config = protocol.config(
             "selftrain",
             name,
             method="local-contrast",
             labelled=choice.labelled,
             options__start=choice.run(base, protocol.tag),
+            options__recipe=GOES_ON[on_top],
             **annotated,
         )
         if not _finished(project, config):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from MedSSLLib.benchmark.records import BASELINE, baseline_of, difference, given
+from MedSSLLib.benchmark.records import BASELINE, base_row, baseline_of, difference, given
 from MedSSLLib.benchmark.tables import (
     NOTES,
     SHOWN,
@@ -75,19 +75,31 @@ def _verdict(best: str, baseline: str, gap: Mapping[str, Any], level: float) -> 
     count = len(gap["choices"])
     choices = f"{count} choice{_plural(count)} of labelled volumes"
     interval = f"{100 * level:.3g} % interval {gap['low']:+.3f} to {gap['high']:+.3f}"
-    evidence = f"{gap['mean']:+.3f} Dice against {baseline}, {interval}, over {choices}"
     if count < LEAST_CHOICES:
-        return (
-            f"no recommendation, which takes {LEAST_CHOICES} choices of labelled volumes; the "
-            f"best beside {baseline} is {best} ({evidence}), where the interval speaks of test "
-            "cases only, not of other choices."
-        )
+        return _first_look(best, baseline, gap, interval)
+    evidence = f"{gap['mean']:+.3f} Dice against {baseline}, {interval}, over {choices}"
     if gap["low"] > 0:
         return f"take {best} ({evidence})."
     if gap["high"] < 0:
         return f"stay with {baseline}; the best other, {best}, is worse ({evidence})."
     simplest = f"{baseline.capitalize()} is the simplest."
     return f"no difference shown; the best beside {baseline} is {best} ({evidence}). {simplest}"
+
+
+def _first_look(best: str, baseline: str, gap: Mapping[str, Any], interval: str) -> str:
+    """What too few choices of labelled volumes say, plainly."""
+    count, mean = len(gap["choices"]), gap["mean"]
+    other = "a random start" if baseline == BASELINE else baseline
+    amount = f"{abs(mean):.3f} {'better' if mean >= 0 else 'worse'} than {other}"
+    tried = "the one choice" if count == 1 else f"the {_WORDS.get(count, count)} choices"
+    return (
+        f"{best} was {amount} in {tried} of labelled volumes tried; "
+        f"{_WORDS[LEAST_CHOICES]} are needed for advice (Dice; {interval}, which speaks of test "
+        "cases only, not of other choices)."
+    )
+
+
+_WORDS = {2: "two", 3: "three"}
 
 
 def _longer(study: Study, count: str, row: str) -> str:
@@ -104,7 +116,7 @@ def _longer(study: Study, count: str, row: str) -> str:
     if own is None or base is None or own <= LONGER * base:
         return ""
     said = f" {row} trained longer than {baseline}, {own:.0f} {unit} against {base:.0f}"
-    as_long = row.removesuffix("+selftrain") + "+longer"
+    as_long = base_row(row) + "+longer"
     gap = difference(study.compared(count), row, as_long)
     if not gap:
         return f"{said}: part of a gain may come from the length."

@@ -169,12 +169,16 @@ def complete_records(content: Mapping[str, Any]) -> list[Record]:
     by_key = {(r["row"], r["count"], r["choice"]): r for r in records}
     found = []
     for record in records:
-        first_row = record["row"].removesuffix("+selftrain")
-        base = by_key.get((first_row, record["count"], record["choice"]))
+        base = by_key.get((base_row(record["row"]), record["count"], record["choice"]))
         if base is not None and base is not record and "base" not in record:
             record = record | on_base(record, base)
         found.append(record)
     return found
+
+
+def base_row(row: str) -> str:
+    """The row that self-training goes on from; the row itself without self-training."""
+    return row.removesuffix("+selftrain").removesuffix("+mixing")
 
 
 def on_base(own: Mapping[str, Any], base: Mapping[str, Any]) -> Record:
@@ -275,6 +279,7 @@ def _network(config: RunConfig) -> dict[str, Any]:
         "network.widths": config.network.widths,
         "network.norm": config.network.norm,
         "training.voxels": config.training.voxels,
+        "training.grid": config.training.grid,
     }
 
 
@@ -315,9 +320,13 @@ ABLATIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "pgl-no-flip": ("pgl", {"options.use_flip_prior": False}),
 }
 """Ablations: the method and its settings."""
+GOES_ON = {"mixing": "mixing", "selftrain": "contrast"}
+"""Self-training from the row before: its recipe, by what comes on top."""
 ON_TOP: dict[str, dict[str, Any]] = {
     "mean-teacher": {"semi": "mean-teacher"},
+    "mixing-teacher": {"semi": "mixing"},
     "mixup": {"mixup": 0.2},
+    "mixing": {},
     "selftrain": {},
     "longer": {},
 }

@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,6 +27,7 @@ from MedSSLLib.config.run import AugmentConfig
 from MedSSLLib.core.events import Events
 from MedSSLLib.core.files import atomic_path
 from MedSSLLib.data.patch_samplers import SegmentationSampler
+from MedSSLLib.finetuning.mixing_task import MixingTask, TeacherMixingTask
 from MedSSLLib.finetuning.segmentation_task import SegmentationTask
 from MedSSLLib.images import io
 from MedSSLLib.images.geometry import Geometry, Volume
@@ -71,6 +72,10 @@ STEPS = {
     "gcl-2d": Step("pretrain", "gcl", "2d", 24, 1.20),
     "selftrain-2d": Step("selftrain", "local-contrast", "2d", 8, 1.25),
     "selftrain-3d": Step("selftrain", "local-contrast", "3d", 2, 1.25),
+    "mixing-2d": Step("selftrain", "mixing", "2d", 8, 1.30),
+    "mixing-3d": Step("selftrain", "mixing", "3d", 2, 1.30),
+    "mixing-teacher-2d": Step("finetune", "mixing", "2d", 8, 1.30),
+    "mixing-teacher-3d": Step("finetune", "mixing", "3d", 2, 1.30),
 }
 
 
@@ -183,7 +188,11 @@ def _trainer(context: TrainingContext, step: Step, batch: int) -> Trainer:
             for seed, fraction in enumerate((0.5, 1.0))
         )
         task = SegmentationTask(net, labelled, plan, context.device)
-        if step.command == "selftrain":
+        if step.method == "mixing":
+            other = replace(contrast, foreground=0.5, labelled=step.command == "selftrain")
+            task = MixingTask(net, labelled, plan, context.device, other=other, classes=3)
+            task = task if step.command == "selftrain" else TeacherMixingTask(task)
+        elif step.command == "selftrain":
             task = JointTask(
                 labelled=task,
                 contrast=contrast,
@@ -205,7 +214,7 @@ def _trainer(context: TrainingContext, step: Step, batch: int) -> Trainer:
 def _bare(trainer: Trainer, step: Step) -> Callable[[], None]:
     """Forward, backward and optimiser step on a ready batch."""
     task: Any = trainer.task
-    key = step.method if step.command == "pretrain" else step.command
+    key = step.command if step.method in ("supervised", "local-contrast") else step.method
     work = _BARE[key](task, task.device_batch(task.host_batch(0, 0, 1)))
 
     def bare() -> None:
@@ -237,6 +246,13 @@ def _bare_selftrain(task: JointTask, batch: Any) -> Callable[[], torch.Tensor]:
     return work
 
 
+def _bare_mixing(task: MixingTask | TeacherMixingTask, batch: Any) -> Callable[[], torch.Tensor]:
+    """The network alone on a batch as large; a teacher's forward pass is no part of it."""
+    mixing = task.mixing if isinstance(task, TeacherMixingTask) else task
+    images = batch[0].images[:, 0].contiguous(memory_format=memory_format(mixing.plan.dim))
+    return lambda: segmentation_loss(mixing.module.all_logits(images), batch[0].labels[:, 0])
+
+
 def _bare_pgl(task: Any, batch: Any) -> Callable[[], torch.Tensor]:
     method, images = task.module, batch.images.flatten(0, 1)
 
@@ -266,6 +282,7 @@ def _bare_gcl(task: Any, batch: Any) -> Callable[[], torch.Tensor]:
 _BARE: dict[str, Callable[[Any, Any], Callable[[], torch.Tensor]]] = {
     "finetune": _bare_finetune,
     "selftrain": _bare_selftrain,
+    "mixing": _bare_mixing,
     "pgl": _bare_pgl,
     "gcl": _bare_gcl,
 }

@@ -283,8 +283,8 @@ NOTES = (
     "HD95 leaves out a structure that a prediction lacks, as its distance is undefined; in "
     "brackets, how many were "
     "missed, over cases and choices.",
-    "Steps and training: all runs of a row but pre-training. With +selftrain they are those of "
-    "the row it goes on from "
+    "Steps and training: all runs of a row but pre-training. With +selftrain and +mixing they are "
+    "those of the row it goes on from "
     "and of self-training, which takes the same length again.",
 )
 """What the tables hold, in words."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from MedSSLLib.cli.command import (
     Command,
+    announce,
     device_options,
     output_options,
     positive,
@@ -80,6 +81,8 @@ def suggest(args: argparse.Namespace, events: Events) -> None:
     for run in (args.run, *args.also):
         if run:
             project.require_run(run)
+    if args.run:
+        announce(args, f"Looking at the slices of {args.project} with {args.run} ...")
     from MedSSLLib.active_learning.suggest import SUGGESTIONS_FILE, SuggestOptions, run_suggest
     from MedSSLLib.cli import tables
     from MedSSLLib.core.files import load_json
@@ -169,6 +172,7 @@ def complete(args: argparse.Namespace, events: Events) -> None:
     from MedSSLLib.project.project import Project
 
     project = Project.open(args.project)
+    announce(args, f"Completing a volume of {args.project} ...")
     if not (args.case or args.resume):
         raise InputError(
             "complete needs a case", remedy="Give --case NAME; 'medssl status' lists the cases"

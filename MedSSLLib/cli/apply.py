@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from MedSSLLib.cli.command import (
     SEL,
     Command,
+    announce,
     device_options,
     output_options,
     parse_settings,
@@ -73,6 +74,7 @@ def predict(args: argparse.Namespace, events: Events) -> int:
 
     project = Project.open(args.project)
     project.require_run(args.run)
+    announce(args, f"Segmenting with {args.run} ...")
     from MedSSLLib.cli import tables
     from MedSSLLib.inference.model import PredictOptions
     from MedSSLLib.inference.predict import run_predict
@@ -158,6 +160,7 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def evaluate(args: argparse.Namespace, events: Events) -> int:
+    announce(args, f"Scoring {args.predictions} against {args.references} ...")
     from MedSSLLib.cli import tables
     from MedSSLLib.evaluation.evaluate import evaluate_folder
     from MedSSLLib.project.project import Project
@@ -233,6 +236,7 @@ def report(args: argparse.Namespace, events: Events) -> None:
 
     project = Project.open(args.project)
     project.require_run(args.run)
+    announce(args, f"Writing the report of {args.run} ...")
     from MedSSLLib.reporting.run_report import write_run_report
 
     written = write_run_report(
@@ -277,6 +281,7 @@ def export(args: argparse.Namespace, events: Events) -> None:
 
     project = Project.open(args.project)
     project.require_run(args.run)
+    announce(args, f"Writing {args.run} as {args.to} ...")
     from MedSSLLib.interop.export import run_export
 
     say(args, f"Written to {run_export(project, args.run, args.to, args.out, events)}")
@@ -306,11 +311,14 @@ def _import_arguments(parser: argparse.ArgumentParser) -> None:
 
 def import_weights(args: argparse.Namespace, events: Events) -> None:
     from MedSSLLib.cli.tables import shown_path
-    from MedSSLLib.interop.import_weights import run_import
     from MedSSLLib.project.project import Project
 
+    project = Project.open(args.project)
+    announce(args, f"Reading {args.file} ...")
+    from MedSSLLib.interop.import_weights import run_import
+
     settings = parse_settings(args.settings)
-    folder, report = run_import(Project.open(args.project), args.file, args.name, events, settings)
+    folder, report = run_import(project, args.file, args.name, events, settings)
     say(args, report.text())
     say(args, f"Imported {folder.name}. It is in {shown_path(folder)}")
     say(args, f"Next: medssl finetune {args.project} --init {folder.name} --minutes 10")

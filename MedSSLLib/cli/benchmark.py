@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from MedSSLLib.cli.command import Command, output_options, parse_settings, positive, say, seed
+from MedSSLLib.cli.command import (
+    Command,
+    announce,
+    output_options,
+    parse_settings,
+    positive,
+    say,
+    seed,
+)
 from MedSSLLib.cli.tables import print_table
 from MedSSLLib.core.errors import InputError
 from MedSSLLib.core.events import Events
 
 if TYPE_CHECKING:
+    from MedSSLLib.benchmark.protocol import Protocol
+    from MedSSLLib.benchmark.tables import Study
     from MedSSLLib.project.project import Project
 
 
@@ -53,11 +63,9 @@ def _labels_arguments(labels: argparse.ArgumentParser) -> None:
         help="a project, a folder with "
         "images/, labels/ and perhaps splits.json, or a Decathlon folder",
     )
+    labels.add_argument("--counts", metavar="N,N,all", help="labelled volumes (default: 1,2,8)")
     labels.add_argument(
-        "--counts", default="1,2,8", metavar="N,N,all", help="labelled volumes (default: 1,2,8)"
-    )
-    labels.add_argument(
-        "--choices", type=positive(int), default=3, metavar="N", help="choices of each (default: 3)"
+        "--choices", type=positive(int), metavar="N", help="choices of each (default: 3)"
     )
     labels.add_argument(
         "--methods",
@@ -65,9 +73,17 @@ def _labels_arguments(labels: argparse.ArgumentParser) -> None:
         metavar="A,B",
         help="random, a pre-training method (or FILE.py:CLASS), each "
         "but random with -frozen; then -3-slices (or another number); then +mean-teacher, +mixup, "
-        "+selftrain or +longer (default: random,pgl)",
+        "+mixing-teacher, +mixing, +selftrain or +longer (default: random,pgl)",
     )
-    labels.add_argument("--preset", choices=("quick", "standard", "paper"), default="standard")
+    labels.add_argument(
+        "--preset", choices=("quick", "standard", "paper"), help="default: standard"
+    )
+    labels.add_argument(
+        "--quick",
+        action="store_true",
+        help="a first look in minutes: one choice of 2 labelled volumes, half a minute a run; "
+        "what else is typed counts",
+    )
     labels.add_argument(
         "--device", default="auto", metavar="NAME", help="auto (default), cpu, cuda or cuda:N"
     )
@@ -135,6 +151,8 @@ def _speed_arguments(speed: argparse.ArgumentParser) -> None:
 
 
 def benchmark(args: argparse.Namespace, events: Events) -> None:
+    words = {"labels": "Comparing ways of training", "speed": "Timing this computer"}
+    announce(args, f"{words.get(args.kind, 'Reading results')} ...")
     if args.kind == "speed":
         return _run_speed(args, events)
     files = args.results if args.kind == "tables" else [args.out / "results.json"]
@@ -146,9 +164,26 @@ def benchmark(args: argparse.Namespace, events: Events) -> None:
     studies = load_studies(files)
     events.images(write_tables(studies, args.out, project))
     for study in studies:
+        if not args.quiet:
+            _print_study(study)
         for text in recommendations(study):
             say(args, f"{study.data}: {text}")
     say(args, f"Report: {args.out / 'report.html'}")
+
+
+def _print_study(study: Study) -> None:
+    """The scores of a study on a terminal, a table for each number of labelled volumes."""
+    from MedSSLLib.benchmark.tables import SHOWN, shown, table_row
+
+    for count in study.counts:
+        rows = []
+        for name in study.rows(count):
+            row = dict(zip(SHOWN, shown(table_row(study, count, name)), strict=True))
+            dice = row["Dice"].partition(" ")[0]
+            against = row["against random"].replace("–", "")
+            rows.append((name, dice, against, row["HD95, mm"], row["training, s"]))
+        head = (f"{study.volumes(count)} labelled", "Dice", "against random", "HD95, mm", "s")
+        print_table(head, rows)
 
 
 def _run_speed(args: argparse.Namespace, events: Events) -> None:
@@ -178,15 +213,15 @@ def _row(text: str) -> str:
 
 
 def _run_labels(args: argparse.Namespace, events: Events) -> Project:
+    _fill_in(args)
     counts = tuple(text.strip() for text in args.counts.split(",") if text.strip())
-    if not counts or not all(
-        text == "all" or (text.isdigit() and int(text) > 0) for text in counts
-    ):
+    usable = [text == "all" or (text.isdigit() and int(text) > 0) for text in counts]
+    if not counts or not all(usable):
         raise InputError(
             f"--counts {args.counts!r} is not a list of numbers", remedy="Example: --counts 1,2,8"
         )
     from MedSSLLib.benchmark.data import open_data
-    from MedSSLLib.benchmark.protocol import Protocol, run_labels
+    from MedSSLLib.benchmark.protocol import Protocol, planned, run_labels
 
     protocol = Protocol(
         tuple(_row(text.strip()) for text in args.methods.split(",")),
@@ -206,8 +241,47 @@ def _run_labels(args: argparse.Namespace, events: Events) -> Project:
     project, choices = open_data(
         args.data, args.out / "project" / name, counts, args.choices, args.seed
     )
+    scored = sum(bool(case.label) for case in project.test)
+    say(args, _forecast(protocol, len(planned(choices, protocol.rows)), scored))
     run_labels(project, choices, protocol, args.out / "results.json", events)
     return project
+
+
+_USUAL: dict[str, tuple[Any, Any]] = {
+    "counts": ("1,2,8", "2"),
+    "choices": (3, 1),
+    "preset": ("standard", "quick"),
+    "minutes_per_run": (None, 0.5),
+    "pretrain_minutes": (None, 0.5),
+}
+"""Options of ``labels`` that are not typed: their values, and those with ``--quick``."""
+_OTHER_LENGTH = {"minutes_per_run": "steps", "pretrain_minutes": "pretrain_steps"}
+
+
+def _fill_in(args: argparse.Namespace) -> None:
+    """Give the options that were not typed their values."""
+    for option, (usual, quick) in _USUAL.items():
+        typed = getattr(args, option)
+        steps = getattr(args, _OTHER_LENGTH.get(option, ""), None)
+        if typed is None and steps is None:
+            setattr(args, option, quick if args.quick else usual)
+
+
+def _forecast(protocol: Protocol, runs: int, test_cases: int) -> str:
+    """How much is to be done, and how long it takes where minutes say so."""
+    from MedSSLLib.benchmark.records import BASELINE, parse_row
+    from MedSSLLib.core.words import duration_words
+
+    rows = [parse_row(row) for row in protocol.rows]
+    encoders = {row.encoder for row in rows} - {BASELINE}
+    before = f" and {len(encoders)} pre-training{'s' * (len(encoders) > 1)}" if encoders else ""
+    work = f"{runs} trainings{before}, each training scored on {test_cases} test cases"
+    if protocol.minutes is None or (encoders and protocol.pretrain_minutes is None):
+        return f"To do: {work}. The time left shows once the first is done"
+    longer = sum(row.on_top in ("longer", "selftrain") for row in rows) * runs / len(rows)
+    minutes = protocol.minutes * (runs + longer)
+    minutes += (protocol.pretrain_minutes or 0) * len(encoders)
+    return f"To do: {work}. Training takes {duration_words(60 * minutes)}, predicting comes on top"
 
 
 COMMANDS = (
@@ -219,6 +293,7 @@ COMMANDS = (
         "labels --data DIR|PROJECT --out DIR [options] | tables --results FILE... --out DIR | "
         "speed [--out DIR]",
         (
+            "medssl benchmark labels --data heart --quick --out first-look",
             "medssl benchmark labels --data heart --counts 1,2,8 --choices 3 --methods "
             "random,pgl,pgl+selftrain "
             "--minutes-per-run 10 --pretrain-minutes 30 --out heart-benchmark",
@@ -226,18 +301,14 @@ COMMANDS = (
             "medssl benchmark speed --out speed",
         ),
         "Trains every method on the same labelled volumes, scores test cases, and says which one "
-        "to take, with its "
-        "evidence, from 3 choices of labelled volumes up. Every run has the same length: "
-        "+selftrain goes on from the "
-        "row before it for as long again, pre-training comes before; -3-slices trains on three "
-        "slices of every "
-        "labelled volume. A count that splits.json lacks takes the first volumes of the next "
-        "larger one. Takes hours; "
-        "run it again to go on where it was stopped, or to add methods and counts; other "
-        "settings need another --out. "
-        "No data are changed. "
-        "speed measures this computer, without data: what training, prediction and augmentation "
-        "cost over the bare "
+        "to take, with its evidence, from 3 choices of labelled volumes up. Every run has the same "
+        "length: +mixing (self-training) and +selftrain (with the local contrast, as published) go "
+        "on from the row before them for as long again, pre-training comes before; -3-slices "
+        "trains on three slices of every labelled volume. A count that splits.json lacks takes the "
+        "first volumes of the next larger one. Takes hours, with --quick minutes; run it again to "
+        "go on where it was stopped, or to add methods and counts; other settings need another "
+        "--out. No data are changed. speed measures this computer, without data: what training, "
+        "prediction and augmentation cost over the bare "
         "network and against MONAI, in some ten minutes.",
     ),
 )

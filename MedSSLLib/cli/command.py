@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -180,6 +181,15 @@ def print_json(value: object) -> None:
     from MedSSLLib.core.events import to_json
 
     print(json.dumps(to_json(value), indent=1, ensure_ascii=False, allow_nan=False))
+
+
+def announce(args: argparse.Namespace, text: str) -> None:
+    """The first line of a command that takes a moment to start, on stderr, unless ``--quiet``.
+
+    To be said before PyTorch, MONAI or matplotlib are imported, which takes seconds.
+    """
+    if not args.quiet:
+        print(printable(text), file=sys.stderr, flush=True)
 
 
 def say(args: argparse.Namespace, text: str) -> None:

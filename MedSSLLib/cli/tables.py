@@ -5,6 +5,7 @@ Cells are plain text: nothing in a case name or DICOM field is read as markup.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 
 Facts = dict[str, Any]
+_NUMBER = re.compile(r"[+-]?[0-9.]+|[-–]?")
 _WHOLE = 18  # characters of a cell that is not worth wrapping
 
 
@@ -156,22 +158,38 @@ def _settings(settings: Facts, precision: str) -> list[tuple[str, str]]:
 
 
 def print_metrics(result: Facts) -> None:
-    """The summary of ``evaluate``: a line per metric, mean over cases, then per class."""
+    """The summary of ``evaluate``: a line per class, mean over cases, then the mean of classes."""
     summary = result["summary"]
-    classes = list(summary["dice"]["per_class"])
     cells = []
-    for name, entry in summary.items():
-        numbers = [
-            _number(entry["mean"]),
-            *(_number(entry["per_class"].get(label)) for label in classes),
-        ]
-        cells.append((name.replace("_", " "), *numbers, str(entry["n"]), str(entry["undefined"])))
-    print_table(("metric", "mean", *classes, "n", "undefined"), cells)
+    for name in summary["dice"]["per_class"]:
+        cells.append((name, *(_short(key, summary[key]["per_class"][name]) for key in _METRICS)))
+    if len(cells) > 1:
+        cells.append(("mean", *(_short(key, summary[key]["mean"]) for key in _METRICS)))
+    print_table(("class", *_METRICS.values()), cells)
+    if undefined := summary["dice"]["undefined"]:
+        print(f"{undefined} times a class is absent from prediction and reference: not counted.")
     if result["missed"]:
         print(
             f"{result['missed']} structures missed: in the reference, not in the prediction. No "
             "distance holds them."
         )
+
+
+_METRICS = {
+    "dice": "Dice",
+    "surface_dice": "surface Dice",
+    "hd95_mm": "HD95, mm",
+    "assd_mm": "ASSD, mm",
+    "volume_ml": "ml",
+    "reference_ml": "reference ml",
+}
+"""Metrics of the table of scores, and what they are called."""
+
+
+def _short(metric: str, value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.3f}" if "dice" in metric else f"{value:.2f}"
 
 
 def print_estimates(entries: Facts) -> None:
@@ -272,7 +290,7 @@ def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a table to stdout, unless it has no rows; columns without a value are left out.
 
     The first column is never wrapped. On a terminal the others are, where they must be; a pipe
-    gets long lines.
+    gets long lines. Columns of numbers are set to the right.
     """
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
@@ -280,11 +298,16 @@ def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
     if not rows:
         return
-    kept = [column for column in range(len(head)) if any(row[column] for row in rows)]
     table = Table(box=SIMPLE_HEAD, show_header=any(head), show_edge=False, pad_edge=False)
+    kept = [column for column in range(len(head)) if any(row[column] for row in rows)]
     for column in kept:
-        whole = column == 0 or max(len(row[column]) for row in rows) <= _WHOLE
-        table.add_column(head[column], overflow="fold", no_wrap=whole)
+        cells = [row[column] for row in rows]
+        table.add_column(
+            head[column],
+            overflow="fold",
+            no_wrap=column == 0 or max(map(len, cells)) <= _WHOLE,
+            justify="right" if all(map(_NUMBER.fullmatch, cells)) else "left",
+        )
     for row in rows:
         table.add_row(*(Text(printable(row[column])) for column in kept))
     console = _console()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from MedSSLLib.cli.command import Command, method, output_options, print_json, say, seed
+from MedSSLLib.cli.command import Command, announce, method, output_options, print_json, say, seed
 from MedSSLLib.cli.train import TYPED
 from MedSSLLib.core.events import Events
 
@@ -76,6 +76,9 @@ def settings(args: argparse.Namespace, events: Events) -> None:
 
     fixed = {"selftrain": "local-contrast", "finetune": "supervised", "complete": "supervised"}
     name = fixed.get(args.for_command) or outside.named(args.method)
+    if args.for_command == "pretrain" and not args.json:
+        others = ", ".join(other for other in known_methods() if other != name)
+        print(f"options.* are those of --method {name}; see also --method {others}.", flush=True)
     config = configured(args.for_command, preset=args.preset, method=name)
     rows = [row for row in tables.setting_rows(config) if row[0] not in ("options", *TYPED)]
     rows += tables.setting_rows(own_options(args.for_command, name, config.options), "options.")
@@ -83,9 +86,6 @@ def settings(args: argparse.Namespace, events: Events) -> None:
         names = ("key", "value", "help")
         print_json([dict(zip(names, row, strict=True)) for row in rows])
         return
-    if args.for_command == "pretrain":
-        others = ", ".join(other for other in known_methods() if other != name)
-        print(f"options.* are those of --method {name}; see also --method {others}.")
     tables.print_table(("--set KEY", "value", "what it is"), rows)
 
 
@@ -97,6 +97,7 @@ def _doctor_arguments(parser: argparse.ArgumentParser) -> None:
 def doctor(args: argparse.Namespace, events: Events) -> int:
     from MedSSLLib.cli.doctor import as_text, examine
 
+    announce(args, "Trying every package ...")
     facts = examine(Path.cwd())
     if args.json:
         print_json(facts)
@@ -135,13 +136,16 @@ def _demo_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def demo(args: argparse.Namespace, events: Events) -> None:
+    out = args.out or _free_folder()
+    announce(args, f"Demo in {out} ...")
     from MedSSLLib.cli import tables
     from MedSSLLib.demo.demo import run_demo
 
-    out = args.out or _free_folder()
     result = run_demo(args.data, args.budget, out, events, device=args.device, seed=args.seed)
     if not args.quiet:
         tables.print_table(*result.table())
+    say(args, result.verdict())
+    say(args, f"Picture: {result.picture}")
     say(args, f"Report: {result.report}")
 
 
@@ -176,9 +180,9 @@ COMMANDS = (
         demo,
         "[--data simulated|hippocampus|DIR] [--budget quick|standard] [--out DIR]",
         ("medssl demo", "medssl demo --data scans/ --budget standard --out heart-demo"),
-        "Annotates 3 slices in each of 2 subjects, trains with and without pre-training for the "
-        "same time, segments "
-        "the other subjects, and writes tables, figures and an HTML report.",
+        "Annotates 3 slices in each of 2 subjects, trains models for the same time, from slices "
+        "alone and from the unlabelled scans too, segments other subjects, and writes tables, a "
+        "picture and an HTML report. The standard budget takes half an hour and pre-trains.",
     ),
     Command(
         "settings",

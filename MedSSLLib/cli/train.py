@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from MedSSLLib.cli.command import (
     SEL,
     Command,
+    announce,
     method,
     parse_settings,
     positive,
@@ -77,6 +78,7 @@ def pretrain(args: argparse.Namespace, events: Events) -> None:
     from MedSSLLib.project.project import Project
 
     project = Project.open(args.project)
+    announce(args, f"Pre-training on the scans of {args.project} ...")
     chosen = _chosen_method(args, project)
     from MedSSLLib.methods import outside
 
@@ -148,7 +150,7 @@ def _label_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--semi",
-        choices=("none", "mean-teacher"),
+        choices=("none", "mean-teacher", "mixing"),
         help="also learn from unlabelled scans (default: none)",
     )
     parser.add_argument(
@@ -160,6 +162,7 @@ def finetune(args: argparse.Namespace, events: Events) -> None:
     from MedSSLLib.project.project import Project
 
     project = Project.open(args.project)
+    announce(args, f"Fine-tuning on the labels of {args.project} ...")
     _check_start(project, args.init)
     extra: dict[str, Any] = {"freeze_encoder": True} if args.freeze_encoder else {}
     extra |= _labelled(args, project)
@@ -187,7 +190,7 @@ def _selftrain_arguments(parser: argparse.ArgumentParser) -> None:
     )
     _label_arguments(parser)
     parser.add_argument(
-        "--rounds", type=positive(int), metavar="N", help="rounds of pseudo-labels (default: 3)"
+        "--rounds", type=positive(int), metavar="N", help="rounds of pseudo-labels (default: 2)"
     )
     parser.add_argument(
         "--matching",
@@ -195,7 +198,11 @@ def _selftrain_arguments(parser: argparse.ArgumentParser) -> None:
         help="contrast between images (default) or views of one image",
     )
     parser.add_argument(
-        "--lambda", dest="weight", type=float, metavar="W", help="weight of the contrast"
+        "--lambda",
+        dest="weight",
+        type=float,
+        metavar="W",
+        help="weight of the contrast (default: 0)",
     )
     parser.add_argument(
         "--filter",
@@ -221,6 +228,7 @@ def selftrain(args: argparse.Namespace, events: Events) -> None:
     from MedSSLLib.project.project import Project
 
     project = Project.open(args.project)
+    announce(args, f"Self-training on the scans of {args.project} ...")
     if not (args.start or args.init or args.resume):
         raise InputError(
             "selftrain needs a start", remedy="Give --from RUN, or --init RUN, or --init none"
@@ -373,10 +381,10 @@ COMMANDS = (
             "medssl selftrain heart --init pgl-a --labelled case03 --rounds 2 --matching intra",
             "medssl selftrain heart --from selftrain-1 --accept case05,case09 --reject case11",
         ),
-        "Rounds of pseudo-labels and joint training with the local contrastive loss. Every round "
-        "writes the "
-        "pseudo-labels it learns from, with their confidence, to pseudo/ in the run folder. Look "
-        "at them, correct "
-        f"them if you like, and go on with --from RUN --accept SEL --reject SEL. {SEL}",
+        "Rounds of pseudo-labels and of training on labelled images mixed with pseudo-labelled "
+        "ones; --set options.recipe=contrast trains with the local contrastive loss, as published. "
+        "Every round writes the pseudo-labels it learns from, with their confidence, to pseudo/ in "
+        "the run folder. Look at them, correct them if you like, and go on with --from RUN "
+        f"--accept SEL --reject SEL. {SEL}",
     ),
 )

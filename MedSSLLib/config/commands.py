@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from MedSSLLib.config.messages import chosen
-from MedSSLLib.config.run import Frozen, RunConfig
+from MedSSLLib.config.run import Frozen, Range, RunConfig
 
 
 class CompletionConfig(Frozen):
@@ -37,14 +37,25 @@ Filter = Literal["none", "consistency", "confidence"]
 Clean = Literal["none", "components", "crf"]
 
 
+OF_CONTRAST: dict[str, Any] = {"rounds": 3, "weight": 0.1}
+"""Defaults of the document's method that are not those of mixing."""
+
+
 class SelfTrainConfig(Frozen):
     """Settings of self-training."""
 
+    recipe: Literal["mixing", "contrast"] = Field(
+        "mixing",
+        description="mixing: labelled and pseudo-labelled images in one image (BCP); contrast: "
+        "local contrastive loss beside the labels, the paper's.",
+    )
     start: str = Field(
         "", description="Finished fine-tuning run to start from; empty = stage 1 is trained here."
     )
     rounds: int = Field(
-        3, ge=1, description="Rounds of pseudo-labels and joint training (released code: 3)."
+        2,
+        ge=1,
+        description="Rounds of pseudo-labels and training; 3 with contrast (released code).",
     )
     restart: bool = Field(
         False, description="A round starts from stage 1 (released code), not from the round before."
@@ -53,7 +64,9 @@ class SelfTrainConfig(Frozen):
         "inter", description="Pairs of images, or two views of one image."
     )
     weight: float = Field(
-        0.1, ge=0, description="Lambda, the weight of the contrast. Not from the paper."
+        0.0,
+        ge=0,
+        description="Lambda, the weight of the contrast; 0.1 with contrast. Not from the paper.",
     )
     first_share: float = Field(
         0.4, gt=0, lt=1, description="Share of the budget for stage 1. Not from the paper."
@@ -61,6 +74,29 @@ class SelfTrainConfig(Frozen):
     temperature: float = Field(0.1, gt=0, description="Temperature (released code: 0.1).")
     pseudo_weight: float = Field(
         0.5, ge=0, description="Segmentation loss on pseudo-labels. Not from the paper."
+    )
+    rectangle: Range = Field(
+        (0.4, 0.8),
+        description="Side of the rectangle that is mixed in, share of the patch. Not from the "
+        "paper.",
+    )
+    alone_every: int = Field(
+        4,
+        ge=0,
+        description="Of so many samples one is pseudo-labelled alone; 0 = none. Not from the "
+        "paper.",
+    )
+    confident: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Least probability of a pseudo-labelled voxel that mixing counts "
+        "(UniMatch: 0.95).",
+    )
+    keep: Literal["best", "last"] = Field(
+        "best",
+        description="Which model is kept: that of the last round, or an earlier one that does "
+        "better on held-out cases, or without them agrees better. Not from the paper.",
     )
     drawn_share: float = Field(
         0.5,
@@ -89,6 +125,19 @@ class SelfTrainConfig(Frozen):
         (), description="Cases always used; with `start` as they are in that run."
     )
     reject: tuple[str, ...] = Field((), description="Cases whose pseudo-labels are never used.")
+
+    @property
+    def likely(self) -> bool:
+        """Whether the probabilities behind the pseudo-labels are needed."""
+        return self.soft or (self.recipe == "mixing" and self.confident > 0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_recipe(cls, given: Any) -> Any:
+        """The defaults of the recipe, where nothing else is given."""
+        if isinstance(given, dict) and given.get("recipe") == "contrast":
+            return {**OF_CONTRAST, **given}
+        return given
 
 
 def self_train_options(config: RunConfig) -> SelfTrainConfig:

@@ -80,6 +80,10 @@ class OptimiserConfig(Frozen):
     clip: float = Field(5.0, ge=0, description="Gradient norm limit, 0 = none. Not from the paper.")
 
 
+_ROTATION = {2: 45.0, 3: 15.0}
+_ZOOM = {2: (0.65, 1.5), 3: (0.8, 1.25)}
+
+
 class AugmentConfig(Frozen):
     """Random views, made on the device in one resampling.
 
@@ -88,10 +92,17 @@ class AugmentConfig(Frozen):
     """
 
     flip: float = Field(0.0, ge=0, le=1, description="Probability of a flip per axis.")
-    rotation: float = Field(
-        15.0, ge=0, description="Largest rotation in degrees (local contrast paper: 15)."
+    rotation: float | None = Field(
+        None,
+        ge=0,
+        description="Largest rotation in degrees; None = 45 for slices, 15 for volumes (local "
+        "contrast paper: 15).",
     )
-    scale: Range = Field((0.8, 1.25), description="Range of the zoom, p as `affine`.")
+    scale: Range | None = Field(
+        None,
+        description="Range of the zoom, p as `affine`; None = 0.65 to 1.5 for slices, 0.8 to 1.25 "
+        "for volumes.",
+    )
     affine: float = Field(0.8, ge=0, le=1, description="Probability of rotation and scaling.")
     elastic: float = Field(0.3, ge=0, le=1, description="Probability of a smooth deformation.")
     elastic_size: float = Field(
@@ -115,6 +126,14 @@ class AugmentConfig(Frozen):
     low_resolution: float = Field(
         0.15, ge=0, le=1, description="Probability of simulated low resolution, 1-2 x."
     )
+
+    def largest_rotation(self, dim: int) -> float:
+        """Degrees, for slices (2) or volumes (3)."""
+        return _ROTATION[dim] if self.rotation is None else self.rotation
+
+    def zoom(self, dim: int) -> tuple[float, float]:
+        """Range of the zoom, for slices (2) or volumes (3)."""
+        return _ZOOM[dim] if self.scale is None else self.scale
 
 
 class TrainingConfig(Frozen):
@@ -143,6 +162,12 @@ class TrainingConfig(Frozen):
     )
     voxels: int | None = Field(
         None, ge=512, description="Voxels of a patch; chosen from dimension when not set."
+    )
+    grid: Positive | Literal["auto"] | None = Field(
+        "auto",
+        description="Finest grid spacing in mm (2D: in the plane); None = that of the scans; "
+        "auto = coarser where a patch would not show the labelled structures and their "
+        "surroundings.",
     )
     folds: Annotated[int, AfterValidator(_several)] = Field(
         0, ge=0, description="Cross-validation folds before the final fit; 0 = none."
@@ -190,11 +215,17 @@ class RunConfig(Frozen):
         None, ge=1, description="Simulate this many annotated slices a labelled case."
     )
     freeze_encoder: bool = Field(False, description="Train the decoder only.")
-    semi: Literal["none", "mean-teacher"] = Field(
+    semi: Literal["none", "mean-teacher", "mixing"] = Field(
         "none", description="Whether unlabelled scans teach too."
     )
     consistency: float = Field(
         0.1, ge=0, description="Weight of Mean Teacher's consistency. Not from the paper."
+    )
+    confident: float = Field(
+        0.95,
+        ge=0,
+        le=1,
+        description="Least probability of a voxel that the teacher of mixing labels (UniMatch).",
     )
     mixup: float = Field(0.0, ge=0, description="Beta parameter of Mixup; 0 = off.")
     network: NetworkConfig = Field(NetworkConfig(), description="Size of the network.")
@@ -286,6 +317,8 @@ _PRESETS: dict[CommandName, dict[Preset, dict[str, Any]]] = {
         "paper": {
             "training.steps": 20000,
             "network.widths": (16, 32, 64, 128, 128, 128),
+            "options.recipe": "contrast",
+            "options.keep": "last",
             "options.pseudo_weight": 0.0,
             "options.first_share": 0.25,
             "options.restart": True,
@@ -303,13 +336,14 @@ _FEWER = {
 }
 _VIEWS: dict[CommandName, dict[str, Any]] = {
     "pretrain": _FEWER,  # probabilities of the PGL code, which has no contrast
-    "complete": _FEWER,  # the network sees one scan only, whose intensities do not change
+    # the network sees one scan only, whose intensities and directions do not change
+    "complete": _FEWER | {"augment.rotation": 15.0, "augment.scale": (0.8, 1.25)},
 }
 
 
 # What runs of earlier versions go on with: options that came later, as they were before.
 _CAME_LATER: dict[str, dict[str, Any]] = {
-    "selftrain": {"shapes": False, "drawn_share": 0.0},
+    "selftrain": {"shapes": False, "drawn_share": 0.0, "recipe": "contrast", "keep": "last"},
     "gcl": {"pixel_level": -1},
 }
 

@@ -103,8 +103,9 @@ class Handles:
             raise _damaged(folder) from error
 
     def table(self, folder: Path, name: str) -> np.ndarray:
-        """A table of an entry, memory-mapped. Raises MedSSLError when the file is missing or
-        damaged.
+        """A table of an entry, memory-mapped.
+
+        Raises MedSSLError when the file is missing or damaged.
         """
         try:
             return self._get(folder / f"{name}.npy", _Table).table

@@ -38,6 +38,8 @@ class CropReader(Protocol):
 
     def foreground(self, name: str) -> dict[int, np.ndarray]: ...
 
+    def counts(self, name: str) -> dict[int, int]: ...
+
 
 @dataclass(frozen=True)
 class Batch:

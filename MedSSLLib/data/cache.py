@@ -267,16 +267,10 @@ class Cache:
             raise InputError("has no label", remedy="Add its label, or do not list it as labelled")
         path, annotated = case.label, case.annotated
         slices = None if annotated is None else annotated.to_json()
-        parts: list[Any] = [
-            image.folder.name,
-            hashes.of(path),
-            list(classes.values),
-            classes.ignore,
-            slices,
-        ]
+        content: Any = hashes.of(path)
         if classes.names and path.name.lower().endswith(".nrrd"):
-            parts.append(sorted(classes.names.items()))
-        key = _key(*parts)
+            content = [content, sorted(classes.names.items())]
+        key = _key(image.folder.name, content, list(classes.values), classes.ignore, slices)
 
         def make(folder: Path) -> None:
             volume = io.read_label(
@@ -361,7 +355,7 @@ def _about_small(case: str, words: str, small: Small, grid: Geometry) -> str:
         fate = f"{small.unknown} are left unknown, as other structures take their voxels"
     return (
         f"{case}: {pieces} of {words} {are} too small for the training grid ({spacing} mm): "
-        f"{fate}. A finer grid needs scans with finer voxels among the cases."
+        f"{fate}. A finer grid: --set training.grid=N (mm)."
     )
 
 

@@ -1,9 +1,9 @@
-"""Random changes of intensity for views: blur, simulated low resolution, noise, brightness,
-contrast, gamma.
+"""Random changes of intensity for views.
 
-They follow the resampling in this order: first what blurs, then the noise, which no scanner blurs,
-then the scale of the intensities. Which samples change, and how much, is drawn on the host; the
-changes run on the device on those samples alone, so nothing waits for the device.
+Blur, simulated low resolution, noise, brightness, contrast, gamma. They follow the resampling in
+this order: first what blurs, then the noise, which no scanner blurs, then the scale of the
+intensities. Which samples change, and how much, is drawn on the host; the changes run on the device
+on those samples alone, so nothing waits for the device.
 """
 
 from __future__ import annotations
@@ -75,11 +75,10 @@ def _strength(images: Tensor, change: Change) -> Tensor:
 
 
 def _changed(images: Tensor, change: Change, apply: Callable[..., Tensor], *given: Tensor) -> None:
-    """Replace the chosen samples by ``apply(them [k, c, *s], *given)``, which may change them in
-    place.
+    """Replace the chosen samples by ``apply(them [k, c, *s], *given)``.
 
-    Small samples are changed together, large ones one at a time, so that they stay in the
-    processor's cache.
+    The change may happen in place. Small samples are changed together, large ones one at a time, so
+    that they stay in the processor's cache.
 
     Args:
         images: ``[b, c, *s]``.
@@ -123,8 +122,9 @@ def _along_axes(x: Tensor, *weights: Tensor) -> Tensor:
 
 
 def blur_weights(sigma: Tensor, n: int) -> Tensor:
-    """Gaussian weights ``[k, n, n]`` of a width per sample in voxels, cut at 4 sigma of the widest;
-    edges continue.
+    """Gaussian weights ``[k, n, n]`` of a width per sample in voxels.
+
+    Cut at 4 sigma of the widest; edges continue.
     """
     offset = torch.arange(-RADIUS, RADIUS + 1, device=sigma.device)
     kernel = torch.exp(-(offset**2) / (2 * sigma[:, None] ** 2))
@@ -139,10 +139,10 @@ def blur_weights(sigma: Tensor, n: int) -> Tensor:
 
 
 def low_resolution_weights(factor: Tensor, n: int) -> Tensor:
-    """Down by a factor per sample and up again, ``[k, n, n]``, linear both ways as in
-    ``F.interpolate``.
+    """Down by a factor per sample and up again, ``[k, n, n]``.
 
-    Both ways keep the centre, so structures stay where their labels are.
+    Linear both ways as in ``F.interpolate``. Both ways keep the centre, so structures stay where
+    their labels are.
     """
     few = (n / factor).round().clamp_min(1)[:, None]
     half = torch.arange(n, device=factor.device, dtype=factor.dtype) + 0.5
@@ -152,8 +152,9 @@ def low_resolution_weights(factor: Tensor, n: int) -> Tensor:
 
 
 def _noise(images: Tensor, change: Change) -> None:
-    """Each sample has its own seed, so that its noise does not depend on the others in the
-    batch.
+    """Gaussian noise, from a seed of each sample's own.
+
+    So it does not depend on the others in the batch.
     """
     for sample, variance, seed in zip(*(x.tolist() for x in vars(change).values()), strict=True):
         x = images[sample]

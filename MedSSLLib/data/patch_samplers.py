@@ -7,10 +7,10 @@ its own samples only.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ from MedSSLLib.data.spatial import (
     sample_rotations,
     sample_segmentation_views,
     scale_of_image,
+    view_margin,
 )
 from MedSSLLib.images.labels import IGNORE
 
@@ -42,8 +43,8 @@ class SegmentationSampler:
         patch: patch size, length 2 or 3.
         spacing: voxel size in mm of the patch axes.
         batch: samples of the global batch.
-        foreground: fraction of samples centred on a labelled foreground voxel.
-        margin: side of the window that is read, relative to the patch.
+        foreground: fraction of samples centred on a labelled foreground voxel; the others lie
+            anywhere that counts, every voxel alike.
         labelled: whether labels are read; without, patches lie anywhere and nothing counts.
         soft: reads soft targets beside the labels; None leaves them out.
     """
@@ -56,41 +57,53 @@ class SegmentationSampler:
     batch: int
     foreground: float
     seed: int
-    margin: float = 1.4
     labelled: bool = True
     soft: TargetReader | None = None
-
-    @property
-    def window(self) -> tuple[int, ...]:
-        """Side lengths of a source window in voxels.
-
-        They are an even number more than the patch, so that voxels coincide.
-        """
-        return tuple(side + 2 * math.ceil(side * (self.margin - 1) / 2) for side in self.patch)
 
     def sample(self, step: int, micro_batch: int = 0, micro_batches: int = 1) -> HostBatch:
         """The samples of one of the micro-batches of a step's global batch."""
         rng = random_stream(self.seed, step, Stream.SEGMENTATION_BATCH)
-        window = self.window
         draws = [self._draw(rng, step, i) for i in range(self.batch)]
         geometry = sample_segmentation_views(
-            rng, self.batch, window, self.patch, self.spacing, self.augment
+            rng, self.batch, self.patch, self.patch, self.spacing, self.augment
         )
         changes = sample_intensity(rng, self.batch, self.augment)
         mine = own_samples(self.batch, micro_batch, micro_batches)
-        images, labels, soft = zip(*(self._read(*draws[i]) for i in mine), strict=True)
+        names = [draws[i][0] for i in mine]
+        lows = np.stack([draws[i][1] for i in mine])
         return HostBatch(
-            windows=torch.from_numpy(np.stack(images)[:, None]),
-            labels=torch.from_numpy(np.stack(labels)[:, None]),
-            targets=torch.from_numpy(np.stack(soft)[:, None]) if self.soft else None,
-            corner=torch.zeros(len(mine), 1, len(self.patch)),
-            geometry=geometry.only(mine),
+            **self._windows(names, lows, geometry.only(mine)),
             changes={kind: change.only(mine) for kind, change in changes.items()},
-            cases=tuple(draws[i][0] for i in mine),
+            cases=tuple(names),
         )
 
+    def _windows(self, names: list[str], lows: np.ndarray, views: ViewGeometry) -> dict[str, Any]:
+        """The windows of the samples, of one size that holds what each view sees of its volume.
+
+        Args:
+            names: the cases.
+            lows: lower corners d, h, w of the patches, ``[b, 3]``.
+            views: where the views lie, in voxels from these corners.
+        """
+        dim = len(self.patch)
+        before = np.asarray([0] * (3 - dim) + [*view_margin(views, self.patch)])
+        whole = np.asarray([1] * (3 - dim) + [*self.patch])
+        shapes = np.asarray([self.reader.shape(name)[1:] for name in names])
+        side = np.minimum(whole + 2 * before, shapes.max(0))
+        # outside the volume resampling continues its edge, and labels do not count
+        first = np.clip(lows - before, 0, np.maximum(shapes - side, 0))
+        parts = [self._read(name, low, low + side) for name, low in zip(names, first, strict=True)]
+        images, labels, soft = zip(*parts, strict=True)
+        return {
+            "windows": torch.from_numpy(np.stack(images)[:, None]),
+            "labels": torch.from_numpy(np.stack(labels)[:, None]),
+            "targets": torch.from_numpy(np.stack(soft)[:, None]) if self.soft else None,
+            "corner": _float((first - lows)[:, None, 3 - dim :]),
+            "geometry": views,
+        }
+
     def _draw(self, rng: np.random.Generator, step: int, i: int) -> tuple[str, np.ndarray]:
-        """Case and lower window corner ``[3]`` of sample i."""
+        """Case and lower corner d, h, w of the patch of sample i."""
         name = self.cases[shuffled_order(self.seed, step * self.batch + i, len(self.cases))]
         centre = self._centre(rng, name, i < round(self.foreground * self.batch))
         extent = np.asarray(self.reader.shape(name)[1:])
@@ -98,8 +111,7 @@ class SegmentationSampler:
         jitter = rng.uniform(-0.1, 0.1, 3) * patch * (patch > 1)
         room = np.maximum(extent - patch, 0) / 2
         middle = np.clip(centre + 0.5, extent / 2 - room, extent / 2 + room) + jitter
-        window = np.asarray(self.window if len(self.patch) == 3 else (1, *self.window))
-        low = np.rint(middle - window / 2).astype(int)
+        low = np.rint(middle - patch / 2).astype(int)
         if len(self.patch) == 2:
             low[0] = centre[0]
         return name, low
@@ -112,21 +124,22 @@ class SegmentationSampler:
         if foreground and structures:
             chosen = places[structures[rng.integers(len(structures))]]
             return chosen[rng.integers(len(chosen))]
-        counted = list(places.values())
-        if not counted:
+        if not places:
             return rng.integers(np.asarray(self.reader.shape(name)[1:]))
-        sizes = np.asarray([len(xyz) for xyz in counted], float)
-        chosen = counted[rng.choice(len(counted), p=sizes / sizes.sum())]
+        counts = self.reader.counts(name)  # the lists of places are of limited length
+        sizes = np.asarray([counts[c] for c in places], float)
+        chosen = list(places.values())[rng.choice(len(places), p=sizes / sizes.sum())]
         return chosen[rng.integers(len(chosen))]
 
-    def _read(self, name: str, low: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-        window = self.window if len(self.patch) == 3 else (1, *self.window)
-        corners = low.tolist(), (low + np.asarray(window)).tolist()
+    def _read(
+        self, name: str, low: np.ndarray, high: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        corners = low.tolist(), high.tolist()
         image = self.reader.image(name, *corners)
         label = (
             self.reader.label(name, *corners)
             if self.labelled
-            else np.full(window, IGNORE, np.uint8)
+            else np.full(high - low, IGNORE, np.uint8)
         )
         soft = self.soft.targets(name, corners[0], label) if self.soft else None
         if len(self.patch) == 2:

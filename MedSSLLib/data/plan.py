@@ -7,7 +7,8 @@ suit a CPU. Labels are never looked at.
   number of slices is below 8; else 3.
 * Slice axis: in 2D each case's own; in 3D the anatomical axis that most anisotropic cases (ratio >=
   1.5) share, else S.
-* Spacing: the median over cases, the two in-plane axes pooled.
+* Spacing: the median over cases, the two in-plane axes pooled; not finer than a `grid` that is
+  asked for.
 * Patch: an equal physical length per axis, at most the median extent, within the voxel budget; each
   axis a multiple of its total stride.
 * Strides: a level halves an axis unless it would keep fewer than 4 voxels or its spacing is already
@@ -82,6 +83,7 @@ def make_plan(
     channels: int = 1,
     dim: str | int = "auto",
     voxel_budget: int | None = None,
+    grid: float | None = None,
 ) -> Plan:
     """Decide the plan from the headers of the cases that will be trained on, by the rules above.
 
@@ -91,6 +93,7 @@ def make_plan(
         channels: images per case.
         dim: 'auto', '2d' (or 2), '3d' (or 3).
         voxel_budget: voxels of a patch at most; by default 16,384 in 2D and 98,304 in 3D.
+        grid: no grid axis is finer than this, in mm; None leaves the spacing as it is.
 
     Raises:
         InputError: no cases, or as many modalities as channels are not given.
@@ -101,7 +104,9 @@ def make_plan(
     n_dim = _dimension(geometries, own, str(dim).lower())
     canonical = None if n_dim == 2 else _canonical_axis(geometries, own)
     spacings, sizes = _grids(geometries, own, canonical)
-    between, within = _rounded(np.median(spacings[:, 0])), _rounded(np.median(spacings[:, 1:]))
+    between, within = (
+        max(_rounded(np.median(part)), grid or 0.0) for part in (spacings[:, 0], spacings[:, 1:])
+    )
     target = np.array([between, within, within])
     extent = np.median(sizes * spacings, axis=0) / target
     skip = 3 - n_dim
@@ -117,6 +122,12 @@ def make_plan(
         strides=strides,
         intensities=INTENSITIES,
     )
+
+
+def image_axes(geometry: Geometry, plan: Plan) -> list[int]:
+    """Which axis of a case (0 i, 1 j, 2 k) runs along the plan's d, h and w."""
+    canonical = None if plan.slice_axis == "own" else plan.slice_axis
+    return _image_axes(geometry, slice_axis(geometry), canonical)
 
 
 def canonical_axes(geometry: Geometry) -> tuple[int, int, int]:
@@ -179,13 +190,18 @@ def _grids(
     """
     spacings, sizes = [], []
     for geometry, axis in zip(geometries, own, strict=True):
-        anatomical = canonical_axes(geometry)
-        slice_direction = anatomical[axis] if canonical is None else canonical
-        in_plane = [direction for direction in (2, 1, 0) if direction != slice_direction]
-        order = [anatomical.index(direction) for direction in (slice_direction, *in_plane)]
+        order = _image_axes(geometry, axis, canonical)
         spacings.append([geometry.spacing[axis] for axis in order])
         sizes.append([geometry.size[axis] for axis in order])
     return np.array(spacings, float), np.array(sizes, float)
+
+
+def _image_axes(geometry: Geometry, own: int, canonical: int | None) -> list[int]:
+    """Which image axis (0 i, 1 j, 2 k) runs along d, h and w."""
+    anatomical = canonical_axes(geometry)
+    slice_direction = anatomical[own] if canonical is None else canonical
+    in_plane = [direction for direction in (2, 1, 0) if direction != slice_direction]
+    return [anatomical.index(direction) for direction in (slice_direction, *in_plane)]
 
 
 def _patch_and_strides(

@@ -38,6 +38,8 @@ class Stream(IntEnum):
     CLIENT_SLICES = 8
     RANDOM_SLICES = 9
     CALIBRATION_VOXELS = 10
+    MIXING = 14
+    MIXED_CONTRAST = 15
 
 
 def random_stream(*numbers: int) -> np.random.Generator:

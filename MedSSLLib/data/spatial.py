@@ -19,6 +19,8 @@ from torch import Tensor
 from MedSSLLib.config.run import AugmentConfig
 from MedSSLLib.images.labels import IGNORE
 
+OVERSHOOT = 1.25  # of bicubic interpolation between control points, at most 1.23
+
 Rng = np.random.Generator
 Corners = tuple[np.ndarray, np.ndarray]
 
@@ -182,14 +184,15 @@ def sample_segmentation_views(
     """
     dim = len(patch)
     active = rng.random(n) < config.affine
-    smallest, largest = config.scale
+    smallest, largest = config.zoom(dim)
     drawn = np.exp(rng.uniform(np.log(smallest), np.log(largest), (n, 1)))
     zoom = np.where(active[:, None], drawn, 1.0)
     half = np.asarray(patch, float) * zoom / 2
     centre = np.asarray(window, float) / 2
     rotation = np.tile(np.eye(dim), (n, 1, 1))
-    if config.rotation and active.any():
-        rotation[active] = sample_rotations(rng, int(active.sum()), spacing, config.rotation)
+    degrees = config.largest_rotation(dim)
+    if degrees and active.any():
+        rotation[active] = sample_rotations(rng, int(active.sum()), spacing, degrees)
     flip = sample_flips(rng, (n, dim), config.flip)
     return ViewGeometry(
         lo=_one_view(centre - half),
@@ -203,6 +206,27 @@ def sample_segmentation_views(
 def _one_view(array: np.ndarray) -> Tensor:
     """``[n, ...]`` as float32 ``[n, 1, ...]``."""
     return torch.from_numpy(array.astype(np.float32)[:, None])
+
+
+def view_margin(views: ViewGeometry, patch: Sequence[int]) -> list[int]:
+    """Voxels around the patches ``[0, patch)`` that views in their frame look at, the most an
+    axis.
+
+    Args:
+        views: boxes with rotation and displacement, ``[b, v, s]``.
+        patch: voxels an axis; the views have as many.
+    """
+    size = torch.tensor(list(patch), dtype=views.lo.dtype)
+    reach = (views.hi - views.lo) / 2 * (1 - 1 / size)  # to the centre of the last voxel
+    if views.rotation is not None:
+        reach = torch.einsum("bvij,bvj->bvi", views.rotation.abs(), reach)
+    if views.displacement is not None:
+        most = views.displacement.abs().flatten(3).amax(3)
+        reach = reach + OVERSHOOT * most * (views.hi - views.lo)
+    centre = (views.hi + views.lo) / 2
+    below = (0.5 + reach - centre).amax((0, 1))  # voxels are interpolated between two centres
+    above = (0.5 + reach + centre - size).amax((0, 1))
+    return torch.maximum(below, above).sub(1e-3).ceil().clamp_min(0).int().tolist()
 
 
 def _sample_elastic(
@@ -335,8 +359,9 @@ def linear_weights(places: Tensor, size: int) -> Tensor:
 
 
 def resample_labels(labels: Tensor, grid: Tensor) -> Tensor:
-    """Class maps ``[n, *w]`` (uint8) to ``[n, *p]``, nearest neighbour; outside the window is
-    IGNORE.
+    """Class maps ``[n, *w]`` (uint8) to ``[n, *p]``, nearest neighbour.
+
+    Outside the window is IGNORE.
     """
     shifted = (labels.to(grid.dtype) + 1)[:, None]
     found = F.grid_sample(shifted, grid, mode="nearest", padding_mode="zeros", align_corners=False)

@@ -1,15 +1,16 @@
 """The whole pipeline on one page: a cohort, a few annotated slices, and what they bring.
 
-Two models are fine-tuned on the same few annotated slices for the same time: one from random
-weights, one from an encoder pre-trained on the unlabelled scans.  The second then teaches itself
-from its own predictions on the unlabelled scans.  All three segment the test cases, which none has
-seen.
+Every model learns from the same few annotated slices and for the same time in all. The first does
+nothing else. The others spend a part of the time on the unlabelled scans: self-training learns from
+the model's own predictions there, pre-training (in the longer demo) learns before any label is
+read. All segment the test cases, which none has seen.
 """
 
 from __future__ import annotations
 
+import shlex
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,19 +24,58 @@ from MedSSLLib.core.events import Events, relayed
 from MedSSLLib.core.files import write_json
 from MedSSLLib.data.plan import make_plan
 from MedSSLLib.demo.data import gather
-from MedSSLLib.demo.report import write_demo_report
+from MedSSLLib.demo.report import Made, gain, write_demo_report
 from MedSSLLib.evaluation.scoring import Scored, score_predictions
 from MedSSLLib.images import io
 from MedSSLLib.images.labels import Annotated, simulate_annotation, slice_axis
 from MedSSLLib.methods.options import configured
 from MedSSLLib.project.project import Project
 
-MINUTES = {
-    "quick": {"pretrain": 1.1, "finetune": 0.8, "selftrain": 1.1},
-    "standard": {"pretrain": 12.0, "finetune": 5.0, "selftrain": 8.0},
+
+@dataclass(frozen=True)
+class Row:
+    """A model of the demo and how its training time is spent, in minutes.
+
+    Attributes:
+        run: name of the run that is scored.
+        words: what the tables call it.
+        first: training on the annotated slices.
+        pretrain: learning from all scans before that, no label read; 0 for none.
+        selftrain: learning from its own predictions on the unlabelled scans after it; 0 for none.
+    """
+
+    run: str
+    words: str
+    first: float
+    pretrain: float = 0.0
+    selftrain: float = 0.0
+
+    @property
+    def minutes(self) -> float:
+        """Training time of the model in all."""
+        return self.first + self.pretrain + self.selftrain
+
+    @property
+    def first_run(self) -> str:
+        """Name of the run on the annotated slices."""
+        return f"{self.run}-start" if self.selftrain else self.run
+
+
+BUDGETS = {
+    "quick": (
+        Row("labels", "labels alone", 1.9),
+        Row("selftrained", "self-trained", 0.8, selftrain=1.1),
+    ),
+    "standard": (
+        Row("labels", "labels alone", 12.0),
+        Row("pretrained", "pre-trained", 7.0, pretrain=5.0),
+        Row("selftrained", "pre-trained, self-trained", 3.0, pretrain=5.0, selftrain=4.0),
+    ),
 }
-"""Minutes of pre-training, of each fine-tuning and of self-training. Not from the papers."""
-_SELF = {"method": "local-contrast", "options.start": "pretrained", "options.rounds": 1}
+"""The models that are compared; those of a budget train for the same time. Not from the papers.
+
+In minutes pre-training brings nothing yet, so that the quick demo does without.
+"""
 VOXELS = 32 * 32 * 32
 """Voxels of a 3D patch in the quick demo: small, for many steps in little time. Not from the
 papers.
@@ -44,12 +84,7 @@ QUICK_BATCH = 4
 """Scans a step of pre-training in the quick demo, likewise."""
 SLICES_A_CASE = 3
 METHOD = "pgl"
-RUNS = {
-    "scratch": "random weights",
-    "pretrained": "pre-trained",
-    "selftrained": "pre-trained, self-trained",
-}
-"""Runs that are compared, and what they are called."""
+ENCODER = "pretrain"
 TOLERANCE_MM = 2.0
 
 
@@ -57,28 +92,44 @@ TOLERANCE_MM = 2.0
 class Demo:
     """What the demo leaves behind.
 
-    report: the HTML file. methods: the models' scores, random weights first. seconds: time of every
-        stage.
+    Attributes:
+        folder: where everything is.
+        report: the HTML file.
+        picture: slices of test cases with every model's segmentation.
+        methods: the models' scores, labels alone first.
+        minutes: training time of every model.
+        seconds: time of every stage.
     """
 
     folder: Path
     report: Path
+    picture: Path
     methods: tuple[Scored, ...]
+    minutes: float
     seconds: Mapping[str, float]
 
     def table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
         """Head and rows of the result table for the terminal."""
         classes = tuple(self.methods[0].metrics["summary"]["dice"]["per_class"])
-        head = ("model", "mean Dice", *classes, "surface Dice", "HD95 mm")
+        head = ("model", "Dice", *classes, "HD95, mm")
         return head, [_row(scored, classes) for scored in self.methods]
+
+    def verdict(self) -> str:
+        """What the last model has over the first, in a sentence."""
+        mean, low, high = gain(self.methods)
+        first, last = self.methods[0], self.methods[-1]
+        more = "more" if mean >= 0 else "less"
+        return (
+            f"{last.name.capitalize()}: {abs(mean):.3f} Dice {more} than {first.name} on "
+            f"{len(last.metrics['cases'])} scans that no model has seen (95 % interval {low:+.3f} "
+            f"to {high:+.3f}), both trained for {self.minutes:g} minutes."
+        )
 
 
 def _row(scored: Scored, classes: tuple[str, ...]) -> tuple[str, ...]:
     summary = scored.metrics["summary"]
-    values = [summary["dice"]["mean"]]
-    values += [summary["dice"]["per_class"][name] for name in classes]
-    values.append(summary["surface_dice"]["mean"])
-    cells = [_cell(value, 3) for value in values]
+    cells = [_cell(summary["dice"]["mean"], 3)]
+    cells += [_cell(summary["dice"]["per_class"][name], 3) for name in classes]
     return (scored.name, *cells, _cell(summary["hd95_mm"]["mean"], 1))
 
 
@@ -106,8 +157,8 @@ def run_demo(
         InputError: the folder is in use, the budget is unknown or the data cannot be used.
     """
     folder = Path(out)
-    if budget not in MINUTES:
-        raise InputError(f"budget {budget!r} is unknown", remedy=f"Use {' or '.join(MINUTES)}")
+    if budget not in BUDGETS:
+        raise InputError(f"budget {budget!r} is unknown", remedy=f"Use {' or '.join(BUDGETS)}")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(
             "is in use already",
@@ -116,49 +167,89 @@ def run_demo(
         )
     events.emit("start", command="demo", data=data, budget=budget, folder=str(folder))
     clock = _Clock()
+    rows = BUDGETS[budget]
     with clock.time("data"):
         cohort = gather(data, folder, seed, events)
         project = cohort.project(folder / cohort.name, seed)
         _tell(project, events)
         annotate(project, SLICES_A_CASE)
-    methods = _train_and_score(
-        project, _Settings(budget, device, seed, _voxels(project, budget)), events, clock
-    )
-    for run, scored in zip(RUNS, methods, strict=True):
-        write_json(folder / f"metrics-{run}.json", scored.metrics)
+    settings = _Settings(device, seed, _voxels(project, budget))
+    methods = _train_and_score(project, rows, settings, events, clock)
+    for row, scored in zip(rows, methods, strict=True):
+        write_json(folder / f"metrics-{row.run}.json", scored.metrics)
     with clock.time("report"):
-        report = write_demo_report(
-            folder, project, dict(zip(RUNS, methods, strict=True)), cohort.words, clock.seconds
-        )
-    events.images(sorted((folder / "figures").iterdir()))
+        made = Made(project, cohort.words, methods, settings.commands(project, rows[-1], folder))
+        report = write_demo_report(folder, made, run_folders(project, rows), clock.seconds)
+    pictures = sorted((folder / "figures").iterdir())
+    events.images(pictures)
     means = {scored.name: scored.metrics["summary"]["dice"]["mean"] for scored in methods}
     events.emit("done", command="demo", folder=str(folder), report=str(report), dice=means)
-    return Demo(folder, report, methods, dict(clock.seconds))
+    picture = folder / "figures" / "overlays.png"
+    return Demo(folder, report, picture, methods, rows[-1].minutes, dict(clock.seconds))
+
+
+def run_folders(project: Project, rows: Sequence[Row]) -> dict[str, dict[str, Path]]:
+    """Kind of training to what its runs are called and their folders."""
+    kinds: dict[str, dict[str, Path]] = {"pre-training": {}, "fine-tuning": {}, "self-training": {}}
+    for row in rows:
+        if row.pretrain:
+            kinds["pre-training"]["pre-training"] = project.run_folder(ENCODER)
+        first = f"{row.words}, start" if row.selftrain else row.words
+        kinds["fine-tuning"][first] = project.run_folder(row.first_run)
+        if row.selftrain:
+            kinds["self-training"][row.words] = project.run_folder(row.run)
+    return {kind: runs for kind, runs in kinds.items() if runs}
 
 
 @dataclass(frozen=True)
 class _Settings:
-    budget: str
     device: str
     seed: int
     voxels: int | None
 
     def config(
-        self, command: Literal["pretrain", "finetune", "selftrain"], **settings: Any
+        self,
+        command: Literal["pretrain", "finetune", "selftrain"],
+        minutes: float,
+        **settings: Any,
     ) -> RunConfig:
-        minutes = MINUTES[self.budget][command]
         overrides: dict[str, Any] = {
             "training.minutes": minutes,
             "training.voxels": self.voxels,
             "device": self.device,
+            "seed": self.seed,
+            **settings,
         }
-        overrides |= {"seed": self.seed, **settings}
-        return configured(
-            command,
-            preset="quick",
-            method=overrides.pop("method", "supervised"),
-            overrides=overrides,
+        method = overrides.pop("method", "supervised")
+        return configured(command, preset="quick", method=method, overrides=overrides)
+
+    def commands(self, project: Project, row: Row, folder: Path) -> list[str]:
+        """The same work as commands that can be typed in the demo's folder."""
+        common = f"--preset quick --seed {self.seed}"
+        if self.voxels:
+            common += f" --set training.voxels={self.voxels}"
+        name = shlex.quote(project.folder.name)
+        start, lines = "", []
+        if row.pretrain:
+            lines.append(
+                f"medssl pretrain {name} --method {METHOD} --minutes {row.pretrain:g} {common} "
+                "--name again-pretrain"
+            )
+            start = " --init again-pretrain"
+        lines.append(
+            f"medssl finetune {name}{start} --minutes {row.first:g} {common} --name again-start"
         )
+        lines.append(
+            f"medssl selftrain {name} --from again-start --rounds 1 "
+            f"--minutes {row.selftrain:g} {common} --name again"
+        )
+        labels = sorted({case.label.parent for case in project.test if case.label})[0]
+        if labels.is_relative_to(folder.absolute()):
+            labels = labels.relative_to(folder.absolute())
+        where = f"--predictions again --references {shlex.quote(str(labels))}"
+        lines.append(f"medssl predict {name} --run again --out again")
+        lines.append(f"medssl evaluate {where} --project {name} --out again.json")
+        return lines
 
 
 def _voxels(project: Project, budget: str) -> int | None:
@@ -184,36 +275,40 @@ class _Clock:
 
 
 def _train_and_score(
-    project: Project, settings: _Settings, events: Events, clock: _Clock
+    project: Project, rows: Sequence[Row], settings: _Settings, events: Events, clock: _Clock
 ) -> tuple[Scored, ...]:
+    scored = []
+    for row in rows:
+        with relayed(events, row.words) as inner:
+            _train(project, row, settings, inner, clock)
+            with clock.time(f"testing, {row.words}"):
+                _predict(project, row.run, settings.device, inner)
+                predictions = _predictions(project, row.run)
+                scored.append(score_predictions(project, predictions, row.words, TOLERANCE_MM))
+    return tuple(scored)
+
+
+def _train(project: Project, row: Row, settings: _Settings, events: Events, clock: _Clock) -> None:
+    """The runs of a model, one after the other; all share one pre-training."""
     from MedSSLLib.finetuning.finetune import run_finetune
     from MedSSLLib.pretraining.pretrain import run_pretrain
     from MedSSLLib.selftraining.selftrain import run_selftrain
 
-    with relayed(events, "pre-train") as inner, clock.time("pre-training"):
+    init = {"init": ENCODER} if row.pretrain else {}
+    if row.pretrain and not project.run_folder(ENCODER).exists():
         batch = {"training.batch": QUICK_BATCH} if settings.voxels else {}
-        run_pretrain(
-            project, settings.config("pretrain", method=METHOD, name="pretrain", **batch), inner
-        )
-    work = {
-        "scratch": (run_finetune, settings.config("finetune", name="scratch")),
-        "pretrained": (
-            run_finetune,
-            settings.config("finetune", name="pretrained", init="pretrain"),
-        ),
-        "selftrained": (run_selftrain, settings.config("selftrain", name="selftrained", **_SELF)),
-    }
-    scored = []
-    for run, (train, config) in work.items():
-        with relayed(events, RUNS[run]) as inner:
-            with clock.time(f"training, {RUNS[run]}"):
-                train(project, config, inner)
-            with clock.time(f"testing, {RUNS[run]}"):
-                _predict(project, run, settings.device, inner)
-                scored.append(
-                    score_predictions(project, _predictions(project, run), RUNS[run], TOLERANCE_MM)
-                )
-    return tuple(scored)
+        with clock.time("pre-training"):
+            config = settings.config("pretrain", row.pretrain, method=METHOD, name=ENCODER, **batch)
+            run_pretrain(project, config, events)
+    with clock.time(f"training, {row.words}"):
+        config = settings.config("finetune", row.first, name=row.first_run, **init)
+        run_finetune(project, config, events)
+        if row.selftrain:
+            start = {"options.start": row.first_run, "options.rounds": 1}
+            config = settings.config(
+                "selftrain", row.selftrain, method="local-contrast", name=row.run, **start
+            )
+            run_selftrain(project, config, events)
 
 
 def _predictions(project: Project, run: str) -> Path:

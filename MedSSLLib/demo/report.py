@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -40,24 +42,31 @@ def gain(methods: Sequence[Scored]) -> tuple[float, float, float]:
     return bootstrap_interval(np.array(differences, dtype=float))
 
 
+@dataclass(frozen=True)
+class Made:
+    """What the demo has made: its project, what the scans are, scores, and the same as commands."""
+
+    project: Project
+    words: str
+    methods: Sequence[Scored]
+    commands: Sequence[str]
+
+
 def write_demo_report(
     folder: Path,
-    project: Project,
-    methods: Mapping[str, Scored],
-    words: str,
+    made: Made,
+    runs: Mapping[str, Mapping[str, Path]],
     seconds: Mapping[str, float],
 ) -> Path:
     """Write ``report.html`` and the figures as PNG into the demo's folder; returns the page's path.
 
     Args:
         folder: where to write.
-        project: the demo's project.
-        methods: run name to its scores, random weights first, the best that was done last.
-        words: what the scans are.
+        made: what the demo has made; scores with labels alone first, the fullest model last.
+        runs: kind of training to what its runs are called and their folders.
         seconds: how long each stage took.
     """
-    scored = list(methods.values())
-    runs = {run: project.run_folder(run) for run in ("pretrain", *methods)}
+    project, scored = made.project, made.methods
     slices = sum(case.annotated.count for case in project.labelled if case.annotated)
     page = Page(
         "What a few annotated slices can do",
@@ -68,16 +77,15 @@ def write_demo_report(
     page.cards(_cards(scored, seconds))
     add_results(page, scored)
     add_overlays(page, project, scored)
-    _add_training(page, runs, {run: of.name for run, of in methods.items()})
-    _add_data(page, project, words)
+    _add_training(page, runs)
+    _add_data(page, made)
     page.section("Time")
     page.facts({stage: duration_words(value) for stage, value in seconds.items()})
-    for run, what in (("pretrain", "pre-training"), ("selftrained", "self-training")):
-        add_configuration(
-            page, RunFolder(runs[run]).record["config"], f"Configuration of the {what}"
-        )
-    made = RunFolder(runs["pretrain"]).record
-    add_environment(page, made.get("versions", {}), made.get("precision"))
+    last: Mapping[str, Any] = {}
+    for kind, some in runs.items():
+        last = RunFolder(list(some.values())[-1]).record
+        add_configuration(page, last["config"], f"Configuration of the {kind}")
+    add_environment(page, last.get("versions", {}), last.get("precision"))
     page.section("Limits")
     page.bullets([*_own_limits(scored), *limits(scored)])
     _save_figures(folder / "figures", project, scored)
@@ -87,7 +95,7 @@ def write_demo_report(
 def _cards(methods: Sequence[Scored], seconds: Mapping[str, float]) -> list[tuple[str, str, str]]:
     """Headline numbers: (value, what it is, note)."""
     mean, low, high = gain(methods)
-    before = f"of it pre-training {duration_words(seconds['pre-training'])}"
+    training = sum(took for stage, took in seconds.items() if "training" in stage)
     cards = []
     for scored in (methods[0], methods[-1]):
         dice = scored.metrics["summary"]["dice"]["mean"]
@@ -95,7 +103,8 @@ def _cards(methods: Sequence[Scored], seconds: Mapping[str, float]) -> list[tupl
         cards.append((f"{dice:.3f}", scored.name, cases))
     interval = f"95 % interval {_signed(low)} to {_signed(high)}"
     cards.append((_signed(mean), "difference", interval))
-    cards.append((duration_words(sum(seconds.values())), "whole demo", before))
+    note = f"of it training {duration_words(training)}"
+    cards.append((duration_words(sum(seconds.values())), "whole demo", note))
     return cards
 
 
@@ -103,24 +112,26 @@ def _signed(value: float) -> str:
     return f"{value:+.3f}".replace("-", "−")
 
 
-def _add_training(page: Page, runs: Mapping[str, Path], names: Mapping[str, str]) -> None:
+_CAPTIONS = {
+    "pre-training": "Pre-training: no label of any scan was read.",
+    "fine-tuning": "Training on the annotated slices.",
+    "self-training": "Self-training: the model's own predictions on unlabelled scans teach it too.",
+}
+
+
+def _add_training(page: Page, runs: Mapping[str, Mapping[str, Path]]) -> None:
     """Every run's losses, a figure per kind of training."""
     page.section("Training")
-    first, second, *rest = names
-    kinds = {
-        "Pre-training: no label of any scan was read.": ["pretrain"],
-        "Fine-tuning on the annotated slices, both for the same time.": [first, second],
-        "Self-training, from the pre-trained model: its own predictions teach it too.": rest,
-    }
     drawn = []
-    for caption, some in kinds.items():
-        if curves := losses({names.get(run, run): runs[run] for run in some}):
-            drawn.append((training_curves(curves), caption))
+    for kind, some in runs.items():
+        if curves := losses(some):
+            drawn.append((training_curves(curves), _CAPTIONS[kind]))
     page.figures(*drawn)
 
 
-def _add_data(page: Page, project: Project, words: str) -> None:
-    page.section("Data", words)
+def _add_data(page: Page, made: Made) -> None:
+    project = made.project
+    page.section("Data", made.words)
     annotated = {}
     for case in project.labelled:
         if case.annotated:
@@ -134,14 +145,8 @@ def _add_data(page: Page, project: Project, words: str) -> None:
             "test": ", ".join(case.name for case in project.test),
         }
     )
-    page.text("The same from the command line, with --minutes or --steps to taste:")
-    page.code(
-        f"medssl pretrain {project.name} --method pgl --name pretrain\n"
-        f"medssl finetune {project.name} --init pretrain --name pretrained\n"
-        f"medssl selftrain {project.name} --from pretrained --rounds 1 --name selftrained\n"
-        f"medssl predict {project.name} --run selftrained --out segmentations\n"
-        "medssl evaluate --predictions segmentations --references LABELS --out metrics.json"
-    )
+    page.text("The last model again, from the command line in the demo's folder:")
+    page.code("\n".join(made.commands))
 
 
 def _own_limits(methods: Sequence[Scored]) -> list[str]:
@@ -152,8 +157,8 @@ def _own_limits(methods: Sequence[Scored]) -> list[str]:
     return [
         "The demo trains for minutes with one choice of labelled scans and one seed: it shows "
         f"how the software works, not how good a method is, and {sure}.",
-        "The last model was trained longer than the first: pre-training and self-training come "
-        "on top. See Time.",
+        "All models were trained for the same time in all, what came before or after the training "
+        "on the annotated slices included.",
     ]
 
 

@@ -16,8 +16,11 @@ from MedSSLLib.evaluation.metrics import METRICS, CaseMetrics, ClassMetrics, eva
 from MedSSLLib.images import io
 from MedSSLLib.images.labels import Annotated, counted_mask, label_values
 
-MOST_VALUES = 200
-"""More different values than any segmentation has; not from a paper."""
+MOST_VALUES, MOST_FOREIGN = 200, 40
+"""Different values that a segmentation has at most, and those that its reference lacks.
+
+What has more is a scan. Not from a paper.
+"""
 IGNORED = "ignore"
 """Name of the label value that says that nothing is known of a voxel, as in nnU-Net."""
 
@@ -196,8 +199,8 @@ def _evaluate_files(
         names = {value: kind for kind, value in classes.items()}
     reference = io.read_label(expected, geometry, case=name, names=names).array
     prediction = io.read_label(predicted, geometry, case=name, names=names).array
-    _require_labels(prediction, predicted)
-    _require_labels(reference, expected)
+    _require_label(reference, None, expected)
+    _require_label(prediction, reference, predicted)
     values = {*label_values(reference), *label_values(prediction)} - {0}
     if classes is None:
         classes = {str(value): value for value in sorted(values)}
@@ -216,12 +219,19 @@ def _evaluate_files(
     return metrics, sorted(values - set(classes.values()))
 
 
-def _require_labels(label: np.ndarray, file: Path) -> None:
-    """Raise InputError for what holds so many values that it must be a scan."""
-    count = len(label_values(label))
-    if count > MOST_VALUES:
+def _require_label(label: np.ndarray, known: np.ndarray | None, file: Path) -> None:
+    """Raise InputError for what holds so many values that it must be a scan.
+
+    Args:
+        label: of a prediction or reference.
+        known: the reference of a prediction; its values are expected.
+        file: where it was read.
+    """
+    values = set(label_values(label))
+    foreign = set() if known is None else values - set(label_values(known))
+    if len(values) > MOST_VALUES or len(foreign) > MOST_FOREIGN:
         raise InputError(
-            f"holds {count} different values, as a scan does, not a segmentation",
+            f"holds {len(values)} different values, as a scan does, not a segmentation",
             file=file,
             remedy="Give folders of segmentations and of reference labels",
         )

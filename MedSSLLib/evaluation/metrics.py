@@ -22,7 +22,6 @@ import warnings
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import torch
 
 from MedSSLLib.core.errors import InputError
 from MedSSLLib.images.labels import IGNORE
@@ -118,6 +117,7 @@ def _directed_distances(
 
     With ``subvoxels`` also the areas per edge point.
     """
+    import torch
     from monai.metrics.utils import get_edge_surface_distance
 
     with warnings.catch_warnings():

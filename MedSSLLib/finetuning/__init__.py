@@ -1,3 +1,1 @@
-"""Fine-tuning on labelled cases or slices, with Mean Teacher, Mixup, and completion of one
-volume.
-"""
+"""Fine-tuning, with Mean Teacher and Mixup, and completion of one volume."""

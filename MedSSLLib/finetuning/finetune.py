@@ -22,6 +22,7 @@ from MedSSLLib.finetuning.labelled_data import (
     make_sampler,
 )
 from MedSSLLib.finetuning.mean_teacher import MeanTeacherTask
+from MedSSLLib.finetuning.mixing_task import Mix, MixingTask, TeacherMixingTask
 from MedSSLLib.finetuning.mixup import MixupTask
 from MedSSLLib.finetuning.segmentation_task import SegmentationTask
 from MedSSLLib.images.labels import IGNORE
@@ -76,7 +77,7 @@ def run_finetune(project: Project, config: RunConfig, events: Events) -> Path:
 def _prepare_data(context: TrainingContext) -> LabelledData:
     """Labelled cases in the cache, those held out, and unlabelled ones where they teach too."""
     cases = labelled_cases(context.project, context.config)
-    plan = choose_plan(context, context.project.pool)
+    plan = choose_plan(context, context.project.pool, labelled=cases)
     cache, cases = fill_cache(context, plan, cases, labels=True)
     training, held_out = hold_out(context, cases)
     check_structures(context, cache, training)
@@ -111,9 +112,18 @@ def _warn_of_idle_settings(
 
 def make_task(
     context: TrainingContext, data: LabelledData, net: SegmentationNet
-) -> SegmentationTask | MeanTeacherTask:
-    """The task that the settings ask for: plain, with Mixup, with Mean Teacher, or with both."""
+) -> SegmentationTask | MeanTeacherTask | TeacherMixingTask:
+    """The task that the settings ask for: plain, with Mixup, Mean Teacher or both, or with mixing.
+
+    Raises:
+        InputError: Mixup and mixing together.
+    """
     config = context.config
+    if config.mixup and config.semi == "mixing":
+        raise InputError(
+            "mixing puts two images together already, so Mixup cannot do it again",
+            remedy="Use --semi mixing or --mixup, not both",
+        )
     given: dict[str, Any] = {
         "module": net,
         "sampler": make_sampler(context, data.plan, data.cache, data.training),
@@ -129,7 +139,10 @@ def make_task(
     unlabelled = make_sampler(
         context, data.plan, data.cache, everything, labelled=False, seed=config.seed + 1
     )
-    return MeanTeacherTask(labelled, unlabelled, config.consistency)
+    if config.semi == "mean-teacher":
+        return MeanTeacherTask(labelled, unlabelled, config.consistency)
+    classes, mix = len(context.project.classes), Mix(threshold=config.confident)
+    return TeacherMixingTask(MixingTask(**given, other=unlabelled, classes=classes, mix=mix))
 
 
 def cross_validate(context: TrainingContext, data: LabelledData) -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ between other layers need not be worth much here: measure it.
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -120,7 +121,9 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
             remedy="Update torch to 2.10 or newer, or save as safetensors",
         )
     try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's advice on how to load it otherwise
+            content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged or hostile file may raise any kind from deep in torch
         raise InputError(
             f"cannot be read as tensors alone ({_reason(error)})",
@@ -148,10 +151,24 @@ def _state_dictionary(content: Any) -> dict[str, Tensor]:
     return {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
 
 
+_ADVICE = re.compile(
+    r"weights_only|safe_globals|can still be loaded|trust|Please|torch\.load|file an issue"
+    r"|Weights only load failed|Check the documentation"
+)
+"""Words of sentences in which torch says how to load a file without its protection."""
+_KINDS = {"TorchScript": "a TorchScript program", ".tar format": "the tar format of old torch"}
+
+
 def _reason(error: Exception) -> str:
     """What torch found, without its advice on how to run the code in a file."""
-    found = re.search(r"WeightsUnpickler error: (.+?)(?:\. Please|$)", str(error), re.MULTILINE)
-    return found[1] if found else next(iter(str(error).splitlines()), "") or type(error).__name__
+    text = str(error).replace("`", "")
+    for word, kind in _KINDS.items():
+        if word in text:
+            return kind
+    found = re.search(r"WeightsUnpickler error: (.+)", text, re.DOTALL)
+    sentences = re.split(r"(?<=[.!?])\s+|\n+", found[1] if found else text)
+    kept = [words.strip() for words in sentences if words.strip() and not _ADVICE.search(words)]
+    return kept[0].rstrip(".")[:200] if kept else type(error).__name__
 
 
 def _unwrapped(tensors: Mapping[str, Tensor], ordered: bool = True) -> dict[str, Tensor]:

@@ -112,7 +112,10 @@ class SegmentationNet(nn.Module):
 
     def all_logits(self, x: Tensor) -> list[Tensor]:
         """Logits, finest first, with those of the coarser levels under deep supervision."""
-        features = self.features(x)
+        return self.logits_of(self.features(x))
+
+    def logits_of(self, features: list[Tensor]) -> list[Tensor]:
+        """Logits, finest first, from decoder features, coarsest first."""
         inner = features[-1 - len(self.coarse_heads) : -1]
         coarse = [head(feature) for head, feature in zip(self.coarse_heads, inner, strict=True)]
         return [self.head(features[-1]), *reversed(coarse)]

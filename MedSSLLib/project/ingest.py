@@ -6,13 +6,11 @@ from __future__ import annotations
 
 import filecmp
 import os
-import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from MedSSLLib.core.errors import InputError
-from MedSSLLib.core.files import atomic_folder, atomic_path, detached_files
 from MedSSLLib.images.io import (
     case_name,
     check_label,
@@ -24,11 +22,11 @@ from MedSSLLib.images.io import (
     slices_with_structures,
 )
 from MedSSLLib.images.labels import label_values
-from MedSSLLib.project.grouping import Found, named_after_cases
 from MedSSLLib.project.layouts import Source, label_files
 from MedSSLLib.project.manifest import LARGEST_VALUE, Case, Manifest
-from MedSSLLib.project.modality import choose_modality
 from MedSSLLib.project.roles import names_in, with_roles
+from MedSSLLib.project.sources.grouping import Found, named_after_cases
+from MedSSLLib.project.sources.modality import choose_modality
 
 
 @dataclass
@@ -75,7 +73,9 @@ def admit(
         refused=list(source.refused),
         warnings=list(source.warnings),
     )
-    result.modality, warning = choose_modality(manifest, source)
+    result.modality, warning = choose_modality(
+        manifest.modality if manifest.cases else source.modality, source.cases
+    )
     result.warnings += [warning] if warning else []
     present = {name.casefold(): case for name, case in manifest.cases.items()}
     for found in source.cases:
@@ -256,7 +256,7 @@ def _find_classes(result: Admission, manifest: Manifest, source: Source) -> None
         if case.role != "labelled" or case.label is None:
             continue
         try:
-            check_label(case.label, read_header(case.images[0]), case=name)
+            _check_grid(case)
             result.cases[name] = _with_annotated_slices(case, manifest.drawn_plane)
             if result.labels_from is not None:
                 shown, found = _scan(case, labels)
@@ -269,6 +269,22 @@ def _find_classes(result: Admission, manifest: Manifest, source: Source) -> None
             del result.cases[name]
     result.labels = labels
     result.labels_from = None if result.labels_from is None else tuple(dict.fromkeys(scanned))
+
+
+def _check_grid(case: Case) -> None:
+    """Check that the label lies on its image's grid; a refusal also says what is odd about the
+    image's header.
+    """
+    assert case.label is not None
+    grid = read_header(case.images[0])
+    try:
+        check_label(case.label, grid, case=case.name)
+    except InputError as error:
+        odd = "; ".join(f"{general}: {words}" for general, words in remarks(case.images[0]))
+        if not odd:
+            raise
+        finding = f"{error.finding} (of its image, {odd})"
+        raise InputError(finding, case=case.name, file=case.label, remedy=error.remedy) from None
 
 
 def _with_annotated_slices(case: Case, drawn_plane: str) -> Case:
@@ -358,55 +374,3 @@ def _nothing_left(refused: list[InputError]) -> InputError:
         file=first.file,
         remedy=first.remedy,
     )
-
-
-def copied(case: Case, folder: Path) -> Case:
-    """`case` with its images and label copied to `folder`/images and `folder`/labels; what lies
-    there already stays.
-
-    Raises InputError for a file that has vanished, MedSSLError for a full disk or missing
-    permission.
-    """
-    channels = len(case.images)
-    names = [case.name if channels == 1 else f"{case.name}_{n:04d}" for n in range(channels)]
-    images = tuple(
-        _copy(image, folder / "images", name)
-        for image, name in zip(case.images, names, strict=True)
-    )
-    return replace(
-        case,
-        images=images,
-        label=_copy(case.label, folder / "labels", case.name) if case.label else None,
-    )
-
-
-def _copy(source: Path, folder: Path, name: str) -> Path:
-    if not source.exists():
-        raise InputError(
-            "does not exist",
-            file=source,
-            remedy="Was the file moved? Correct its path in medssl.json.",
-        )
-    if source.is_dir():
-        return _copy_folder(source, folder / name)
-    extension = source.name.removeprefix(case_name(source))
-    details = detached_files(source)
-    # a header names its data file: both keep their names, in a folder of their own
-    target = folder / name / source.name if details else folder / f"{name}{extension}"
-    for file, place in [
-        (source, target),
-        *((detail, target.with_name(detail.name)) for detail in details),
-    ]:
-        if not place.exists():
-            with atomic_path(place) as temporary:
-                shutil.copyfile(file, temporary)
-    return target
-
-
-def _copy_folder(source: Path, target: Path) -> Path:
-    if not target.exists():
-        with atomic_folder(target) as temporary:
-            shutil.copytree(
-                source, temporary, dirs_exist_ok=True, copy_function=shutil.copyfile
-            )  # not their modes
-    return target

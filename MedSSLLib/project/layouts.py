@@ -13,7 +13,8 @@ from typing import Any
 from MedSSLLib.core.errors import InputError
 from MedSSLLib.core.files import is_inside, load_json
 from MedSSLLib.images.io import case_name, find_images
-from MedSSLLib.project.grouping import (
+from MedSSLLib.project.manifest import check_name, parse_labels, parse_modality
+from MedSSLLib.project.sources.grouping import (
     Found,
     grouped,
     label_names_count_channels,
@@ -21,7 +22,6 @@ from MedSSLLib.project.grouping import (
     numbers_are_channels,
     same_name,
 )
-from MedSSLLib.project.manifest import check_name, parse_labels, parse_modality
 
 _TRAINING, _TEST = "imagesTr", "imagesTs"
 

@@ -12,7 +12,7 @@ from MedSSLLib.core.errors import InputError, did_you_mean
 from MedSSLLib.core.files import FileLock
 from MedSSLLib.images.labels import Annotated
 from MedSSLLib.project import ingest
-from MedSSLLib.project.ingest import copied
+from MedSSLLib.project.facts import ProjectFacts
 from MedSSLLib.project.layouts import Source, discover
 from MedSSLLib.project.manifest import (
     FILE_NAME,
@@ -25,13 +25,13 @@ from MedSSLLib.project.manifest import (
 )
 from MedSSLLib.project.manifest import Case as Case
 from MedSSLLib.project.metadata import read_metadata
-from MedSSLLib.project.relocation import moved
+from MedSSLLib.project.relocation import copied, relocated
 from MedSSLLib.project.roles import selected, with_roles
 
 LOCK_SECONDS = 30.0
 
 
-class Project:
+class Project(ProjectFacts):
     """A project folder opened for reading and changing. Changes take effect on disk with `save`.
 
     refused: InputErrors of cases that `create` or `add` left out.  warnings: what they noticed
@@ -47,7 +47,6 @@ class Project:
         self._pending: list[Callable[[Manifest], Manifest]] = []
 
     # -- opening
-    # --------------------------------------------------------------------------------------------
 
     @classmethod
     def open(cls, folder: str | os.PathLike[str]) -> Project:
@@ -103,103 +102,7 @@ class Project:
         """A project of the same cases in another folder; nothing is written before `save`."""
         return Project(folder, self._manifest)
 
-    # -- reading
-    # --------------------------------------------------------------------------------------------
-
-    @property
-    def name(self) -> str:
-        """The project's name."""
-        return self._manifest.name
-
-    @property
-    def cases(self) -> tuple[Case, ...]:
-        """All cases, sorted by name."""
-        return tuple(self._manifest.cases[name] for name in sorted(self._manifest.cases))
-
-    @property
-    def files(self) -> list[Path]:
-        """The images and labels of all cases, whatever their roles."""
-        return [path for case in self.cases for path in (*case.images, case.label) if path]
-
-    @property
-    def labelled(self) -> tuple[Case, ...]:
-        """Cases whose labels may be read for training and selection."""
-        return tuple(case for case in self.cases if case.role == "labelled")
-
-    @property
-    def unlabelled(self) -> tuple[Case, ...]:
-        """Cases that are used as images alone (they may have a label, which is not read)."""
-        return tuple(case for case in self.cases if case.role == "unlabelled")
-
-    @property
-    def test(self) -> tuple[Case, ...]:
-        """Cases that training never reads."""
-        return tuple(case for case in self.cases if case.role == "test")
-
-    @property
-    def pool(self) -> tuple[Case, ...]:
-        """All cases but the test cases."""
-        return tuple(case for case in self.cases if case.role != "test")
-
-    @property
-    def labels(self) -> dict[int, str]:
-        """Names of the values that label files hold, including 0 and a value to be ignored."""
-        return dict(self._manifest.labels)
-
-    @property
-    def ignore_value(self) -> int | None:
-        """The label value that means "does not count" (named "ignore", as nnU-Net does), None
-        without one.
-        """
-        return next(
-            (value for value, name in self._manifest.labels.items() if name.lower() == "ignore"),
-            None,
-        )
-
-    @property
-    def values(self) -> tuple[int, ...]:
-        """Label values, sorted; a value's position is its class index."""
-        return tuple(value for value in sorted(self._manifest.labels) if value != self.ignore_value)
-
-    @property
-    def named_values(self) -> dict[int, str]:
-        """Label values in class order, with their names."""
-        return {value: self._manifest.labels[value] for value in self.values}
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Class names by class index, background first."""
-        return tuple(self._manifest.labels[value] for value in self.values)
-
-    @property
-    def scored(self) -> dict[str, int]:
-        """Names and label values of everything but the background, a value to be ignored included,
-        by value.
-        """
-        return {name: value for value, name in sorted(self._manifest.labels.items()) if value}
-
-    @property
-    def modality(self) -> str:
-        """Modality of the first channel: "MR", "CT", ..."""
-        return self._manifest.modality[0]
-
-    @property
-    def modalities(self) -> tuple[str, ...]:
-        """One modality per channel."""
-        return self._manifest.modality
-
-    @property
-    def channels(self) -> int:
-        """Number of channels of every case."""
-        return len(self._manifest.modality)
-
-    @property
-    def extra(self) -> dict[str, Any]:
-        """Keys of other programs in the manifest."""
-        return dict(self._manifest.extra)
-
     # -- folders
-    # --------------------------------------------------------------------------------------------
 
     @property
     def cache_folder(self) -> Path:
@@ -241,7 +144,6 @@ class Project:
         return summaries(self.runs_folder)
 
     # -- selecting
-    # --------------------------------------------------------------------------------------------
 
     def case(self, name: str) -> Case:
         """The case of that name. Raises InputError, with similar names, when there is none."""
@@ -273,7 +175,6 @@ class Project:
         return project
 
     # -- changing
-    # --------------------------------------------------------------------------------------------
 
     def add(
         self,
@@ -341,9 +242,9 @@ class Project:
     def relocate(self, old: str | os.PathLike[str], new: str | os.PathLike[str]) -> tuple[str, ...]:
         """Let files that lay below a folder be read below another; returns the cases' names.
 
-        Call `save` afterwards. Raises InputError as :func:`relocation.moved` does.
+        Call `save` afterwards. Raises InputError as :func:`relocation.relocated` does.
         """
-        cases = moved(self.cases, Path(os.path.abspath(old)), Path(os.path.abspath(new)))
+        cases = relocated(self.cases, Path(os.path.abspath(old)), Path(os.path.abspath(new)))
         for case in cases:
             self._replace(case.name, images=case.images, label=case.label)
         return tuple(case.name for case in cases)

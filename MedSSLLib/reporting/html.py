@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+WIDE = 600
+"""Charts of more pixels are not made smaller on a telephone: they are moved sideways."""
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 _STYLE = """
 :root { --ink: #1d2329; --soft: #5f6771; --line: #e2e6ea; --page: #f5f6f8; --card: #fff; --accent: #0072b2; }
@@ -60,6 +62,10 @@ dl { display: grid; grid-template-columns: minmax(140px, 210px) 1fr; gap: 6px 18
 dd { margin: 0; overflow-wrap: anywhere; }
 figure { margin: 4px 0 14px; }
 figure img { max-width: 100%; height: auto; display: block; }
+.zoom { display: block; overflow-x: auto; cursor: zoom-in; }
+.zoom input { position: absolute; opacity: 0; }
+.zoom input:checked + img { max-width: none; width: auto; cursor: zoom-out; }
+.zoom input:focus-visible + img { outline: 2px solid var(--accent); outline-offset: 2px; }
 figcaption { color: var(--soft); font-size: 13px; margin-top: 8px; max-width: 84ch; }
 .row { display: flex; flex-wrap: wrap; gap: 8px 34px; align-items: flex-end; }
 details { margin-top: 12px; }
@@ -70,6 +76,19 @@ pre { background: var(--page); border: 1px solid var(--line); border-radius: 8px
 ul { margin: 0; padding-left: 20px; max-width: 80ch; }
 li { margin: 3px 0; }
 footer { color: var(--soft); font-size: 13px; margin-top: 26px; }
+@media screen and (max-width: 560px) {
+  main { padding: 24px 12px 40px; }
+  h1 { font-size: 24px; }
+  section { padding: 16px 14px; }
+  .cards { grid-template-columns: 1fr; gap: 10px; }
+  .card:only-child { max-width: none; }
+  dl { grid-template-columns: 1fr; gap: 0; }
+  dd { margin-bottom: 8px; }
+  .row { display: block; }
+  .zoom img.wide { max-width: none; min-width: 640px; }
+  .scroll th:first-child, .scroll td:first-child { position: sticky; left: 0; background: var(--card); }
+  th, td { padding: 7px 10px 7px 0; }
+}
 @media screen and (prefers-color-scheme: dark) { img.chart { filter: brightness(1.3); } }
 @media print {
   :root { --ink: #111; --soft: #555; --line: #ddd; --page: #fff; --card: #fff; --accent: #0072b2; }
@@ -255,9 +274,12 @@ def _figure(figure: Figure, caption: str) -> str:
 
     width = round(figure.get_size_inches()[0] * 100)
     data = base64.b64encode(to_png(figure, dpi=200)).decode("ascii")
-    kind = "" if any(axes.images for axes in figure.axes) else ' class="chart"'
+    kinds = [] if any(axes.images for axes in figure.axes) else ["chart"]
+    if width > WIDE and kinds:
+        kinds.append("wide")
+    kind = f' class="{" ".join(kinds)}"' if kinds else ""
     return (
-        f'<figure><img{kind} src="data:image/png;base64,{data}" width="{width}" '
-        f'alt="{_text(caption)}">'
-        f"<figcaption>{_text(caption)}</figcaption></figure>"
+        f'<figure><label class="zoom" title="Full size"><input type="checkbox">'
+        f'<img{kind} src="data:image/png;base64,{data}" width="{width}" alt="{_text(caption)}">'
+        f"</label><figcaption>{_text(caption)}</figcaption></figure>"
     )

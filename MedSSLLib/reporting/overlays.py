@@ -15,6 +15,7 @@ from matplotlib.patheffects import withStroke
 
 from MedSSLLib.core.errors import printable
 from MedSSLLib.images.geometry import Geometry, Volume, orient
+from MedSSLLib.images.labels import Annotated, counted_mask
 from MedSSLLib.reporting.plots import colour_of, styled
 
 BOLD = 0.66  # width of a bold letter, at most, over its size
@@ -55,16 +56,64 @@ def make_panel(
         classes: label values; the position decides the colour.
     """
     scan = orient(image, "LPS")
-    oriented: dict[str, np.ndarray | None] = {}
-    leading = None
-    for name, label in labels.items():
-        oriented[name] = None if label is None else orient(label, "LPS").array
-        if leading is None:
-            leading = oriented[name]
+    oriented = _oriented(labels)
+    found = [array for array in oriented.values() if array is not None]
     axis = shown_axis(scan.geometry)
-    index = best_slice(np.zeros(scan.array.shape) if leading is None else leading, axis, classes)
+    index = best_slice(found[0] if found else np.zeros(scan.array.shape), axis, classes)
+    return _panel_at(title, scan, oriented, classes, (axis, index))
+
+
+def volume_panels(
+    image: Volume, label: Volume, classes: Sequence[int], drawn: Annotated | None, count: int = 5
+) -> list[Panel]:
+    """A row for each of a few slices of a label, evenly spaced from its first to its last slice.
+
+    Args:
+        image: the scan.
+        label: on the same grid.
+        classes: label values; the position decides the colour.
+        drawn: slices that a person has drawn; their rows say so.
+        count: most rows.
+    """
+    scan, oriented = orient(image, "LPS"), _oriented({"scan": None, "filled in": label})
+    axis = shown_axis(scan.geometry)
+    array = oriented["filled in"]
+    assert array is not None
+    across = np.moveaxis(array, 2 - axis, 0)
+    shown = np.flatnonzero(np.isin(across, list(classes)).any(axis=(1, 2)))
+    if not len(shown):
+        shown = np.array([len(across) // 2])
+    ends = np.linspace(shown[0], shown[-1], min(count, len(shown)))
+    mask = None
+    if drawn is not None:
+        counted = counted_mask(image.array.shape, drawn).astype(np.uint8)
+        mask = np.moveaxis(orient(Volume(counted, image.geometry), "LPS").array, 2 - axis, 0)
+    panels = []
+    for index in np.unique(ends.round().astype(int)):
+        by_hand = mask is not None and bool(mask[index].all())
+        title = f"slice {index + 1} of {len(across)}{', drawn' if by_hand else ''}"
+        panels.append(_panel_at(title, scan, oriented, classes, (axis, int(index))))
+    return panels
+
+
+def _oriented(labels: Mapping[str, Volume | None]) -> dict[str, np.ndarray | None]:
+    found: dict[str, np.ndarray | None] = {}
+    for name, label in labels.items():
+        found[name] = None if label is None else orient(label, "LPS").array
+    return found
+
+
+def _panel_at(
+    title: str,
+    scan: Volume,
+    labels: Mapping[str, np.ndarray | None],
+    classes: Sequence[int],
+    at: tuple[int, int],
+) -> Panel:
+    """The slice ``at`` (axis, index) of an LPS scan with labels on the same grid."""
+    axis, index = at
     maps: dict[str, np.ndarray | None] = {}
-    for name, array in oriented.items():
+    for name, array in labels.items():
         maps[name] = None if array is None else _class_map(_cut(array, axis, index), classes)
     low, high = np.percentile(scan.array, (0.5, 99.7))
     plane = _cut(scan.array, axis, index).astype(float)

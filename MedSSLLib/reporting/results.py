@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 from MedSSLLib.core.errors import MedSSLError
 from MedSSLLib.evaluation.scoring import Scored, extremes
@@ -11,7 +13,7 @@ from MedSSLLib.images.geometry import Volume
 from MedSSLLib.project.manifest import Case
 from MedSSLLib.project.project import Project
 from MedSSLLib.reporting.html import Cell, Page, number
-from MedSSLLib.reporting.overlays import Panel, make_panel, overlay_figure
+from MedSSLLib.reporting.overlays import Panel, make_panel, overlay_figure, volume_panels
 from MedSSLLib.reporting.plots import class_spread, paired_cases, volume_agreement
 
 _METRICS = {
@@ -55,6 +57,11 @@ def _add_cases(page: Page, methods: Sequence[Scored]) -> None:
     columns = [f"Dice, {scored.name}" for scored in methods]
     estimated = ["estimated Dice"] if methods[-1].estimates else []
     page.table(["case", *columns, "HD95, mm", *estimated], _case_rows(methods))
+    if estimated:
+        page.text(
+            "The estimate was made without the reference; where it is far off, do not trust it on "
+            "new cases."
+        )
     errors = methods[-1].metrics["errors"]
     if errors:
         page.text("Not scored:")
@@ -149,3 +156,29 @@ def _panel(project: Project, case: Case, rank: str, methods: Sequence[Scored]) -
         labels[name] = io.read_label(scored.predictions[case.name], image.geometry, case=case.name)
     dice = methods[-1].per_case[case.name]
     return make_panel(f"{rank}: {case.name}, Dice {dice:.3f}", image, labels, project.values[1:])
+
+
+def add_completion(page: Page, project: Project, folder: Path, settings: Mapping[str, Any]) -> None:
+    """The volume that ``complete`` has filled in: slices from end to end, drawn ones named.
+
+    Args:
+        page: the page to add to.
+        project: the project that holds the run.
+        folder: the run's folder.
+        settings: the run's configuration.
+    """
+    options = settings.get("options") or {}
+    name = str(options.get("case", ""))
+    file = Path(options.get("out") or folder) / f"{name}.nii.gz"
+    if not name or not file.exists():
+        return
+    try:
+        case = project.case(name)
+        image = io.read_image(case.images[0], case=name)
+        label = io.read_label(file, image.geometry, case=name)
+    except MedSSLError:
+        return
+    panels = volume_panels(image, label, project.values[1:], case.annotated)
+    page.section("The volume", "A suggestion on every slice that was not drawn: look at each.")
+    caption = f"{len(panels)} slices of {name}, evenly spaced over what it shows."
+    page.figures((overlay_figure(panels, project.classes[1:], width=4.8), caption))

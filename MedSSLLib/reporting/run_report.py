@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from MedSSLLib import __version__
-from MedSSLLib.core.errors import InputError
+from MedSSLLib.core.errors import InputError, MedSSLError
 from MedSSLLib.core.events import read_events
 from MedSSLLib.core.files import refuse_overwriting
 from MedSSLLib.core.words import duration_words
@@ -26,7 +26,7 @@ from MedSSLLib.reporting.diagnostics import (
 )
 from MedSSLLib.reporting.html import Page
 from MedSSLLib.reporting.plots import Curves, training_curves
-from MedSSLLib.reporting.results import add_overlays, add_results
+from MedSSLLib.reporting.results import add_completion, add_overlays, add_results
 from MedSSLLib.reporting.rounds import add_rounds
 
 _SILENT = ("preprocess", "predict", "transfer")  # stages without losses
@@ -62,6 +62,7 @@ def write_run_report(
     Raises:
         InputError: the run does not exist, its configuration cannot be read, or references fit no
             pseudo-label.
+        MedSSLError: some predictions cannot be used; the report is written without them.
     """
     refuse_overwriting([Path(out)], project.files)
     folder = project.run_folder(run)
@@ -81,7 +82,7 @@ def write_run_report(
     settings, data = stored["config"], stored.get("data", {})
     page = Page(f"Run {run}", _lead(settings, data), kicker=f"MedSSL run report · {project.name}")
     page.cards(_cards(project, metrics, scored))
-    _add_scores(page, project, settings, scored)
+    _add_scores(page, project, folder, settings, scored)
     add_curves(page, {run: folder})
     add_pool(page, folder)
     add_diagnosis(page, folder)
@@ -93,16 +94,30 @@ def write_run_report(
     add_configuration(page, settings)
     add_environment(page, stored.get("versions", {}), stored.get("precision"))
     add_limits(page, limits([scored] if scored else []))
-    return page.write(out, footer())
+    written = page.write(out, footer())
+    if scored and scored.metrics["errors"]:
+        raise _written_with_gaps(written, scored.metrics["errors"])
+    return written
+
+
+def _written_with_gaps(report: Path, errors: Mapping[str, str]) -> MedSSLError:
+    """What to say of a report that lacks predictions, so that nobody takes it for whole."""
+    count = len(errors)
+    return MedSSLError(
+        f"{report}: written, without {count} prediction{'s' * (count > 1)} that cannot be used: "
+        f"{'; '.join(errors.values())}"
+    )
 
 
 def _add_scores(
-    page: Page, project: Project, settings: Mapping[str, Any], scored: Scored | None
+    page: Page, project: Project, folder: Path, settings: Mapping[str, Any], scored: Scored | None
 ) -> None:
     """Results of the predictions, or how to get some."""
     if scored is not None:
         add_results(page, [scored])
         add_overlays(page, project, [scored])
+    elif settings.get("command") == "complete":
+        add_completion(page, project, folder, settings)
     elif settings.get("command") != "pretrain":
         page.section(
             "Results",

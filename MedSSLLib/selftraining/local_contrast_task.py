@@ -47,6 +47,13 @@ class JointNet(nn.Module):
         features = self.network.features(x)[-1]
         return self.network.head(features), self.projector(features)
 
+    def all_outputs(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
+        """As ``forward``, with the logits of coarser levels under deep supervision, finest
+        first.
+        """
+        features = self.network.features(x)
+        return self.network.logits_of(features), self.projector(features[-1])
+
 
 @dataclass(kw_only=True)
 class JointTask(Task):

@@ -153,7 +153,7 @@ def _write_case(
         "confidence": float(own.max(0)[seen > 0].mean()) if seen.any() else 0.0,
         "agreement": _agreement(model, volumes) if options.filter == "consistency" else None,
         "taken_away": {
-            model.classes[index]: {"pieces": pieces, "ml": round(voxels * source.voxel_ml, 4)}
+            project.classes[index]: {"pieces": pieces, "ml": round(voxels * source.voxel_ml, 4)}
             for index, (pieces, voxels) in taken.items()
         },
     }
@@ -357,8 +357,9 @@ def pseudo_labelled(cases: Sequence[Case], folder: Path, kept: Iterable[str]) ->
 
 
 def discard_entries(folder: Path) -> None:
-    """Remove the preprocessed labels of all rounds in ``RUN/pseudo``; those of CT scans can fill a
-    disk.
+    """Remove the preprocessed labels of all rounds in ``RUN/pseudo``.
+
+    Those of CT scans can fill a disk.
     """
     for entries in folder.glob(f"*/{ENTRIES}"):
         shutil.rmtree(entries, ignore_errors=True)

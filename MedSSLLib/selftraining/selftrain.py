@@ -8,6 +8,7 @@ that a guard stops keeps the last good model's weights.
 
 from __future__ import annotations
 
+import time
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -26,7 +27,7 @@ from MedSSLLib.networks.unet import SegmentationNet, place
 from MedSSLLib.project.manifest import Case
 from MedSSLLib.project.project import Project
 from MedSSLLib.project.runs import begun
-from MedSSLLib.selftraining.local_contrast_task import JointTask
+from MedSSLLib.selftraining.best_round import PREDICTIONS, best_of, in_words, judge
 from MedSSLLib.selftraining.pseudo_labels import (
     ENTRIES,
     CollapsedError,
@@ -38,6 +39,8 @@ from MedSSLLib.selftraining.pseudo_labels import (
     taken_from,
     write_pseudo_labels,
 )
+from MedSSLLib.selftraining.round_tasks import RoundTask, round_cases, round_task
+from MedSSLLib.selftraining.schedule import Schedule
 from MedSSLLib.selftraining.soft_labels import SoftLabels
 from MedSSLLib.selftraining.start import (
     adopt_heads,
@@ -46,7 +49,7 @@ from MedSSLLib.selftraining.start import (
     latest_pseudo_labels,
     require_all_classes,
     warn_of_idle_settings,
-    with_fraction,
+    with_labels_of_start,
 )
 from MedSSLLib.training.checkpoint import load_stage, save_stage
 from MedSSLLib.training.context import (
@@ -64,7 +67,6 @@ from MedSSLLib.training.stages import (
     finish,
     fit,
     keep_segmentation,
-    stage_budget,
 )
 from MedSSLLib.training.trainer import STOP_FILE
 
@@ -113,9 +115,30 @@ class _Job:
             reject=own.reject,
             fixed=latest_pseudo_labels(self.model),
             start=own.start,
-            soft=own.soft,
+            soft=own.likely,
             shapes=own.shapes,
         )
+
+    @property
+    def schedule(self) -> Schedule:
+        """How the time is shared out."""
+        first = 0.0 if self.model else self.options.first_share
+        rounds, closing = self.options.rounds, 0.0
+        if self.options.keep == "best":
+            closing = (rounds + 1) * PREDICTIONS / len(self.targets)
+        return Schedule(self.context.config, rounds, first, closing)
+
+    @property
+    def spent(self) -> float:
+        """Seconds of training and of predicting pseudo-labels in the finished stages."""
+        predicted = sum(row["pseudo"].get("seconds", 0.0) for row in self.rows)
+        return float(sum(stage["seconds"] for stage in (self.first, *self.rows)) + predicted)
+
+    @property
+    def step_time(self) -> float | None:
+        """Seconds of a step of the last stage; None before the first one."""
+        last = self.rows[-1] if self.rows else self.first
+        return last["seconds"] / last["steps"] if last["steps"] else None
 
     @property
     def metrics(self) -> dict[str, Any]:
@@ -123,12 +146,8 @@ class _Job:
 
         The seconds are those of training and of predicting pseudo-labels.
         """
-        steps, seconds = self.first["steps"], self.first["seconds"]
-        for row in self.rows:
-            steps += row["steps"]
-            seconds += row["seconds"]
-        seconds += sum(row["pseudo"].get("seconds", 0.0) for row in self.rows)
-        return {"rounds": self.rows, "steps": steps, "seconds": round(seconds, 1)}
+        steps = sum(stage["steps"] for stage in (self.first, *self.rows))
+        return {"rounds": self.rows, "steps": steps, "seconds": round(self.spent, 1)}
 
 
 def run_selftrain(project: Project, config: RunConfig, events: Events) -> Path:
@@ -141,9 +160,10 @@ def run_selftrain(project: Project, config: RunConfig, events: Events) -> Path:
             kept.
     """
     with ExitStack() as stack:
+        config = with_labels_of_start(project, config, self_train_options(config).start)
         context = open_context(project, config, events, stack)
         options = self_train_options(context.config)
-        model = find_model(project, options.start)
+        model = find_model(context.project, options.start)
         context = adopt_heads(context.with_options(options), model)
         context = context.starting_from(model or find_start(project, context.config.init))
         data = _prepare_data(context)
@@ -161,14 +181,18 @@ def run_selftrain(project: Project, config: RunConfig, events: Events) -> Path:
         warn_of_idle_settings(context, options)
         record(context, data.plan, facts)
         net = first = _stage_one(job)
+        nets = {"first": first}
         try:
             for number in range(1, options.rounds + 1):
-                net = _round(job, number, net, first)
+                net = nets[f"round-{number}"] = _round(job, number, net, first)
                 discard_entries(context.folder / "pseudo")
         except GuardError as error:
             _keep_last_good(job, error)
             raise
-        finish(context, net, job.metrics)
+        metrics = job.metrics
+        if options.keep == "best":
+            net, metrics["kept"], metrics["judged"] = _best(job, nets)
+        finish(context, net, metrics)
         return context.folder
 
 
@@ -179,7 +203,7 @@ def _prepare_data(context: TrainingContext) -> LabelledData:
         InputError: a class has no labelled voxel, or there is nothing to pseudo-label.
     """
     cases = labelled_cases(context.project, context.config)
-    plan = choose_plan(context, context.project.pool)
+    plan = choose_plan(context, context.project.pool, labelled=cases)
     cache, cases = fill_cache(context, plan, cases, labels=True)
     training, held_out = hold_out(context, cases)
     require_all_classes(context.project, cache, training)
@@ -191,11 +215,6 @@ def _prepare_data(context: TrainingContext) -> LabelledData:
             "there is no unlabelled case or slice to learn from",
             file=str(context.project.folder),
             remedy="Add unlabelled cases, or use finetune",
-        )
-    if len(context.project.classes) == 2:
-        context.warn(
-            "With one foreground class the contrastive loss is zero; only the pseudo-labels "
-            "themselves teach."
         )
     return LabelledData(plan, cache, training, held_out, others)
 
@@ -210,8 +229,8 @@ def _stage_one(job: _Job) -> SegmentationNet:
     net = build_network(context, job.data.plan, context.start)
     metrics = _finished(context, "stage-1", net)
     if metrics is None:
-        budget = stage_budget(context.config, job.options.first_share)
-        metrics = fit(context, make_task(context, job.data, net), budget, "stage-1")
+        task = make_task(context, job.data, net)
+        metrics = fit(context, task, job.schedule.stage_one(), "stage-1")
         _keep(context, "stage-1", net, metrics)
     job.first = metrics
     return net
@@ -229,9 +248,9 @@ def _round(
     net.load_state_dict((first if job.options.restart else teacher).state_dict())
     metrics = _finished(context, name, net)
     if metrics is None:
-        rest = 1.0 if job.model else 1 - job.options.first_share
-        task = _joint_task(job, net, folder, summary, number)
-        budget = stage_budget(context.config, rest / job.options.rounds)
+        task = _round_task(job, net, folder, summary, number)
+        predicted = summary.get("seconds", 0.0)
+        budget = job.schedule.round(number, job.spent + predicted, predicted)
         metrics = fit(context, task, budget, name)
         metrics |= {key: float(value) for key, value in task.diagnostics().items()}
         _keep(context, name, net, metrics)
@@ -258,8 +277,12 @@ def _pseudo_labels(
     project = context.project
     model = _model(job, teacher)
 
+    started = time.monotonic()
+
     def progress(done: int, total: int) -> None:
-        context.events.progress(f"pseudo-{number}", done, total)
+        taken = time.monotonic() - started
+        left = job.schedule.left(number, job.spent, taken, done / total, job.step_time)
+        context.events.progress(f"pseudo-{number}", done, total, seconds_left=left)
         if (context.folder / STOP_FILE).exists():
             go_on = "start the run again"
             if begun(context.folder):
@@ -280,6 +303,25 @@ def _pseudo_labels(
     for message in (*warnings, *_absent_classes(summary), *at_most(taken_from(summary))):
         context.warn(message)
     return summary
+
+
+def _best(
+    job: _Job, nets: dict[str, SegmentationNet]
+) -> tuple[SegmentationNet, str, dict[str, Any]]:
+    """The network to keep, its name, and what speaks for each."""
+    data = job.data
+    held_out, training = ([case.name for case in part] for part in (data.held_out, data.training))
+    unlabelled = [case.name for case in job.targets]
+    found = {}
+    for name, net in nets.items():
+        model = _model(job, net)
+        found[name] = judge(
+            model, data.cache, held_out=held_out, labelled=training, unlabelled=unlabelled
+        )
+    kept = job.context.fabric.broadcast(best_of(found))
+    if kept != list(nets)[-1]:
+        job.context.warn(in_words(found, kept))
+    return nets[kept], kept, {name: each.to_json() for name, each in found.items()}
 
 
 def _absent_classes(summary: dict[str, Any]) -> list[str]:
@@ -311,10 +353,10 @@ def _keep_last_good(job: _Job, error: GuardError) -> None:
         keep_segmentation(job.context, job.good, {**job.metrics, "stopped": str(error)})
 
 
-def _joint_task(
+def _round_task(
     job: _Job, net: SegmentationNet, folder: Path, summary: dict[str, Any], number: int
-) -> JointTask:
-    """The joint task of a round over true labels and this round's pseudo-labels."""
+) -> RoundTask:
+    """The task of a round over true labels and this round's pseudo-labels."""
     context, data, options = job.context, job.data, job.options
     project, kept = context.project, frozenset(summary["kept"])
     pseudo = pseudo_labelled(job.targets, folder, kept)
@@ -334,28 +376,18 @@ def _joint_task(
     # the contrast needs structures (released code: slices with all classes), segmentation also what
     # is none
     foreground = context.config.training.foreground if options.pseudo_weight else 1.0
-    soft = SoftLabels(folder, len(project.classes), kept) if options.soft else None
-    partly = {case.name for case in data.training if case.annotated}
-    drawn = tuple(case for case in pseudo if case.name in partly)
-    others = tuple(case for case in pseudo if case.name not in partly)
-    contrast = make_sampler(
+    soft = SoftLabels(folder, len(project.classes), kept) if options.likely else None
+    partly = [case.name for case in data.training if case.annotated]
+    other = make_sampler(
         context,
         data.plan,
         cache,
-        with_fraction(drawn, whole + others, options.drawn_share),
+        round_cases(options, whole, pseudo, partly),
         foreground=foreground,
         seed=context.config.seed + number,
         soft=soft,
     )
-    task = JointTask(
-        labelled=labelled,
-        contrast=contrast,
-        classes=len(project.classes),
-        matching=options.matching,
-        weight=options.weight,
-        pseudo_weight=options.pseudo_weight,
-        temperature=options.temperature,
-    )
+    task = round_task(labelled, other, len(project.classes), options)
     place(task.module, context.device, data.plan.dim)
     return task
 

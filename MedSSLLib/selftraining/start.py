@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 from MedSSLLib.config.commands import SelfTrainConfig
+from MedSSLLib.config.run import RunConfig
 from MedSSLLib.core.errors import InputError
 from MedSSLLib.data.cache import Cache
 from MedSSLLib.project.manifest import Case
@@ -14,6 +15,26 @@ from MedSSLLib.project.runs import WEIGHTS
 from MedSSLLib.selftraining.pseudo_labels import SUMMARY
 from MedSSLLib.training.context import TrainingContext
 from MedSSLLib.training.run_folder import RunFolder, find_start
+
+
+def with_labels_of_start(project: Project, config: RunConfig, name: str) -> RunConfig:
+    """The settings with the labelled cases of the run started from.
+
+    Only where neither the project nor the settings name any.
+
+    Raises:
+        InputError: the run does not exist, or is not finished.
+    """
+    named = any(case.label for case in project.labelled)
+    if named or config.labelled is not None or config.resume:
+        return config
+    run = find_start(project, name)
+    if run is None or not run.recorded:
+        return config
+    there = {case.name for case in project.pool if case.label}
+    labelled = [name for name in (*run.data.labelled, *run.data.validation) if name in there]
+    slices = config.annotated_slices or run.config.annotated_slices
+    return config.override({"labelled": tuple(labelled), "annotated_slices": slices})
 
 
 def find_model(project: Project, name: str) -> RunFolder | None:
@@ -37,6 +58,13 @@ def find_model(project: Project, name: str) -> RunFolder | None:
             f"run {name!r} is a pre-trained encoder", remedy=f"Use --init {name} instead of --from"
         )
     theirs, ours = run.data.classes, project.classes
+    if len(ours) == 1:
+        raise InputError(
+            f"run {name!r} segments {', '.join(theirs[1:])}, but no labelled case of this project "
+            "tells its classes",
+            file=str(project.folder),
+            remedy="Name labelled cases with --labelled",
+        )
     if theirs != ours:
         raise InputError(
             f"run {name!r} segments {', '.join(theirs[1:])}, this project {', '.join(ours[1:])}",
@@ -97,6 +125,13 @@ def warn_of_idle_settings(context: TrainingContext, options: SelfTrainConfig) ->
         )
     if options.soft and not options.pseudo_weight:
         context.warn("options.soft does nothing: options.pseudo_weight is 0.")
+    if options.recipe == "mixing" and options.confident > 0 and not options.pseudo_weight:
+        context.warn("options.confident does nothing: options.pseudo_weight is 0.")
+    if options.weight and len(context.project.classes) == 2:
+        context.warn(
+            "With one foreground class the contrastive loss is zero; only the pseudo-labels "
+            "themselves teach."
+        )
     if config.training.folds:
         context.warn("training.folds does nothing in self-training.")
 

@@ -1,3 +1,1 @@
-"""The training loop and what every run shares: context, devices, budget, optimisers,
-checkpoints.
-"""
+"""The loop, and what every run shares: context, devices, budget, optimisers, checkpoints."""

@@ -20,12 +20,19 @@ class Budget:
         self._steps, self._seconds = steps, seconds
         self.step, self.progress, self._elapsed, self._paused = 0, 0.0, 0.0, 0.0
         self._step_time: float | None = None
+        self._later = 0, 0.0
         self._begin = self._last = time.monotonic()
 
     def start(self, step: int = 0, progress: float = 0.0, elapsed: float = 0.0) -> None:
         """Begin, or continue from a checkpoint."""
         self.step, self.progress, self._elapsed = step, progress, elapsed
         self._begin = self._last = time.monotonic()
+
+    def after(self, steps: int = 0, seconds: float = 0.0) -> None:
+        """What comes after this stage: steps that take as long as its own, and seconds. It counts
+        for the time left alone.
+        """
+        self._later = steps, seconds
 
     @property
     def elapsed(self) -> float:
@@ -72,10 +79,11 @@ class Budget:
 
     @property
     def seconds_left(self) -> float | None:
-        """Expected seconds to the end; None before the second step."""
+        """Expected seconds to the end, with what comes after; None before the second step."""
         if self._step_time is None:
             return None
-        return self._remaining() * self._step_time
+        steps, seconds = self._later
+        return (self._remaining() + steps) * self._step_time + seconds
 
     @property
     def rate(self) -> float:

@@ -26,6 +26,7 @@ from MedSSLLib.project.project import Project
 from MedSSLLib.project.relocation import missing_words
 from MedSSLLib.training.checkpoint import transfer, unprefixed
 from MedSSLLib.training.devices import make_fabric, precision_of, resolve_device, resolve_precision
+from MedSSLLib.training.field import grid_for, scan_sides, structure_sides
 from MedSSLLib.training.run_folder import (
     RunData,
     RunFolder,
@@ -177,8 +178,9 @@ def _in_its_precision(config: RunConfig, going_on: RunFolder) -> RunConfig:
 
 
 def readable_headers(cases: Sequence[Case]) -> list[io.Geometry]:
-    """Geometries of the cases whose header can be read; unreadable ones are refused later, when
-    cached.
+    """Geometries of the cases whose header can be read.
+
+    Unreadable ones are refused later, when cached.
     """
     found = []
     for case in cases:
@@ -193,6 +195,7 @@ def choose_plan(
     context: TrainingContext,
     cases: Sequence[Case],
     auto: Literal["auto", "2d", "3d"] = "auto",
+    labelled: Sequence[Case] = (),
 ) -> Plan:
     """The plan of the run that goes on, of the run that is started from, or a new one.
 
@@ -200,6 +203,8 @@ def choose_plan(
         context: of the run.
         cases: whose headers a new plan is made from.
         auto: what ``--dim auto`` means in a new one.
+        labelled: whose structures decide what ``training.grid=auto`` means in a new one (see
+            ``field.py``).
 
     Raises:
         InputError: no case can be read, or `--dim` contradicts the encoder that is taken over.
@@ -207,7 +212,7 @@ def choose_plan(
     config, start = context.config, context.start
     if config.resume:
         return context.run.plan
-    plan = _new_plan(context, cases, auto if config.dim == "auto" else config.dim)
+    plan = _new_plan(context, cases, auto if config.dim == "auto" else config.dim, labelled)
     if start is None or not start.recorded:
         return plan
     theirs = start.plan.model_copy(update={"intensities": INTENSITIES})
@@ -216,22 +221,40 @@ def choose_plan(
             f"--dim {config.dim} contradicts the {theirs.dim}D encoder of {start.name!r}",
             remedy="Leave --dim out, or pre-train again in that dimension",
         )
-    if config.training.voxels is None:
+    asked = isinstance(config.training.grid, float)
+    if config.training.voxels is None and not asked:
         return theirs
     fitted = _new_plan(context, cases, theirs.dim)
     if fitted.strides != theirs.strides:
         return theirs
-    return theirs.model_copy(update={"patch": fitted.patch})
+    taken: dict[str, Any] = {"patch": fitted.patch} if config.training.voxels else {}
+    taken |= {"spacing": fitted.spacing} if asked else {}
+    return theirs.model_copy(update=taken)
 
 
-def _new_plan(context: TrainingContext, cases: Sequence[Case], dim: str | int) -> Plan:
-    return make_plan(
-        readable_headers(cases),
-        modality=context.project.modalities,
-        channels=context.project.channels,
-        dim=dim,
-        voxel_budget=context.config.training.voxels,
-    )
+def _new_plan(
+    context: TrainingContext, cases: Sequence[Case], dim: str | int, labelled: Sequence[Case] = ()
+) -> Plan:
+    training, project = context.config.training, context.project
+    headers = readable_headers(cases)
+
+    def planned(grid: float | None) -> Plan:
+        return make_plan(
+            headers,
+            modality=project.modalities,
+            channels=project.channels,
+            dim=dim,
+            voxel_budget=training.voxels,
+            grid=grid,
+        )
+
+    if training.grid != "auto":
+        return planned(training.grid)
+    plain = planned(None)
+    sides = structure_sides(project, labelled, plain)
+    if sides is None:
+        return plain
+    return planned(grid_for(sides, scan_sides(headers, plain), planned))
 
 
 def fill_cache(
@@ -279,11 +302,11 @@ def labelled_cases(project: Project, config: RunConfig) -> tuple[Case, ...]:
 
 
 def _simulated(project: Project, case: Case, slices: int) -> Case:
-    """The case with `slices` annotated slices: of those that are drawn where only some are, else of
-    a full label.
+    """The case with so many annotated slices.
 
-    A label that cannot be used is left for `fill_cache` to refuse. One without structures has all
-    its extent to choose from.
+    Some of those that are drawn where only some are, else of a full label. A label that cannot be
+    used is left for `fill_cache` to refuse. One without structures has all its extent to choose
+    from.
     """
     if case.annotated is not None:
         return replace(case, annotated=case.annotated.thinned(slices))

@@ -97,8 +97,9 @@ def set_rate(optimiser: torch.optim.Optimizer, factor: float) -> None:
 
 
 def warmup_cosine(progress: float, warmup: float) -> float:
-    """Schedule factor in [0, 1]: linear over the warm-up share of the run, then half a cosine to
-    0.
+    """Schedule factor in [0, 1] at `progress` of the run.
+
+    Linear over the fraction `warmup`, then half a cosine to 0.
     """
     if progress < warmup:
         return max(progress / warmup, 1e-3)

@@ -10,8 +10,9 @@ from MedSSLLib.core.packages import install_command
 
 
 class TensorBoardScalars:
-    """Losses, figures and metrics as TensorBoard scalars. Raises InputError when tensorboard is not
-    installed.
+    """Losses and metrics as TensorBoard scalars.
+
+    Raises InputError when tensorboard is not installed.
     """
 
     def __init__(self, folder: Path) -> None:

@@ -168,7 +168,9 @@ def _tensors(path: Path) -> dict[str, np.ndarray]:
 
 
 def _voxels(path: Path) -> dict[str, np.ndarray]:
-    return {"voxels": SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(path)))}
+    """The voxels; label values of any integer type are equal where the values are."""
+    array = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(path)))
+    return {"voxels": array.astype(np.int64) if array.dtype.kind in "iu" else array}
 
 
 def _figures(path: Path) -> dict[str, np.ndarray]:

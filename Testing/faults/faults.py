@@ -11,6 +11,7 @@ import ast
 import io
 import tokenize
 import tomllib
+from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
@@ -127,6 +128,7 @@ def span_of(text: str, name: str) -> Span:
     return Span(starts[min([places[0].lineno, *decorators]) - 1], starts[places[0].end_lineno])
 
 
+@lru_cache(maxsize=64)
 def _tokens(code: str) -> list[tuple[str, Span]]:
     """Words of a piece of code and where they lie, without layout, comments, trailing commas."""
     starts = list(accumulate((len(line) for line in code.splitlines(True)), initial=0))

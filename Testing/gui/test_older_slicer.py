@@ -3,6 +3,7 @@
 import ast
 import sys
 import types
+from pathlib import Path
 
 import pytest
 from conftest import ROOT, wait_until
@@ -138,7 +139,9 @@ def test_sample_data_is_registered_as_every_version_takes_it(application, monkey
             fileNames=None,
             nodeNames=None,
             customDownloader=None,
+            thumbnailFileName=None,
         ):
+            assert Path(thumbnailFileName).read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
             assert len(uris) == len(fileNames) == len(nodeNames)
             taken.append((category, sampleName, customDownloader))
 
@@ -147,8 +150,8 @@ def test_sample_data_is_registered_as_every_version_takes_it(application, monkey
     monkeypatch.setitem(sys.modules, "SampleData", module)
     sampledata.register()
     assert [entry[:2] for entry in taken] == [
-        ("MedSSL", "MedSSLHeart"),
-        ("MedSSL", "MedSSLHippocampus"),
+        ("Segmentation", "MedSSLHeart"),
+        ("Segmentation", "MedSSLHippocampus"),
     ]
     kinds = []
     monkeypatch.setattr(sampledata, "loadCohort", kinds.append)

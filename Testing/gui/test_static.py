@@ -88,10 +88,12 @@ def problems(code):
             and node.func.attr == "connect"
         ):
             found += [(node.lineno, text) for text in slot_problems(node)]
-        if name == "qt.QProcess" and not node.args:
-            found.append(
-                (node.lineno, "a process without a parent is deleted inside its own last signal")
-            )
+        if name == "qt.QProcess" and [dotted(each) for each in node.args] != ["slicer.app"]:
+            found.append((node.lineno, "a process that the application does not own"))
+        if isinstance(node, ast.Attribute) and dotted(node) == "qt.Signal":
+            found.append((node.lineno, "a qt.Signal that lives at exit crashes Slicer"))
+        if isinstance(node, ast.ClassDef) and "qt.QObject" in [dotted(b) for b in node.bases]:
+            found.append((node.lineno, "a QObject of Python that lives at exit crashes Slicer"))
         if isinstance(node, ast.Attribute) and dotted(node) == "sys.executable":
             found.append((node.lineno, "sys.executable is empty in Slicer"))
     return found
@@ -131,6 +133,8 @@ def test_nothing_that_pythonqt_refuses(path):
         "qt.QTableWidget(1, 1).horizontalHeader()",
         "_(f'{x}')",
         "sys.executable",
+        "class A(qt.QObject): pass",
+        "class A: s = qt.Signal()",
         "a.changed.connect(self.other.emit)",
         "qt.QProcess()",
         "process.finished.connect(self._onFinished)",

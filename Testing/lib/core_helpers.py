@@ -65,6 +65,11 @@ class MemoryReader:
             for c in np.unique(label[label != IGNORE])
         }
 
+    def counts(self, name):
+        label = self.labels[name]
+        values, counts = np.unique(label[label != IGNORE], return_counts=True)
+        return dict(zip(values.tolist(), counts.tolist(), strict=True))
+
 
 class Record:
     """A sink that keeps events."""

@@ -124,20 +124,29 @@ class PlotView:
         self.widget.setMinimumHeight(_HEIGHT)
         self.widget.setObjectName("curvesWidget")
         self.widget.setToolTip(_("Loss and Dice of the running or selected run"))
-        self._nodes = []
+        self._nodes, self._tables, self._titles = [], {}, ()
         self._view = None
 
     def show(self, curves, name):
         if self._view is None or self._view.GetScene() is None:
             self._makeView()
-        self._clear()
-        if curves.series:
-            chart, self._nodes = makeChart(curves, name)
-            for node in (chart, *self._nodes):
-                node.SetHideFromEditors(True)
-                node.SetSaveWithScene(False)
-            self._nodes.append(chart)
-            self._view.SetPlotChartNodeID(chart.GetID())
+        titles = (name, *curves.series)
+        alive = all(table.GetScene() is not None for table in self._tables.values())
+        if titles != self._titles or not alive:
+            self._clear()
+            self._titles = titles
+            if curves.series:
+                self._makeChart(curves, name)
+        for title, table in self._tables.items():
+            fillTable(table, title, curves.series[title])
+
+    def _makeChart(self, curves, name):
+        chart, self._tables, series = makeChart(curves, name)
+        self._nodes = [chart, *self._tables.values(), *series]
+        for node in self._nodes:
+            node.SetHideFromEditors(True)
+            node.SetSaveWithScene(False)
+        self._view.SetPlotChartNodeID(chart.GetID())
 
     def _makeView(self):
         scene = slicer.mrmlScene
@@ -155,21 +164,21 @@ class PlotView:
         for node in self._nodes:
             if node.GetScene() is not None:
                 slicer.mrmlScene.RemoveNode(node)
-        self._nodes = []
+        self._nodes, self._tables, self._titles = [], {}, ()
 
     def cleanup(self):
         self._clear()
 
 
 def makeChart(curves, name):
-    """(chart node, its tables and series) of the curves."""
+    """(chart node, {title: table node}, series nodes) of the curves."""
     chart = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLPlotChartNode", f"MedSSL {name}")
     chart.SetTitle(name)
     chart.SetXAxisTitle(_("step"))
-    parts = []
+    tables, plots = {}, []
     for number, (title, points) in enumerate(curves.series.items()):
         table = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLTableNode", f"{name} {title}")
-        slicer.util.updateTableFromArray(table, np.array(points, float), ["step", title])
+        fillTable(table, title, points)
         series = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLPlotSeriesNode", title)
         series.SetAndObserveTableNodeID(table.GetID())
         series.SetXColumnName("step")
@@ -179,5 +188,11 @@ def makeChart(curves, name):
         colour = qt.QColor(COLOURS[number % len(COLOURS)])
         series.SetColor(colour.redF(), colour.greenF(), colour.blueF())
         chart.AddAndObservePlotSeriesNodeID(series.GetID())
-        parts += [table, series]
-    return chart, parts
+        tables[title] = table
+        plots.append(series)
+    return chart, tables, plots
+
+
+def fillTable(table, title, points):
+    """The points of a series as the columns of a table."""
+    slicer.util.updateTableFromArray(table, np.array(points, float), ["step", title])

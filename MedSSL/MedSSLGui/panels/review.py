@@ -1,6 +1,7 @@
 """Panel 5: predicting, looking, comparing, correcting, exporting."""
 
 import qt
+import slicer
 from slicer.i18n import tr as _
 
 from ..jobs import commands
@@ -30,8 +31,8 @@ class ReviewPanel(Panel):
         setUpTable(
             ui.resultTable,
             [_("Case"), _("Predicted Dice"), _("Dice"), _("Uncertainty"), _("Volumes (ml)")],
-            4,
         )
+        ui.resultTable.resizeColumnsToContents()
         fillCombo(
             ui.compareModeComboBox, [(_("difference"), "difference"), (_("side by side"), "beside")]
         )
@@ -55,6 +56,7 @@ class ReviewPanel(Panel):
         ui.correctButton.clicked.connect(lambda: self.correct())
         ui.exportButton.clicked.connect(lambda: self.export())
         ui.exportAllButton.clicked.connect(lambda: self.exportAll())
+        ui.volumeSelector.setMRMLScene(slicer.mrmlScene)
         ui.volumeSelector.currentNodeChanged.connect(lambda node: self._enable())
         ui.segmentVolumeButton.clicked.connect(lambda: self.segmentVolume())
 
@@ -143,8 +145,7 @@ class ReviewPanel(Panel):
             if row["case"] == selected:
                 table.selectRow(number)
         table.blockSignals(False)
-        for column in range(4):
-            table.resizeColumnToContents(column)
+        table.resizeColumnsToContents()
         self._enable()
 
     def _selectedCase(self):

@@ -230,7 +230,7 @@ class TrainPanel(Panel):
         if not self.curves.series:
             self.session.say(_("There are no curves yet."), "warning")
             return
-        chart, _parts = makeChart(self.curves, self._shownRun or _("run"))
+        chart, _tables, _series = makeChart(self.curves, self._shownRun or _("run"))
         logic = slicer.modules.plots.logic()
         if hasattr(logic, "ShowChartInLayout"):
             logic.ShowChartInLayout(chart)

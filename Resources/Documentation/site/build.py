@@ -26,6 +26,7 @@ PAGES = {
         "Resources/Documentation/Tutorial",
         "Resources/Documentation/Python",
         "Resources/Documentation/Methods",
+        "Resources/Documentation/Results",
     ),
     "Behind it": (
         "Testing/bench/NOTES",

@@ -37,22 +37,21 @@ class qMRMLSegmentEditorWidget(QtWidgets.QWidget):
         layout.addLayout(self._effects())
 
     def _effects(self):
-        row = QtWidgets.QHBoxLayout()
+        grid = QtWidgets.QGridLayout()  # the real one has its effects in rows of a few as well
         group = QtWidgets.QButtonGroup(self)
-        for name in ("None", "Paint", "Draw", "Erase", "Threshold", "Scissors"):
+        for number, name in enumerate(("None", "Paint", "Draw", "Erase", "Threshold", "Scissors")):
             button = QtWidgets.QToolButton(self)
             button.setText(name)
             button.setCheckable(True)
             button.setChecked(name == "None")
             group.addButton(button)
-            row.addWidget(button)
-        row.addStretch(1)
-        for name, action in (("Undo", self.undo), ("Redo", self.redo)):
+            grid.addWidget(button, number // 4, number % 4)
+        for number, (name, action) in enumerate((("Undo", self.undo), ("Redo", self.redo)), 6):
             button = QtWidgets.QToolButton(self)
             button.setText(name)
             button.clicked.connect(lambda _=False, call=action: call())
-            row.addWidget(button)
-        return row
+            grid.addWidget(button, number // 4, number % 4)
+        return grid
 
     # -- what the module calls ----------------------------------------------------------------------------------
 

@@ -207,15 +207,12 @@ class ctkSliderWidget(QtWidgets.QWidget):
 
 
 class qMRMLWidget(QtWidgets.QWidget):
-    """A widget that hands its scene on to the qMRML widgets inside (through connections of the .ui file)."""
+    """A widget that tells of its scene; only connections of its .ui file hand it on to widgets inside."""
 
     mrmlSceneChanged = Signal(object)
 
     def setMRMLScene(self, scene):
         self._scene = scene
-        for child in self.findChildren(QtWidgets.QWidget):
-            if hasattr(child, "setMRMLScene"):
-                child.setMRMLScene(scene)
         self.mrmlSceneChanged.emit(scene)
 
     def mrmlScene(self):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from MedSSLLib.active_learning import slice_table
+from MedSSLLib.active_learning import scans, slice_table
 from MedSSLLib.active_learning import suggest as module
 from MedSSLLib.active_learning.slice_table import class_uncertainty
 from MedSSLLib.active_learning.suggest import SuggestOptions, run_suggest
@@ -159,17 +159,17 @@ def test_suggestions_can_be_annotated(runs, strategy, run, monkeypatch):
 
 @pytest.mark.parametrize("shared", [0.0, 3.0], ids=["unlike", "alike"])
 def test_reasons_say_how_like_the_slices_before_a_pick_is(runs, shared, monkeypatch):
-    tables = []
+    tables, real = [], slice_table.extract_features
 
     def features(*args, **options):
-        found = slice_table.extract_features(*args, **options)
+        found = real(*args, **options)
         rng = np.random.default_rng(1)
         tables.append(
             replace(found, features=rng.normal(size=(len(found.case), 30)) + shared * np.eye(30)[0])
         )
         return tables[-1]
 
-    monkeypatch.setattr(module, "extract_features", features)
+    monkeypatch.setattr(slice_table, "extract_features", features)
     runs.set_annotated("canonical", Annotated.of([(2, [4])]))
     found, _ = suggest(runs, "encoder", strategy="coverage", per_case=2)
     (table,) = tables
@@ -188,10 +188,8 @@ def test_reasons_say_how_like_the_slices_before_a_pick_is(runs, shared, monkeypa
 
 
 def test_features_are_standardised_over_slices_that_show_something(runs):
-    cpu = module.load_viewer(runs, "encoder", "cpu", "auto")
-    table = slice_table.extract_features(
-        runs, slice_table.survey(runs.pool, Events()), cpu, Events()
-    )
+    cpu = slice_table.load_viewer(runs, "encoder", "cpu", "auto")
+    table = slice_table.extract_features(runs, scans.survey(runs.pool, Events()), cpu, Events())
     assert 0 < table.usable.sum() < len(table.usable)
     np.testing.assert_allclose(table.features[table.usable].mean(0), 0, atol=1e-5)
 
@@ -331,7 +329,7 @@ def test_the_command_prints_a_table_or_json(project, capsys, tmp_path):
         == 0
     )
     out = capsys.readouterr()
-    assert "evenly spaced" in out.out and "2 slices suggested" in out.out
+    assert "evenly spaced" in out.out and "axial 3 of 6, 10 mm above the lowest" in out.out
     assert "'index'" not in out.err, "no dump of the slices on the terminal"
     assert main(["suggest", str(project.folder), "--budget", "2", "--json", "--quiet"]) == 0
     assert (

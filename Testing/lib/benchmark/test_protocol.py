@@ -320,7 +320,7 @@ def test_the_words_follow_the_interval(tmp_path):
     assert "stay with random" in words(base - 0.1)
     for dice in (gain, base - 0.1):
         text = words(dice, choices=2)
-        assert "no recommendation, which takes 3 choices" in text and "of test cases only" in text
+        assert "three are needed for advice" in text and "of test cases only" in text
         assert "take pgl" not in text and "stay with" not in text
     (text,) = recommendations(study_of(tmp_path, [record("pgl", 0, base)]))
     assert "nothing to compare" in text

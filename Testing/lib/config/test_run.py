@@ -166,8 +166,24 @@ def test_intensity_changes_are_those_of_the_pgl_code_and_more_frequent_in_traini
     before, after, one = (
         RunConfig.build(command).augment for command in ("pretrain", "finetune", "complete")
     )
-    assert one == before, "completing sees one scan only"
+    places = {"rotation", "scale"}
+    assert one.model_dump(exclude=places) == before.model_dump(exclude=places), (
+        "completing sees one scan only"
+    )
     assert (before.noise, before.brightness, before.gamma) == (0.1, 0.5, 0.5)
     for kind in ("noise", "brightness", "contrast", "gamma"):
         assert getattr(after, kind) > getattr(before, kind)
     assert RunConfig.build("pretrain", overrides={"augment.noise": 0.7}).augment.noise == 0.7
+
+
+def test_slices_are_turned_and_zoomed_further_than_volumes_unless_told_otherwise():
+    augment = RunConfig.build("finetune").augment
+    assert [augment.largest_rotation(dim) for dim in (2, 3)] == [45, 15]
+    assert [augment.zoom(dim) for dim in (2, 3)] == [(0.65, 1.5), (0.8, 1.25)]
+    told = RunConfig.build(
+        "finetune", overrides={"augment.rotation": "0", "augment.scale": "[0.9, 1.1]"}
+    ).augment
+    assert told.largest_rotation(2) == told.largest_rotation(3) == 0
+    assert told.zoom(2) == told.zoom(3) == (0.9, 1.1)
+    one_scan = RunConfig.build("complete").augment
+    assert (one_scan.largest_rotation(2), one_scan.zoom(2)) == (15, (0.8, 1.25))

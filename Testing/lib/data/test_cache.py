@@ -61,19 +61,25 @@ bounds = st.integers(-40, 60)
 box = st.tuples(*[st.tuples(bounds, st.integers(1, 50))] * 3)
 
 
+@pytest.fixture(scope="module")
+def padded(filled):
+    """Image and class map of the case in a wide frame."""
+    label = filled.label("one", (0, 0, 0), filled.shape("one")[1:])
+    image = np.pad(whole(filled, "one"), ((0, 0), *[(40, 120)] * 3), mode="edge")
+    return image, np.pad(label, ((40, 120),) * 3, constant_values=IGNORE)
+
+
 @settings(max_examples=150, deadline=None)
 @given(box=box)
-def test_any_crop_equals_numpys_padding(filled, box):
+def test_any_crop_equals_numpys_padding(filled, padded, box):
     lo, hi = [a for a, _ in box], [a + n for a, n in box]
-    full = np.pad(whole(filled, "one"), ((0, 0), *[(40, 120)] * 3), mode="edge")
-    expected = full[:, *[slice(a + 40, b + 40) for a, b in zip(lo, hi, strict=True)]]
+    image, label = padded
+    expected = image[:, *[slice(a + 40, b + 40) for a, b in zip(lo, hi, strict=True)]]
     found = filled.image("one", np.array(lo), hi)
     np.testing.assert_array_equal(found, expected)
     assert found.flags.writeable and found.flags.c_contiguous
 
-    label = filled.label("one", (0, 0, 0), filled.shape("one")[1:])
-    full = np.pad(label, ((40, 120),) * 3, constant_values=IGNORE)
-    expected = full[tuple(slice(a + 40, b + 40) for a, b in zip(lo, hi, strict=True))]
+    expected = label[tuple(slice(a + 40, b + 40) for a, b in zip(lo, hi, strict=True))]
     found = filled.label("one", lo, np.array(hi))
     assert found.dtype == np.uint8
     np.testing.assert_array_equal(found, expected)

@@ -3,6 +3,7 @@ labels.
 """
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -140,12 +141,12 @@ def test_classes_are_chosen_evenly_however_small():
 
 
 def corners(sampler, steps=60):
-    """Lower corners of the patches ``[n, 3]``, from the windows that are read for them."""
+    """Lower corners of the patches ``[n, 3]``."""
+    found = []
     for step in range(steps):
-        sampler.sample(step)
-    inset = (np.asarray(sampler.window) - sampler.patch) // 2
-    lows = np.array([lo for _, lo, _ in sampler.reader.read])
-    return lows + (inset if len(inset) == 3 else [0, *inset])
+        host = sampler.sample(step)
+        found += [low for _, low in patch_corners(sampler.reader, host, sampler.batch)]
+    return np.array(found)
 
 
 def around_one_voxel(patch):
@@ -260,16 +261,76 @@ def test_an_unaugmented_sample_is_an_exact_crop():
         source = reader(shape=(14, 18, 16))
         sampler = segmentation(source, patch, batch=3)
         for step in range(5):
-            batch = make_views(sampler.sample(step), patch, CPU)
-            for index, (name, lo, hi) in enumerate(source.read[-3:]):
-                window = source.image(name, lo, hi)[0]
-                label = source.label(name, lo, hi)
-                inset = [(b - a - p) // 2 for a, b, p in zip(lo, hi, (1, *patch)[-3:], strict=True)]
-                crop = tuple(slice(i, i + p) for i, p in zip(inset, (1, *patch)[-3:], strict=True))
+            host = sampler.sample(step)
+            batch = make_views(host, patch, CPU)
+            for index, (name, low) in enumerate(patch_corners(source, host, 3)):
+                high = low + np.asarray((1, *patch)[-3:])
                 np.testing.assert_allclose(
-                    batch.images[index, 0, 0], window[crop].reshape(patch), atol=1e-4
+                    batch.images[index, 0, 0],
+                    source.image(name, low, high)[0].reshape(patch),
+                    atol=1e-4,
                 )
-                np.testing.assert_array_equal(batch.labels[index, 0], label[crop].reshape(patch))
+                np.testing.assert_array_equal(
+                    batch.labels[index, 0], source.label(name, low, high).reshape(patch)
+                )
+
+
+def patch_corners(source, host, samples):
+    """Case and lower corner d, h, w of the patch of each sample: the window's, less where it lies
+    in the patch.
+    """
+    found = []
+    for (name, lo, _), corner in zip(source.read[-samples:], host.corner[:, 0], strict=True):
+        offset = np.rint(np.asarray([0, *corner.tolist()])[-3:]).astype(int)
+        found.append((name, np.asarray(lo) - offset))
+    return found
+
+
+WIDE = AugmentConfig(
+    **(RICH.model_dump() | {"flip": 0.5, "rotation": 45.0, "scale": (0.65, 1.5), "affine": 1.0})
+)
+
+
+@pytest.mark.parametrize("patch", [(8, 8), (7, 8, 6)])
+def test_windows_hold_all_that_a_view_looks_at(patch):
+    """A batch made from whole volumes is the same."""
+    source = reader(shape=(30, 40, 36))
+    sampler = segmentation(source, patch, WIDE, batch=3)
+    for step in range(20):
+        host = sampler.sample(step)
+        corners = patch_corners(source, host, 3)
+        images, labels, corner = [], [], []
+        for name, low in corners:
+            planes = slice(low[0], low[0] + 1) if len(patch) == 2 else slice(None)
+            images.append(source.images[name][:, planes].squeeze(1 if len(patch) == 2 else ()))
+            labels.append(source.labels[name][planes].squeeze(0 if len(patch) == 2 else ()))
+            corner.append(-low[-len(patch) :])
+        whole = replace(
+            host,
+            windows=torch.from_numpy(np.stack(images)[:, None]),
+            labels=torch.from_numpy(np.stack(labels)[:, None]),
+            corner=torch.from_numpy(np.stack(corner)[:, None].astype(np.float32)),
+        )
+        mine, reference = (make_views(x, patch, CPU) for x in (host, whole))
+        torch.testing.assert_close(mine.images, reference.images, rtol=1e-3, atol=2e-3)
+        assert (mine.labels != reference.labels).float().mean() < 1e-3, "ties of rounding"
+
+
+def test_voxels_anywhere_are_drawn_in_their_true_proportion():
+    """The lists of places are capped: of a class of most voxels they hold as many as of a small
+    one.
+    """
+    source = reader(shape=(14, 18, 16))
+    listed = source.foreground
+    source.foreground = lambda name: {c: xyz[:20] for c, xyz in listed(name).items()}
+    sampler = segmentation(source, (3, 3, 3), batch=8, foreground=0.0)
+    seen = Counter()
+    rng = np.random.default_rng(0)
+    for _ in range(2000):
+        d, h, w = sampler._centre(rng, "c0", False)
+        seen[int(source.labels["c0"][d, h, w])] += 1
+    true = np.mean(source.labels["c0"] == 0)
+    assert abs(seen[0] / 2000 - true) < 4 * (true * (1 - true) / 2000) ** 0.5
 
 
 def test_patches_reach_every_voxel_of_a_volume_and_mostly_stay_inside():
@@ -277,9 +338,7 @@ def test_patches_reach_every_voxel_of_a_volume_and_mostly_stay_inside():
     sampler = segmentation(source, (8, 8), batch=8, foreground=0.0)
     hits, inside = np.zeros((24, 24)), []
     for step in range(150):
-        sampler.sample(step)
-        for _, lo, hi in source.read[-8:]:
-            a, b = ((lo[k] + hi[k] - 8) // 2 for k in (1, 2))
+        for _, (_, a, b) in patch_corners(source, sampler.sample(step), 8):
             hits[max(a, 0) : max(a + 8, 0), max(b, 0) : max(b + 8, 0)] += 1
             inside.append(min(a, b) >= 0 and max(a, b) <= 16)
     assert hits.min() > 0 and np.mean(inside) > 0.6

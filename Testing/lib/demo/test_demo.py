@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
+from dataclasses import replace
+from html import unescape
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from MedSSLLib.cli.main import main
 from MedSSLLib.core.errors import InputError, MedSSLError
 from MedSSLLib.core.events import Events, relayed
 from MedSSLLib.demo import demo
@@ -147,35 +152,52 @@ def test_used_folder_and_unknown_budget_are_refused(tmp_path):
     assert not (tmp_path / "new").exists()
 
 
+def tiny_rows(rows):
+    """The rows of a budget at a few seconds."""
+    return tuple(
+        replace(
+            row,
+            first=0.05,
+            pretrain=0.05 * bool(row.pretrain),
+            selftrain=0.05 * bool(row.selftrain),
+        )
+        for row in rows
+    )
+
+
 @pytest.mark.slow
-def test_whole_demo_on_tiny_volumes(tmp_path, monkeypatch):
+@pytest.mark.parametrize("budget", ["quick", "standard"])
+def test_whole_demo_on_tiny_volumes(tmp_path, monkeypatch, budget):
     folder = write_cases(tmp_path / "data", NAMES)
-    monkeypatch.setitem(demo.MINUTES, "quick", dict.fromkeys(demo.MINUTES["quick"], 0.05))
+    monkeypatch.setitem(demo.BUDGETS, budget, tiny_rows(demo.BUDGETS[budget]))
     kept = Kept()
-    result = run_demo(str(folder), "quick", tmp_path / "out", Events([kept]), device="cpu")
+    result = run_demo(str(folder), budget, tmp_path / "out", Events([kept]), device="cpu")
     assert result.report == tmp_path / "out" / "report.html"
     text = result.report.read_text(encoding="utf-8")
     assert "test cases that no model has seen" in text
     assert "http" not in text.replace("http-equiv", "")
-    for name in (
-        "metrics-scratch.json",
-        "metrics-pretrained.json",
-        "metrics-selftrained.json",
-        "figures/overlays.png",
-        "figures/cases.png",
-    ):
+    names = [f"metrics-{row.run}.json" for row in demo.BUDGETS[budget]]
+    for name in (*names, "figures/overlays.png", "figures/cases.png"):
         assert (tmp_path / "out" / name).stat().st_size > 0
     shown = [Path(event["file"]).name for event in kept.events if event["event"] == "image"]
-    assert shown == ["cases.png", "overlays.png"]
+    assert shown == ["cases.png", "overlays.png"] and result.picture.name == "overlays.png"
     head, rows = result.table()
-    assert [len(row) for row in rows] == [len(head)] * 3
-    assert [row[0] for row in rows] == [
-        "random weights",
-        "pre-trained",
-        "pre-trained, self-trained",
-    ]
+    assert [len(row) for row in rows] == [len(head)] * len(names)
+    assert [row[0] for row in rows] == [row.words for row in demo.BUDGETS[budget]]
+    assert "on 2 scans that no model has seen" in result.verdict()
     assert (kept.events[0]["event"], kept.events[-1]["event"]) == ("start", "done")
     assert sum(event["event"] in ("start", "done") for event in kept.events) == 2
-    runs = tmp_path / "out" / "data" / "runs"
-    logged = (runs / "pretrain" / "events.jsonl").read_text()
-    assert "finetune" not in logged
+    if budget == "quick":
+        commands = unescape(re.search(r"<pre>(.*?)</pre>", text, re.DOTALL)[1]).splitlines()
+        monkeypatch.chdir(tmp_path / "out")
+        for line in commands:
+            program, *argv = shlex.split(line)
+            assert program == "medssl" and main(argv) == 0, line
+        assert json.loads(Path("again.json").read_text())["summary"]["dice"]["n"] > 0
+
+
+def test_all_models_of_a_budget_train_for_the_same_time():
+    for rows in demo.BUDGETS.values():
+        assert len({round(row.minutes, 6) for row in rows}) == 1
+    quick = sum(row.minutes for row in demo.BUDGETS["quick"])
+    assert quick < 4, "with simulating, predicting and the report five minutes"

@@ -24,27 +24,27 @@ from Testing.lib.pgl_helpers import PATCH, coordinate_batch, linear_pgl, random_
 # end
 
 
-@each("level", [0, 1, 2])
 @each("dim", [2, 3])
-def test_views_of_a_linear_volume_agree_at_every_place(dim: int, level: int) -> None:
+def test_views_of_a_linear_volume_agree_at_every_place(dim: int) -> None:
     """All pairs of flips x random boxes through views, a strided encoder and the alignment: the
     loss vanishes.
     """
     flips = list(product(product((0, 1), repeat=dim), repeat=2))
-    method = linear_pgl(dim, levels=(level,))
-    batch = coordinate_batch(dim, seed=level, flips=flips)
-    (compared,) = method.compared(batch)
-    difference = (compared.prediction - compared.target).abs() * compared.weight[:, None]
-    assert difference.max() <= 1e-6
-    assert compared.weight.flatten(1).sum(1).min() > 0
-    (loss,) = method.losses(batch, 0.0).values()
-    assert loss <= 1e-12
+    method = linear_pgl(dim, levels=(0, 1, 2))
+    batch = coordinate_batch(dim, seed=0, flips=flips)
+    levels = method.compared(batch)
+    assert len(levels) == 3
+    for compared in levels:
+        difference = (compared.prediction - compared.target).abs() * compared.weight[:, None]
+        assert difference.max() <= 1e-6
+        assert compared.weight.flatten(1).sum(1).min() > 0
+    assert all(loss <= 1e-12 for loss in method.losses(batch, 0.0).values())
 
 
 @each("options", [{"use_flip_prior": False}, {"use_scale_prior": False}])
 @each("dim", [2, 3])
 def test_without_a_prior_places_do_not_agree(dim: int, options: dict[str, bool]) -> None:
-    flips = list(product(product((0, 1), repeat=dim), repeat=2))
+    flips = list(product(product((0, 1), repeat=dim), repeat=2))[:8]
     (loss,) = linear_pgl(dim, **options).losses(coordinate_batch(dim, 1, flips), 0.0).values()
     assert loss > 1e-3
 

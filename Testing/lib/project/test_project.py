@@ -147,7 +147,7 @@ class TestChanges:
         assert [
             case.name for case in project.add([tmp_path / "x.mha", tmp_path / "Flipped.mha"])
         ] == ["x"]
-        assert "is in the project already" in str(project.refused[0])
+        assert "another scan of the project has this name" in str(project.refused[0])
         with pytest.raises(InputError, match="nothing.nii.gz: does not exist"):
             project.add([tmp_path / "nothing.nii.gz"])
 

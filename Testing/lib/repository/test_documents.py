@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from MedSSLLib.cli import main as cli
-from MedSSLLib.core.files import read_json
+from MedSSLLib.core.files import read_json, write_json
 from MedSSLLib.images import io
 from MedSSLLib.images.geometry import Geometry, Volume
 from MedSSLLib.methods import outside
@@ -158,20 +158,35 @@ def test_links_and_pictures_of_documents_exist(name):
 
 @pytest.fixture
 def cohort(tmp_path, monkeypatch):
-    """What the tour starts from: scans/, masks/ of every case, test.txt; the current folder is
-    theirs.
-    """
+    """What the tour unpacks: a data set of the Decathlon, here a tiny one; the current folder."""
     generator = np.random.default_rng(1)
     geometry = Geometry((24, 22, 10), (1.2, 1.2, 3.0), (5.0, -9.0, 30.0))
-    for name in ("case03", "case05", "case17", "case21", "case22", "case30", "case31"):
+    folder = tmp_path / "Task04_Hippocampus"
+    names = [
+        f"hippocampus_{number}" for number in ("001", "003", "004", "006", "020", "261", "007")
+    ]
+    for name in names:
         label = np.zeros(geometry.shape, np.uint8)
         low = generator.integers(2, 5, 3)
         label[low[0] : low[0] + 5, low[1] : low[1] + 12, low[2] : low[2] + 12] = 1
         label[low[0] + 1 : low[0] + 4, low[1] + 3 : low[1] + 9, low[2] + 3 : low[2] + 9] = 2
         image = generator.normal(label * 50.0 + 100, 8).astype(np.float32)
-        io.write_image(tmp_path / "scans" / f"{name}.nii.gz", Volume(image, geometry))
-        io.write_image(tmp_path / "masks" / f"{name}.nii.gz", Volume(label, geometry))
-    (tmp_path / "test.txt").write_text("case30\ncase31\n")
+        io.write_image(folder / "imagesTr" / f"{name}.nii.gz", Volume(image, geometry))
+        io.write_image(folder / "labelsTr" / f"{name}.nii.gz", Volume(label, geometry))
+    files = [
+        {"image": f"./imagesTr/{name}.nii.gz", "label": f"./labelsTr/{name}.nii.gz"}
+        for name in names
+    ]
+    write_json(
+        folder / "dataset.json",
+        {
+            "name": "Hippocampus",
+            "modality": {"0": "MRI"},
+            "labels": {"0": "background", "1": "Anterior", "2": "Posterior"},
+            "training": files,
+            "test": [],
+        },
+    )
     monkeypatch.chdir(tmp_path)
 
 
@@ -193,26 +208,39 @@ def shortened(words: list[str]) -> list[str]:
 
 @pytest.mark.timeout(1200)
 @pytest.mark.usefixtures("cohort")
-def test_the_five_minute_tour_of_the_readme_runs(tmp_path, capsys):
-    section = NAMES["README.md"].split("## Five minutes on the command line")[1].split("\n## ")[0]
+def test_the_ten_minute_tour_of_the_readme_runs(tmp_path, capsys):
+    section = NAMES["README.md"].split("## Ten minutes on the command line")[1].split("\n## ")[0]
+    (block,) = blocks(section, "sh")
+    (names,) = re.findall(r'^printf "(.*?)" (.*?) > test.txt$', block.text, re.MULTILINE)
+    (tmp_path / "test.txt").write_text(
+        "".join(names[0].replace("\\n", "\n") % number for number in names[1].split())
+    )
     tour = [words for line in shell_lines(section) for words in calls(line)]
     done = [words[0] for words in tour]
-    assert {"init", "pretrain", "finetune", "complete", "predict", "evaluate", "report"} <= set(
-        done
+    assert {"init", "finetune", "selftrain", "complete", "suggest", "report"} <= set(done)
+    minutes = sum(
+        float(words[words.index("--minutes") + 1]) for words in tour if "--minutes" in words
     )
+    assert minutes <= 7, "with reading, predicting and scoring ten minutes"
     for words in tour:
         code = cli.main(shortened(words))
         assert code == 0, f"medssl {' '.join(words)}\n{capsys.readouterr().err}"
-    assert sorted(p.name for p in (tmp_path / "segmentations").glob("*.nii.gz")) == [
-        "case30.nii.gz",
-        "case31.nii.gz",
-    ]
-    source = io.read_header(tmp_path / "scans" / "case30.nii.gz")
-    assert io.read_header(tmp_path / "segmentations" / "case30.nii.gz") == source
-    assert set(read_json(tmp_path / "metrics.json")["cases"]) == {"case30", "case31"}
+    test = ["hippocampus_001", "hippocampus_003", "hippocampus_004", "hippocampus_006"]
+    written = sorted(path.name for path in (tmp_path / "segmentations").glob("*.nii.gz"))
+    assert written == [f"{name}.nii.gz" for name in test]
+    source = io.read_header(tmp_path / "Task04_Hippocampus" / "imagesTr" / written[0])
+    assert io.read_header(tmp_path / "segmentations" / written[0]) == source
+    assert sorted(read_json(tmp_path / "metrics.json")["cases"]) == test
     assert "<html" in (tmp_path / "report.html").read_text(encoding="utf-8")
-    completed = io.read_label(tmp_path / "completed" / "case05.nii.gz", source)
+    completed = io.read_label(tmp_path / "completed" / "hippocampus_020.nii.gz", source)
     assert set(np.unique(completed.array)) <= {0, 1, 2}
+
+
+def test_the_readme_is_short_and_its_pictures_exist():
+    text = NAMES["README.md"]
+    assert len(text.splitlines()) <= 180
+    shown = re.findall(r'(?:src|srcset)="([^"]+)"', text)
+    assert len(shown) >= 2 and all((ROOT / path).is_file() for path in shown)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -286,3 +314,12 @@ def test_the_guide_names_what_a_method_has():
     told = {code.split("(")[0].split(" ")[0] for code in inline_code(table)}
     hooks = {key for key in vars(Method) if not key.startswith("_")}
     assert hooks <= told, hooks - told
+
+
+def test_the_citation_has_what_a_reader_cites():
+    text = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    top = {line.partition(":")[0] for line in text.splitlines() if re.match(r"[a-z]", line)}
+    wanted = {"cff-version", "message", "title", "type", "abstract", "version", "license"}
+    assert wanted | {"authors", "keywords", "references"} <= top
+    papers = re.findall(r'"arXiv:(\d{4}\.\d{5})"', text)
+    assert papers and all(paper in NAMES["README.md"] for paper in papers)

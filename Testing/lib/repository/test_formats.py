@@ -25,9 +25,9 @@ from MedSSLLib.inference import quality_estimator
 from MedSSLLib.interop import monai_bundle
 from MedSSLLib.interop.import_weights import read_tensors
 from MedSSLLib.pretraining import pretrain
-from MedSSLLib.project.ingest import copied
 from MedSSLLib.project.manifest import FILE_NAME, Case
 from MedSSLLib.project.project import Project
+from MedSSLLib.project.relocation import copied
 from MedSSLLib.project.runs import summary
 from MedSSLLib.selftraining import pseudo_labels
 from MedSSLLib.training import trainer

@@ -16,6 +16,7 @@ from MedSSLLib.core.events import Events
 from MedSSLLib.data.patch_samplers import Pick, SegmentationSampler, ViewSampler
 from MedSSLLib.data.plan import Plan
 from MedSSLLib.finetuning.mean_teacher import MeanTeacherTask
+from MedSSLLib.finetuning.mixing_task import Mix, MixingTask, TeacherMixingTask
 from MedSSLLib.finetuning.mixup import MixupTask
 from MedSSLLib.finetuning.segmentation_task import SegmentationTask
 from MedSSLLib.methods import METHODS, load_method
@@ -23,6 +24,7 @@ from MedSSLLib.methods.base import MethodContext
 from MedSSLLib.networks.unet import SegmentationNet, build_encoder
 from MedSSLLib.pretraining.task import PretrainTask
 from MedSSLLib.selftraining.local_contrast_task import JointTask
+from MedSSLLib.selftraining.round_tasks import MixedContrastTask
 from MedSSLLib.selftraining.soft_labels import SoftLabels
 from MedSSLLib.training.budget import Budget
 from MedSSLLib.training.trainer import LoopConfig, Trainer
@@ -142,6 +144,8 @@ def semi(kind, dim, device):
     labelled = MixupTask(*facts) if "mixup" in kind else SegmentationTask(*facts)
     if "mean-teacher" in kind:
         return MeanTeacherTask(labelled, replace(sampler, cases=("c2", "c3"), labelled=False), 1.0)
+    if "mixing" in kind:
+        return mixing(kind, facts)
     if kind.split()[0] in ("inter", "intra"):
         soft = SoftLabels(Path("nothing"), 3, frozenset()) if "soft" in kind else None
         return JointTask(
@@ -155,13 +159,37 @@ def semi(kind, dim, device):
     return labelled
 
 
-@each("device", ["meta", "cpu"])
-@each("dim", [2, 3])
-@each("kind", ["mixup", "mean-teacher", "mean-teacher and mixup", "inter", "intra", "inter soft"])
+def mixing(kind, facts):
+    """Mixing with pseudo-labels of a round, with the contrast, or with a teacher's."""
+    soft = SoftLabels(Path("nothing"), 3, frozenset()) if "soft" in kind else None
+    other = replace(facts[1], cases=("c2", "c3"), soft=soft, labelled="teacher" not in kind)
+    task = MixingTask(*facts, other=other, classes=3, mix=Mix(threshold=0.5 if soft else 0.0))
+    if "teacher" in kind:
+        return TeacherMixingTask(task)
+    if "contrast" in kind:
+        return MixedContrastTask(mixing=task, matching="inter", weight=0.1)
+    return task
+
+
+SEMI = {
+    "mixup": set(),
+    "mean-teacher": {"consistency"},
+    "mean-teacher and mixup": {"consistency"},
+    "inter": {"contrast", "pseudo"},
+    "intra": {"contrast", "pseudo"},
+    "inter soft": {"contrast", "pseudo"},
+    "mixing": set(),
+    "mixing soft": set(),
+    "mixing teacher": set(),
+    "mixing contrast": {"contrast"},
+}
+
+
+@pytest.mark.parametrize("device", ["meta", "cpu"])
+@pytest.mark.parametrize("dim", [2, 3])
+@pytest.mark.parametrize("kind", SEMI)
 def test_a_step_of_semi_supervised_training(tmp_path, kind, dim, device):
-    extra = (
-        {"consistency"} if "teacher" in kind else {"contrast", "pseudo"} if "int" in kind else set()
-    )
+    extra = SEMI[kind]
     assert set(one_step(semi(kind, dim, device), tmp_path)) == {"segmentation"} | extra
 
 

@@ -211,7 +211,7 @@ def test_the_doctor_asks_for_what_the_package_requires():
     assert wanted == doctor.REQUIRED
     extras = [
         text
-        for extra in ("demo", "tensorboard")
+        for extra in ("demo", "export", "tensorboard")
         for text in PROJECT["optional-dependencies"][extra]
     ]
     assert {_name(text): text.split(">=")[1] for text in extras} == {

@@ -16,6 +16,7 @@ from MedSSLLib.config.commands import SelfTrainConfig, self_train_options
 from MedSSLLib.core.errors import CancelledError, GuardError, InputError
 from MedSSLLib.core.events import Events
 from MedSSLLib.finetuning.finetune import run_finetune
+from MedSSLLib.finetuning.mixing_task import Mix
 from MedSSLLib.inference.model import Model, PredictOptions, load_model, predict_case
 from MedSSLLib.project.manifest import Case
 from MedSSLLib.project.project import Project
@@ -67,6 +68,7 @@ def settings(**changes):
         "training__steps": 20,
         "optimiser__lr": 1e-2,
         "options__rounds": 2,
+        "options__keep": "last",
         "training__batch": 3,
         "options__clean": "none",
         "training__ema": 0.0,
@@ -110,13 +112,18 @@ def stopping_in(folder, stage):
     return Events([Stopper()], min_interval=0)
 
 
-@pytest.mark.parametrize("dim", ["2d", "3d"])
-def test_a_run_from_scratch_leaves_pseudo_labels_figures_and_a_model_that_predicts(project, dim):
+@pytest.mark.parametrize(
+    ("dim", "recipe"), [("2d", "mixing"), ("3d", "mixing"), ("2d", "contrast"), ("3d", "contrast")]
+)
+def test_a_run_from_scratch_leaves_pseudo_labels_figures_and_a_model_that_predicts(
+    project, dim, recipe
+):
     """The labels of unlabelled cases are garbage: opening one would stop the run or drop the
     case.
     """
     events, record = loud()
-    folder = selftrain.run_selftrain(project, settings(name=f"scratch-{dim}", dim=dim), events)
+    config = settings(name=f"scratch-{dim}-{recipe}", dim=dim, options__recipe=recipe)
+    folder = selftrain.run_selftrain(project, config, events)
     metrics = json.loads((folder / "metrics.json").read_text())
     assert [row["round"] for row in metrics["rounds"]] == [1, 2] and metrics["steps"] == 20
     assert {e["stage"] for e in record.of("progress")} >= {
@@ -131,7 +138,10 @@ def test_a_run_from_scratch_leaves_pseudo_labels_figures_and_a_model_that_predic
             "case1.nii.gz",
             "case2.nii.gz",
         }
-    assert all(0 <= row["separation"] <= 2 for row in metrics["rounds"])
+    assert all(
+        0 <= row["separation"] <= 2 if recipe == "contrast" else "separation" not in row
+        for row in metrics["rounds"]
+    )
     options = json.loads((folder / "config.json").read_text())["config"]["options"]
     assert set(options) == set(selftrain.SelfTrainConfig.model_fields) and options["rounds"] == 2
     model = load_model(folder, "cpu")
@@ -228,7 +238,11 @@ def test_what_the_joint_stage_reads(project, monkeypatch):
 
     monkeypatch.setattr(selftrain, "fit", fit)
     config = settings(
-        name="reads", options__rounds=1, options__reject=["case2"], training__foreground=0.25
+        name="reads",
+        options__recipe="contrast",
+        options__rounds=1,
+        options__reject=["case2"],
+        training__foreground=0.25,
     )
     selftrain.run_selftrain(project, config, Events())
     (_, first), (_, joint) = seen
@@ -239,15 +253,73 @@ def test_what_the_joint_stage_reads(project, monkeypatch):
     assert joint.contrast.seed != joint.labelled.sampler.seed
     assert joint.contrast.foreground == 0.25, "pseudo-labels also teach what is no structure"
     contrast_only = settings(
-        name="contrast", options__rounds=1, options__pseudo_weight=0.0, options__clean="crf"
+        name="contrast",
+        options__recipe="contrast",
+        options__rounds=1,
+        options__pseudo_weight=0.0,
+        options__clean="crf",
     )
     selftrain.run_selftrain(project, contrast_only, Events())
     assert seen[-1][1].contrast.foreground == 1.0, "contrast alone needs structures"
-    drawn = settings(name="drawn", options__rounds=1, options__drawn_share=0.75, annotated_slices=2)
+    drawn = settings(
+        name="drawn",
+        options__recipe="contrast",
+        options__rounds=1,
+        options__drawn_share=0.75,
+        annotated_slices=2,
+    )
     selftrain.run_selftrain(project, drawn, Events())
     assert sorted(seen[-1][1].contrast.cases) == ["case0"] * 6 + ["case1", "case2"], (
         "drawn on, though a pseudo-label"
     )
+
+
+@each("weight", [0.0, 0.3])
+def test_what_mixing_reads(project, monkeypatch, weight):
+    """Labelled cases on one side, pseudo-labelled ones alone on the other; contrast where asked."""
+    seen = []
+    plain = selftrain.fit
+
+    def fit(context, task, budget, stage):
+        seen.append(task)
+        return plain(context, task, budget, stage)
+
+    monkeypatch.setattr(selftrain, "fit", fit)
+    config = settings(
+        name=f"mixing-{weight}",
+        options__rounds=1,
+        options__weight=weight,
+        options__rectangle=[0.2, 0.3],
+        options__alone_every=3,
+        options__confident=0.6,
+        training__foreground=0.25,
+    )
+    folder = selftrain.run_selftrain(project, config, Events())
+    joint = seen[-1]
+    mixing = joint.mixing if weight else joint
+    assert getattr(joint, "weight", 0.0) == weight
+    assert mixing.sampler.cases == ("case0",) and sorted(mixing.other.cases) == ["case1", "case2"]
+    assert mixing.sampler.seed != mixing.other.seed and mixing.other.foreground == 0.25
+    assert mixing.mix == Mix(share=(0.2, 0.3), alone_every=3, threshold=0.6)
+    assert mixing.other.soft.folder == folder / "pseudo" / "round-1"
+
+
+def test_a_run_from_a_run_takes_its_labelled_cases_where_the_project_has_none(tmp_path):
+    """``init --labelled ''``, ``finetune --labelled case0``, ``selftrain --from``."""
+    project_of(tmp_path)
+    project = Project.create(
+        tmp_path / "q", tmp_path / "imagesTr", labels=tmp_path / "labelsTr", labelled=""
+    )
+    assert project.classes == ("background",)
+    first = tiny_config("finetune", name="first", training__steps=20, labelled=("case0",))
+    run_finetune(project, first, Events())
+    config = settings(name="second", dim="auto", options__start="first", options__rounds=1)
+    folder = selftrain.run_selftrain(project, config, Events())
+    assert RunFolder(folder).data.labelled == ("case0",)
+    named = settings(name="third", options__start="first", options__rounds=1, labelled=("case0",))
+    selftrain.run_selftrain(project, named.override({"dim": "auto"}), Events())
+    with pytest.raises(InputError, match="no labelled case .* tells its classes"):
+        selftrain.run_selftrain(project, config.override({"name": "n", "labelled": ()}), Events())
 
 
 @each(
@@ -510,7 +582,12 @@ def test_a_class_without_a_labelled_voxel_is_named(tmp_path):
 def test_a_single_foreground_class_is_warned_about_and_runs(tmp_path):
     project = tiny_project(tmp_path, cases=2).with_labelled("case0")
     events, record = loud()
-    config = settings(options__rounds=1, training__steps=60, options__first_share=0.9)
+    config = settings(
+        options__recipe="contrast",
+        options__rounds=1,
+        training__steps=60,
+        options__first_share=0.9,
+    )
     selftrain.run_selftrain(project, config, events)
     assert "one foreground class" in record.of("warning")[0]["message"]
 
@@ -519,12 +596,15 @@ def test_the_paper_preset_leaves_out_what_the_paper_does_not_have():
     from MedSSLLib.config.run import RunConfig
 
     paper = self_train_options(RunConfig.build("selftrain", preset="paper"))
-    assert (paper.pseudo_weight, paper.drawn_share, paper.shapes, paper.restart) == (
-        0,
-        0,
-        False,
-        True,
-    )
+    found = (paper.pseudo_weight, paper.drawn_share, paper.shapes, paper.restart)
+    assert found == (0, 0, False, True)
+    assert (paper.recipe, paper.rounds, paper.weight) == ("contrast", 3, 0.1)
+
+
+def test_the_recipe_decides_what_is_not_given():
+    assert (SelfTrainConfig().rounds, SelfTrainConfig().weight) == (2, 0)
+    contrast = SelfTrainConfig(recipe="contrast", weight=0.3)
+    assert (contrast.rounds, contrast.weight) == (3, 0.3)
 
 
 @pytest.mark.parametrize("restart", [False, True])

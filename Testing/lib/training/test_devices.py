@@ -19,7 +19,6 @@ from MedSSLLib.training.devices import (
     sum_over_processes,
     training_precision,
 )
-from Testing.lib.case_helpers import each
 from Testing.lib.core_helpers import tiny_config
 
 CPU = torch.device("cpu")
@@ -61,7 +60,9 @@ def fresh_capabilities():
 
 
 @pytest.mark.usefixtures("fresh_capabilities")
-@each(("feature", "expected"), [("amx_bf16", "bf16"), ("avx512_bf16", "bf16"), ("avx2", "32")])
+@pytest.mark.parametrize(
+    ("feature", "expected"), [("amx_bf16", "bf16"), ("avx512_bf16", "bf16"), ("avx2", "32")]
+)
 def test_training_is_in_bfloat16_where_the_processor_multiplies_it(monkeypatch, feature, expected):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {feature: True}, raising=False)
     assert training_precision("auto", CPU) == expected

@@ -9,33 +9,30 @@ from pathlib import Path
 
 from MedSSLLib.core.errors import InputError
 from MedSSLLib.images.io import is_dicom_source, modality_of, shows_air
-from MedSSLLib.project.grouping import Found
-from MedSSLLib.project.layouts import Source
-from MedSSLLib.project.manifest import Manifest
+from MedSSLLib.project.sources.grouping import Found
 
 Kind = tuple[str, ...]
 """One modality a channel."""
 
 
-def choose_modality(manifest: Manifest, source: Source) -> tuple[Kind, str]:
-    """The modality of the project, else as declared, else of most scans; and a warning where scans
-    differ ("" where they do not).
+def choose_modality(known: Kind | None, cases: Sequence[Found]) -> tuple[Kind, str]:
+    """The modality that is `known` (of the project, or declared), else that of most scans; and a
+    warning where scans differ ("" where they do not).
 
     DICOM says what it is, so every series is asked. Of other files the first, middle and last are
     read and the beginning of all: a CT shows air there. Where some do, the others are read too.
     """
-    known = manifest.modality if manifest.cases else source.modality
     if known:
         found = {
             case.name: _kind(case)
-            for case in source.cases
+            for case in cases
             if len(case.images) == len(known) and all(map(is_dicom_source, case.images))
         }
         others = {name: kind for name, kind in found.items() if kind is not None and kind != known}
         return known, _contradiction(known, others)
-    counts = Counter(len(found.images) for found in source.cases)
+    counts = Counter(len(found.images) for found in cases)
     channels = counts.most_common(1)[0][0] if counts else 1
-    kinds = _kinds([found for found in source.cases if len(found.images) == channels])
+    kinds = _kinds([found for found in cases if len(found.images) == channels])
     if not kinds:
         return ("MR",) * channels, ""
     chosen = Counter(kinds.values()).most_common(1)[0][0]

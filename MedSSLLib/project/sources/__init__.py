@@ -1,0 +1,1 @@
+"""What files of folders are: cases, channels, segmentations, and of which modality."""

@@ -1,0 +1,126 @@
+"""Which model of a self-training run is kept: that of the last round, unless another is better.
+
+Where labelled cases are held out, their Dice decides. Where none is, nothing can say how good a
+model is on other scans; two things can show that a round has made it worse. A model that is unsure
+contradicts itself when a scan is a little changed, and one that has learnt from wrong pseudo-labels
+no longer agrees with what a person has drawn. Not from the paper.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from MedSSLLib.data.cache import Cache
+from MedSSLLib.evaluation.metrics import foreground_dice
+from MedSSLLib.finetuning.segmentation_task import validation_dice
+from MedSSLLib.inference.model import Model
+from MedSSLLib.inference.sliding_window import predict_varied
+
+CASES = 4  # that a model is judged on, evenly spaced; not from the paper
+CHANGES = ((0.8, 1.0), (1.0, 0.85))  # contrast and size of the changed scans; not from the paper
+PREDICTIONS = CASES * (1 + len(CHANGES))
+"""How many a judgement takes, about."""
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What speaks for a model, all in [0, 1].
+
+    Attributes:
+        held_out: mean Dice of held-out labelled cases; None without.
+        labelled: mean Dice of cases that it was trained on, over what was drawn.
+        agreement: Dice between predictions of a scan and of the same scan changed in contrast and
+            size, the mean over unlabelled cases; None without.
+    """
+
+    held_out: float | None
+    labelled: float
+    agreement: float | None
+
+    @property
+    def score(self) -> float:
+        """The held-out Dice, or else the mean of the others."""
+        if self.held_out is not None:
+            return self.held_out
+        return float(np.mean([x for x in (self.labelled, self.agreement) if x is not None]))
+
+    def to_json(self) -> dict[str, float]:
+        """Its numbers, for ``metrics.json``."""
+        found = {**vars(self), "score": self.score}
+        return {name: round(value, 4) for name, value in found.items() if value is not None}
+
+
+def some(names: Sequence[str]) -> list[str]:
+    """At most CASES of the names, evenly spaced."""
+    if len(names) <= CASES:
+        return list(names)
+    return [names[round(i)] for i in np.linspace(0, len(names) - 1, CASES)]
+
+
+def judge(
+    model: Model,
+    cache: Cache,
+    *,
+    held_out: Sequence[str],
+    labelled: Sequence[str],
+    unlabelled: Sequence[str],
+) -> Judgement:
+    """A model's judgement.
+
+    Args:
+        model: with its network in evaluation mode.
+        cache: holds the images, and the labels of the first two.
+        held_out: names of held-out labelled cases.
+        labelled: names of labelled cases trained on.
+        unlabelled: names of other cases; some of them are taken.
+    """
+
+    def dice(names: Sequence[str]) -> float | None:
+        found = validation_dice(model.network, cache, names, model.plan, model.device)
+        return found.get("score")
+
+    if held_out:
+        return Judgement(dice(held_out), dice(some(labelled)) or 0.0, None)
+    agreements = [agreement(model, whole_image(cache, name)) for name in some(unlabelled)]
+    mean = float(np.mean(agreements)) if agreements else None
+    return Judgement(None, dice(some(labelled)) or 0.0, mean)
+
+
+def whole_image(cache: Cache, name: str) -> np.ndarray:
+    """A preprocessed case ``[c, d, h, w]``."""
+    return cache.image(name, (0, 0, 0), cache.shape(name)[1:])
+
+
+@torch.inference_mode()
+def agreement(model: Model, image: np.ndarray) -> float:
+    """Mean Dice between the prediction of a preprocessed image and those of its changes."""
+    plain = model.class_map(model.on_grid(image).numpy())
+    found = []
+    for change in CHANGES:
+        likely = predict_varied(model.network, image, model.plan, model.device, change)
+        found.append(foreground_dice(plain, model.class_map(likely.numpy())))
+    return float(np.mean(found))
+
+
+def best_of(judgements: Mapping[str, Judgement]) -> str:
+    """The name of the model to keep, of equals the last one."""
+    names = list(judgements)
+    return max(names, key=lambda name: (judgements[name].score, names.index(name)))
+
+
+def in_words(judgements: Mapping[str, Judgement], kept: str) -> str:
+    """What a person is told where an earlier model is kept."""
+    last = list(judgements)[-1]
+    what = "the first model" if kept == "first" else f"that of {kept}"
+    reason = "less Dice on held-out cases"
+    if judgements[last].held_out is None:
+        reason = (
+            "less agreement with the labels and between predictions of changed scans; no labelled "
+            "case is held out, which would tell surely"
+        )
+    scores = f"{judgements[last].score:.3f} against {judgements[kept].score:.3f}"
+    return f"Self-training ended worse than it was before ({reason}: {scores}), so {what} is kept."

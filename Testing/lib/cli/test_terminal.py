@@ -1,0 +1,324 @@
+"""What a person meets at a terminal of 80 columns, in a pipe, and after a slip of the fingers."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from MedSSLLib.active_learning.suggest import SuggestOptions, run_suggest
+from MedSSLLib.cli import tables
+from MedSSLLib.cli.annotate import slice_words
+from MedSSLLib.cli.main import main
+from MedSSLLib.core.events import Events
+from MedSSLLib.core.packages import install_command, python_program
+from MedSSLLib.core.sinks import Bar
+from MedSSLLib.core.words import fitting, told
+from MedSSLLib.images.geometry import Geometry
+from MedSSLLib.project.project import Project
+
+ROOT = Path(__file__).parents[3]
+
+
+def write(path, size=(12, 10, 6), spacing=(1.0, 1.0, 5.0), label=False):
+    rng = np.random.default_rng(0)
+    array = rng.normal(1000, 200, size[::-1]).astype(np.int16)
+    if label:
+        array = (array > 1100).astype(np.uint8)
+    image = sitk.GetImageFromArray(array)
+    image.SetSpacing(spacing)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sitk.WriteImage(image, str(path))
+
+
+@pytest.fixture
+def cohort(tmp_path):
+    """Four scans with labels, two of them labelled, in a project ``heart``."""
+    for number in range(1, 5):
+        write(tmp_path / "scans" / f"patient_number_{number:03d}.nii.gz")
+        write(tmp_path / "masks" / f"patient_number_{number:03d}.nii.gz", label=True)
+    Project.create(
+        tmp_path / "heart",
+        tmp_path / "scans",
+        labels=tmp_path / "masks",
+        labelled="patient_number_001,patient_number_002",
+    )
+    return tmp_path
+
+
+@pytest.fixture
+def terminal(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+
+
+def lines_of(capsys):
+    return capsys.readouterr().out.splitlines()
+
+
+# -------------------------------------------------------------------------------------- progress
+
+
+def progress_line(event, width=80):
+    """The line that the bar draws, without colours."""
+    from rich.console import Console
+
+    bar = Bar(("start",))
+    bar.close()
+    console = Console(width=width, force_terminal=False, no_color=True)
+    bar.write({"time": 0.0, **event})
+    with console.capture() as captured:
+        console.print(bar._progress.make_tasks_table(bar._progress.tasks))
+    bar.close()
+    return captured.get().rstrip("\n")
+
+
+@pytest.mark.parametrize("step, steps", [(58, 300), (12345, 20000)])
+def test_a_progress_line_of_80_columns_has_stage_bar_count_time_and_loss(terminal, step, steps):
+    line = progress_line(
+        {
+            "event": "progress",
+            "stage": "pre-train: pretrain with a long name",
+            "step": step,
+            "steps": steps,
+            "losses": {"dice": 0.512, "cross entropy": 0.333},
+            "figures": {"feature_std": 0.81, "ema_momentum": 0.99},
+            "seconds_left": 3725,
+        }
+    )
+    assert "\n" not in line and len(line) <= 80
+    assert line.startswith("pre-train: pretra") and "━" in line
+    assert f"{step}/{steps}" in line and "1:02:05 left" in line and "dice 0.512" in line
+
+
+def test_wide_terminals_show_what_narrow_ones_leave_out(monkeypatch):
+    event = {
+        "event": "progress",
+        "stage": "finetune",
+        "step": 5,
+        "steps": 10,
+        "losses": {"dice": 0.512},
+        "figures": {"feature_std": 0.81},
+        "seconds_left": 4,
+    }
+    for width, shown in ((60, False), (80, False), (140, True)):
+        monkeypatch.setenv("COLUMNS", str(width))
+        line = progress_line(event, width)
+        assert len(line) <= width and "5/10" in line
+        assert ("feature std 0.81" in line) is shown
+
+
+def test_only_whole_texts_are_shown():
+    assert fitting(["loss 0.5", "much too long", "ok"], 13) == "loss 0.5  ok"
+    assert fitting(["long"], 3) == ""
+
+
+def test_events_are_told_in_words():
+    start = {"event": "start", "command": "finetune", "run": "first", "device": "cpu"}
+    assert told(start | {"precision": "bf16"}) == "Fine-tuning: run first, on cpu in bfloat16"
+    assert told({"event": "done", "time": 0, "command": "init"}) == ""
+    assert told({"event": "metric", "message": "Meta labels: a."}) == "Meta labels: a."
+
+
+# ---------------------------------------------------------------------------------------- tables
+
+
+def test_status_fits_and_leaves_names_whole(cohort, terminal, monkeypatch, capsys):
+    monkeypatch.chdir(cohort)
+    assert main(["status", "heart"]) == 0
+    lines = lines_of(capsys)
+    assert max(map(len, lines)) <= 80
+    assert sum(line.startswith("patient_number_00") for line in lines) == 4
+    assert "12 x 10 x 6" in lines[3] and "1 x 1 x 5" in lines[3] and "all slices" in lines[3]
+    assert lines[-1] == "Next: medssl finetune heart --minutes 10"
+
+
+def test_columns_without_a_value_are_left_out(terminal, capsys):
+    tables.print_table(("a", "b", "c"), [("1", "", "x"), ("2", "", "y")])
+    assert lines_of(capsys)[0].split() == ["a", "c"]
+
+
+def test_a_pipe_gets_whole_lines(capsys):
+    tables.print_table(("name", "why"), [("x", "word " * 60)])
+    assert len(lines_of(capsys)) == 4
+
+
+# ----------------------------------------------------------------------------------------- slips
+
+
+@pytest.mark.parametrize(
+    "argv, words",
+    [
+        (["finetun", "heart"], "'finetun' is no command. Did you mean 'finetune'?"),
+        (["pretrain", "heart", "--method", "pgll"], "Did you mean 'pgl'?"),
+        (["suggest", "heart", "--budget", "3", "--strategy", "evn"], "Did you mean 'even'?"),
+        (["show", "heart", "frist"], "there is no run 'frist'. Did you mean 'first'?"),
+        (["predict", "heart", "--run", "frist", "--out", "x"], "Did you mean 'first'?"),
+        (["finetune", "heart", "--init", "frist"], "Did you mean 'first'?"),
+        (["init", "scans/patient_number_001.nii.gz", "--images", "scans"], "is a file, and a"),
+        (["set", "heart"], "nothing is to be set"),
+        (
+            ["evaluate", "--predictions", "scans", "--references", "masks", "--out", "m.json"],
+            "as a scan does, not a segmentation",
+        ),
+    ],
+)
+def test_slips_are_answered_with_what_was_meant(cohort, monkeypatch, capsys, argv, words):
+    (cohort / "heart" / "runs" / "first").mkdir(parents=True)
+    monkeypatch.chdir(cohort)
+    assert main(argv) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_medssl_alone_is_a_short_help(capsys):
+    assert main([]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) < 20 and max(map(len, lines)) <= 80
+    assert any("medssl init heart --images scans/" in line for line in lines)
+
+
+# -------------------------------------------------------------------------------- adding, changing
+
+
+def test_adding_a_folder_again_is_no_mistake(cohort, monkeypatch, capsys):
+    monkeypatch.chdir(cohort)
+    write(cohort / "scans" / "patient_number_005.nii.gz", size=(11, 10, 6))
+    assert main(["add", "heart", "scans"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out.startswith("1 new, 4 were there already; in all 5 cases")
+    assert captured.err == ""
+    assert main(["add", "heart", "scans"]) == 0
+    assert capsys.readouterr().out.startswith("0 new, 5 were there already")
+
+
+def test_another_scan_of_a_known_name_is_refused_once(cohort, monkeypatch, capsys):
+    monkeypatch.chdir(cohort)
+    write(cohort / "other" / "patient_number_001.nii.gz", size=(9, 9, 5))
+    write(cohort / "other" / "patient_number_009.nii.gz", size=(9, 9, 5))
+    assert main(["add", "heart", "other"]) == 1
+    captured = capsys.readouterr()
+    assert captured.out.startswith("1 new; in all 5 cases")
+    assert captured.err.count("another scan of the project has this name") == 1
+
+
+def test_set_changes_what_init_had_fixed(cohort, monkeypatch, capsys):
+    monkeypatch.chdir(cohort)
+    (cohort / "table.csv").write_text("case,phase\npatient_number_003,ED\nnobody,ES\n")
+    argv = ["set", "heart", "--classes", "1=ventricle", "--test", "patient_number_004"]
+    assert main([*argv, "--modality", "CT", "--meta", "table.csv", "--drawn", "axial"]) == 0
+    out = capsys.readouterr().out
+    assert "Classes: ventricle." in out and "1 test" in out and "train again" in out
+    project = Project.open(cohort / "heart")
+    assert project.classes == ("background", "ventricle") and project.modality == "CT"
+    assert [case.name for case in project.test] == ["patient_number_004"]
+    assert project.case("patient_number_003").metadata == {"phase": "ED"}
+    assert project.case("patient_number_001").metadata == {}
+
+
+def test_relocate_finds_files_in_their_new_folder(cohort, monkeypatch, capsys):
+    monkeypatch.chdir(cohort)
+    (cohort / "scans").rename(cohort / "elsewhere")
+    assert main(["relocate", "heart", "scans", "elsewhere"]) == 0
+    assert capsys.readouterr().out == "4 cases now read from elsewhere.\n"
+    project = Project.open(cohort / "heart")
+    assert all(path.exists() for path in project.files)
+    assert {path.parent.name for path in project.files} == {"elsewhere", "masks"}
+    assert main(["relocate", "heart", "nowhere", "elsewhere"]) == 2
+    assert "holds no file of the project" in capsys.readouterr().err
+    assert main(["relocate", "heart", "elsewhere", "masks/none"]) == 2
+    assert "for instance no patient_number_001.nii.gz" in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------------------ suggestions
+
+
+@pytest.mark.parametrize("budget, spread", [(2, {1: 2}), (3, {1: 1, 2: 1}), (5, {2: 1, 3: 1})])
+def test_slices_are_spread_over_cases_first(cohort, budget, spread):
+    project = Project.open(cohort / "heart")
+    found = run_suggest(project, None, SuggestOptions(budget), Events())
+    names = [item.case for item in found]
+    counts = [names.count(name) for name in dict.fromkeys(names)]
+    assert {n: counts.count(n) for n in set(counts)} == spread, "two cases are not drawn"
+
+
+def test_a_slice_is_said_where_a_person_finds_it():
+    grid = Geometry((30, 40, 35), (1.0, 2.0, 3.0))
+    assert slice_words(grid, 2, 4) == ("axial", "axial 5 of 35, 12 mm above the lowest")
+    assert slice_words(grid, 2, 0) == ("axial", "axial 1 of 35, the lowest")
+    assert slice_words(grid, 1, 3) == ("coronal", "coronal 4 of 40, 6 mm behind the foremost")
+    turned = Geometry((30, 40, 35), (1.0, 2.0, 3.0), direction=(1, 0, 0, 0, 1, 0, 0, 0, -1))
+    assert slice_words(turned, 2, 0) == ("axial", "axial 1 of 35, 102 mm above the lowest")
+
+
+# --------------------------------------------------------------------------------------- starting
+
+_WATCH = """
+import sys
+HEAVY = {"torch", "monai", "lightning_fabric", "matplotlib", "nilearn"}
+said = []
+class Watch:
+    def __init__(self, stream): self.stream = stream
+    def write(self, text): said.append(text); return self.stream.write(text)
+    def __getattr__(self, name): return getattr(self.stream, name)
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in HEAVY:
+            import os
+            sys.stdout.flush()
+            os._exit(0 if any(text.strip() for text in said) else 7)
+sys.stdout, sys.stderr = Watch(sys.stdout), Watch(sys.stderr)
+sys.meta_path.insert(0, Finder())
+from MedSSLLib.cli.main import main
+main(sys.argv[1:])
+sys.stdout.flush()
+"""
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--help"],
+        ["status", "heart"],
+        ["runs", "heart"],
+        ["show", "heart", "first"],
+        ["settings", "finetune"],
+        ["settings", "pretrain", "--method", "gcl"],
+        ["suggest", "heart", "--budget", "3"],
+        ["suggest", "heart", "--budget", "3", "--run", "first"],
+        ["pretrain", "heart"],
+        ["finetune", "heart"],
+        ["selftrain", "heart", "--from", "first"],
+        ["complete", "heart", "--case", "patient_number_003"],
+        ["predict", "heart", "--run", "first", "--out", "out"],
+        ["evaluate", "--predictions", "masks", "--references", "masks", "--out", "m.json"],
+        ["report", "heart", "--run", "first", "--out", "r.html"],
+        ["export", "heart", "--run", "first", "--to", "onnx", "--out", "m.onnx"],
+        ["benchmark", "labels", "--data", "heart", "--quick", "--out", "b"],
+        ["demo", "--out", "demo"],
+    ],
+    ids=lambda argv: " ".join(argv[:3]),
+)
+def test_the_first_line_comes_before_anything_slow_is_imported(cohort, argv):
+    """PyTorch, MONAI, Fabric and matplotlib take seconds to import, on any computer."""
+    (cohort / "heart" / "runs" / "first").mkdir(parents=True)
+    done = subprocess.run(
+        [sys.executable, "-c", _WATCH, *argv],
+        cwd=cohort,
+        env={"PYTHONPATH": str(ROOT), "PATH": "", "COLUMNS": "80"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode != 7, "a heavy package was imported before the first line"
+    assert done.stdout + done.stderr
+
+
+# --------------------------------------------------------------------------------- what is missing
+
+
+def test_a_missing_package_comes_with_the_line_that_installs_it(tmp_path):
+    assert install_command("onnx>=1.17").endswith(' -m pip install "onnx>=1.17"')
+    (tmp_path / "PythonSlicer").touch()
+    assert python_program(str(tmp_path / "python-real")) == str(tmp_path / "PythonSlicer")
+    assert python_program("/usr/bin/python3") == "/usr/bin/python3"

@@ -1,0 +1,131 @@
+"""Which model is kept: by held-out Dice, else by agreement with labels and with itself."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from MedSSLLib.data.plan import Plan
+from MedSSLLib.inference.model import Model
+from MedSSLLib.selftraining import selftrain
+from MedSSLLib.selftraining.best_round import (
+    CASES,
+    Judgement,
+    agreement,
+    best_of,
+    in_words,
+    judge,
+    some,
+)
+from MedSSLLib.training.checkpoint import load_tensors
+from Testing.lib.case_helpers import each
+from Testing.lib.core_helpers import MemoryReader, loud
+from Testing.lib.selftraining.test_selftrain import project, settings, weights  # noqa: F401
+
+
+class Threshold(torch.nn.Module):
+    """Class 1 where the image exceeds a value."""
+
+    def __init__(self, value):
+        super().__init__()
+        self.value = value
+
+    def forward(self, x):
+        return torch.cat([torch.zeros_like(x), 20 * (x - self.value)], 1)
+
+
+def model(value):
+    plan = Plan(
+        dim=2,
+        spacing=(None, 1.0, 1.0),
+        slice_axis="own",
+        modality=("MR",),
+        channels=1,
+        patch=(16, 16),
+        strides=((1, 1), (2, 2)),
+    )
+    return Model(
+        network=Threshold(value).eval(),
+        plan=plan,
+        values=(0, 1),
+        classes=("background", "one"),
+        device=torch.device("cpu"),
+        precision="32",
+    )
+
+
+def reader(cases=6):
+    """Smooth bumps between 0 and 2; what exceeds 1 is labelled."""
+    place = np.linspace(-1, 1, 32)
+    bump = 2 * np.exp(-4 * (place[:, None] ** 2 + place**2))
+    images = {f"c{i}": np.tile(bump, (1, 3, 1, 1)).astype(np.float32) for i in range(cases)}
+    return MemoryReader(images, {name: (x[0] > 1).astype(np.uint8) for name, x in images.items()})
+
+
+def test_held_out_dice_decides_alone():
+    source = reader()
+    found = judge(model(1.0), source, held_out=["c0"], labelled=["c1"], unlabelled=["c2"])
+    assert found.held_out == found.labelled == found.score == 1 and found.agreement is None
+    worse = judge(model(1.5), source, held_out=["c0"], labelled=["c1"], unlabelled=["c2"])
+    truth, mine = (source.images["c0"][0] > v for v in (1.0, 1.5))
+    expected = 2 * (truth & mine).sum() / (truth.sum() + mine.sum())
+    assert worse.score == pytest.approx(expected, abs=1e-6)
+
+
+def test_without_held_out_cases_labels_and_agreement_count_alike():
+    found = judge(model(1.2), reader(), held_out=[], labelled=["c1"], unlabelled=["c2", "c3"])
+    assert found.held_out is None and 0 < found.labelled < 1
+    assert found.score == pytest.approx((found.labelled + found.agreement) / 2)
+    alone = judge(model(1.2), reader(), held_out=[], labelled=["c1"], unlabelled=[])
+    assert alone.agreement is None and alone.score == alone.labelled
+
+
+def test_a_prediction_that_hangs_on_contrast_agrees_less():
+    image = reader().images["c0"]
+    steep = np.where(image > 1, 4.0, -4.0).astype(np.float32)
+    assert agreement(model(0.0), steep) > 0.95
+    assert agreement(model(0.0), steep) > agreement(model(1.2), image)
+
+
+@each("n", [1, CASES, CASES + 1, 40])
+def test_some_cases_are_evenly_spaced(n):
+    names = [str(i) for i in range(n)]
+    chosen = some(names)
+    assert len(chosen) == min(n, CASES) and chosen[0] == "0" and chosen[-1] == names[-1]
+    gaps = np.diff([int(name) for name in chosen])
+    assert n <= CASES or gaps.max() - gaps.min() <= 1
+
+
+def test_the_best_is_kept_and_of_equals_the_last():
+    good, bad = Judgement(None, 0.9, 0.8), Judgement(None, 0.7, 0.85)
+    assert best_of({"first": bad, "round-1": good, "round-2": good}) == "round-2"
+    assert best_of({"first": good, "round-1": bad}) == "first"
+    words = in_words({"first": good, "round-1": bad}, "first")
+    assert "the first model is kept" in words and "0.775 against 0.850" in words
+    assert "no labelled case is held out" in words
+    held = {"first": Judgement(0.9, 1.0, None), "round-1": Judgement(0.8, 1.0, None)}
+    assert "held-out cases" in in_words(held, best_of(held))
+
+
+@each("keep", ["best", "last"])
+def test_a_run_keeps_the_better_model_and_says_so(project, monkeypatch, keep):  # noqa: F811
+    """The first model is judged best here."""
+    found = iter([Judgement(None, 0.9, 0.9), Judgement(None, 0.9, 0.5), Judgement(None, 0.8, 0.7)])
+    monkeypatch.setattr(selftrain, "judge", lambda *args, **kwargs: next(found))
+    events, record = loud()
+    config = settings(name=f"keeps-{keep}", options__keep=keep)
+    folder = selftrain.run_selftrain(project, config, events)
+    stages = {
+        name: load_tensors(folder / "stages" / f"{name}.safetensors")[0]
+        for name in ("stage-1", "round-2")
+    }
+    kept = weights(folder)
+    expected = stages["stage-1" if keep == "best" else "round-2"]
+    assert all(torch.equal(kept[name], expected[name]) for name in kept)
+    metrics = json.loads((folder / "metrics.json").read_text())
+    said = [e["message"] for e in record.of("warning") if "ended worse" in e["message"]]
+    assert len(said) == (keep == "best")
+    assert metrics.get("kept") == ("first" if keep == "best" else None)
+    if keep == "best":
+        assert metrics["judged"]["round-2"] == {"labelled": 0.8, "agreement": 0.7, "score": 0.75}

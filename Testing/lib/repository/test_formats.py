@@ -24,7 +24,6 @@ from MedSSLLib.data import array_store
 from MedSSLLib.inference import quality_estimator
 from MedSSLLib.interop import monai_bundle
 from MedSSLLib.interop.import_weights import read_tensors
-from MedSSLLib.pretraining import pretrain
 from MedSSLLib.project.manifest import FILE_NAME, Case
 from MedSSLLib.project.project import Project
 from MedSSLLib.project.relocation import copied

@@ -8,18 +8,14 @@ stopped run once it went on.
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
 
 from MedSSLLib.cli.main import main
 from MedSSLLib.images import io
 from MedSSLLib.project.project import Project
-from MedSSLLib.training.checkpoint import load_tensors
 from MedSSLLib.training.run_folder import RunFolder
 
 KEPT = Path(__file__).parents[1] / "data_files" / "version_0_1"

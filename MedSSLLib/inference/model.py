@@ -16,7 +16,7 @@ from torch import Tensor
 from MedSSLLib.config.run import RunConfig
 from MedSSLLib.core.errors import InputError
 from MedSSLLib.data.plan import Plan
-from MedSSLLib.data.preprocess import preprocess_image
+from MedSSLLib.data.preprocessing.image import preprocess_image
 from MedSSLLib.evaluation.calibration import helpful_temperature, softened
 from MedSSLLib.images import io
 from MedSSLLib.images.components import kept_pieces, largest_components, taken_away

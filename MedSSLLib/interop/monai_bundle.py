@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from MedSSLLib import __version__
 from MedSSLLib.core.errors import InputError
 from MedSSLLib.core.files import atomic_folder, write_json
-from MedSSLLib.data import normalisation, resampling
+from MedSSLLib.data.preprocessing import normalisation, resampling
 from MedSSLLib.images import components
 from MedSSLLib.images.labels import IGNORE, label_type
 from MedSSLLib.inference import sliding_window

@@ -16,7 +16,7 @@ from monai.data import MetaTensor
 from MedSSLLib.cli.main import main
 from MedSSLLib.core.errors import InputError, MedSSLError
 from MedSSLLib.data.plan import make_plan
-from MedSSLLib.data.preprocess import preprocess_image
+from MedSSLLib.data.preprocessing.image import preprocess_image
 from MedSSLLib.images import io
 from MedSSLLib.images.geometry import Volume
 from MedSSLLib.inference.model import Model, load_model, network_of

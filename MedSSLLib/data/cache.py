@@ -352,7 +352,7 @@ def _about_small(case: str, words: str, small: Small, grid: Geometry) -> str:
         fate = f"{small.unknown} are left unknown, as other structures take their voxels"
     return (
         f"{case}: {pieces} of {words} {are} too small for the training grid ({spacing} mm): "
-        f"{fate}. A finer grid needs scans with finer voxels among the cases."
+        f"{fate}. A finer grid: --set training.grid=N (mm)."
     )
 
 

@@ -153,7 +153,7 @@ def _write_case(
         "confidence": float(own.max(0)[seen > 0].mean()) if seen.any() else 0.0,
         "agreement": _agreement(model, volumes) if options.filter == "consistency" else None,
         "taken_away": {
-            model.classes[index]: {"pieces": pieces, "ml": round(voxels * source.voxel_ml, 4)}
+            project.classes[index]: {"pieces": pieces, "ml": round(voxels * source.voxel_ml, 4)}
             for index, (pieces, voxels) in taken.items()
         },
     }

@@ -143,6 +143,14 @@ def test_undo_takes_the_mark_of_the_slice_back(drawn):  # noqa: F811
     assert marked(drawn) == {2: [4, 7]}
 
 
+def test_a_drawing_that_is_taken_back_by_hand_is_not_marked(drawn):  # noqa: F811
+    paint(drawn, 4)
+    assert marked(drawn) == {2: [4]}
+    paint(drawn, 4, erase=True)
+    assert marked(drawn) == {2: []} or marked(drawn) == {}
+    assert "no longer counts" in drawn.status()
+
+
 def test_undo_leaves_what_was_marked_by_hand(drawn):  # noqa: F811
     panel = drawn.shell.panels["annotate"]
     panel.view.jumpTo(2, 4)

@@ -329,7 +329,7 @@ def test_the_command_prints_a_table_or_json(project, capsys, tmp_path):
         == 0
     )
     out = capsys.readouterr()
-    assert "evenly spaced" in out.out and "axial 3 of 6, 10 mm above the lowest" in out.out
+    assert "evenly spaced" in out.out and "axial 3 of 5, 12 mm above the lowest" in out.out
     assert "'index'" not in out.err, "no dump of the slices on the terminal"
     assert main(["suggest", str(project.folder), "--budget", "2", "--json", "--quiet"]) == 0
     assert (

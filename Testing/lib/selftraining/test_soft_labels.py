@@ -3,7 +3,6 @@ run.
 """
 
 from dataclasses import replace
-from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -130,11 +129,20 @@ def round_of(tmp_path, spacing, **changes):
     _, grid = preprocess_image([io.read_image(case.images[0])], made)
     noise = ndimage.gaussian_filter(rng.normal(size=(CLASSES, *grid.shape)), (0, 1, 2, 2))
     found = torch.from_numpy(12 * noise).softmax(0)
-    pieces = SimpleNamespace(single_component=(1, 2), connected_on_slices=())
+    whole = Model(
+        network=None,
+        plan=made,
+        values=(0, 1, 2),
+        classes=("background", "a", "b"),
+        device=torch.device("cpu"),
+        precision="32",
+        single_component=(1, 2),
+    )
     model = SimpleNamespace(
         probabilities=lambda volumes: (found, grid),
         plan=made,
-        class_map=partial(Model.class_map, pieces),
+        class_map=whole.class_map,
+        classes=whole.classes,
     )
     names = {0: "background", 1: "a", 2: "b"}
     project = SimpleNamespace(

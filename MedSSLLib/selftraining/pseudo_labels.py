@@ -305,6 +305,17 @@ def drift(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
     return warnings
 
 
+def absent_classes(summary: dict[str, Any]) -> list[str]:
+    """Warnings of foreground classes without a voxel in any pseudo-label."""
+    warnings = []
+    for name in absent(summary):
+        warnings.append(
+            f"The model predicts the class {name} in no case; look at the pseudo-labels, or "
+            "annotate slices that show it."
+        )
+    return warnings
+
+
 def absent(summary: dict[str, Any]) -> list[str]:
     """Foreground classes without a voxel in any pseudo-label."""
     return [name for name, voxels in _totals(summary).items() if not voxels]

@@ -25,12 +25,11 @@ from MedSSLLib.interop import export
 from MedSSLLib.interop.monai_bundle import (
     _after,
     as_dynunet,
-    plan_facts,
-    schema,
     scripts_text,
     write_bundle,
 )
 from MedSSLLib.interop.monai_bundle_scripts import ClassMapd
+from MedSSLLib.interop.monai_metadata import plan_facts, schema
 from MedSSLLib.project.project import Project
 from MedSSLLib.project.runs import WEIGHTS
 from MedSSLLib.training.checkpoint import save_tensors

@@ -44,7 +44,7 @@ def aged(case):
 def test_second_preparation_computes_and_hashes_nothing(tmp_path, monkeypatch):
     case = aged(write_case(tmp_path / "source", "one"))
     Cache(tmp_path / "cache", PLAN).prepare([case], labels=True, values=VALUES)
-    for name in ("preprocess_image", "preprocess_label", "write_entry"):
+    for name in ("preprocess_image", "label_on_grid", "write_entry"):
         monkeypatch.setattr(cache_module, name, never)
     monkeypatch.setattr(hashes, "content_hash", never)
     again = Cache(tmp_path / "cache", PLAN.model_copy(update={"patch": (8, 8, 8)}))

@@ -25,8 +25,8 @@ from MedSSLLib.core.files import FileLock, explained_os_errors
 from MedSSLLib.core.hashes import Hashes
 from MedSSLLib.data.array_store import Handles, read_info, write_entry
 from MedSSLLib.data.plan import Plan
-from MedSSLLib.data.preprocess import VERSION, preprocess_image
-from MedSSLLib.data.preprocess_label import Small, label_on_grid
+from MedSSLLib.data.preprocessing.image import VERSION, preprocess_image
+from MedSSLLib.data.preprocessing.label import Small, label_on_grid
 from MedSSLLib.images import io
 from MedSSLLib.images.geometry import Geometry, Volume
 from MedSSLLib.images.labels import IGNORE, class_indices, sparse_label

@@ -19,7 +19,7 @@ from MedSSLLib.images.labels import IGNORE
 # mean share of a class's voxels in its largest component that counts as one piece;
 # not from the paper
 ONE_PIECE = 0.99
-LEAST_SHARE = (
+SHARED_BY = (
     0.9  # least share in any one label, and mean share on annotated slices; not from the paper
 )
 NEARLY_AS_SURE = 0.2  # of the surest piece's certainty; not from the paper
@@ -201,7 +201,7 @@ def piece_facts(labels: Iterable[np.ndarray], classes: int) -> tuple[list[int], 
     single = {
         value
         for value, found in shares.items()
-        if np.mean(found) >= ONE_PIECE and min(found) >= LEAST_SHARE
+        if np.mean(found) >= ONE_PIECE and min(found) >= SHARED_BY
     }
     return sorted(single - {0}), 0 in single
 
@@ -226,9 +226,7 @@ def undivided_on_slices(labels: Iterable[np.ndarray], classes: int) -> list[int]
             planes = [label.take(index, axis) for index in counted]
             for value in range(1, classes):
                 shares.setdefault(value, []).extend(_shares([plane == value for plane in planes]))
-    return sorted(
-        value for value, found in shares.items() if found and np.mean(found) >= LEAST_SHARE
-    )
+    return sorted(value for value, found in shares.items() if found and np.mean(found) >= SHARED_BY)
 
 
 def _shares(masks: Sequence[np.ndarray]) -> list[float]:

@@ -30,7 +30,7 @@ from MedSSLLib.selftraining.job import Job
 from MedSSLLib.selftraining.pseudo_labels import (
     ENTRIES,
     CollapsedError,
-    absent,
+    absent_classes,
     discard_entries,
     drift,
     pseudo_labelled,
@@ -215,7 +215,7 @@ def _pseudo_labels(job: Job, teacher: SegmentationNet, folder: Path, number: int
     except GuardError:
         job.good = teacher
         raise
-    for message in (*warnings, *_absent_classes(summary), *at_most(taken_from(summary))):
+    for message in (*warnings, *absent_classes(summary), *at_most(taken_from(summary))):
         context.warn(message)
     return summary
 
@@ -237,16 +237,6 @@ def _best(
     if kept != list(nets)[-1]:
         job.context.warn(in_words(found, kept))
     return nets[kept], kept, {name: each.to_json() for name, each in found.items()}
-
-
-def _absent_classes(summary: dict[str, Any]) -> list[str]:
-    warnings = []
-    for name in absent(summary):
-        warnings.append(
-            f"The model predicts the class {name} in no case; look at the pseudo-labels, or "
-            "annotate slices that show it."
-        )
-    return warnings
 
 
 def _keep_last_good(job: Job, error: GuardError) -> None:

@@ -48,8 +48,8 @@ def look_at_pseudo_labels(user, project):
     table = user.find("pseudoTable")
     if not user.find("pseudoBox").isVisibleTo(user.find("Review")):
         return
-    assert table.rowCount() == 5, "the unlabelled cases"
-    confidences = [float(table.item(row, 1).text()) for row in range(5)]
+    assert table.rowCount() == 6, "the unlabelled cases, and what is not drawn of the labelled one"
+    confidences = [float(table.item(row, 1).text()) for row in range(6)]
     assert confidences == sorted(confidences), "the least confident first"
     in_loop(lambda: table.selectRow(0), "Show a pseudo-label")
     user.settle()

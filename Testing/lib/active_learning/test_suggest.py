@@ -17,7 +17,7 @@ from MedSSLLib.cli.main import main
 from MedSSLLib.core.errors import InputError
 from MedSSLLib.core.events import Events
 from MedSSLLib.data.plan import make_plan
-from MedSSLLib.data.preprocess import preprocess_image
+from MedSSLLib.data.preprocessing.image import preprocess_image
 from MedSSLLib.data.slices import slice_operator
 from MedSSLLib.images import io
 from MedSSLLib.images.geometry import Volume

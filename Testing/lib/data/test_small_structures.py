@@ -8,8 +8,8 @@ from scipy import ndimage
 
 from MedSSLLib.data.cache import Cache
 from MedSSLLib.data.plan import make_plan
-from MedSSLLib.data.preprocess import preprocess_image
-from MedSSLLib.data.preprocess_label import Small, label_on_grid
+from MedSSLLib.data.preprocessing.image import preprocess_image
+from MedSSLLib.data.preprocessing.label import Small, label_on_grid
 from MedSSLLib.images import io
 from MedSSLLib.images.geometry import Geometry, Volume
 from MedSSLLib.images.labels import IGNORE

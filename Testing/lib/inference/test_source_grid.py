@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from MedSSLLib.data.preprocess import preprocess_image
+from MedSSLLib.data.preprocessing.image import preprocess_image
 from MedSSLLib.images import io
 from MedSSLLib.images.geometry import Volume
 from MedSSLLib.inference import source_grid

@@ -14,8 +14,8 @@ from MedSSLLib.core.errors import InputError
 from MedSSLLib.core.events import Events
 from MedSSLLib.data.batch import make_views
 from MedSSLLib.data.plan import make_plan
-from MedSSLLib.data.preprocess import preprocess_image
-from MedSSLLib.data.preprocess_label import preprocess_label
+from MedSSLLib.data.preprocessing.image import preprocess_image
+from MedSSLLib.data.preprocessing.label import preprocess_label
 from MedSSLLib.finetuning.segmentation_task import SegmentationTask
 from MedSSLLib.images import io
 from MedSSLLib.images.geometry import Geometry, Volume

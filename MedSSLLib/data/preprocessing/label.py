@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-from MedSSLLib.data.resampling import (
+from MedSSLLib.data.preprocessing.resampling import (
     axis_footprints,
     axis_operators,
     axis_positions,

@@ -234,14 +234,8 @@ def report(args: argparse.Namespace, events: Events) -> None:
     announce(args, f"Writing the report of {args.run} ...")
     from MedSSLLib.reporting.run_report import write_run_report
 
-    written = write_run_report(
-        project,
-        args.run,
-        args.out,
-        predictions=args.predictions,
-        tolerance_mm=args.tolerance,
-        references=args.references,
-    )
+    asked = {"predictions": args.predictions, "references": args.references}
+    written = write_run_report(project, args.run, args.out, tolerance_mm=args.tolerance, **asked)
     say(args, f"Report: {written}")
 
 

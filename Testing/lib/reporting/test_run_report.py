@@ -452,9 +452,9 @@ def test_estimates_stand_beside_the_scores(project, tmp_path):
     (tmp_path / "out" / "quality.json").write_text(json.dumps(content))
     path = write_run_report(project, "r", tmp_path / "r.html", predictions=tmp_path / "out")
     text = path.read_text(encoding="utf-8")
-    assert '<th class="n">estimated Dice</th>' in text
-    assert '<td class="n">0.700 <small>0.600 to 0.800</small></td>' in text
-    assert '<td class="n">0.500</td>' in text
+    assert "estimated Dice</th>" in text
+    assert "0.70 (0.60 to 0.80)" in text
+    assert "0.50 uncalibrated" in text, "no number without its interval or that word"
 
 
 def test_a_completed_volume_is_shown_from_end_to_end(project, tmp_path):

@@ -22,7 +22,7 @@ from MedSSLLib.core.files import atomic_folder, read_json, write_json, write_tex
 from MedSSLLib.core.hashes import Hashes
 from MedSSLLib.data import array_store
 from MedSSLLib.inference import quality_estimator
-from MedSSLLib.interop import monai_bundle
+from MedSSLLib.interop import monai_metadata
 from MedSSLLib.interop.import_weights import read_tensors
 from MedSSLLib.project.manifest import FILE_NAME, Case
 from MedSSLLib.project.project import Project
@@ -106,7 +106,7 @@ def test_a_cache_entry_of_a_newer_version_is_made_again(tmp_path):
 
 
 def test_an_exported_model_names_its_format(monkeypatch):
-    source = ast.unparse(ast.parse(Path(monai_bundle.__file__).read_text(encoding="utf-8")))
+    source = ast.unparse(ast.parse(Path(monai_metadata.__file__).read_text(encoding="utf-8")))
     assert "'format': 'medssl-model', 'format_version': 1" in source
 
 

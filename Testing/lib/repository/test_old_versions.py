@@ -8,14 +8,18 @@ stopped run once it went on.
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from MedSSLLib.cli.main import main
 from MedSSLLib.images import io
 from MedSSLLib.project.project import Project
+from MedSSLLib.training.checkpoint import load_tensors
 from MedSSLLib.training.run_folder import RunFolder
 
 KEPT = Path(__file__).parents[1] / "data_files" / "version_0_1"
@@ -69,13 +73,22 @@ def test_its_encoder_is_a_start(project):
     assert report.startswith("36 tensors loaded, 0 adapted, 0 newly initialised, 0 in the file")
 
 
-def test_its_stopped_run_cannot_go_on_where_intensities_are_made_otherwise(project, capsys):
+def test_its_stopped_run_goes_on_to_the_same_weights(project):
     words = ["finetune", str(project.folder), "--resume", "--name", "stopped", *SIMPLE]
-    assert main(words) == 2
-    message = capsys.readouterr().err
-    assert "earlier version of MedSSL" in message and "new run" in message
-    checkpoint = project.run_folder("stopped") / "checkpoint" / "finetune.safetensors"
-    assert (
-        checkpoint.read_bytes()
-        == (KEPT / "project/runs/stopped/checkpoint" / checkpoint.name).read_bytes()
+    assert main(words) == 0
+    folder = project.run_folder("stopped")
+    assert json.loads((folder / "metrics.json").read_text())["steps"] == 6
+    then, now = (
+        load_tensors(path)[0]
+        for path in (EXPECTED / "stopped.safetensors", folder / "weights.safetensors")
     )
+    assert now.keys() == then.keys()
+    for name, tensor in then.items():
+        torch.testing.assert_close(now[name], tensor, rtol=1e-3, atol=1e-4)
+    moved = load_tensors(KEPT / "project/runs/stopped/checkpoint/finetune.safetensors")[0]
+    change = max(
+        float((now[name] - moved[f"module.{name}"]).abs().max())
+        for name in now
+        if "num_batches" not in name
+    )
+    assert change > 1e-2 and np.isfinite(change), "so that equal weights say something"

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from MedSSLLib.core.errors import InputError
 from MedSSLLib.core.files import atomic_folder, write_json
 from MedSSLLib.data.preprocessing import normalisation, resampling
-from MedSSLLib.images import components
+from MedSSLLib.images import components, noisy_pieces
 from MedSSLLib.images.labels import IGNORE, label_type
 from MedSSLLib.inference import sliding_window
 from MedSSLLib.inference.model import Model
@@ -29,6 +29,12 @@ from MedSSLLib.networks.unet import SegmentationNet
 
 _WRITTEN_OUT = (
     sliding_window.tile_size,
+    noisy_pieces.many_runs,
+    noisy_pieces.labelled_classes,
+    noisy_pieces.certainty_of,
+    noisy_pieces.label_sums,
+    noisy_pieces.blank,
+    noisy_pieces.blank_poor,
     components.Pieces,
     components.pieces_of,
     components._joined,
@@ -65,13 +71,14 @@ _CONSTANTS = {
         "WHOLE_FACE",
         "_MOST_SAMPLES",
     ),
-    components: ("NEARLY_AS_SURE", "_BLOCK"),
+    noisy_pieces: ("RICHEST",),
+    components: ("NEARLY_AS_SURE", "MOST_RUNS", "_BLOCK"),
 }
 _STAND_INS = (
-    "from collections.abc import Collection",
+    "from collections.abc import Collection, Iterator",
     "from dataclasses import dataclass",
     "from typing import NamedTuple",
-    "from scipy import sparse",
+    "from scipy import ndimage, sparse",
     "Kernel = Callable[[np.ndarray], np.ndarray]",
     "Interval = tuple[float, float]",
     f"IGNORE = {IGNORE}",

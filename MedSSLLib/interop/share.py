@@ -20,6 +20,7 @@ _SHARED = (
     "values",
     "single_component",
     "connected_on_slices",
+    "single_foreground",
     "one_piece",
     "undivided",
 )

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from MedSSLLib.core.errors import GuardError as GuardError
     from MedSSLLib.core.errors import InputError as InputError
     from MedSSLLib.core.errors import MedSSLError as MedSSLError
+    from MedSSLLib.images import io as io
     from MedSSLLib.project.project import Project as Project
 
 __version__ = "0.1.0"
@@ -43,6 +44,7 @@ __all__ = [
     "complete",
     "evaluate",
     "finetune",
+    "io",
     "predict",
     "pretrain",
     "selftrain",
@@ -57,8 +59,11 @@ def __getattr__(name: str) -> object:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    module = "core.errors" if name in _ERRORS else "api"
-    value = getattr(import_module(f"{__name__}.{module}"), name)
+    if name == "io":  # reading and writing scans and labels
+        value: object = import_module(f"{__name__}.images.io")
+    else:
+        module = "core.errors" if name in _ERRORS else "api"
+        value = getattr(import_module(f"{__name__}.{module}"), name)
     globals()[name] = value
     return value
 

@@ -24,13 +24,14 @@ def main(arguments):
     import slicer
     from MedSSLGui.scene import nodes
     from MedSSLGui.segmentvolume import process
+    from slicer.i18n import tr as _
 
     source, project, run, target = arguments
     slicer.util.loadScene(source)
     failed = 0
     # also volumes that were cases of a project; results of MedSSL are none
     for volume in nodes.scalarVolumes():
-        medssl_batch.say(f"Segmenting {volume.GetName()} ...")
+        medssl_batch.say(_("Segmenting {name} ...").format(name=volume.GetName()))
         try:
             process(volume, None, Path(project) / "runs" / run)
         except RuntimeError as error:

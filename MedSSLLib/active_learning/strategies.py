@@ -18,7 +18,7 @@ from MedSSLLib.data.random import Stream, random_stream
 # rows compared; a seeded sample of more; not from the paper
 MOST_CLIENTS, MOST_CANDIDATES = 3000, 10_000
 LEAST_GAIN = 1e-4  # fraction of the weight that a further slice must add; not from the paper
-ALIKE = 0.5  # similarity from which a slice is said to be like another; not from the paper
+ALIKE_SLICES = 0.5  # similarity from which a slice is said to be like another; not from the paper
 
 
 class Candidates:
@@ -139,7 +139,7 @@ def representative(
         best = int(gains.argmax())
         if gains[best] < LEAST_GAIN:
             break
-        closer = (similarity[best] > nearest) & (similarity[best] >= ALIKE)
+        closer = (similarity[best] > nearest) & (similarity[best] >= ALIKE_SLICES)
         row = int(rows[best])
         chosen.append(ChosenSlice(row, float(gains[best]), clients[closer], float(known[best])))
         nearest = np.maximum(nearest, similarity[best])

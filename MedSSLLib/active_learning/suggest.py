@@ -27,7 +27,7 @@ import numpy as np
 
 from MedSSLLib.active_learning.scans import Scan, survey, usable_slices
 from MedSSLLib.active_learning.strategies import (
-    ALIKE,
+    ALIKE_SLICES,
     Candidates,
     ChosenSlice,
     even_order,
@@ -290,7 +290,7 @@ def _area_words(areas: np.ndarray, classes: Sequence[str]) -> str:
 def _similarity_words(pick: ChosenSlice, table: Table, *, typical: bool) -> str:
     """What a slice is among those chosen before it (drawn ones too), and how many it stands for."""
     kind = "typical" if typical else "unlike any slice chosen so far"
-    if pick.similarity >= ALIKE:
+    if pick.similarity >= ALIKE_SLICES:
         kind = f"like a slice chosen before (similarity {pick.similarity:.2f})"
     patients = {table.scans[index].case.patient for index in table.case[pick.stands_for]}
     if len(pick.stands_for) < 2:

@@ -65,13 +65,13 @@ class LabelOptions(TrainingOptions, total=False):
     Attributes:
         labelled: the only cases whose labels may be read.
         annotated_slices: use only so many slices of each label.
-        semi: "mean-teacher" also learns from unlabelled scans.
+        semi: "mixing" and "mean-teacher" also learn from unlabelled scans.
         mixup: mixes pairs of samples, weights Beta(mixup, mixup).
     """
 
     labelled: Selection
     annotated_slices: int
-    semi: Literal["none", "mean-teacher"]
+    semi: Literal["none", "mean-teacher", "mixing"]
     mixup: float
 
 

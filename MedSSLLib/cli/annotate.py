@@ -113,8 +113,8 @@ def suggest(args: argparse.Namespace, events: Events) -> None:
     plane = max(planes, key=planes.count)
     say(
         args,
-        "Next: draw them in 3D Slicer's module MedSSL, or elsewhere and then: "
-        f"medssl add {args.project} --labels FOLDER --drawn {plane}",
+        "Next: draw them in 3D Slicer's module MedSSL; or elsewhere, and then\n"
+        f"  medssl add {args.project} --labels FOLDER --drawn {plane}",
     )
 
 

@@ -184,19 +184,14 @@ def _warn_of_unscored(result: dict[str, Any], events: Events) -> None:
     for case, problem in result["errors"].items():
         events.emit("warning", message=f"not scored: {problem}", case=case)
     if unknown := result["unknown"]:
-        values = sorted(set().union(*unknown.values()))
-        listed = ", ".join(map(str, values))
-        events.emit(
-            "warning",
-            message=f"values that are no class of the project are not scored: {listed} "
-            f"({_first(list(unknown))})",
-        )
-    for key, what in (
-        ("missing", "references without a prediction"),
-        ("extra", "predictions without a reference"),
-    ):
-        if result[key]:
-            events.emit("warning", message=f"{len(result[key])} {what}: {_first(result[key])}")
+        listed = ", ".join(map(str, sorted(set().union(*unknown.values()))))
+        message = f"values that are no class of the project are not scored: {listed}"
+        events.emit("warning", message=f"{message} ({_first(list(unknown))})")
+    for key, what in (("missing", "references"), ("extra", "predictions")):
+        if names := result[key]:
+            other = "prediction" if key == "missing" else "reference"
+            message = f"{len(names)} {what} without a {other}: {_first(names)}"
+            events.emit("warning", message=message)
 
 
 def _first(names: list[str]) -> str:
@@ -239,14 +234,8 @@ def report(args: argparse.Namespace, events: Events) -> None:
     announce(args, f"Writing the report of {args.run} ...")
     from MedSSLLib.reporting.run_report import write_run_report
 
-    written = write_run_report(
-        project,
-        args.run,
-        args.out,
-        predictions=args.predictions,
-        tolerance_mm=args.tolerance,
-        references=args.references,
-    )
+    asked = {"predictions": args.predictions, "references": args.references}
+    written = write_run_report(project, args.run, args.out, tolerance_mm=args.tolerance, **asked)
     say(args, f"Report: {written}")
 
 

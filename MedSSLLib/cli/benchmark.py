@@ -93,6 +93,11 @@ def _labels_arguments(labels: argparse.ArgumentParser) -> None:
     labels.add_argument(
         "--tolerance", type=positive(float), default=1.0, metavar="MM", help="of surface Dice"
     )
+    _labels_settings(labels)
+
+
+def _labels_settings(labels: argparse.ArgumentParser) -> None:
+    """Settings of all runs of a kind."""
     for option, what in (
         ("set", "fine-tuning"),
         ("pretrain-set", "pre-training"),

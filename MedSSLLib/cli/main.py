@@ -148,7 +148,7 @@ def wrapped(text: str) -> str:
 
 def _scalars(folder: Path) -> Sink:
     """The sink of ``--tensorboard``."""
-    from MedSSLLib.training.tensorboard import TensorBoardScalars
+    from MedSSLLib.reporting.tensorboard import TensorBoardScalars
 
     return TensorBoardScalars(folder)
 

@@ -42,14 +42,14 @@ def results(args: argparse.Namespace, events: Events) -> None:
     from MedSSLLib.evaluation.prediction_summary import (
         predicted_cases,
         predicted_quality,
-        summarise,
+        prediction_numbers,
     )
     from MedSSLLib.project.project import Project
 
     known = {case.name: case for case in Project.open(args.project).cases}
     quality = predicted_quality(args.predictions)
     for name in predicted_cases(args.predictions):
-        summary = summarise(args.predictions, name, known.get(name))
+        summary = prediction_numbers(args.predictions, name, known.get(name))
         events.emit("metric", case=name, quality=quality.get(name), **summary)
 
 

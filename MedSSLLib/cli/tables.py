@@ -153,7 +153,10 @@ def _settings(settings: Facts, precision: str) -> list[tuple[str, str]]:
     labelled = settings.get("labelled")
     if labelled is not None:
         rows.append(("labelled", ", ".join(labelled) or "none"))
-    rows += changed_settings(settings).items()
+    if settings.get("preset"):
+        rows += changed_settings(settings).items()
+    else:  # a run that no command of this version has made
+        rows += [row for row in flat(settings) if row[0] not in ("command", "method")]
     return [*rows, ("number format", precision)] if precision else rows
 
 

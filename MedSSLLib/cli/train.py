@@ -381,10 +381,10 @@ COMMANDS = (
             "medssl selftrain heart --init pgl-a --labelled case03 --rounds 2 --matching intra",
             "medssl selftrain heart --from selftrain-1 --accept case05,case09 --reject case11",
         ),
-        "Rounds of pseudo-labels and joint training with the local contrastive loss. Every round "
-        "writes the "
-        "pseudo-labels it learns from, with their confidence, to pseudo/ in the run folder. Look "
-        "at them, correct "
-        f"them if you like, and go on with --from RUN --accept SEL --reject SEL. {SEL}",
+        "Rounds of pseudo-labels and of training on labelled images mixed with pseudo-labelled "
+        "ones; --set options.recipe=contrast trains with the local contrastive loss, as published. "
+        "Every round writes the pseudo-labels it learns from, with their confidence, to pseudo/ in "
+        "the run folder. Look at them, correct them if you like, and go on with --from RUN "
+        f"--accept SEL --reject SEL. {SEL}",
     ),
 )

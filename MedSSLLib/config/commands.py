@@ -7,7 +7,8 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from MedSSLLib.config.messages import chosen
-from MedSSLLib.config.run import Frozen, Range, RunConfig
+from MedSSLLib.config.parts import Range
+from MedSSLLib.config.run import Frozen, RunConfig
 
 
 class CompletionConfig(Frozen):

@@ -25,8 +25,8 @@ from MedSSLLib.core.files import FileLock, explained_os_errors
 from MedSSLLib.core.hashes import Hashes
 from MedSSLLib.data.array_store import Handles, read_info, write_entry
 from MedSSLLib.data.plan import Plan
-from MedSSLLib.data.preprocess import VERSION, preprocess_image
-from MedSSLLib.data.preprocess_label import Small, label_on_grid
+from MedSSLLib.data.preprocessing.image import VERSION, preprocess_image
+from MedSSLLib.data.preprocessing.label import Small, label_on_grid
 from MedSSLLib.images import io
 from MedSSLLib.images.geometry import Geometry, Volume
 from MedSSLLib.images.labels import IGNORE, class_indices, sparse_label
@@ -116,10 +116,7 @@ class Cache:
         self.folder = Path(folder)
         self._label_folder = labels or self.folder / "labels"
         self.plan = plan
-        self._settings = {
-            "version": VERSION,
-            **plan.model_dump(mode="json", exclude={"patch", "strides"}),
-        }
+        self._settings = _settings(plan)
         self._images: dict[str, _Entry] = {}
         self._labels: dict[str, _Entry] = {}
         self._handles = Handles()
@@ -355,8 +352,21 @@ def _about_small(case: str, words: str, small: Small, grid: Geometry) -> str:
         fate = f"{small.unknown} are left unknown, as other structures take their voxels"
     return (
         f"{case}: {pieces} of {words} {are} too small for the training grid ({spacing} mm): "
-        f"{fate}. A finer grid needs scans with finer voxels among the cases."
+        f"{fate}. A finer grid: --set training.grid=N (mm)."
     )
+
+
+def _settings(plan: Plan) -> dict[str, Any]:
+    """What decides an entry beside its source; part of its key.
+
+    A plan of the first rule of intensities was made when VERSION was 1 and has the keys of then, so
+    that a run of then finds its entries and can go on.
+    """
+    settings = plan.model_dump(mode="json", exclude={"patch", "strides"})
+    if plan.intensities == 1:
+        del settings["intensities"]
+        return {"version": 1, **settings}
+    return {"version": VERSION, **settings}
 
 
 def _lock_path(entry: Path) -> Path:

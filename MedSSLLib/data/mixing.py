@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from MedSSLLib.data.spatial import Rng
 from MedSSLLib.losses.dice_ce import one_hot
 
-Rng = np.random.Generator
 ALONE_EVERY = 4  # of so many samples one is pseudo-labelled alone; not from the paper
 
 

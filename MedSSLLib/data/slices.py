@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from MedSSLLib.data.resampling import axis_operators, linear
+from MedSSLLib.data.preprocessing.resampling import axis_operators, linear
 from MedSSLLib.images.geometry import Geometry, oriented
 from MedSSLLib.images.labels import slice_axis
 from MedSSLLib.project.manifest import Case
@@ -46,8 +46,8 @@ def slice_operator(source: Geometry, grid: Geometry, axis: int) -> tuple[int, np
 
     Args:
         source: the source image's own grid.
-        grid: its training grid (see :func:`MedSSLLib.data.preprocess.preprocess_image`), parallel
-            to the source.
+        grid: its training grid, parallel to the source, see
+            :func:`MedSSLLib.data.preprocessing.image.preprocess_image`.
         axis: axis of the source, 0 i, 1 j, 2 k.
 
     Returns:

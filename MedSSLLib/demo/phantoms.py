@@ -15,7 +15,10 @@ from scipy import ndimage
 from MedSSLLib.images.geometry import Geometry, Volume
 from MedSSLLib.images.io import write_image
 
-KINDS = {"heart": ((12, 72, 72), (8.0, 1.6, 1.6)), "hippocampus": ((36, 48, 36), (1.0, 1.0, 1.0))}
+PHANTOMS = {
+    "heart": ((12, 72, 72), (8.0, 1.6, 1.6)),
+    "hippocampus": ((36, 48, 36), (1.0, 1.0, 1.0)),
+}
 """Shape [k, j, i] and spacing (mm) by kind."""
 
 
@@ -25,7 +28,7 @@ def write_phantoms(folder: Path, kind: str, count: int) -> list[Path]:
 
     Raises KeyError for an unknown kind.
     """
-    shape, spacing = KINDS[kind]
+    shape, spacing = PHANTOMS[kind]
     geometry = Geometry(size=(shape[2], shape[1], shape[0]), spacing=spacing[::-1])
     written = []
     for number in range(count):
@@ -39,7 +42,7 @@ def write_phantoms(folder: Path, kind: str, count: int) -> list[Path]:
 
 def phantom(kind: str, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Image int16 and label uint8, [k, j, i], of one phantom."""
-    shape, spacing = KINDS[kind]
+    shape, spacing = PHANTOMS[kind]
     axes = []
     for count, step in zip(shape, spacing, strict=True):
         axes.append((np.arange(count) - (count - 1) / 2) * step)

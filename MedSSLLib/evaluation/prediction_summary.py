@@ -23,7 +23,7 @@ def predicted_cases(folder: Path) -> list[str]:
     return sorted(path.name[: -len(ENDING)] for path in folder.glob(f"*{ENDING}"))
 
 
-def summarise(folder: Path, name: str, case: Any = None) -> dict[str, Any]:
+def prediction_numbers(folder: Path, name: str, case: Any = None) -> dict[str, Any]:
     """``{"volumes_ml": {value: ml}, "uncertainty", "dice", "problem"}`` of one prediction.
 
     Args:

@@ -15,14 +15,22 @@ import numpy as np
 from scipy import sparse
 
 from MedSSLLib.images.labels import IGNORE
+from MedSSLLib.images.noisy_pieces import (
+    blank,
+    blank_poor,
+    label_sums,
+    labelled_classes,
+    many_runs,
+)
 
 # mean share of a class's voxels in its largest component that counts as one piece;
 # not from the paper
 ONE_PIECE = 0.99
-LEAST_SHARE = (
+SHARED_BY = (
     0.9  # least share in any one label, and mean share on annotated slices; not from the paper
 )
 NEARLY_AS_SURE = 0.2  # of the surest piece's certainty; not from the paper
+MOST_RUNS = 2**22  # runs held; of more, pieces are found voxel by voxel, which is slower
 _BLOCK = 2**24  # voxels looked through at a time
 
 
@@ -166,6 +174,13 @@ def largest_components(classes: np.ndarray, chosen: Collection[int] | None = Non
         chosen: class indices; None = every foreground class.
     """
     result = classes.copy()
+    if many_runs(classes, MOST_RUNS):
+        for _, box, labels, count in labelled_classes(classes, chosen):
+            largest = 1 + int(label_sums(labels, count, None)[1:].argmax())
+            gone = np.ones(count + 1, bool)
+            gone[0] = gone[largest] = False
+            blank(result[box], labels, gone)
+        return result
     found = pieces_of(classes)
     sizes, owner = found.sizes(), found.classes
     gone = np.zeros(len(sizes), bool)
@@ -201,7 +216,7 @@ def piece_facts(labels: Iterable[np.ndarray], classes: int) -> tuple[list[int], 
     single = {
         value
         for value, found in shares.items()
-        if np.mean(found) >= ONE_PIECE and min(found) >= LEAST_SHARE
+        if np.mean(found) >= ONE_PIECE and min(found) >= SHARED_BY
     }
     return sorted(single - {0}), 0 in single
 
@@ -226,9 +241,7 @@ def undivided_on_slices(labels: Iterable[np.ndarray], classes: int) -> list[int]
             planes = [label.take(index, axis) for index in counted]
             for value in range(1, classes):
                 shares.setdefault(value, []).extend(_shares([plane == value for plane in planes]))
-    return sorted(
-        value for value, found in shares.items() if found and np.mean(found) >= LEAST_SHARE
-    )
+    return sorted(value for value, found in shares.items() if found and np.mean(found) >= SHARED_BY)
 
 
 def _shares(masks: Sequence[np.ndarray]) -> list[float]:
@@ -259,6 +272,10 @@ def richest_components(classes: np.ndarray, likely: np.ndarray) -> np.ndarray:
         classes: class map of up to three axes.
         likely: probability of each voxel's class, same shape.
     """
+    if many_runs(classes, MOST_RUNS):
+        result = classes.copy()
+        blank_poor(result, likely, NEARLY_AS_SURE)
+        return result
     found = pieces_of(classes, across=True)
     if found.piece.max(initial=0) == 0:
         return classes.copy()
@@ -287,6 +304,13 @@ def surest_components(
     """
     result = classes.copy()
     if not len(chosen):
+        return result
+    if many_runs(classes, MOST_RUNS):
+        for _, box, labels, count in labelled_classes(classes, chosen):
+            sums = label_sums(labels, count, likely[box])
+            gone = sums < NEARLY_AS_SURE * sums[1:].max()
+            gone[0] = False
+            blank(result[box], labels, gone)
         return result
     found = pieces_of(classes)
     sums, owner = np.bincount(found.piece, found.certainty(likely)), found.classes
@@ -336,6 +360,11 @@ def taken_away(before: np.ndarray, after: np.ndarray) -> dict[int, tuple[int, in
     gone = np.where(before != after, before, 0).astype(np.uint8)
     if not gone.any():
         return {}
+    if many_runs(gone, MOST_RUNS):
+        return {
+            value: (count, int(np.count_nonzero(labels)))
+            for value, _, labels, count in labelled_classes(gone, None)
+        }
     found = pieces_of(gone)
     sizes, owner = found.sizes(), found.classes
     return {

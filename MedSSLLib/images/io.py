@@ -24,7 +24,7 @@ from MedSSLLib.images.formats.integrity import check_whole
 from MedSSLLib.images.formats.nifti import (
     data_file,
     is_nifti,
-    opened,
+    plain_bytes,
     read_nifti_header,
     readable_by_itk,
 )
@@ -258,7 +258,7 @@ def shows_air(path: str | os.PathLike[str]) -> bool:
     if kind is None:
         return False
     dtype = np.dtype(header.order + kind)
-    with opened(data_file(source, header)) as stream:
+    with plain_bytes(data_file(source, header)) as stream:
         stream.seek(header.offset)
         content = stream.read(min(math.prod(header.dims), 2**19) * dtype.itemsize)
     stored = np.frombuffer(content, dtype, len(content) // dtype.itemsize)

@@ -106,12 +106,16 @@ def _into_temporary(
 def resample_volume(
     volume: Volume, geometry: Geometry, *, interpolation: str = "linear", outside: float = 0.0
 ) -> Volume:
-    """`volume` at the voxels of `geometry`, through physical space (any directions, left-handed
-    ones too).
+    """`volume` at the voxels of `geometry`, through physical space.
 
-    interpolation: "linear" and "cubic" (B-spline; linear when an axis has fewer than 4 voxels) give
-        float32,
-    "nearest" keeps the type. Voxels more than half a voxel outside `volume` become `outside`.
+    Any directions will do, left-handed ones too.
+
+    Args:
+        volume: what is resampled.
+        geometry: the grid of the result.
+        interpolation: "linear" and "cubic" (B-spline; linear when an axis has fewer than 4 voxels)
+            give float32, "nearest" keeps the type.
+        outside: value of voxels more than half a voxel outside `volume`.
     """
     if interpolation not in _INTERPOLATORS:
         raise InputError(

@@ -16,7 +16,7 @@ from torch import Tensor
 from MedSSLLib.config.run import RunConfig
 from MedSSLLib.core.errors import InputError
 from MedSSLLib.data.plan import Plan
-from MedSSLLib.data.preprocess import preprocess_image
+from MedSSLLib.data.preprocessing.image import preprocess_image
 from MedSSLLib.evaluation.calibration import helpful_temperature, softened
 from MedSSLLib.images import io
 from MedSSLLib.images.components import kept_pieces, largest_components, taken_away
@@ -35,7 +35,7 @@ from MedSSLLib.networks.unet import SegmentationNet, build_encoder, place
 from MedSSLLib.training.devices import resolve_device, resolve_precision
 from MedSSLLib.training.run_folder import RunFolder
 
-LARGE = 2**26  # voxels from which memory is saved at the cost of digits; not from the paper
+LARGE_SCAN = 2**26  # voxels from which memory is saved at the cost of digits; not from the paper
 
 
 @dataclass(frozen=True)
@@ -219,7 +219,7 @@ def network_of(config: RunConfig, plan: Plan, classes: int) -> SegmentationNet:
     return SegmentationNet(encoder, classes, config.network.deep_supervision)
 
 
-class Segmentation(NamedTuple):
+class CaseSegmentation(NamedTuple):
     """What is predicted of a case, on the grid of its source.
 
     Attributes:
@@ -239,13 +239,13 @@ def prepared(model: Model, volumes: Sequence[Volume]) -> tuple[np.ndarray, Geome
     """A source case on the model's grid: ``[c, d, h, w]`` and the grid; a large one in half
     precision, as training sees it.
     """
-    large = np.prod(volumes[0].geometry.size) > LARGE
+    large = np.prod(volumes[0].geometry.size) > LARGE_SCAN
     return preprocess_image(volumes, model.plan, np.float16 if large else np.float32)
 
 
-def segment(
+def segment_case(
     model: Model, image: np.ndarray, grid: Geometry, source: Geometry, options: PredictOptions
-) -> Segmentation:
+) -> CaseSegmentation:
     """Segment a case that :func:`prepared` has put on its grid.
 
     Memory holds probabilities of some slices at a time, and of all only where they are asked for.
@@ -275,7 +275,7 @@ def segment(
     if whole is not None:
         whole = np.stack([in_source_order(p, grid, source) for p in whole])
     assert maps[0] is not None
-    return Segmentation(label_volume(model, maps[0], source), taken, whole, maps[1])
+    return CaseSegmentation(label_volume(model, maps[0], source), taken, whole, maps[1])
 
 
 def predict_case(
@@ -287,13 +287,13 @@ def predict_case(
     """
     image, grid = prepared(model, volumes)
     options = replace(options, probabilities=True)
-    found = segment(model, image, grid, volumes[0].geometry, options)
+    found = segment_case(model, image, grid, volumes[0].geometry, options)
     assert found.probabilities is not None
     return found.label, found.probabilities
 
 
 def _large(size: Sequence[int]) -> bool:
-    return bool(np.prod(size) > LARGE)
+    return bool(np.prod(size) > LARGE_SCAN)
 
 
 def _room(classes: int, size: Sequence[int]) -> np.ndarray:

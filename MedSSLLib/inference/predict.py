@@ -17,12 +17,12 @@ from MedSSLLib.evaluation.quality import drop_estimate
 from MedSSLLib.images import io
 from MedSSLLib.images.geometry import Geometry, Volume
 from MedSSLLib.inference.model import (
+    CaseSegmentation,
     Model,
     PredictOptions,
-    Segmentation,
     load_model,
     prepared,
-    segment,
+    segment_case,
 )
 from MedSSLLib.inference.quality_estimator import QualityEstimator
 from MedSSLLib.project.layouts import images_at
@@ -92,14 +92,8 @@ def run_predict(  # noqa: PLR0913 - the contract of the command
         raise refused[0]
     if estimator:
         estimator.write(out, quality)
-    events.emit(
-        "done",
-        run=run,
-        cases=len(written),
-        refused=len(refused),
-        folder=str(out),
-        components=options.components,
-    )
+    counts = {"cases": len(written), "refused": len(refused)}
+    events.emit("done", run=run, **counts, folder=str(out), components=options.components)
     return Predictions(written, refused, quality)
 
 
@@ -109,7 +103,7 @@ def _predicted(
     paths: Sequence[Path],
     options: PredictOptions,
     estimator: QualityEstimator | None,
-) -> tuple[Segmentation, dict[str, Any]]:
+) -> tuple[CaseSegmentation, dict[str, Any]]:
     """What is predicted of one case, and the estimate of its quality, {} where none is asked for.
 
     Raises:
@@ -121,7 +115,7 @@ def _predicted(
             source = volumes[0].geometry
             image, grid = prepared(model, volumes)
             del volumes  # a scan may be as large as all else together
-            found = segment(model, image, grid, source, options)
+            found = segment_case(model, image, grid, source, options)
             return found, estimator.entry(image) if estimator else {}
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
@@ -153,8 +147,8 @@ def about_pieces(
         for index, (pieces, voxels) in taken.items()
     ]
     return (
-        f"{name}: {', '.join(parts)} found apart from the surest and taken away, as the training "
-        "labels show one piece. To keep every piece: --components all."
+        f"{name}: {', '.join(parts)} found apart from what is kept, and taken away: the training "
+        "labels show one piece, or --components largest. To keep every piece: --components all."
     )
 
 
@@ -225,7 +219,7 @@ def _targets(out: Path, name: str, classes: Sequence[str]) -> list[Path]:
 def _write(
     out: Path,
     name: str,
-    found: Segmentation,
+    found: CaseSegmentation,
     source: Path,
     classes: Sequence[str],
 ) -> Path:

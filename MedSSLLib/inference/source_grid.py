@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from MedSSLLib.data.resampling import axis_positions
+from MedSSLLib.data.preprocessing.resampling import axis_positions
 from MedSSLLib.images.geometry import Geometry, Volume, orient, oriented
 from MedSSLLib.inference.sliding_window import SLAB
 

@@ -24,7 +24,8 @@ from MedSSLLib.core.events import Events
 from MedSSLLib.core.files import atomic_path, refuse_overwriting
 from MedSSLLib.core.packages import missing
 from MedSSLLib.inference.model import Model, load_model
-from MedSSLLib.interop.monai_bundle import Probabilities, as_dynunet, plan_facts, write_bundle
+from MedSSLLib.interop.monai_bundle import Probabilities, as_dynunet, write_bundle
+from MedSSLLib.interop.monai_metadata import plan_facts
 from MedSSLLib.project.project import Project
 
 METADATA = "medssl.json"

@@ -22,8 +22,8 @@ from monai.data import MetaTensor
 from monai.inferers import Inferer, SlidingWindowInferer
 from monai.transforms import MapTransform, Orientation
 
-from MedSSLLib.data.normalisation import normalise
-from MedSSLLib.data.resampling import _matrix, cubic, resample_separably
+from MedSSLLib.data.preprocessing.normalisation import normalise
+from MedSSLLib.data.preprocessing.resampling import _matrix, cubic, resample_separably
 from MedSSLLib.images.components import class_map
 from MedSSLLib.inference.sliding_window import tile_size
 

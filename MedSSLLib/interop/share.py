@@ -7,7 +7,7 @@ from pathlib import Path
 
 from MedSSLLib.core.errors import InputError
 from MedSSLLib.core.events import Events
-from MedSSLLib.core.files import atomic_folder, read_json, write_json
+from MedSSLLib.core.files import atomic_folder, atomic_path, read_json, write_json
 from MedSSLLib.project.project import Project
 from MedSSLLib.project.runs import RUN_FORMAT, RUN_VERSION, WEIGHTS
 
@@ -20,6 +20,7 @@ _SHARED = (
     "values",
     "single_component",
     "connected_on_slices",
+    "single_foreground",
     "one_piece",
     "undivided",
 )
@@ -37,9 +38,10 @@ def share_run(project: Project, run: str, out: Path, events: Events) -> Path:
     run_export(project, run, "bundle", out, events)
     own = out / FOLDER
     own.mkdir()
-    shutil.copyfile(folder / WEIGHTS, own / WEIGHTS)
-    if (folder / _CARD).is_file():
-        shutil.copyfile(folder / _CARD, own / _CARD)
+    for name in (WEIGHTS, _CARD):
+        if (folder / name).is_file():
+            with atomic_path(own / name) as temporary:
+                shutil.copyfile(folder / name, temporary)
     config = read_json(folder / "config.json", format_name=RUN_FORMAT, newest_version=RUN_VERSION)
     known = config.get("data") or {}
     data = {key: known[key] for key in _SHARED if key in known}

@@ -16,7 +16,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from MedSSLLib.config.run import Preset, Range
+from MedSSLLib.config.parts import Range
+from MedSSLLib.config.run import Preset
 from MedSSLLib.core.errors import InputError
 from MedSSLLib.data.batch import Batch
 from MedSSLLib.data.meta_labels import PATIENT
@@ -375,16 +376,12 @@ def _take(x: Tensor, index: Tensor) -> Tensor:
 
 
 def _labels(config: GCLConfig, context: MethodContext) -> tuple[str, ...]:
-    """The wanted labels among the usable ones; `build_metalabels` has said which are not and
-    why.
-    """
+    """The wanted labels among the usable ones; `build_metalabels` has said why others are not."""
     names = tuple(name for name in config.meta or context.meta if name in context.meta)
     if not names and (config.meta or not config.instance):
-        wanted = (
-            f"meta label {', '.join(config.meta)} cannot be used"
-            if config.meta
-            else "no meta label is usable"
-        )
+        wanted = "no meta label is usable"
+        if config.meta:
+            wanted = f"meta label {', '.join(config.meta)} cannot be used"
         raise InputError(
             f"{wanted}, and GCL learns from them",
             remedy=f"Usable labels: {', '.join(context.meta) or 'none'}. Slices (--dim 2d) always "

@@ -16,10 +16,10 @@ from MedSSLLib.core.files import read_json, write_json
 from MedSSLLib.images.labels import Annotated
 
 FILE_NAME = "medssl.json"
-FORMAT = "medssl-project"
+_FORMAT = "medssl-project"
 LARGEST_VALUE = 2**32 - 1
 """The largest value of a class in label files."""
-VERSION = 1
+_VERSION = 1
 ROLES = ("labelled", "unlabelled", "test")
 NO_VALUE = {"", "na", "n/a", "nan", "none", "null", "unknown", "?"}
 """Metadata that says that nothing is known, in lower case."""
@@ -134,7 +134,7 @@ def read_manifest(folder: Path) -> Manifest:
             file=folder,
             remedy="Make one: medssl init PROJECT --images DIR.",
         )
-    content = read_json(path, format_name=FORMAT, newest_version=VERSION)
+    content = read_json(path, format_name=_FORMAT, newest_version=_VERSION)
     try:
         return _parse(content, folder)
     except InputError as error:
@@ -157,8 +157,8 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     write_json(
         folder / FILE_NAME,
         {
-            "format": FORMAT,
-            "format_version": VERSION,
+            "format": _FORMAT,
+            "format_version": _VERSION,
             "name": manifest.name,
             "tensorImageSize": "3D",
             "modality": {str(n): name for n, name in enumerate(manifest.modality)},

@@ -29,7 +29,6 @@ def next_line(project: Project, typed: Path, *, after: str = "", run: str = "") 
 
 
 def _command(project: Project, folder: str, after: str, run: str) -> str:
-    runs = project.runs()
     labelled = any(advice.teaches(case) for case in project.pool)
     if after == "suggest":
         return f"draw these slices, then: medssl add {folder} --labels FOLDER --drawn"
@@ -37,6 +36,7 @@ def _command(project: Project, folder: str, after: str, run: str) -> str:
         return f"medssl finetune {folder} --init {run} --minutes 10"
     if after in ("finetune", "selftrain"):
         return f"medssl predict {folder} --run {run} --out segmentations"
+    runs = project.runs()
     step = advice.next_step(project.cases, runs)
     if step == "finetune":
         init = _latest(advice.encoders(runs))

@@ -242,7 +242,7 @@ class Project(ProjectFacts):
     def relocate(self, old: str | os.PathLike[str], new: str | os.PathLike[str]) -> tuple[str, ...]:
         """Let files that lay below a folder be read below another; returns the cases' names.
 
-        Call `save` afterwards. Raises InputError as :func:`relocation.relocated` does.
+        Call `save` afterwards. Raises InputError as `relocation.relocated` does.
         """
         cases = relocated(self.cases, Path(os.path.abspath(old)), Path(os.path.abspath(new)))
         for case in cases:

@@ -15,8 +15,8 @@ import torch
 from MedSSLLib.config.commands import Clean, Filter
 from MedSSLLib.core.errors import GuardError, InputError
 from MedSSLLib.core.files import read_json, write_json
-from MedSSLLib.data.preprocess import preprocess_image
-from MedSSLLib.data.preprocess_label import preprocess_label
+from MedSSLLib.data.preprocessing.image import preprocess_image
+from MedSSLLib.data.preprocessing.label import preprocess_label
 from MedSSLLib.evaluation.metrics import foreground_dice
 from MedSSLLib.images import io
 from MedSSLLib.images.components import taken_away
@@ -153,7 +153,7 @@ def _write_case(
         "confidence": float(own.max(0)[seen > 0].mean()) if seen.any() else 0.0,
         "agreement": _agreement(model, volumes) if options.filter == "consistency" else None,
         "taken_away": {
-            model.classes[index]: {"pieces": pieces, "ml": round(voxels * source.voxel_ml, 4)}
+            project.classes[index]: {"pieces": pieces, "ml": round(voxels * source.voxel_ml, 4)}
             for index, (pieces, voxels) in taken.items()
         },
     }
@@ -302,6 +302,17 @@ def drift(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
                 f"The class {name} grew {times:.1f} times between two rounds; look at the "
                 "pseudo-labels."
             )
+    return warnings
+
+
+def absent_classes(summary: dict[str, Any]) -> list[str]:
+    """Warnings of foreground classes without a voxel in any pseudo-label."""
+    warnings = []
+    for name in absent(summary):
+        warnings.append(
+            f"The model predicts the class {name} in no case; look at the pseudo-labels, or "
+            "annotate slices that show it."
+        )
     return warnings
 
 

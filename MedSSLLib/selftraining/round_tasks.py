@@ -27,7 +27,7 @@ from MedSSLLib.training.task import Task
 
 @dataclass(kw_only=True)
 class MixedContrastTask(Task):
-    """:class:`MixingTask` plus lambda times the local contrast of the mixed images.
+    """`MixingTask` plus lambda times the local contrast of the mixed images.
 
     Every pixel has the label of the image it comes from. Not from the paper: there the images are
     not mixed.

@@ -8,7 +8,9 @@ from MedSSLLib.config.run import RunConfig
 from MedSSLLib.training.budget import Budget
 from MedSSLLib.training.stages import stage_budget
 
-LEAST = 0.25  # of its equal share, that a round trains even where predictions take the rest
+LEAST_OF_ROUND = (
+    0.25  # of its equal share, that a round trains even where predictions take the rest
+)
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ class Schedule:
             budget.after(steps=later * self._steps, seconds=(later + self.closing) * predicted)
             return budget
         equal = (self._minutes - spent - (later + self.closing) * predicted) / (later + 1)
-        seconds = max(equal, LEAST * self.share * self._minutes)
+        seconds = max(equal, LEAST_OF_ROUND * self.share * self._minutes)
         budget = Budget(seconds=seconds)
         budget.after(seconds=later * (seconds + predicted) + self.closing * predicted)
         return budget
@@ -84,7 +86,7 @@ class Schedule:
         predicted, later = taken / done, self.rounds - number
         rest = predicted - taken + (later + self.closing) * predicted
         if self._minutes:
-            least = LEAST * self.share * self._minutes * (later + 1)
+            least = LEAST_OF_ROUND * self.share * self._minutes * (later + 1)
             return max(self._minutes - spent - taken, rest + least)
         if step_time is None:
             return None

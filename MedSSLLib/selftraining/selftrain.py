@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from MedSSLLib.config.commands import SelfTrainConfig, self_train_options
+from MedSSLLib.config.commands import self_train_options
 from MedSSLLib.config.run import RunConfig
 from MedSSLLib.core.errors import CancelledError, GuardError, InputError
 from MedSSLLib.core.events import Events, at_most
@@ -22,17 +22,15 @@ from MedSSLLib.data.cache import Cache
 from MedSSLLib.finetuning.finetune import make_task
 from MedSSLLib.finetuning.labelled_data import LabelledData, add_unlabelled, make_sampler
 from MedSSLLib.finetuning.segmentation_task import SegmentationTask
-from MedSSLLib.inference.model import Model
 from MedSSLLib.networks.unet import SegmentationNet, place
-from MedSSLLib.project.manifest import Case
 from MedSSLLib.project.project import Project
 from MedSSLLib.project.runs import begun
-from MedSSLLib.selftraining.best_round import PREDICTIONS, best_of, in_words, judge
+from MedSSLLib.selftraining.best_round import best_of, in_words, judge
+from MedSSLLib.selftraining.job import Job
 from MedSSLLib.selftraining.pseudo_labels import (
     ENTRIES,
     CollapsedError,
-    PseudoOptions,
-    absent,
+    absent_classes,
     discard_entries,
     drift,
     pseudo_labelled,
@@ -40,13 +38,11 @@ from MedSSLLib.selftraining.pseudo_labels import (
     write_pseudo_labels,
 )
 from MedSSLLib.selftraining.round_tasks import RoundTask, round_cases, round_task
-from MedSSLLib.selftraining.schedule import Schedule
 from MedSSLLib.selftraining.soft_labels import SoftLabels
 from MedSSLLib.selftraining.start import (
     adopt_heads,
     check_names,
     find_model,
-    latest_pseudo_labels,
     require_all_classes,
     warn_of_idle_settings,
     with_labels_of_start,
@@ -61,7 +57,7 @@ from MedSSLLib.training.context import (
     record,
 )
 from MedSSLLib.training.holdout import hold_out
-from MedSSLLib.training.run_folder import RunFolder, find_start
+from MedSSLLib.training.run_folder import find_start
 from MedSSLLib.training.stages import (
     build_network,
     finish,
@@ -69,85 +65,6 @@ from MedSSLLib.training.stages import (
     keep_segmentation,
 )
 from MedSSLLib.training.trainer import STOP_FILE
-
-
-@dataclass(kw_only=True)
-class _Job:
-    """One self-training run: its data, its settings, and what it has reached.
-
-    Attributes:
-        context: of the run; what it starts from is `model`, else what the encoder starts from.
-        data: its cases.
-        options: its own settings.
-        model: the run that stage 1 is taken from, None when it is trained here.
-        single_component, connected_on_slices, single_foreground: what the labels tell of pieces, as
-            in RunData.
-        first: steps and seconds of stage 1 where it is trained here.
-        rows: metrics of the finished rounds.
-        good: the last network that is worth keeping.
-    """
-
-    context: TrainingContext
-    data: LabelledData
-    options: SelfTrainConfig
-    model: RunFolder | None
-    single_component: tuple[int, ...] = ()
-    connected_on_slices: tuple[int, ...] = ()
-    single_foreground: bool = False
-    first: dict[str, Any] = field(default_factory=lambda: {"steps": 0, "seconds": 0.0})
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    good: SegmentationNet | None = None
-
-    @property
-    def targets(self) -> tuple[Case, ...]:
-        """Unlabelled cases, and labelled ones with only some slices annotated."""
-        return self.data.unlabelled + tuple(case for case in self.data.training if case.annotated)
-
-    @property
-    def pseudo(self) -> PseudoOptions:
-        """What concerns the pseudo-labels; a person has looked at those of the run started from."""
-        own = self.options
-        return PseudoOptions(
-            clean=own.clean,
-            filter=own.filter,
-            threshold=own.threshold,
-            accept=own.accept,
-            reject=own.reject,
-            fixed=latest_pseudo_labels(self.model),
-            start=own.start,
-            soft=own.likely,
-            shapes=own.shapes,
-        )
-
-    @property
-    def schedule(self) -> Schedule:
-        """How the time is shared out."""
-        first = 0.0 if self.model else self.options.first_share
-        rounds, closing = self.options.rounds, 0.0
-        if self.options.keep == "best":
-            closing = (rounds + 1) * PREDICTIONS / len(self.targets)
-        return Schedule(self.context.config, rounds, first, closing)
-
-    @property
-    def spent(self) -> float:
-        """Seconds of training and of predicting pseudo-labels in the finished stages."""
-        predicted = sum(row["pseudo"].get("seconds", 0.0) for row in self.rows)
-        return float(sum(stage["seconds"] for stage in (self.first, *self.rows)) + predicted)
-
-    @property
-    def step_time(self) -> float | None:
-        """Seconds of a step of the last stage; None before the first one."""
-        last = self.rows[-1] if self.rows else self.first
-        return last["seconds"] / last["steps"] if last["steps"] else None
-
-    @property
-    def metrics(self) -> dict[str, Any]:
-        """What goes into ``metrics.json``.
-
-        The seconds are those of training and of predicting pseudo-labels.
-        """
-        steps = sum(stage["steps"] for stage in (self.first, *self.rows))
-        return {"rounds": self.rows, "steps": steps, "seconds": round(self.spent, 1)}
 
 
 def run_selftrain(project: Project, config: RunConfig, events: Events) -> Path:
@@ -168,7 +85,7 @@ def run_selftrain(project: Project, config: RunConfig, events: Events) -> Path:
         context = context.starting_from(model or find_start(project, context.config.init))
         data = _prepare_data(context)
         facts = data.facts(len(context.project.classes))
-        job = _Job(
+        job = Job(
             context=context,
             data=data,
             options=options,
@@ -219,7 +136,7 @@ def _prepare_data(context: TrainingContext) -> LabelledData:
     return LabelledData(plan, cache, training, held_out, others)
 
 
-def _stage_one(job: _Job) -> SegmentationNet:
+def _stage_one(job: Job) -> SegmentationNet:
     """The first model: that of the run started from, or one trained here on the labels alone."""
     context, model = job.context, job.model
     if model is not None:
@@ -237,7 +154,7 @@ def _stage_one(job: _Job) -> SegmentationNet:
 
 
 def _round(
-    job: _Job, number: int, teacher: SegmentationNet, first: SegmentationNet
+    job: Job, number: int, teacher: SegmentationNet, first: SegmentationNet
 ) -> SegmentationNet:
     """Pseudo-labels from `teacher`, then joint training from its weights, or those of `first`."""
     context, name = job.context, f"round-{number}"
@@ -264,9 +181,7 @@ def _round(
     return net
 
 
-def _pseudo_labels(
-    job: _Job, teacher: SegmentationNet, folder: Path, number: int
-) -> dict[str, Any]:
+def _pseudo_labels(job: Job, teacher: SegmentationNet, folder: Path, number: int) -> dict[str, Any]:
     """This round's pseudo-labels, compared with those of the round before; returns their summary.
 
     Raises:
@@ -275,7 +190,7 @@ def _pseudo_labels(
     """
     context = job.context
     project = context.project
-    model = _model(job, teacher)
+    model = job.model_of(teacher)
 
     started = time.monotonic()
 
@@ -300,13 +215,13 @@ def _pseudo_labels(
     except GuardError:
         job.good = teacher
         raise
-    for message in (*warnings, *_absent_classes(summary), *at_most(taken_from(summary))):
+    for message in (*warnings, *absent_classes(summary), *at_most(taken_from(summary))):
         context.warn(message)
     return summary
 
 
 def _best(
-    job: _Job, nets: dict[str, SegmentationNet]
+    job: Job, nets: dict[str, SegmentationNet]
 ) -> tuple[SegmentationNet, str, dict[str, Any]]:
     """The network to keep, its name, and what speaks for each."""
     data = job.data
@@ -314,7 +229,7 @@ def _best(
     unlabelled = [case.name for case in job.targets]
     found = {}
     for name, net in nets.items():
-        model = _model(job, net)
+        model = job.model_of(net)
         found[name] = judge(
             model, data.cache, held_out=held_out, labelled=training, unlabelled=unlabelled
         )
@@ -324,37 +239,14 @@ def _best(
     return nets[kept], kept, {name: each.to_json() for name, each in found.items()}
 
 
-def _absent_classes(summary: dict[str, Any]) -> list[str]:
-    warnings = []
-    for name in absent(summary):
-        warnings.append(
-            f"The model predicts the class {name} in no case; look at the pseudo-labels, or "
-            "annotate slices that show it."
-        )
-    return warnings
-
-
-def _model(job: _Job, network: SegmentationNet) -> Model:
-    return Model(
-        network=network.eval(),
-        plan=job.data.plan,
-        values=job.context.project.values,
-        classes=job.context.project.classes,
-        device=job.context.device,
-        precision=job.context.precision,
-        single_component=job.single_component,
-        connected_on_slices=job.connected_on_slices,
-    )
-
-
-def _keep_last_good(job: _Job, error: GuardError) -> None:
+def _keep_last_good(job: Job, error: GuardError) -> None:
     """Keep the weights of the last good model of a run that a guard stopped, if there is one."""
     if job.good is not None and job.context.is_first:
         keep_segmentation(job.context, job.good, {**job.metrics, "stopped": str(error)})
 
 
 def _round_task(
-    job: _Job, net: SegmentationNet, folder: Path, summary: dict[str, Any], number: int
+    job: Job, net: SegmentationNet, folder: Path, summary: dict[str, Any], number: int
 ) -> RoundTask:
     """The task of a round over true labels and this round's pseudo-labels."""
     context, data, options = job.context, job.data, job.options

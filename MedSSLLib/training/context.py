@@ -366,6 +366,13 @@ def _require_same_data(run: RunFolder, now: RunData) -> None:
         )
     if before.fingerprint is None or before.fingerprint == now.fingerprint:
         return
+    if run.plan.intensities != INTENSITIES:
+        raise InputError(
+            f"run {run.name!r} was begun by an earlier version of MedSSL, which normalised "
+            "intensities by another rule",
+            file=str(run.folder),
+            remedy="Start a new run without --resume",
+        )
     missing, added = _used(before) - _used(now), _used(now) - _used(before)
     if missing:
         what = f"cannot be used any more: {', '.join(sorted(missing))}"

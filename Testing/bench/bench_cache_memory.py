@@ -138,7 +138,7 @@ def measure(folder: Path, n: int, crops: int) -> dict[str, float]:
     plan = make_plan([io.read_header(path) for path in paths], modality="MR")
     started = time.perf_counter()
     cache = Cache(folder.with_name(f"cache-{folder.name}-{n}"), plan)
-    refused = cache.prepare(cases)
+    refused = cache.prepare(cases).refused
     prepared, busy = time.perf_counter(), time.process_time()
     window = np.array(plan.patch if plan.dim == 3 else (1, *plan.patch))
     rng = np.random.default_rng(0)

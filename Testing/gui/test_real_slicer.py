@@ -129,6 +129,9 @@ def test_no_effect_is_active_outside_annotate(two):
 
 
 def test_undo_takes_the_mark_of_the_slice_back(drawn):  # noqa: F811
+    """With two classes: the history gives back the segment that was drawn, and the other one keeps its record."""
+    drawn.click("addClassButton")
+    wait_until(lambda: False, 0.1)
     paint(drawn, 4)
     paint(drawn, 7)
     assert marked(drawn) == {2: [4, 7]}
@@ -138,6 +141,14 @@ def test_undo_takes_the_mark_of_the_slice_back(drawn):  # noqa: F811
     drawn.find("segmentEditor").redo()
     wait_until(lambda: False, 0.5)
     assert marked(drawn) == {2: [4, 7]}
+
+
+def test_a_drawing_that_is_taken_back_by_hand_is_not_marked(drawn):  # noqa: F811
+    paint(drawn, 4)
+    assert marked(drawn) == {2: [4]}
+    paint(drawn, 4, erase=True)
+    assert marked(drawn) == {2: []} or marked(drawn) == {}
+    assert "no longer counts" in drawn.status()
 
 
 def test_undo_leaves_what_was_marked_by_hand(drawn):  # noqa: F811

@@ -104,8 +104,8 @@ def selectedRows(table):
     return sorted({item.row() for item in table.selectedItems()})
 
 
-def setUpTable(table, titles, stretch=0):
-    """Columns and manners of a table that is read row by row."""
+def setUpTable(table, titles, stretch=None):
+    """Columns and manners of a table that is read row by row; stretch: the column that takes what room is left."""
     table.setColumnCount(len(titles))
     table.setHorizontalHeaderLabels(titles)
     table.setSelectionBehavior(qt.QAbstractItemView.SelectRows)
@@ -114,4 +114,5 @@ def setUpTable(table, titles, stretch=0):
     vertical.setVisible(False)
     header = table.horizontalHeader()
     header.setHighlightSections(False)
-    header.setSectionResizeMode(stretch, qt.QHeaderView.Stretch)
+    if stretch is not None:
+        header.setSectionResizeMode(stretch, qt.QHeaderView.Stretch)

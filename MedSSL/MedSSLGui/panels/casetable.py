@@ -90,7 +90,9 @@ class CaseTable:
             item = cell(text, editable, name if column == 0 else None)
             self.widget.setItem(row, column, item)
         case_ = self.widget.item(row, 1)
-        case_.setToolTip(f"{name}\n{texts[-2]}, {texts[-1]} mm")
+        case_.setToolTip(
+            _("{name}\n{size}, {spacing} mm").format(name=name, size=texts[-2], spacing=texts[-1])
+        )
         if fact.get("thumbnail"):
             self.widget.item(row, 0).setIcon(qt.QIcon(fact["thumbnail"]))
         if fact.get("problem"):

@@ -16,7 +16,7 @@ class PseudoLabelList:
         self.session, self.store, self.ui, self._showLabel = session, session.store, ui, showLabel
         self._rows = []
         titles = [_("Case"), _("Confidence"), _("Looked at"), _("Decision"), _("Used")]
-        setUpTable(ui.pseudoTable, titles, 4)
+        setUpTable(ui.pseudoTable, titles)
         ui.pseudoRunComboBox.currentIndexChanged.connect(lambda index: self._onRun())
         ui.pseudoRoundComboBox.currentIndexChanged.connect(lambda index: self.show())
         ui.pseudoTable.itemSelectionChanged.connect(lambda: self._onSelected())
@@ -78,8 +78,7 @@ class PseudoLabelList:
             if case in selected:
                 table.selectRow(number)
         table.blockSignals(False)
-        for column in range(4):
-            table.resizeColumnToContents(column)
+        table.resizeColumnsToContents()
         self._enable()
 
     def selected(self):

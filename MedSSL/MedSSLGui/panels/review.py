@@ -31,8 +31,8 @@ class ReviewPanel(Panel):
         setUpTable(
             ui.resultTable,
             [_("Case"), _("Predicted Dice"), _("Dice"), _("Uncertainty"), _("Volumes (ml)")],
-            4,
         )
+        ui.resultTable.resizeColumnsToContents()
         fillCombo(
             ui.compareModeComboBox, [(_("difference"), "difference"), (_("side by side"), "beside")]
         )
@@ -145,8 +145,7 @@ class ReviewPanel(Panel):
             if row["case"] == selected:
                 table.selectRow(number)
         table.blockSignals(False)
-        for column in range(4):
-            table.resizeColumnToContents(column)
+        table.resizeColumnsToContents()
         self._enable()
 
     def _selectedCase(self):

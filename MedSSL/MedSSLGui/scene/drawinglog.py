@@ -46,8 +46,11 @@ class DrawingLog:
         self.stop()
         self._view, self._axis, self.dirty = view, axis, unsaved
         segmentation = view.segmentation.GetSegmentation()
-        tag = segmentation.AddObserver(representationEvent(), lambda caller, event: self._later())
-        self._tag = (segmentation, tag)
+        tags = []
+        # undo gives segments back without telling of their representation
+        for number in (representationEvent(), slicer.vtkSegmentation.SegmentModified):
+            tags.append(segmentation.AddObserver(number, lambda caller, event: self._later()))
+        self._tag = (segmentation, tags)
         self._before = self._signatures()
 
     def keep(self, view):
@@ -65,7 +68,8 @@ class DrawingLog:
         """Watch nothing."""
         self._timer.stop()
         if self._tag:
-            self._tag[0].RemoveObserver(self._tag[1])
+            for tag in self._tag[1]:
+                self._tag[0].RemoveObserver(tag)
         self._view, self._tag, self._before, self.dirty = None, None, None, False
 
     def flush(self):

@@ -19,7 +19,7 @@ from typing import BinaryIO
 import numpy as np
 
 from MedSSLLib.core.errors import InputError
-from MedSSLLib.images.formats.nifti import data_file, is_nifti, opened, read_nifti_header
+from MedSSLLib.images.formats.nifti import data_file, is_nifti, plain_bytes, read_nifti_header
 
 _GZIP, _MAX_RATIO, _CHUNK = b"\x1f\x8b", 1040, 4 * 2**20
 _META_BYTES = {
@@ -96,7 +96,7 @@ def _check_nifti(path: Path, pixels: bool) -> None:
     if not compressed or promise.end > size * _MAX_RATIO + _CHUNK:
         _expect(path, promise.end, size if not compressed else size * _MAX_RATIO)
     if pixels and (compressed or promise.real):
-        with opened(promise.data) as stream:
+        with plain_bytes(promise.data) as stream:
             held, bad = _scanned(stream, promise)
         _expect(path, promise.end, held)
         if bad:

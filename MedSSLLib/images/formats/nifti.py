@@ -120,7 +120,7 @@ def read_nifti_header(path: Path) -> NiftiHeader:
     Raises InputError for other files, Analyze files (which do not say where left is), headers that
     are cut short, and sizes or spacings that no image has.
     """
-    with opened(path) as stream:
+    with plain_bytes(path) as stream:
         content = stream.read(540)
     order, kind = _byte_order(path, content)
     if len(content) < kind:
@@ -198,7 +198,7 @@ def readable_by_itk(path: Path, *, pixels: bool) -> Iterator[Path]:
         with open(copy, "wb") as target:
             target.write(_first_version(header))
             if pixels:
-                with opened(data_file(path, header)) as source:
+                with plain_bytes(data_file(path, header)) as source:
                     source.seek(header.offset)
                     shutil.copyfileobj(source, target, 2**20)
         yield copy
@@ -258,7 +258,7 @@ def _first_version(header: NiftiHeader) -> bytes:
     return bytes(content)
 
 
-def opened(path: Path) -> BinaryIO:
+def plain_bytes(path: Path) -> BinaryIO:
     """A plain or gzip-compressed file as a stream of its plain bytes."""
     with open(path, "rb") as stream:
         compressed = stream.read(len(_GZIP)) == _GZIP

@@ -11,11 +11,11 @@ from MedSSLLib.core.errors import InputError
 from MedSSLLib.images.io import is_dicom_source, modality_of, shows_air
 from MedSSLLib.project.sources.grouping import Found
 
-Kind = tuple[str, ...]
+Modalities = tuple[str, ...]
 """One modality a channel."""
 
 
-def choose_modality(known: Kind | None, cases: Sequence[Found]) -> tuple[Kind, str]:
+def choose_modality(known: Modalities | None, cases: Sequence[Found]) -> tuple[Modalities, str]:
     """The modality that is `known` (of the project, or declared), else that of most scans; and a
     warning where scans differ ("" where they do not).
 
@@ -39,11 +39,11 @@ def choose_modality(known: Kind | None, cases: Sequence[Found]) -> tuple[Kind, s
     return chosen, _mixture(kinds, chosen)
 
 
-def _kinds(cases: Sequence[Found]) -> dict[str, Kind]:
+def _kinds(cases: Sequence[Found]) -> dict[str, Modalities]:
     """The modalities of the cases that tell them, by name."""
     looked_at = {cases[place].name for place in (0, len(cases) // 2, -1) if cases}
     air = {case.name: any(map(_shows_air, case.images)) for case in cases}
-    found: dict[str, Kind] = {}
+    found: dict[str, Modalities] = {}
     for case in cases:
         told = case.name in looked_at or all(map(is_dicom_source, case.images))
         # where others show air, a file that does not may be another modality, or a CT without air
@@ -54,7 +54,7 @@ def _kinds(cases: Sequence[Found]) -> dict[str, Kind]:
     return found
 
 
-def _kind(case: Found) -> Kind | None:
+def _kind(case: Found) -> Modalities | None:
     with suppress(InputError):
         return tuple(modality_of(image) for image in case.images)
     return None  # refused later, with its file
@@ -67,8 +67,8 @@ def _shows_air(image: Path) -> bool:
         return False
 
 
-def _mixture(kinds: dict[str, Kind], chosen: Kind) -> str:
-    groups: dict[Kind, list[str]] = {}
+def _mixture(kinds: dict[str, Modalities], chosen: Modalities) -> str:
+    groups: dict[Modalities, list[str]] = {}
     for name, kind in kinds.items():
         groups.setdefault(kind, []).append(name)
     if len(groups) < 2:
@@ -82,7 +82,7 @@ def _mixture(kinds: dict[str, Kind], chosen: Kind) -> str:
     )
 
 
-def _contradiction(known: Kind, others: dict[str, Kind]) -> str:
+def _contradiction(known: Modalities, others: dict[str, Modalities]) -> str:
     if not others:
         return ""
     said = sorted({"+".join(kind) for kind in others.values()})

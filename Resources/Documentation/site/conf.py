@@ -42,7 +42,7 @@ html_show_sphinx = False
 html_copy_source = False
 
 
-ELSEWHERE = ("pydantic.", "torch.")  # base classes that have no page here
+ELSEWHERE = ("pydantic.", "torch.", "enum.")  # base classes that have no page here
 
 
 def plain_text_of_types(app, environment, node, content):

@@ -242,10 +242,6 @@ def _fill_util():
 def clear_scene():
     """Close the scene as the application does: the views stay."""
     kept = [view.node for view in slicer.bench_views.values()]
-    # the views' nodes are singletons in the application, so that closing a scene leaves them
-    for node in kept:
-        if not node.GetSingletonTag():
-            node.SetSingletonTag(node.GetName())
     slicer.mrmlScene.Clear(0)
     for view, node in zip(slicer.bench_views.values(), kept):
         if node.GetScene() is None:

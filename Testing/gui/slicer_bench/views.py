@@ -21,6 +21,7 @@ class SliceView:
         self.logic.SetMRMLApplicationLogic(application_logic)
         self.logic.SetMRMLScene(scene)
         self.node = self.logic.AddSliceNode(name)
+        self.node.SetSingletonTag(name)  # closing a scene leaves it
         self.node.SetOrientation(orientation)
         self.node.SetMappedInLayout(1)
         application_logic.GetSliceLogics().AddItem(self.logic)

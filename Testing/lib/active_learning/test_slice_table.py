@@ -7,7 +7,7 @@ import torch
 from MedSSLLib.active_learning import slice_table
 from MedSSLLib.active_learning.slice_table import class_uncertainty
 from MedSSLLib.data.plan import make_plan
-from MedSSLLib.data.preprocess import preprocess_image
+from MedSSLLib.data.preprocessing.image import preprocess_image
 from MedSSLLib.data.slices import slice_operator
 from MedSSLLib.images import io
 from MedSSLLib.images.geometry import Volume

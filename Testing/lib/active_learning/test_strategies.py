@@ -17,7 +17,7 @@ from MedSSLLib.active_learning.strategies import (
     patient_weights,
     representative,
 )
-from MedSSLLib.data.preprocess import preprocess_image
+from MedSSLLib.data.preprocessing.image import preprocess_image
 from MedSSLLib.data.slices import (
     annotated_along,
     annotation_axis,

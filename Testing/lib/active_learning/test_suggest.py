@@ -17,7 +17,7 @@ from MedSSLLib.cli.main import main
 from MedSSLLib.core.errors import InputError
 from MedSSLLib.core.events import Events
 from MedSSLLib.data.plan import make_plan
-from MedSSLLib.data.preprocess import preprocess_image
+from MedSSLLib.data.preprocessing.image import preprocess_image
 from MedSSLLib.data.slices import slice_operator
 from MedSSLLib.images import io
 from MedSSLLib.images.geometry import Volume
@@ -329,7 +329,7 @@ def test_the_command_prints_a_table_or_json(project, capsys, tmp_path):
         == 0
     )
     out = capsys.readouterr()
-    assert "evenly spaced" in out.out and "axial 3 of 6, 10 mm above the lowest" in out.out
+    assert "evenly spaced" in out.out and "axial 3 of 5, 12 mm above the lowest" in out.out
     assert "'index'" not in out.err, "no dump of the slices on the terminal"
     assert main(["suggest", str(project.folder), "--budget", "2", "--json", "--quiet"]) == 0
     assert (

@@ -124,12 +124,15 @@ COMMANDS = {
         ["--predictions", "{}/a", "--references", "{}/b", "--out", "{}/m.json"],
         "MedSSLLib.cli.main",
     ),
-    "export": (["{}/project", "--run", "run", "--to", "onnx", "--out", "{}/m.onnx"], "torch"),
+    "export": (["{}/project", "--run", "run", "--to", "onnx", "--out", "{}/m.onnx"], "numpy"),
     "import": (["{}/project", "--from", "{}/x.safetensors"], "MedSSLLib.cli.main"),
     "report": (["{}/project", "--run", "run", "--out", "{}/r.html"], "numpy"),
     "benchmark": (["labels", "--data", "{}/project", "--out", "{}/b"], "numpy"),
     "demo": (["--out", "{}/demo"], "numpy"),
     "doctor": ([], "MedSSLLib.cli.main"),
+    "set": (["{}/project", "--classes", "0=background,1=x"], "MedSSLLib.cli.main"),
+    "relocate": (["{}/project", "{}/data", "{}/elsewhere"], "MedSSLLib.cli.main"),
+    "new-method": (["mine"], "MedSSLLib.cli.main"),
 }
 
 

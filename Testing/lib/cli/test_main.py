@@ -197,7 +197,7 @@ def test_choices_agree_with_the_configuration():
     fields = run.RunConfig.model_fields
     for name in ("preset", "dim", "precision", "semi"):
         assert set(options[name]) == set(fields[name].annotation.__args__), name
-    for key in train._KEYS.values():
+    for key in train.SETTING_OF.values():
         assert key.split(".")[0] == "options" or key in run.setting_names()
 
 
@@ -252,7 +252,7 @@ def test_any_other_seed_is_taken(seed):
 
 def test_no_command_shows_the_help(capsys):
     assert main([]) == 2
-    assert "Exit codes" in capsys.readouterr().err
+    assert "medssl --help" in capsys.readouterr().err
 
 
 # ------------------------------------------------------------------------------------- options ->
@@ -335,7 +335,15 @@ def test_options_reach_the_configuration_and_set_wins_over_the_preset():
 
 def test_flags_of_self_training_reach_its_options(project, monkeypatch):
     got = {}
-    worker = SimpleNamespace(run_selftrain=lambda project, made, events: got.update(made=made))
+    folder = project / "runs" / "r"
+    folder.mkdir(parents=True)
+    (folder / "metrics.json").write_text('{"steps": 3, "seconds": 2.0}')
+
+    def work(project, made, events):
+        got["made"] = made
+        return folder
+
+    worker = SimpleNamespace(run_selftrain=work)
     monkeypatch.setitem(sys.modules, "MedSSLLib.selftraining.selftrain", worker)
     words = [
         "--from",
@@ -425,7 +433,7 @@ class OutOfMemoryError(RuntimeError):
         (OSError(28, "No space left", "f"), 1, "disk is full"),
         (PermissionError(13, "Permission denied", "f"), 1, "f: Permission denied"),
         (ZeroDivisionError("z"), 1, "--debug"),
-        (ModuleNotFoundError("x", name="monai"), 1, "medssl doctor"),
+        (ModuleNotFoundError("x", name="monai"), 1, '-m pip install "monai>='),
     ],
 )
 def test_errors_become_exit_codes_and_one_message(error, code, word, monkeypatch, capsys):
@@ -504,7 +512,7 @@ def test_without_events_stdout_is_as_usual_and_progress_goes_to_stderr():
     done = _printing()
     assert (
         "from python" in done.stdout
-        and "start: run r" in done.stderr
+        and "metric: value 1" in done.stderr
         and "start" not in done.stdout
     )
 
@@ -659,11 +667,11 @@ def test_add_takes_new_images_only(project, scans, capsys):
     (scans / "more").mkdir()
     (scans / "images" / "a.nii.gz").rename(scans / "more" / "z.nii.gz")
     assert main(["add", str(project), str(scans / "more")]) == 0
-    assert "1 new, in all 4 cases" in capsys.readouterr().out
+    assert "1 new; in all 4 cases" in capsys.readouterr().out
     (scans / "labels" / "a.nii.gz").rename(scans / "more" / "y.nii.gz")
-    assert main(["add", str(project), str(scans / "more")]) == 1, "z is there already"
+    assert main(["add", str(project), str(scans / "more")]) == 0
     assert (
-        "1 new, in all 5 cases (1 labelled, 3 unlabelled, 1 test); 1 left out"
+        "1 new, 1 was there already; in all 5 cases (1 labelled, 3 unlabelled, 1 test)."
         in capsys.readouterr().out
     )
 
@@ -672,7 +680,7 @@ def test_add_takes_labels_of_scans_that_are_there(project, scans, capsys):
     (scans / "drawn").mkdir()
     (scans / "labels" / "a.nii.gz").rename(scans / "drawn" / "[red]c.nii.gz")
     assert main(["add", str(project), "--labels", str(scans / "drawn")]) == 0
-    assert "1 label, in all 3 cases (2 labelled, 1 test)" in capsys.readouterr().out
+    assert "1 label; in all 3 cases (2 labelled, 1 test)" in capsys.readouterr().out
     assert main(["add", str(project)]) == 2
     assert "nothing to add" in capsys.readouterr().err
 
@@ -705,7 +713,7 @@ def test_runs_and_show_tell_what_a_run_folder_holds(project, capsys):
     assert (row["name"], row["command"], row["dice"]) == ("first", "finetune", 0.81234)
     assert main(["show", str(project), "first"]) == 0
     text = capsys.readouterr().out
-    assert "optimiser.lr" in text and "0.5" in text and "0.8123" in text and "config.json" in text
+    assert "optimiser.lr" in text and "0.5" in text and "0.812" in text and "config.json" in text
 
 
 def test_runs_and_show_say_the_start_the_number_format_and_the_rounds(project, capsys):
@@ -715,6 +723,7 @@ def test_runs_and_show_say_the_start_the_number_format_and_the_rounds(project, c
         "command": "selftrain",
         "method": "local-contrast",
         "init": "none",
+        "preset": "standard",
         "precision": "auto",
         "options": {"start": "first"},
     }
@@ -732,7 +741,7 @@ def test_runs_and_show_say_the_start_the_number_format_and_the_rounds(project, c
     assert main(["show", str(project), "better"]) == 0
     text = capsys.readouterr().out
     lines = [" ".join(line.split()) for line in text.splitlines()]
-    assert "start first" in lines and "precision bf16" in lines and "{" not in text
+    assert "options.start first" in lines and "number format bf16" in lines and "{" not in text
     assert "round 1 1 of 2 pseudo-labels used, 12 steps in 3.4 s, validation Dice 0.812" in lines
     assert "round 2 1 of 2 pseudo-labels used, 13 steps in 3.5 s" in lines
 
@@ -879,7 +888,8 @@ def test_options_that_a_resumed_run_does_not_take_are_told(project):
     def told(*words):
         args = cli.build_parser().parse_args(["finetune", str(project), "--resume", *words])
         events, record = loud()
-        train.warn_of_unused(args, train.configuration(args, "supervised", {}), {}, opened, events)
+        given = train.given_by(args, {})
+        train.warn_of_unused(train.configuration(args, "supervised", {}), given, opened, events)
         return " ".join(event["message"] for event in record.of("warning"))
 
     assert (

@@ -10,7 +10,7 @@ import pytest
 
 from MedSSLLib.cli import panel
 from MedSSLLib.cli.main import build_parser, main
-from MedSSLLib.evaluation.prediction_summary import summarise
+from MedSSLLib.evaluation.prediction_summary import prediction_numbers
 from MedSSLLib.images import io
 from MedSSLLib.images.geometry import Geometry, Volume
 from MedSSLLib.images.labels import Annotated
@@ -90,12 +90,12 @@ def test_numbers_of_predictions(tmp_path):
     doubt[1] = 0.5
     io.write_image(tmp_path / "uncertainty" / "a.nii.gz", Volume(doubt, geometry))
     case = Case("a", (), tmp_path / "label.nii.gz", Annotated.of([(2, [0, 1])]), "labelled")
-    row = summarise(tmp_path, "a", case)
+    row = prediction_numbers(tmp_path, "a", case)
     assert row["volumes_ml"] == {"1": 7.0} and row["problem"] == ""
     assert row["dice"] == round(2 * 6 / (6 + 8), 4)
     assert row["uncertainty"] == round(4 * 0.5 / 9, 4), "in and around the structure"
-    assert summarise(tmp_path, "a")["dice"] is None
-    assert "missing.nii.gz" in summarise(tmp_path, "missing")["problem"]
+    assert prediction_numbers(tmp_path, "a")["dice"] is None
+    assert "missing.nii.gz" in prediction_numbers(tmp_path, "missing")["problem"]
 
 
 def test_a_shared_model_comes_back_without_the_names_of_cases(tmp_path, project):

@@ -160,7 +160,7 @@ def test_tensorboard_scalars_are_written_where_it_is_installed(tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    from MedSSLLib.training.tensorboard import TensorBoardScalars
+    from MedSSLLib.reporting.tensorboard import TensorBoardScalars
 
     with Events(of_run=[TensorBoardScalars]) as events:
         events.open_run(tmp_path)

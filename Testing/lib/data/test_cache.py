@@ -17,8 +17,8 @@ from MedSSLLib.data import array_store
 from MedSSLLib.data import cache as cache_module
 from MedSSLLib.data.cache import MOST_PLACES, Cache, clear_cache
 from MedSSLLib.data.plan import make_plan
-from MedSSLLib.data.preprocess import preprocess_image
-from MedSSLLib.data.preprocess_label import preprocess_label
+from MedSSLLib.data.preprocessing.image import preprocess_image
+from MedSSLLib.data.preprocessing.label import preprocess_label
 from MedSSLLib.images import io
 from MedSSLLib.images.geometry import Geometry, Volume
 from MedSSLLib.images.labels import IGNORE, Annotated

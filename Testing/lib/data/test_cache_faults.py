@@ -44,7 +44,7 @@ def aged(case):
 def test_second_preparation_computes_and_hashes_nothing(tmp_path, monkeypatch):
     case = aged(write_case(tmp_path / "source", "one"))
     Cache(tmp_path / "cache", PLAN).prepare([case], labels=True, values=VALUES)
-    for name in ("preprocess_image", "preprocess_label", "write_entry"):
+    for name in ("preprocess_image", "label_on_grid", "write_entry"):
         monkeypatch.setattr(cache_module, name, never)
     monkeypatch.setattr(hashes, "content_hash", never)
     again = Cache(tmp_path / "cache", PLAN.model_copy(update={"patch": (8, 8, 8)}))
@@ -154,7 +154,9 @@ def test_bad_cases_are_listed_and_the_others_go_on(case, tmp_path):
     ]
     cache = Cache(tmp_path / "cache", PLAN)
     seen = []
-    refused = cache.prepare(cases, labels=True, values=VALUES, progress=lambda *n: seen.append(n))
+    prepared = cache.prepare(cases, labels=True, values=VALUES, progress=lambda *n: seen.append(n))
+    refused = prepared.refused
+    assert [case.name for case in prepared.usable] == ["one"]
     assert [bad.name for bad, _ in refused] == ["torn", "gone", "bare", "elsewhere"]
     assert all(str(error).startswith(f"{bad.name}: ") for bad, error in refused)
     assert all(error.remedy for _, error in refused)
@@ -284,7 +286,7 @@ def prepare_in_child(folder, cases, start, results):
     )
     cache = Cache(folder, PLAN)
     start.wait()
-    refused = cache.prepare(cases, labels=True, values=VALUES)
+    refused = cache.prepare(cases, labels=True, values=VALUES).refused
     results.put((len(refused), made, [float(whole(cache, case.name).sum()) for case in cases]))
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
-from MedSSLLib.data.normalisation import GreyScale, grey_scale, normalise
+from MedSSLLib.data.preprocessing.normalisation import GreyScale, grey_scale, normalise
 from Testing.lib.case_helpers import each
 
 SHAPE = (24, 48, 44)

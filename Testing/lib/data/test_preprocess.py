@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from MedSSLLib.core.errors import InputError
-from MedSSLLib.data.normalisation import normalise
 from MedSSLLib.data.plan import make_plan
-from MedSSLLib.data.preprocess import preprocess_image
-from MedSSLLib.data.resampling import cubic
+from MedSSLLib.data.preprocessing.image import preprocess_image
+from MedSSLLib.data.preprocessing.normalisation import normalise
+from MedSSLLib.data.preprocessing.resampling import cubic
 from MedSSLLib.images.geometry import Geometry, Volume
 from MedSSLLib.images.labels import slice_axis
 from Testing.lib.case_helpers import each

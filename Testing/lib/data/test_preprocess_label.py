@@ -7,9 +7,9 @@ import itertools
 import numpy as np
 import pytest
 
-from MedSSLLib.data.preprocess import preprocess_image
-from MedSSLLib.data.preprocess_label import label_on_grid, preprocess_label
-from MedSSLLib.data.resampling import linear
+from MedSSLLib.data.preprocessing.image import preprocess_image
+from MedSSLLib.data.preprocessing.label import label_on_grid, preprocess_label
+from MedSSLLib.data.preprocessing.resampling import linear
 from MedSSLLib.images import io
 from MedSSLLib.images.geometry import Geometry, Volume, orient
 from MedSSLLib.images.labels import IGNORE

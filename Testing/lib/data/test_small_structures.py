@@ -8,8 +8,8 @@ from scipy import ndimage
 
 from MedSSLLib.data.cache import Cache
 from MedSSLLib.data.plan import make_plan
-from MedSSLLib.data.preprocess import preprocess_image
-from MedSSLLib.data.preprocess_label import Small, label_on_grid
+from MedSSLLib.data.preprocessing.image import preprocess_image
+from MedSSLLib.data.preprocessing.label import Small, label_on_grid
 from MedSSLLib.images import io
 from MedSSLLib.images.geometry import Geometry, Volume
 from MedSSLLib.images.labels import IGNORE
@@ -105,7 +105,7 @@ def test_the_cache_says_which_case_and_class_and_grid(tmp_path):
     cache = Cache(tmp_path / "cache", plan)
     case = Case("fine", images=(tmp_path / "fine.nii.gz",), label=tmp_path / "label.nii.gz")
     for _ in range(2):  # made, and read again
-        assert not cache.prepare([case], labels=True, values=(0, 1))
+        assert not cache.prepare([case], labels=True, values=(0, 1)).refused
         assert cache.counts("fine")[1] >= 1
         (message,) = cache.small_structures(["fine"], ("background", "lesion"))
         assert all(word in message for word in ("fine", "lesion", "1 x 1 x 8 mm"))

@@ -120,7 +120,8 @@ def test_only_the_named_labels_are_read(project, monkeypatch):
 def test_a_run_from_an_encoder_may_have_patches_of_another_size(project):
     """All else of the plan is the encoder's; without a size of its own the patch is, too."""
     quick = {"training__steps": 1, "init": "small"}
-    source = run_finetune(project, tiny_config(name="small", training__steps=1), Events())
+    fine = tiny_config(name="small", training__steps=1, training__grid=None)
+    source = run_finetune(project, fine, Events())
     theirs = RunFolder(source).plan
     plans = {}
     for name, voxels in (("larger", 1500), ("alike", None)):

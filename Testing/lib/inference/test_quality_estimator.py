@@ -13,7 +13,7 @@ import torch
 from MedSSLLib.cli.main import main
 from MedSSLLib.core.events import Events
 from MedSSLLib.data.plan import make_plan
-from MedSSLLib.data.preprocess import preprocess_image
+from MedSSLLib.data.preprocessing.image import preprocess_image
 from MedSSLLib.evaluation.evaluate import evaluate_folder
 from MedSSLLib.evaluation.quality import (
     Raw,

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from MedSSLLib.data.preprocess import preprocess_image
+from MedSSLLib.data.preprocessing.image import preprocess_image
 from MedSSLLib.images import io
 from MedSSLLib.images.geometry import Volume
 from MedSSLLib.inference import source_grid
@@ -27,5 +27,7 @@ def test_slabs_equal_the_resampling_of_the_whole(monkeypatch, name, dim, spacing
     found = torch.cat(slabs, 1).numpy()
     for index in range(3):
         mine = in_source_order(found[index], grid, source)
-        theirs = io.resample(Volume(p[index].numpy(), grid), source, outside=float(index == 0))
+        theirs = io.resample_volume(
+            Volume(p[index].numpy(), grid), source, outside=float(index == 0)
+        )
         np.testing.assert_allclose(mine, theirs.array, atol=2e-4)

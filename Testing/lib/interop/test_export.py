@@ -16,7 +16,7 @@ from monai.data import MetaTensor
 from MedSSLLib.cli.main import main
 from MedSSLLib.core.errors import InputError, MedSSLError
 from MedSSLLib.data.plan import make_plan
-from MedSSLLib.data.preprocess import preprocess_image
+from MedSSLLib.data.preprocessing.image import preprocess_image
 from MedSSLLib.images import io
 from MedSSLLib.images.geometry import Volume
 from MedSSLLib.inference.model import Model, load_model, network_of
@@ -25,12 +25,11 @@ from MedSSLLib.interop import export
 from MedSSLLib.interop.monai_bundle import (
     _after,
     as_dynunet,
-    plan_facts,
-    schema,
     scripts_text,
     write_bundle,
 )
 from MedSSLLib.interop.monai_bundle_scripts import ClassMapd
+from MedSSLLib.interop.monai_metadata import plan_facts, schema
 from MedSSLLib.project.project import Project
 from MedSSLLib.project.runs import WEIGHTS
 from MedSSLLib.training.checkpoint import save_tensors

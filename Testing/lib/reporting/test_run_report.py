@@ -17,11 +17,18 @@ from MedSSLLib.core.words import duration_words
 from MedSSLLib.evaluation.scoring import extremes, interval, score_predictions
 from MedSSLLib.images import io
 from MedSSLLib.images.geometry import Geometry, Volume
+from MedSSLLib.images.labels import Annotated
 from MedSSLLib.methods import options
 from MedSSLLib.project.project import Project
 from MedSSLLib.reporting import run_report
 from MedSSLLib.reporting.html import Page, number
-from MedSSLLib.reporting.overlays import Panel, best_slice, make_panel, overlay_figure
+from MedSSLLib.reporting.overlays import (
+    Panel,
+    best_slice,
+    make_panel,
+    overlay_figure,
+    volume_panels,
+)
 from MedSSLLib.reporting.plots import (
     class_spread,
     dice_against_labels,
@@ -436,3 +443,52 @@ def test_long_column_titles_stay_inside_the_picture():
     assert all(left.x1 < right.x0 for left, right in zip(boxes, boxes[1:], strict=False)), (
         "titles do not touch"
     )
+
+
+def test_estimates_stand_beside_the_scores(project, tmp_path):
+    entry = {"dice": 0.7, "low": 0.6, "high": 0.8, "review": False}
+    content = {"format": "medssl-quality", "format_version": 1, "run": "r"}
+    content["cases"] = {"c": entry, "d": entry | {"low": None, "high": None, "dice": 0.5}}
+    (tmp_path / "out" / "quality.json").write_text(json.dumps(content))
+    path = write_run_report(project, "r", tmp_path / "r.html", predictions=tmp_path / "out")
+    text = path.read_text(encoding="utf-8")
+    assert "estimated Dice</th>" in text
+    assert "0.70 (0.60 to 0.80)" in text
+    assert "0.50 uncalibrated" in text, "no number without its interval or that word"
+
+
+def test_a_completed_volume_is_shown_from_end_to_end(project, tmp_path):
+    folder = project.run_folder("r")
+    facts = json.loads((folder / "config.json").read_text())
+    facts["config"] |= {"command": "complete", "options": {"case": "a"}}
+    (folder / "config.json").write_text(json.dumps(facts))
+    image = io.read_image(project.case("a").images[0])
+    label = np.zeros(image.array.shape, np.uint8)
+    label[1:7, 3:8, 3:8] = 1
+    io.write_image(folder / "a.nii.gz", Volume(label, image.geometry))
+    project.set_annotated("a", Annotated.of([(2, [4])]))
+    project.save()
+    text = write_run_report(project, "r", tmp_path / "r.html").read_text(encoding="utf-8")
+    assert "<h2>The volume</h2>" in text and "5 slices of a, evenly spaced" in text
+    case = project.case("a")
+    panels = volume_panels(image, Volume(label, image.geometry), (1,), case.annotated)
+    titles = [panel.title for panel in panels]
+    assert titles == [
+        "slice 2 of 8",
+        "slice 3 of 8",
+        "slice 5 of 8, drawn",
+        "slice 6 of 8",
+        "slice 7 of 8",
+    ]
+    for panel in panels:
+        assert panel.labels["filled in"].sum() == 25, "the block, five by five"
+
+
+def test_pictures_open_at_full_size_without_a_script():
+    page = Page("t")
+    page.section("s")
+    page.figures((paired_cases({"a": 0.1}, {"a": 0.2}, ("x", "y")), "c"))
+    text = page.html()
+    assert re.search(r'<label class="zoom"[^>]*><input type="checkbox"><img class="chart"', text)
+    assert ".zoom input:checked + img { max-width: none; width: auto;" in text
+    assert "@media screen and (max-width: 560px)" in text

@@ -5,8 +5,10 @@ is executed.
 from __future__ import annotations
 
 import re
+import shlex
 import sys
 from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -206,6 +208,14 @@ def shortened(words: list[str]) -> list[str]:
     return [*words, *TINY, *rounds, "--device", "cpu"]
 
 
+def without_figures(text: str) -> str:
+    """The words of a terminal: numbers and times, and the widths that follow them, masked."""
+    text = re.sub(r"\d+ (?:s|min)\b", "#", text)
+    text = re.sub(r"(?<![\w_])[+-]?\d+(?:\.\d+)?", "#", text)
+    lines = [re.sub(r"[ ─]{2,}", "  ", line).rstrip() for line in text.splitlines()]
+    return "\n".join(lines) + "\n"
+
+
 @pytest.mark.timeout(1200)
 @pytest.mark.usefixtures("cohort")
 def test_the_ten_minute_tour_of_the_readme_runs(tmp_path, capsys):
@@ -222,9 +232,14 @@ def test_the_ten_minute_tour_of_the_readme_runs(tmp_path, capsys):
         float(words[words.index("--minutes") + 1]) for words in tour if "--minutes" in words
     )
     assert minutes <= 7, "with reading, predicting and scoring ten minutes"
+    told = []
     for words in tour:
         code = cli.main(shortened(words))
-        assert code == 0, f"medssl {' '.join(words)}\n{capsys.readouterr().err}"
+        output = capsys.readouterr()
+        assert code == 0, f"medssl {' '.join(words)}\n{output.err}"
+        told.append(f"$ medssl {shlex.join(words)}\n{output.out}")
+    expected = Path(__file__).with_name("tour.txt").read_text(encoding="utf-8")
+    assert without_figures("".join(told)) == expected, "what a newcomer reads"
     test = ["hippocampus_001", "hippocampus_003", "hippocampus_004", "hippocampus_006"]
     written = sorted(path.name for path in (tmp_path / "segmentations").glob("*.nii.gz"))
     assert written == [f"{name}.nii.gz" for name in test]
@@ -314,3 +329,12 @@ def test_the_guide_names_what_a_method_has():
     told = {code.split("(")[0].split(" ")[0] for code in inline_code(table)}
     hooks = {key for key in vars(Method) if not key.startswith("_")}
     assert hooks <= told, hooks - told
+
+
+def test_the_citation_has_what_a_reader_cites():
+    text = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    top = {line.partition(":")[0] for line in text.splitlines() if re.match(r"[a-z]", line)}
+    wanted = {"cff-version", "message", "title", "type", "abstract", "version", "license"}
+    assert wanted | {"authors", "keywords", "references"} <= top
+    papers = re.findall(r'"arXiv:(\d{4}\.\d{5})"', text)
+    assert papers and all(paper in NAMES["README.md"] for paper in papers)

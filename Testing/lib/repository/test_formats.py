@@ -22,9 +22,8 @@ from MedSSLLib.core.files import atomic_folder, read_json, write_json, write_tex
 from MedSSLLib.core.hashes import Hashes
 from MedSSLLib.data import array_store
 from MedSSLLib.inference import quality_estimator
-from MedSSLLib.interop import monai_bundle
+from MedSSLLib.interop import monai_metadata
 from MedSSLLib.interop.import_weights import read_tensors
-from MedSSLLib.pretraining import pretrain
 from MedSSLLib.project.manifest import FILE_NAME, Case
 from MedSSLLib.project.project import Project
 from MedSSLLib.project.relocation import copied
@@ -89,7 +88,7 @@ def test_a_project_of_a_newer_version_says_so(project, tmp_path):
 
 
 def test_weights_and_checkpoints_of_a_newer_version_say_so(tmp_path, monkeypatch):
-    monkeypatch.setattr("MedSSLLib.training.checkpoint.FORMAT_VERSION", 99)
+    monkeypatch.setattr("MedSSLLib.training.checkpoint._FORMAT_VERSION", 99)
     save_tensors(tmp_path / "x.safetensors", {"a": torch.zeros(2)}, {})
     monkeypatch.undo()
     with pytest.raises(InputError, match="newer version of MedSSL"):
@@ -107,7 +106,7 @@ def test_a_cache_entry_of_a_newer_version_is_made_again(tmp_path):
 
 
 def test_an_exported_model_names_its_format(monkeypatch):
-    source = ast.unparse(ast.parse(Path(monai_bundle.__file__).read_text(encoding="utf-8")))
+    source = ast.unparse(ast.parse(Path(monai_metadata.__file__).read_text(encoding="utf-8")))
     assert "'format': 'medssl-model', 'format_version': 1" in source
 
 
@@ -158,7 +157,7 @@ def plain_writes(path: Path) -> list[str]:
             opened = name == "open" and any(
                 str(getattr(arg, "value", "")) in MODES for arg in given
             )
-            own = words.startswith(("self.save(", "project.save(")) or "buffer" in words
+            own = words.startswith(("self.save(", "project.save(", "Project(")) or "buffer" in words
             if (name in WRITES and not own and isinstance(node.func, ast.Attribute)) or opened:
                 found.append(f"{path.name}:{where}: {words[:70]}")
         for child in ast.iter_child_nodes(node):
@@ -293,7 +292,7 @@ def test_training_with_tensorboard_listens_on_no_port(project, monkeypatch):
         )
         save(self)
 
-    monkeypatch.setattr(pretrain.Trainer, "save", watched)
+    monkeypatch.setattr(trainer.Trainer, "save", watched)
     words = [
         "--dim",
         "2d",

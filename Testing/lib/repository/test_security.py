@@ -202,7 +202,7 @@ def test_case_names_of_a_manifest_stay_inside(project, tmp_path, name, capsys):
 
 def test_text_from_files_is_shown_literally_on_the_terminal(project, capsys):
     content = json.loads((project.folder / "medssl.json").read_text())
-    content["training"][0]["metadata"] = {"scanner": "[bold]x[/bold] \x1b[31m <script>"}
+    content["training"][0]["metadata"] = {"[bold]x[/bold] \x1b[31m <script>": "y"}
     write_json(project.folder / "medssl.json", content)
     assert main(["status", str(project.folder)]) == 0
     text = capsys.readouterr().out

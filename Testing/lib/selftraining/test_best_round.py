@@ -67,10 +67,11 @@ def test_held_out_dice_decides_alone():
     source = reader()
     found = judge(model(1.0), source, held_out=["c0"], labelled=["c1"], unlabelled=["c2"])
     assert found.held_out == found.labelled == found.score == 1 and found.agreement is None
+    source.labels["c1"] = (source.images["c1"][0] > 0.3).astype(np.uint8)
     worse = judge(model(1.5), source, held_out=["c0"], labelled=["c1"], unlabelled=["c2"])
     truth, mine = (source.images["c0"][0] > v for v in (1.0, 1.5))
     expected = 2 * (truth & mine).sum() / (truth.sum() + mine.sum())
-    assert worse.score == pytest.approx(expected, abs=1e-6)
+    assert worse.score == pytest.approx(expected, abs=1e-6) and worse.labelled < expected - 0.05
 
 
 def test_without_held_out_cases_labels_and_agreement_count_alike():

@@ -27,13 +27,13 @@ def naive(probabilities, image, spacing, rounds):
             message, total = np.zeros(len(probabilities)), 0.0
             for b in voxels:
                 steps = [(p - q) * mm / finest for p, q, mm in zip(a, b, spacing, strict=True)]
-                if a == b or max(map(abs, steps)) > crf.REACH * crf.FAR + 1e-6:
+                if a == b or max(map(abs, steps)) > crf.REACH * crf.FAR_WIDTH + 1e-6:
                     continue
                 distance = sum(step**2 for step in steps)
                 kernel = crf.SMOOTHNESS * math.exp(
-                    -distance / (2 * crf.NEAR**2)
+                    -distance / (2 * crf.NEAR_WIDTH**2)
                 ) + crf.APPEARANCE * math.exp(
-                    -distance / (2 * crf.FAR**2)
+                    -distance / (2 * crf.FAR_WIDTH**2)
                     - (image[a] - image[b]) ** 2 / (2 * crf.CONTRAST**2)
                 )
                 message, total = message + kernel * current[:, *b], total + kernel

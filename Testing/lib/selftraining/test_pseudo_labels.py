@@ -28,7 +28,12 @@ from MedSSLLib.selftraining.pseudo_labels import (
 )
 from Testing.lib.case_helpers import each
 
-PROJECT = SimpleNamespace(values=(0, 3, 700), classes=("background", "a", "b"), ignore_value=9)
+PROJECT = SimpleNamespace(
+    values=(0, 3, 700),
+    classes=("background", "a", "b"),
+    labels={0: "background", 3: "a", 9: "ignore", 700: "b"},
+    ignore_value=9,
+)
 
 
 class Foreseen(Model):

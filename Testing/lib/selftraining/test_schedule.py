@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from MedSSLLib.config.run import RunConfig
-from MedSSLLib.selftraining.schedule import LEAST, Schedule
+from MedSSLLib.selftraining.schedule import LEAST_OF_ROUND, Schedule
 from Testing.lib.case_helpers import each
 
 
@@ -51,7 +51,7 @@ def test_a_time_limit_includes_predictions(first, prediction):
 
 def test_a_round_trains_even_where_predictions_take_all_the_time():
     stages, _, _ = run(schedule(2, 0.4, minutes=1), 100.0)
-    assert stages == pytest.approx([24, LEAST * 18, LEAST * 18])
+    assert stages == pytest.approx([24, LEAST_OF_ROUND * 18, LEAST_OF_ROUND * 18])
 
 
 def test_steps_are_shared_out_and_the_time_left_counts_all_of_them():
@@ -66,7 +66,7 @@ def test_the_time_left_during_a_prediction():
     """A quarter of 50 seconds is over."""
     timed, counted = schedule(2, 0.4, minutes=10), schedule(2, 0.0, steps=800)
     assert timed.left(1, 250.0, 12.5, 0.25, None) == pytest.approx(600 - 262.5)
-    least = LEAST * 0.3 * 600
+    least = LEAST_OF_ROUND * 0.3 * 600
     assert timed.left(1, 599.0, 12.5, 0.25, 0.1) == pytest.approx(37.5 + 50 + 2 * least)
     assert counted.left(1, 0.0, 12.5, 0.25, None) is None
     assert counted.left(1, 0.0, 12.5, 0.25, 0.1) == pytest.approx(37.5 + 40 + 50 + 40)

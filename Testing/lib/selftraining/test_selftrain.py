@@ -22,7 +22,9 @@ from MedSSLLib.project.manifest import Case
 from MedSSLLib.project.project import Project
 from MedSSLLib.project.runs import summary
 from MedSSLLib.reporting.run_report import write_run_report
+from MedSSLLib.selftraining import job as job_module
 from MedSSLLib.selftraining import selftrain
+from MedSSLLib.selftraining.job import Job
 from MedSSLLib.selftraining.pseudo_labels import CollapsedError
 from MedSSLLib.selftraining.start import warn_of_idle_settings, with_fraction
 from MedSSLLib.training import devices
@@ -68,6 +70,7 @@ def settings(**changes):
         "training__steps": 20,
         "optimiser__lr": 1e-2,
         "options__rounds": 2,
+        "options__keep": "last",
         "training__batch": 3,
         "options__clean": "none",
         "training__ema": 0.0,
@@ -447,6 +450,24 @@ def test_clean_up_knows_which_classes_are_one_piece(tmp_path, monkeypatch):
         )
 
 
+def test_pseudo_labels_keep_the_pieces_that_predictions_keep():
+    pieces = {
+        "single_component": (1,),
+        "connected_on_slices": (2,),
+        "single_foreground": True,
+    }
+    context = SimpleNamespace(
+        project=SimpleNamespace(values=(0, 1, 2), classes=("background", "a", "b")),
+        device=torch.device("cpu"),
+        precision="bf16",
+    )
+    data = SimpleNamespace(plan=None)
+    job = Job(context=context, data=data, options=SelfTrainConfig(), model=None, **pieces)
+    made = job.model_of(torch.nn.Conv2d(1, 3, 1))
+    assert {name: getattr(made, name) for name in pieces} == pieces
+    assert made.precision == "bf16" and not made.network.training
+
+
 def test_a_guard_keeps_the_last_good_model(project, monkeypatch):
     """Class 2 vanishes from the second round's pseudo-labels: round 1's model is bad, stage 1's is
     kept.
@@ -498,9 +519,7 @@ def test_a_model_without_foreground_stops_the_run_and_is_not_kept(project, monke
 
 
 def test_a_collapse_is_put_down_to_the_run_started_from():
-    job = selftrain._Job(
-        context=None, data=None, options=SelfTrainConfig(start="first"), model=None
-    )
+    job = Job(context=None, data=None, options=SelfTrainConfig(start="first"), model=None)
     assert job.pseudo.start == "first"
 
 
@@ -622,7 +641,7 @@ def test_a_round_goes_on_from_the_one_before_unless_it_starts_again(project, mon
 
     teachers = []
     monkeypatch.setattr(selftrain, "fit", fit)
-    monkeypatch.setattr(selftrain, "Model", model)
+    monkeypatch.setattr(job_module, "Model", model)
     folder = selftrain.run_selftrain(
         project, settings(name=f"starts-{restart}", options__restart=restart), Events()
     )
@@ -641,7 +660,7 @@ def test_pseudo_labels_are_predicted_in_the_number_format_of_training(project, m
     monkeypatch.setattr(devices, "_multiplies_bfloat16", lambda: True)
     formats = []
     monkeypatch.setattr(
-        selftrain, "Model", lambda **given: formats.append(given["precision"]) or Model(**given)
+        job_module, "Model", lambda **given: formats.append(given["precision"]) or Model(**given)
     )
     folder = selftrain.run_selftrain(project, settings(name="formats", options__rounds=1), Events())
     assert (

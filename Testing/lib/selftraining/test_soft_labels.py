@@ -3,7 +3,6 @@ run.
 """
 
 from dataclasses import replace
-from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,8 +14,8 @@ from MedSSLLib.core.errors import InputError
 from MedSSLLib.core.events import Events
 from MedSSLLib.data.batch import make_views
 from MedSSLLib.data.plan import make_plan
-from MedSSLLib.data.preprocess import preprocess_image
-from MedSSLLib.data.preprocess_label import preprocess_label
+from MedSSLLib.data.preprocessing.image import preprocess_image
+from MedSSLLib.data.preprocessing.label import preprocess_label
 from MedSSLLib.finetuning.segmentation_task import SegmentationTask
 from MedSSLLib.images import io
 from MedSSLLib.images.geometry import Geometry, Volume
@@ -130,13 +129,25 @@ def round_of(tmp_path, spacing, **changes):
     _, grid = preprocess_image([io.read_image(case.images[0])], made)
     noise = ndimage.gaussian_filter(rng.normal(size=(CLASSES, *grid.shape)), (0, 1, 2, 2))
     found = torch.from_numpy(12 * noise).softmax(0)
-    pieces = SimpleNamespace(single_component=(1, 2), connected_on_slices=())
+    whole = Model(
+        network=None,
+        plan=made,
+        values=(0, 1, 2),
+        classes=("background", "a", "b"),
+        device=torch.device("cpu"),
+        precision="32",
+        single_component=(1, 2),
+    )
     model = SimpleNamespace(
         probabilities=lambda volumes: (found, grid),
         plan=made,
-        class_map=partial(Model.class_map, pieces),
+        class_map=whole.class_map,
+        classes=whole.classes,
     )
-    project = SimpleNamespace(values=(0, 1, 2), classes=("background", "a", "b"), ignore_value=None)
+    names = {0: "background", 1: "a", 2: "b"}
+    project = SimpleNamespace(
+        values=tuple(names), classes=tuple(names.values()), labels=names, ignore_value=None
+    )
     options = PseudoOptions(clean="none", soft=True, shapes=False)
     summary = write_pseudo_labels(
         project, model, [case], tmp_path / "r", replace(options, **changes)

@@ -65,6 +65,7 @@ def fresh_capabilities():
 )
 def test_training_is_in_bfloat16_where_the_processor_multiplies_it(monkeypatch, feature, expected):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {feature: True}, raising=False)
+    devices._multiplies_bfloat16.cache_clear()
     assert training_precision("auto", CPU) == expected
     assert training_precision("32", CPU) == "32" and resolve_precision("auto", CPU) == "32"
     assert (

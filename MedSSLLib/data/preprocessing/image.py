@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from MedSSLLib.core.errors import InputError
-from MedSSLLib.data.normalisation import grey_scale
 from MedSSLLib.data.plan import Plan, canonical_axes
-from MedSSLLib.data.resampling import (
+from MedSSLLib.data.preprocessing.normalisation import grey_scale
+from MedSSLLib.data.preprocessing.resampling import (
     axis_operators,
     cubic,
     resample_separably,

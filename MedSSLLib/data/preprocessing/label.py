@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-from MedSSLLib.data.resampling import (
+from MedSSLLib.data.preprocessing.resampling import (
     axis_footprints,
     axis_operators,
     axis_positions,
@@ -34,14 +34,14 @@ class Small:
 
 
 def preprocess_label(label: Volume, geometry: Geometry) -> np.ndarray:
-    """Class map uint8 ``[d, h, w]`` on a grid made by :func:`preprocess_image`; see
+    """Class map uint8 ``[d, h, w]`` on a grid made by `image.preprocess_image`; see
     :func:`label_on_grid`.
     """
     return label_on_grid(label, geometry)[0]
 
 
 def label_on_grid(label: Volume, geometry: Geometry) -> tuple[np.ndarray, dict[int, Small]]:
-    """Class map uint8 ``[d, h, w]`` on a grid made by :func:`preprocess_image`, and what became of
+    """Class map uint8 ``[d, h, w]`` on a grid made by `image.preprocess_image`, and what became of
     structures too small for it, by class.
 
     Each class is resampled over counted voxels and the greatest share wins. A voxel counts if its

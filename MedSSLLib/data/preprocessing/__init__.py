@@ -1,0 +1,1 @@
+"""From a scan to what training reads: its grid, intensities and labels."""

@@ -53,7 +53,7 @@ def interrupted(words: list[str], sign: str, number: int = signal.SIGINT) -> tup
         command,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
-        text=True,
+        encoding="utf-8",
         env=ENV,
         preexec_fn=_hear,
     )  # noqa: PLW1509
@@ -204,7 +204,7 @@ def importing(tmp_path: Path, seconds: float) -> subprocess.Popen[str]:
         [sys.executable, "-c", _PROGRAM],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        text=True,
+        encoding="utf-8",
         env=env,
     )
     assert process.stderr and process.stderr.readline() == "ready\n"  # stdout is for events alone
@@ -253,7 +253,10 @@ def test_a_command_that_is_done_keeps_its_exit_code(project, tmp_path):
     code = f"{late}import sys, MedSSLLib.__main__ as m\n"
     code += f"sys.argv = ['medssl', 'runs', {str(project.folder)!r}]\n"
     done = subprocess.run(
-        [sys.executable, "-c", code + "sys.exit(m.main())"], capture_output=True, text=True, env=ENV
+        [sys.executable, "-c", code + "sys.exit(m.main())"],
+        capture_output=True,
+        encoding="utf-8",
+        env=ENV,
     )
     assert done.returncode == 0, done.stderr
     assert not [

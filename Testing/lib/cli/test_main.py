@@ -102,7 +102,7 @@ def run_medssl(*args: str, **options) -> subprocess.CompletedProcess:
     return subprocess.run(
         [sys.executable, "-m", "MedSSLLib", *args],
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         env=env,
         timeout=120,
         **options,
@@ -492,7 +492,7 @@ def _printing(*args: str, **options) -> subprocess.CompletedProcess:
     return subprocess.run(
         [sys.executable, "-c", _PRINTING, *args],
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         cwd=ROOT,
         **options,
     )
@@ -535,7 +535,7 @@ def test_events_survive_an_ascii_locale():
 
 def test_a_closed_pipe_is_no_traceback(project):
     command = f'"{sys.executable}" -m MedSSLLib runs "{project}" --json | true'
-    done = subprocess.run(command, shell=True, capture_output=True, text=True, cwd=ROOT)  # noqa: S602
+    done = subprocess.run(command, shell=True, capture_output=True, encoding="utf-8", cwd=ROOT)  # noqa: S602
     assert "Traceback" not in done.stderr and "Exception" not in done.stderr
 
 
@@ -572,7 +572,7 @@ def test_a_signal_stops_a_loop_in_good_order_and_anything_else_at_once(number, p
         [sys.executable, "-c", _WAITING, place],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        text=True,
+        encoding="utf-8",
         cwd=ROOT,
     )
     assert process.stdout and process.stdout.readline() == "ready\n"
@@ -812,7 +812,9 @@ def test_help_is_quick_and_loads_nothing_heavy():
         "print(sorted({'torch', 'monai', 'SimpleITK', 'numpy', 'pydantic', 'rich', 'matplotlib'} "
         "& set(sys.modules)))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, encoding="utf-8", cwd=ROOT
+    )
     assert done.stdout.splitlines()[-1] == "[]", done.stderr
 
 
@@ -861,7 +863,7 @@ def test_threads_wait_passively_unless_told_otherwise(given, kept):
         [sys.executable, "-c", code],
         env=env,
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         timeout=60,
         check=True,
     )

@@ -307,7 +307,7 @@ def test_the_first_line_comes_before_anything_slow_is_imported(cohort, argv):
         cwd=cohort,
         env={"PYTHONPATH": str(ROOT), "PATH": "", "COLUMNS": "80"},
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         timeout=120,
     )
     assert done.returncode != 7, "a heavy package was imported before the first line"

@@ -145,7 +145,7 @@ def test_a_run_from_scratch_leaves_pseudo_labels_figures_and_a_model_that_predic
         for row in metrics["rounds"]
     )
     options = json.loads((folder / "config.json").read_text())["config"]["options"]
-    assert set(options) == set(selftrain.SelfTrainConfig.model_fields) and options["rounds"] == 2
+    assert set(options) == set(SelfTrainConfig.model_fields) and options["rounds"] == 2
     model = load_model(folder, "cpu")
     from MedSSLLib.images import io
 

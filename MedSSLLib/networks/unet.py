@@ -69,7 +69,7 @@ class Encoder(nn.Module):
         )
         for n_in, stage in zip(inputs, self.stages, strict=True):
             if dim == 2 and n_in < _NARROW and stage.downsample:
-                stage.conv3.register_forward_pre_hook(_plain_layout)
+                stage.get_submodule("conv3").register_forward_pre_hook(_plain_layout)
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Images ``[b, c, *s]`` to one feature map a level, finest first."""

@@ -174,6 +174,14 @@ def test_largest_components_by_hand():
     assert (largest_components(np.zeros((2, 2, 2), int)) == 0).all()
 
 
+def test_a_class_that_the_richest_component_lacks_stays():
+    """It would vanish otherwise, and nothing says that it is false."""
+    classes = np.zeros((1, 20, 30), np.uint8)
+    classes[0, 2:12, 2:12], classes[0, 2:12, 12:18] = 1, 2
+    classes[0, 15:18, 22:26] = 3
+    assert (richest_components(classes, np.ones(classes.shape)) == classes).all()
+
+
 def test_the_richest_component_is_kept_and_not_the_largest_piece_of_a_class():
     """A heart of three classes, and far away a piece of class 1 twice as large as its own."""
     classes = np.zeros((4, 12, 40), np.uint8)

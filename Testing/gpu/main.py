@@ -58,6 +58,9 @@ def check_all(setting: Setting, results: Results) -> None:
         guards.check_memory,
         guards.check_two_processes,
     ):
+        if setting.left <= 0:
+            results.add(check.__name__, False, error="no time was left")
+            continue
         guarded(check, setting, results)
 
 

@@ -111,6 +111,7 @@ def gradients_of_a_step(trainer: Trainer) -> tuple[dict[str, Any], dict[str, Any
 def process(rank: int, folder: Path, device: str = "cpu") -> None:
     """What one of the two does; writes ``RANK.pt``."""
     torch.set_num_threads(1)
+    torch.backends.cudnn.allow_tf32 = False
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2
     )

@@ -3,5 +3,5 @@
 #
 #   Testing/gpu/prepare.sh --data DIR --out FOLDER [--python-version 3.12] [--have NAME,NAME]
 set -euo pipefail
-cd "$(dirname "$0")/../.."
-PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" "${PYTHON:-.venv/bin/python}" -m Testing.gpu.prepare "$@"
+root=$(cd "$(dirname "$0")/../.." && pwd)
+PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}" "${PYTHON:-$root/.venv/bin/python}" -m Testing.gpu.prepare "$@"

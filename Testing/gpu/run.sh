@@ -4,7 +4,7 @@
 #   Testing/gpu/run.sh --carried FOLDER --out OUT [--minutes 10]     FOLDER is what prepare.sh made
 #   Testing/gpu/run.sh --dry-run --out OUT                           tiny, on the processor
 set -euo pipefail
-cd "$(dirname "$0")/../.."
+root=$(cd "$(dirname "$0")/../.." && pwd)
 python=${PYTHON:-python3}
 data=()
 if [ "${1:-}" = --carried ]; then
@@ -18,5 +18,5 @@ if [ "${1:-}" = --carried ]; then
 		export PYTHONPATH="$site${PYTHONPATH:+:$PYTHONPATH}"
 	fi
 fi
-export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} PYTHONUNBUFFERED=1
+export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}" OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} PYTHONUNBUFFERED=1
 "$python" -m Testing.gpu.main ${data[@]+"${data[@]}"} "$@"

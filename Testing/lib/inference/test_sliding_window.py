@@ -168,10 +168,10 @@ def test_where_tiles_overlap_the_answer_goes_over_from_one_to_the_next(monkeypat
         return torch.cat([0 * x, 0 * x + len(calls)], 1)
 
     found = predict_probabilities(
-        network, np.zeros((1, 1, 8, 60), np.float32), plan(2, (8, 8)), CPU
+        network, np.zeros((1, 1, 8, 88), np.float32), plan(2, (8, 8)), CPU
     )
-    across = found[1, 0, 4, 26:34].numpy()  # tiles begin at voxels 0 and 28 and share four
-    assert len(calls) == 2 and (np.diff(across[1:7]) > 1e-4).all()
+    across = found[1, 0, 4, 26:34].numpy()  # tiles begin at voxels 0, 28 and 56 and share four
+    assert len(calls) == 3 and (np.diff(across[1:7]) > 1e-4).all()
     np.testing.assert_allclose(
         across[[0, -1]], [1 / (1 + np.exp(-1)), 1 / (1 + np.exp(-2))], atol=1e-4
     )

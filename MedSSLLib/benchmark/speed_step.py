@@ -127,6 +127,10 @@ class WholeStep:
     """A step as the trainer takes it.
 
     What is prefetched is waited for, so that its time counts here alone.
+
+    Args:
+        trainer: at its first step, its module in training mode.
+        loader: one thread that loads batches.
     """
 
     def __init__(self, trainer: Trainer, loader: ThreadPoolExecutor) -> None:
@@ -141,6 +145,7 @@ class WholeStep:
         self.step += 1
 
     def finish(self) -> None:
+        """Wait for what is being loaded."""
         for future in self.upcoming:
             future.result()
 

@@ -7,6 +7,8 @@ prefetching of the next batch included. The references are, all with the same op
 * self-training: the same on the labelled and on the contrast batch;
 * PGL: the online network forward and backward, the target network forward, on ready views;
 * GCL: one encoder forward and one backward pass for every meta label.
+
+What opens files is imported where it is used: ``Testing/gpu`` takes the references without it.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -29,18 +31,17 @@ from MedSSLLib.core.files import atomic_path
 from MedSSLLib.data.patch_samplers import SegmentationSampler
 from MedSSLLib.finetuning.mixing_task import MixingTask, TeacherMixingTask
 from MedSSLLib.finetuning.segmentation_task import SegmentationTask
-from MedSSLLib.images import io
 from MedSSLLib.images.geometry import Geometry, Volume
 from MedSSLLib.losses.dice_ce import segmentation_loss
 from MedSSLLib.methods.options import configured
 from MedSSLLib.networks.unet import SegmentationNet, build_encoder, memory_format, place
-from MedSSLLib.pretraining.pretrain import build_task
-from MedSSLLib.project.project import Project
 from MedSSLLib.selftraining.local_contrast_task import JointTask
 from MedSSLLib.training.budget import Budget
-from MedSSLLib.training.context import TrainingContext, choose_plan, fill_cache, open_context
-from MedSSLLib.training.stages import loop_config
 from MedSSLLib.training.trainer import Trainer
+
+if TYPE_CHECKING:
+    from MedSSLLib.project.project import Project
+    from MedSSLLib.training.context import TrainingContext
 
 GRIDS = {"2d": Geometry((180, 200, 10), (1.4, 1.4, 8.0)), "3d": Geometry((64, 64, 64))}
 """Heart-like slices and a small volume, for each dimension."""
@@ -96,6 +97,8 @@ def measure_step(
         batch: samples a step; ``None`` = that of STEPS.
         settings: further settings of the run.
     """
+    from MedSSLLib.training.context import open_context
+
     step = STEPS[name]
     size = batch or step.batch
     overrides = {
@@ -114,16 +117,20 @@ def measure_step(
         context = open_context(_project(Path(folder), GRIDS[step.dim]), config, Events(), stack)
         trainer = _trainer(context, step, size)
         trainer.module.train()
-        whole, bare = _Whole(trainer, loader), _bare(trainer, step)
+        whole, bare = WholeStep(trainer, loader), bare_step(trainer, step)
         times = in_turn(whole, bare, pairs, warm=2, device=context.device)
         whole.finish()
     return Comparison("step", name, *times, goal=step.goal, facts={"batch": size})
 
 
-class _Whole:
+class WholeStep:
     """A step as the trainer takes it.
 
     What is prefetched is waited for, so that its time counts here alone.
+
+    Args:
+        trainer: at its first step, its module in training mode.
+        loader: one thread that loads batches.
     """
 
     def __init__(self, trainer: Trainer, loader: ThreadPoolExecutor) -> None:
@@ -138,12 +145,16 @@ class _Whole:
         self.step += 1
 
     def finish(self) -> None:
+        """Wait for what is being loaded."""
         for future in self.upcoming:
             future.result()
 
 
 def _project(folder: Path, grid: Geometry) -> Project:
     """Four noisy volumes of two patients in two phases, with two blocks of foreground."""
+    from MedSSLLib.images import io
+    from MedSSLLib.project.project import Project
+
     rng = np.random.default_rng(0)
     for index in range(4):
         label = np.zeros(grid.shape, np.uint8)
@@ -165,6 +176,10 @@ def _project(folder: Path, grid: Geometry) -> Project:
 
 def _trainer(context: TrainingContext, step: Step, batch: int) -> Trainer:
     """The real trainer and task over a real cache."""
+    from MedSSLLib.pretraining.pretrain import build_task
+    from MedSSLLib.training.context import choose_plan, fill_cache
+    from MedSSLLib.training.stages import loop_config
+
     plan = choose_plan(context, context.project.pool)
     pretraining = step.command == "pretrain"
     cache, cases = fill_cache(context, plan, context.project.pool, labels=not pretraining)
@@ -211,8 +226,13 @@ def _trainer(context: TrainingContext, step: Step, batch: int) -> Trainer:
     )
 
 
-def _bare(trainer: Trainer, step: Step) -> Callable[[], None]:
-    """Forward, backward and optimiser step on a ready batch."""
+def bare_step(trainer: Trainer, step: Step) -> Callable[[], None]:
+    """Forward, backward and optimiser step of the networks alone, on a ready batch.
+
+    Args:
+        trainer: of a task of the kind that the step names.
+        step: which reference is meant.
+    """
     task: Any = trainer.task
     key = step.command if step.method in ("supervised", "local-contrast") else step.method
     work = _BARE[key](task, task.device_batch(task.host_batch(0, 0, 1)))

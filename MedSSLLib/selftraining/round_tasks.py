@@ -20,7 +20,6 @@ from MedSSLLib.losses.dice_ce import soft_segmentation_loss
 from MedSSLLib.losses.local_contrast import local_contrast, sample_anchors
 from MedSSLLib.project.manifest import Case
 from MedSSLLib.selftraining.local_contrast_task import ANCHORS, JointNet, JointTask, separation
-from MedSSLLib.selftraining.start import with_fraction
 from MedSSLLib.training.devices import sum_over_processes
 from MedSSLLib.training.task import Task
 
@@ -119,6 +118,19 @@ def round_cases(
     if options.recipe == "contrast":
         others = (*whole, *others)
     return with_fraction(drawn, others, options.drawn_share)
+
+
+def with_fraction(
+    first: Sequence[Case], others: Sequence[Case], fraction: float
+) -> tuple[Case, ...]:
+    """The cases, the first ones so often that they are about a fraction of the list, or more.
+
+    Each is in it at least once.
+    """
+    if not first:
+        return tuple(others)
+    times = round(fraction / (1 - fraction) * len(others) / len(first))
+    return (*first,) * max(times, 1) + (*others,)
 
 
 def round_task(

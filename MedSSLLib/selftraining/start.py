@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from MedSSLLib.config.commands import SelfTrainConfig
@@ -100,19 +100,6 @@ def check_names(options: SelfTrainConfig, targets: Collection[str]) -> None:
         raise InputError(
             "is accepted and rejected", case=name, remedy="Take it out of one of the two"
         )
-
-
-def with_fraction(
-    first: Sequence[Case], others: Sequence[Case], fraction: float
-) -> tuple[Case, ...]:
-    """The cases, the first ones so often that they are about a fraction of the list, or more.
-
-    Each is in it at least once.
-    """
-    if not first:
-        return tuple(others)
-    times = round(fraction / (1 - fraction) * len(others) / len(first))
-    return (*first,) * max(times, 1) + (*others,)
 
 
 def warn_of_idle_settings(context: TrainingContext, options: SelfTrainConfig) -> None:

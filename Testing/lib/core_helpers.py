@@ -5,15 +5,17 @@ devices.
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
+from typing import TYPE_CHECKING
 
 import numpy as np
-import SimpleITK as sitk
 import torch
 
 from MedSSLLib.config.run import AugmentConfig, RunConfig
 from MedSSLLib.core.events import Events
 from MedSSLLib.images.labels import IGNORE
-from MedSSLLib.project.project import Project
+
+if TYPE_CHECKING:
+    from MedSSLLib.project.project import Project
 
 torch.set_num_threads(1)
 PLAIN = AugmentConfig(
@@ -110,6 +112,8 @@ def write_case(
     folder: Path, name: str, seed: int, shape=(12, 20, 20), spacing=(1.0, 1.0, 1.0)
 ) -> None:
     """A noisy image [k, j, i] with a bright ellipsoid of label 1, as imagesTr and labelsTr."""
+    import SimpleITK as sitk  # not at the top: Testing/gpu uses this file where there is none
+
     rng = np.random.default_rng(seed)
     grid = np.stack(np.meshgrid(*[np.arange(n) for n in shape], indexing="ij"), -1)
     centre = np.asarray(shape) * rng.uniform(0.4, 0.6, 3)
@@ -125,8 +129,10 @@ def write_case(
         sitk.WriteImage(volume, str(folder / part / f"{name}.nii.gz"))
 
 
-def tiny_project(folder: Path, cases: int = 4, **options) -> Project:
+def tiny_project(folder: Path, cases: int = 4, **options) -> "Project":
     """A project of ellipsoids in noise."""
+    from MedSSLLib.project.project import Project
+
     for index in range(cases):
         write_case(folder / "data", f"case{index}", index, **options)
     return Project.create(

@@ -20,7 +20,13 @@ ROOT = Path(__file__).resolve().parents[3]
 FILES = ("CONTRIBUTING.md", "CHANGELOG.md", "LICENSE", "CITATION.cff")
 FACES = ("MedSSLLib", "MedSSLLib.api")  # names that are described where they are defined
 NOT_SHOWN = ("__main__", ".monai_bundle_scripts", ".template_test")
-FOLDERS = ("Resources", "Testing/bench", "Testing/faults", "Testing/gui/slicer_bench")
+FOLDERS = (
+    "Resources",
+    "Testing/bench",
+    "Testing/faults",
+    "Testing/gpu",
+    "Testing/gui/slicer_bench",
+)
 PAGES = {
     "Guides": (
         "Resources/Documentation/Tutorial",
@@ -32,6 +38,7 @@ PAGES = {
         "Testing/bench/NOTES",
         "Testing/bench/peers/README",
         "Testing/faults/README",
+        "Testing/gpu/README",
         "Testing/gui/slicer_bench/README",
         "CONTRIBUTING",
         "CHANGELOG",

@@ -26,7 +26,8 @@ from MedSSLLib.selftraining import job as job_module
 from MedSSLLib.selftraining import selftrain
 from MedSSLLib.selftraining.job import Job
 from MedSSLLib.selftraining.pseudo_labels import CollapsedError
-from MedSSLLib.selftraining.start import warn_of_idle_settings, with_fraction
+from MedSSLLib.selftraining.round_tasks import with_fraction
+from MedSSLLib.selftraining.start import warn_of_idle_settings
 from MedSSLLib.training import devices
 from MedSSLLib.training.checkpoint import load_tensors
 from MedSSLLib.training.run_folder import RunFolder

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
-from MedSSLLib.images.components import Pieces, pieces_of
 from MedSSLLib.images.geometry import Geometry, Volume
 from MedSSLLib.images.writing import resample_volume
+
+if TYPE_CHECKING:
+    from MedSSLLib.images.components import Pieces
 
 _STEP = 2**12  # runs whose voxels are worked on at a time
 
@@ -20,6 +24,8 @@ def label_on_image(label: Volume, grid: Geometry) -> Volume:
     result = resample_volume(label, grid, interpolation="nearest")
     if _same_voxels(label.geometry, grid) or not label.array.any():
         return result
+    from MedSSLLib.images.components import pieces_of  # loads SciPy, rarely needed here
+
     array, found = result.array.copy(), pieces_of(label.array)
     order = np.argsort(found.piece, kind="stable")
     lost = np.flatnonzero(~_shown(found, label, result))

@@ -9,9 +9,12 @@ import struct
 from collections.abc import Sequence
 from pathlib import Path
 
+import nibabel
 import numpy as np
 
+from MedSSLLib.data.plan import make_plan
 from MedSSLLib.images import io
+from MedSSLLib.inference.unlike_scans import unlike_training
 from MedSSLLib.project.project import Project
 from Testing.lib.fidelity.files import AFFINE, save, scan
 from Testing.lib.fidelity.registry import HANDLED, REFUSED, WARNED, Check, variant
@@ -119,3 +122,26 @@ variant(KIND, "all scans in metres, no unit", WARNED)(lengths(0.001, 0.001, 0.00
 variant(KIND, "one scan of four in metres, no unit", WARNED)(lengths(1, 1, 0.001, 1))
 variant(KIND, "one scan of four in centimetres", WARNED)(lengths(1, 0.1, 1, 1))
 variant(KIND, "voxels of a half and of thrice the size", HANDLED)(lengths(1, 0.5, 3, 1))
+
+
+def predicted(change: np.ndarray, forms: bool = True) -> Check:
+    """What `predict` says of a scan, for a model of scans in mm."""
+
+    def check(folder: Path) -> str | None:
+        plan = make_plan([io.read_header(save(folder / "a.nii.gz", scan()[0]))], modality="MR")
+        image = nibabel.Nifti1Image(scan()[0], AFFINE @ change)
+        if not forms:
+            image.set_sform(None, 0)
+            image.set_qform(None, 0)
+        path = folder / "b.nii.gz"
+        nibabel.save(image, path)
+        return "; ".join(unlike_training(plan, [path], io.read_header(path))) or None
+
+    return check
+
+
+SAME = np.eye(4)
+variant(KIND, "predict: metres, no unit", WARNED)(predicted(np.diag([0.001, 0.001, 0.001, 1])))
+variant(KIND, "predict: ten times as large voxels", WARNED)(predicted(np.diag([10, 10, 10, 1])))
+variant(KIND, "predict: no form at all", WARNED)(predicted(SAME, forms=False))
+variant(KIND, "predict: twice as large voxels")(predicted(np.diag([2, 2, 2, 1])))

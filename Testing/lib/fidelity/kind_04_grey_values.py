@@ -9,7 +9,9 @@ import pydicom
 import SimpleITK as sitk  # noqa: N813
 from pydicom.dataset import Dataset
 
+from MedSSLLib.data.plan import make_plan
 from MedSSLLib.images import io
+from MedSSLLib.inference.unlike_scans import unlike_training
 from MedSSLLib.project.project import Project
 from Testing.lib.fidelity.files import save, scan
 from Testing.lib.fidelity.kind_04_dicom import CT, MR, PET, plain, same, series, stored
@@ -117,3 +119,19 @@ def judged(stray: int) -> Check:
 
 variant(KIND, "MR with a stray voxel of -600")(judged(1))
 variant(KIND, "MR with four stray voxels of -600")(judged(4))
+
+
+def predicted(kind: str, inverted: bool) -> Check:
+    """What `predict` says of a series, for a model of MR."""
+
+    def check(folder: Path) -> str | None:
+        path = series(folder, _inverted if inverted else _unchanged, kind=kind)
+        grid = io.read_header(path)
+        return "; ".join(unlike_training(make_plan([grid], modality="MR"), [path], grid)) or None
+
+    return check
+
+
+variant(KIND, "predict: CT for a model of MR", WARNED)(predicted(CT, inverted=False))
+variant(KIND, "predict: MONOCHROME1", WARNED)(predicted(MR, inverted=True))
+variant(KIND, "predict: MR for a model of MR")(predicted(MR, inverted=False))

@@ -28,7 +28,7 @@ from MedSSLLib.project.manifest import LARGEST_VALUE, Case, Manifest
 from MedSSLLib.project.roles import names_in, with_roles
 from MedSSLLib.project.sources.grouping import Found, named_after_cases
 from MedSSLLib.project.sources.modality import choose_modality
-from MedSSLLib.project.sources.sizes import unlike_sizes
+from MedSSLLib.project.sources.sizes import some_grids, unlike_sizes
 
 _MOST_VALUES = 120  # of label maps that number their classes without gaps; not from a paper
 
@@ -103,7 +103,7 @@ def admit(
     if not result.cases:
         raise _nothing_left(result.refused)
     result.warnings += _remarks(result.cases.values())
-    result.warnings += unlike_sizes(grids)
+    result.warnings += unlike_sizes(grids, some_grids(manifest.cases.values()))
     _describe(result, metadata, manifest)
     _give_roles(result, labelled, test)
     _find_classes(result, manifest, source)

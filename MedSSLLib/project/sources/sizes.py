@@ -2,25 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 
 import numpy as np
 
+from MedSSLLib.core.errors import InputError
 from MedSSLLib.images.geometry import Geometry
+from MedSSLLib.images.io import read_header
+from MedSSLLib.project.manifest import Case
 
 _FACTOR = 8.0  # between the voxels of scans of one kind; not from a paper
 _LEAST_MM = 2.0  # what a scan of a patient is at least large; not from a paper
 
 
-def unlike_sizes(grids: Mapping[str, Geometry]) -> list[str]:
+def some_grids(cases: Iterable[Case]) -> list[Geometry]:
+    """The grids of the first, the middle and the last case, of those whose files can be read."""
+    every = list(cases)
+    chosen = {len(every) * part // 2 for part in (0, 1)} | {len(every) - 1} if every else set()
+    found = []
+    for place in sorted(chosen):
+        with suppress(InputError):  # it is named where it is used
+            found.append(read_header(every[place].images[0]))
+    return found
+
+
+def unlike_sizes(grids: Mapping[str, Geometry], known: Sequence[Geometry] = ()) -> list[str]:
     """Warnings of scans that are less than 2 mm large, or whose voxels are 8 times as large or as
     small as those of most scans: their headers may give metres or micrometres.
 
     Args:
-        grids: of each case.
+        grids: of each new case.
+        known: of cases that are there already.
     """
     warnings = []
-    sizes = {name: float(np.prod(grid.spacing)) ** (1 / 3) for name, grid in grids.items()}
+    sizes = {name: _voxel(grid) for name, grid in grids.items()}
     tiny = [
         name
         for name, grid in grids.items()
@@ -31,7 +47,7 @@ def unlike_sizes(grids: Mapping[str, Geometry]) -> list[str]:
             f"{_named(tiny)}: less than {_LEAST_MM:g} mm large by the header (voxels of "
             f"{_lengths(grids[tiny[0]])} mm). If its lengths are in metres, correct the voxel size"
         )
-    typical = float(np.median([*sizes.values()] or [1.0]))
+    typical = float(np.median([*sizes.values(), *map(_voxel, known)] or [1.0]))
     unlike = [
         name
         for name, size in sizes.items()
@@ -43,6 +59,11 @@ def unlike_sizes(grids: Mapping[str, Geometry]) -> list[str]:
             f"about {typical:.3g} mm. Check that the headers give the same unit of length"
         )
     return warnings
+
+
+def _voxel(grid: Geometry) -> float:
+    """How large voxels are: the geometric mean of their lengths, in mm."""
+    return float(np.prod(grid.spacing)) ** (1 / 3)
 
 
 def _named(names: list[str]) -> str:

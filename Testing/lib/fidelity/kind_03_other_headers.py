@@ -11,6 +11,7 @@ from pathlib import Path
 
 import nibabel
 import numpy as np
+import SimpleITK as sitk  # noqa: N813
 
 from MedSSLLib.data.plan import make_plan
 from MedSSLLib.images import io
@@ -104,6 +105,17 @@ variant(KIND, "MetaImage, a slope for grey values", WARNED)(
 )
 
 
+@variant(KIND, "MetaImage, a data file of twice the size", REFUSED)
+def twice(folder: Path) -> str | None:
+    image = scan()[0]
+    sitk.WriteImage(sitk.GetImageFromArray(image.T), str(folder / "c.mhd"), False)
+    content = (folder / "c.raw").read_bytes()
+    assert np.array_equal(io.read_image(folder / "c.mhd").array, image.T)
+    (folder / "c.raw").write_bytes(content * 2)
+    io.read_image(folder / "c.mhd")
+    return None
+
+
 def lengths(*factors: float) -> Check:
     """Scans whose voxel sizes are these times as large, without a unit."""
 
@@ -145,3 +157,12 @@ variant(KIND, "predict: metres, no unit", WARNED)(predicted(np.diag([0.001, 0.00
 variant(KIND, "predict: ten times as large voxels", WARNED)(predicted(np.diag([10, 10, 10, 1])))
 variant(KIND, "predict: no form at all", WARNED)(predicted(SAME, forms=False))
 variant(KIND, "predict: twice as large voxels")(predicted(np.diag([2, 2, 2, 1])))
+
+
+@variant(KIND, "added: voxels twenty times as large as the project's", WARNED)
+def added(folder: Path) -> str | None:
+    save(folder / "images" / "a.nii.gz", scan()[0])
+    project = Project.create(folder / "p", folder / "images")
+    save(folder / "new" / "b.nii.gz", scan(1)[0], AFFINE @ np.diag([20, 20, 20, 1]))
+    project.add([folder / "new"])
+    return "; ".join(project.warnings) or None

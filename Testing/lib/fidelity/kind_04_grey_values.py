@@ -135,3 +135,12 @@ def predicted(kind: str, inverted: bool) -> Check:
 variant(KIND, "predict: CT for a model of MR", WARNED)(predicted(CT, inverted=False))
 variant(KIND, "predict: MONOCHROME1", WARNED)(predicted(MR, inverted=True))
 variant(KIND, "predict: MR for a model of MR")(predicted(MR, inverted=False))
+
+
+@variant(KIND, "CT in NIfTI added to a project of MR", WARNED)
+def added_ct(folder: Path) -> str | None:
+    save(folder / "images" / "a.nii.gz", scan()[0])
+    project = Project.create(folder / "p", folder / "images")
+    save(folder / "new" / "b.nii.gz", (10 * scan(1)[0] - 2000).astype(np.int16))
+    project.add([folder / "new"])
+    return "; ".join(project.warnings) or None

@@ -29,3 +29,10 @@ def test_scans_of_less_than_two_millimetres_are_named_once() -> None:
     assert warning.startswith("c0, c1, c2 and 2 more: less than 2 mm large")
     (warning,) = unlike_sizes(of(1.0, 0.001, 1.0))
     assert warning.startswith("c1: less than 2 mm")
+
+
+def test_a_new_scan_is_compared_with_those_that_are_there() -> None:
+    known = list(of(1.0, 1.1, 0.9).values())
+    assert not unlike_sizes(of(2.0), known)
+    (warning,) = unlike_sizes(of(20.0), known)
+    assert warning.startswith("c0: voxels of 20 x 20 x 20 mm")

@@ -33,7 +33,7 @@ def unlike_sizes(grids: Mapping[str, Geometry], known: Sequence[Geometry] = ()) 
 
     Args:
         grids: of each new case.
-        known: of cases that are there already.
+        known: of cases that are there already; new ones are then compared with these.
     """
     warnings = []
     sizes = {name: _voxel(grid) for name, grid in grids.items()}
@@ -47,7 +47,7 @@ def unlike_sizes(grids: Mapping[str, Geometry], known: Sequence[Geometry] = ()) 
             f"{_named(tiny)}: less than {_LEAST_MM:g} mm large by the header (voxels of "
             f"{_lengths(grids[tiny[0]])} mm). If its lengths are in metres, correct the voxel size"
         )
-    typical = float(np.median([*sizes.values(), *map(_voxel, known)] or [1.0]))
+    typical = float(np.median([*map(_voxel, known)] or [*sizes.values()] or [1.0]))
     unlike = [
         name
         for name, size in sizes.items()

@@ -32,6 +32,16 @@ def test_every_piece_has_a_voxel_where_most_of_it_lies() -> None:
     assert (found > 0).sum() > 40
 
 
+def test_a_piece_takes_no_voxel_of_another() -> None:
+    array = np.zeros((24, 30, 36), np.uint8)
+    array[1::3, 1::3, 1::6] = 1  # at the middle of every other voxel
+    array[3::6, 3::6, 2::6] = 2  # and specks beside some of them
+    label = finer(array)
+    plain = resample_volume(label, GRID, interpolation="nearest").array
+    found = label_on_image(label, GRID).array
+    assert np.array_equal(found[plain > 0], plain[plain > 0])
+
+
 def test_what_the_nearest_voxels_show_is_not_changed() -> None:
     random = np.random.default_rng(1)
     coarse = random.integers(0, 3, (8, 10, 12)).astype(np.uint8)

@@ -140,6 +140,8 @@ def judged(
     """
     if raw is None:
         return not_estimated("no structure was found") | {"dice": 0.0, "review": True}
+    if not np.isfinite(raw.dice):
+        return not_estimated("the model's probabilities are no numbers") | {"review": True}
     dice, low, high = calibrated(raw.dice, known)
     why = [f"Dice may be as low as {low:.2f}"] if low is not None and low < REVIEW_BELOW else []
     why += [f"{name} was not found, though all labels have it" for name in missing]

@@ -80,7 +80,7 @@ def grid_of(reader: sitk.ImageFileReader, path: Path) -> Geometry:
             remedy="Give one 3D volume per file."
             if dimension < 3
             else "Split it into one 3D file per time point or channel (case_0000.nii.gz, "
-            "case_0001.nii.gz).",
+            "case_0001.nii.gz); make a label with a channel per class one map of class numbers.",
         )
     if reader.GetPixelID() in (sitk.sitkComplexFloat32, sitk.sitkComplexFloat64):
         raise InputError("holds complex numbers", file=path, remedy="Give magnitude images.")

@@ -18,7 +18,13 @@ from MedSSLLib.core.errors import InputError, naming
 from MedSSLLib.images.finding import EXTENSIONS as EXTENSIONS
 from MedSSLLib.images.finding import case_name as case_name
 from MedSSLLib.images.finding import find_images as find_images
-from MedSSLLib.images.formats.dicom import read_pixels, read_series, series_modality
+from MedSSLLib.images.finer import label_on_image
+from MedSSLLib.images.formats.dicom import (
+    dicom_remarks,
+    read_pixels,
+    read_series,
+    series_modality,
+)
 from MedSSLLib.images.formats.dicom_header import is_dicom
 from MedSSLLib.images.formats.integrity import check_whole
 from MedSSLLib.images.formats.nifti import (
@@ -29,6 +35,7 @@ from MedSSLLib.images.formats.nifti import (
     readable_by_itk,
 )
 from MedSSLLib.images.formats.nifti_forms import form_remarks
+from MedSSLLib.images.formats.plain_headers import header_remarks
 from MedSSLLib.images.formats.segments import (
     annotated_slices,
     by_name,
@@ -61,6 +68,7 @@ _NUMPY_TYPES = {
 }  # of NIfTI
 _AIR = -500
 """What values of a CT reach below, and those of nothing else (Hounsfield units)."""
+_AIR_SHARE = 1e-4  # of a scan's voxels: fewer are stray; not from a paper
 
 
 def read_header(path: str | os.PathLike[str], *, case: str = "") -> Geometry:
@@ -115,9 +123,9 @@ def read_label(
     int64.
 
     A label that is stored with other axis directions is reordered, exactly. A segmentation
-    (.seg.nrrd) may be cropped or finer: it is resampled (nearest neighbour), what lies outside it
-    is background, and one of a single voxel is empty. Its layers are flattened unless segments
-    overlap (see `segments`).
+    (.seg.nrrd) may be cropped or finer: it is resampled (nearest neighbour, and no small piece is
+    lost), what lies outside it is background, and one of a single voxel is empty. Its layers are
+    flattened unless segments overlap (see `segments`).
 
     names: label values and names of the classes. Segments get the value of their own name, in
         whatever order and with whatever values they are stored.
@@ -137,7 +145,7 @@ def read_label(
         volume = Volume(array, volume.geometry)
         if segmentation:
             check_inside(volume.array, volume.geometry, reference)
-            return resample_volume(volume, reference, interpolation="nearest")
+            return label_on_image(volume, reference)
         check_label(source, reference)
         return Volume(orient(volume, reference.code).array, reference)
 
@@ -235,13 +243,14 @@ def is_dicom_source(path: str | os.PathLike[str]) -> bool:
 
 
 def modality_of(path: str | os.PathLike[str]) -> str:
-    """The modality, from DICOM; elsewhere "CT" if values reach below -500 (air in Hounsfield
-    units), else "MR".
+    """The modality, from DICOM; elsewhere "CT" if more than stray values reach below -500 (air
+    in Hounsfield units), else "MR".
     """
     source = Path(path)
     if source.is_dir() or is_dicom(source):
         return series_modality(source)
-    return "CT" if read_image(source).array.min() < _AIR else "MR"
+    array = read_image(source).array
+    return "CT" if np.count_nonzero(array < _AIR) > _AIR_SHARE * array.size else "MR"
 
 
 def shows_air(path: str | os.PathLike[str]) -> bool:
@@ -271,9 +280,13 @@ def shows_air(path: str | os.PathLike[str]) -> bool:
 
 def remarks(path: str | os.PathLike[str]) -> list[tuple[str, str]]:
     """What a user should know about an image that can be used, as (general words, words for this
-    file) each: a NIfTI file whose forms differ or say nothing, or that is not in millimetres.
+    file) each: a NIfTI file whose forms differ or say nothing, or that is not in millimetres; NRRD
+    and MetaImage files that leave such things unsaid; DICOM that is shown inverted.
     """
-    return form_remarks(Path(path)) if is_nifti(Path(path)) else []
+    source = Path(path)
+    if is_dicom_source(source):
+        return dicom_remarks(source)
+    return form_remarks(source) if is_nifti(source) else header_remarks(source)
 
 
 def _read(path: Path, names: Mapping[int, str] | None = None) -> Volume:

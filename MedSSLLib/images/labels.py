@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 IGNORE = 255
 """Value of voxels that do not count, in every class map."""
 _MAX_CLASSES, _TABLE = 255, 2**16
-_ROUNDING, _EXACT = 0.01, 2**24
+_ROUNDING, _EXACT, _FEW = 0.01, 2**24, 32
 _NO_PROBABILITIES = "Give a label map, not a probability map or an interpolated one."
 _UNSCALED = (
     "If it is a label map, save it again with an integer type and without scaling (nibabel: "
@@ -220,7 +220,7 @@ def whole_numbers(label: np.ndarray, *, step: float = 0.0) -> np.ndarray:
         scaled = f"; its header scales the stored values by {step:.6g} (scl_slope)" if step else ""
         raise InputError(
             f"the label has values that are not whole numbers (as {worst:.6g}){scaled}",
-            remedy=_UNSCALED if step else _NO_PROBABILITIES,
+            remedy=_UNSCALED if step else _factor(label) or _NO_PROBABILITIES,
         )
     if label.dtype.itemsize <= 4 and np.abs(rounded).max(initial=0) > _EXACT:
         raise InputError(
@@ -229,6 +229,21 @@ def whole_numbers(label: np.ndarray, *, step: float = 0.0) -> np.ndarray:
             remedy="Save it with a 32-bit integer type and without scaling.",
         )
     return rounded.astype(np.int64)
+
+
+def _factor(label: np.ndarray) -> str:
+    """What to do with a label whose few values are multiples of a fraction; "" for others."""
+    values = np.unique(label[np.isfinite(label)])
+    if values.size > _FEW or values.size < 2 or not np.isfinite(label).all():
+        return ""
+    least = float(np.abs(values[values != 0]).min())
+    times = values / least
+    if np.abs(times - np.rint(times)).max() > _ROUNDING:
+        return ""
+    return (
+        f"If it is a label map, its {values.size} values are multiples of {least:.6g}: divide by "
+        "that, and save it with an integer type."
+    )
 
 
 def as_label_values(classes: np.ndarray, values: Sequence[int]) -> np.ndarray:

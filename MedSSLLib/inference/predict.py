@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +25,7 @@ from MedSSLLib.inference.model import (
     segment_case,
 )
 from MedSSLLib.inference.quality_estimator import QualityEstimator
+from MedSSLLib.inference.unlike_scans import unlike_training
 from MedSSLLib.project.layouts import images_at
 from MedSSLLib.project.project import Project
 from MedSSLLib.project.relocation import missing_words
@@ -79,9 +80,8 @@ def run_predict(  # noqa: PLR0913 - the contract of the command
             refused.append(error)
             events.emit("warning", message=str(error))
             continue
-        if found.taken:
-            message = about_pieces(name, found.taken, model.classes, found.label.geometry)
-            events.emit("warning", message=message, case=name)
+        for words in _noteworthy(model, name, paths if images else (), found):
+            events.emit("warning", message=words, case=name)
         if estimate:
             quality[name] = estimate
         drop_estimate(out, run, name)
@@ -135,6 +135,19 @@ def _less_memory(options: PredictOptions) -> str:
     if asked:
         return f"Leave out {' and '.join(asked)}, or close other programs"
     return "Close other programs, or use --device cpu where a graphics card was full"
+
+
+def _noteworthy(
+    model: Model, name: str, new: Sequence[Path], found: CaseSegmentation
+) -> Iterator[str]:
+    """What to say of a prediction: what is odd about `new` images (of the project's own it was said
+    when they came into it), and the pieces that were taken away.
+    """
+    grid = found.label.geometry
+    if new:
+        yield from (f"{name}: {words}" for words in unlike_training(model.plan, new, grid))
+    if found.taken:
+        yield about_pieces(name, found.taken, model.classes, grid)
 
 
 def about_pieces(

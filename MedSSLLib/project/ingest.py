@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from MedSSLLib.core.errors import InputError
+from MedSSLLib.images.geometry import Geometry
 from MedSSLLib.images.io import (
     case_name,
     check_label,
@@ -27,6 +28,9 @@ from MedSSLLib.project.manifest import LARGEST_VALUE, Case, Manifest
 from MedSSLLib.project.roles import names_in, with_roles
 from MedSSLLib.project.sources.grouping import Found, named_after_cases
 from MedSSLLib.project.sources.modality import choose_modality
+from MedSSLLib.project.sources.sizes import some_grids, unlike_sizes
+
+_MOST_VALUES = 120  # of label maps that number their classes without gaps; not from a paper
 
 
 @dataclass
@@ -78,6 +82,7 @@ def admit(
     )
     result.warnings += [warning] if warning else []
     present = {name.casefold(): case for name, case in manifest.cases.items()}
+    grids: dict[str, Geometry] = {}
     for found in source.cases:
         known = present.get(found.name.casefold())
         if known is not None and _is_same(known, found):
@@ -90,7 +95,7 @@ def admit(
                     file=found.images[0],
                     remedy="Rename the new file.",
                 )
-            result.cases[found.name] = _checked(found, len(result.modality))
+            result.cases[found.name], grids[found.name] = _checked(found, len(result.modality))
         except InputError as error:
             result.refused.append(error.for_case(found.name))
     if not result.cases and result.already:
@@ -98,6 +103,7 @@ def admit(
     if not result.cases:
         raise _nothing_left(result.refused)
     result.warnings += _remarks(result.cases.values())
+    result.warnings += unlike_sizes(grids, some_grids(manifest.cases.values()))
     _describe(result, metadata, manifest)
     _give_roles(result, labelled, test)
     _find_classes(result, manifest, source)
@@ -156,7 +162,7 @@ def with_scanned_labels(manifest: Manifest, cases: Iterable[Case]) -> Manifest:
     return replace(manifest, labels=labels, labels_from=tuple(scanned))
 
 
-def _checked(found: Found, channels: int) -> Case:
+def _checked(found: Found, channels: int) -> tuple[Case, Geometry]:
     images = tuple(Path(os.path.abspath(image)) for image in found.images)
     first = read_header(images[0])
     if len(images) != channels:
@@ -180,7 +186,7 @@ def _checked(found: Found, channels: int) -> Case:
             file=label,
             remedy="Restore the file, or take the label out of the list.",
         )
-    return Case(found.name, images, label, role="test" if found.test else "unlabelled")
+    return Case(found.name, images, label, role="test" if found.test else "unlabelled"), first
 
 
 def _is_same(case: Case, found: Found) -> bool:
@@ -260,6 +266,7 @@ def _find_classes(result: Admission, manifest: Manifest, source: Source) -> None
             result.cases[name] = _with_annotated_slices(case, manifest.drawn_plane)
             if result.labels_from is not None:
                 shown, found = _scan(case, labels)
+                result.warnings += _like_an_image(name, shown)
                 _merge(labels, found, case)
                 scanned.append(name)
                 if not shown:
@@ -316,6 +323,15 @@ def _scan(case: Case, known: dict[int, str]) -> tuple[list[int], dict[int, str]]
     volume = read_label(case.label, read_header(case.images[0]), case=case.name, names=names)
     shown = [value for value in label_values(volume.array) if value != 0]
     return shown, dict.fromkeys(shown, "") | named
+
+
+def _like_an_image(name: str, shown: list[int]) -> list[str]:
+    """A warning of a label that shows nearly every value of a wide range, as an image does."""
+    many = len(shown) > _MOST_VALUES and shown[-1] - shown[0] < 1.5 * len(shown)
+    if not many:
+        return []
+    values = f"{len(shown)} values from {shown[0]} to {shown[-1]}"
+    return [f"{name}: the label shows {values}. Is it an image?"]
 
 
 def _merge(labels: dict[int, str], found: dict[int, str], case: Case) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from MedSSLLib.core.errors import InputError
 from MedSSLLib.core.files import atomic_folder, atomic_path, detached_files
-from MedSSLLib.images.io import case_name
+from MedSSLLib.images.io import case_name, check_label, read_header
 from MedSSLLib.project.manifest import Case
 
 _ONE = "1 file is not where it was"
@@ -51,7 +51,8 @@ def relocated(cases: Sequence[Case], old: Path, new: Path) -> list[Case]:
         new: absolute path of the folder that took its place.
 
     Raises:
-        InputError: no file lies below `old`, or none of those exists below `new`.
+        InputError: no file lies below `old`, none of those exists below `new`, or the label of a
+            labelled case does not lie on the image found there.
     """
     below = [path for case in cases for path in _files(case) if path.is_relative_to(old)]
     if not below:
@@ -79,7 +80,25 @@ def relocated(cases: Sequence[Case], old: Path, new: Path) -> list[Case]:
         label = places.get(case.label, case.label) if case.label else None
         if (images, label) != (case.images, case.label):
             found.append(replace(case, images=images, label=label))
+            _check_same_scan(found[-1])
     return found
+
+
+def _check_same_scan(case: Case) -> None:
+    """Check that the label of a labelled case lies on its image, where both are there (InputError);
+    else other scans bear these names.
+    """
+    if case.role != "labelled" or case.label is None or not all(p.exists() for p in _files(case)):
+        return
+    try:
+        check_label(case.label, read_header(case.images[0]))
+    except InputError as error:
+        raise InputError(
+            f"is another scan than before, or its label is another: the label {error.finding}",
+            case=case.name,
+            file=case.images[0],
+            remedy="Give the folder that holds the scans and labels of this project.",
+        ) from None
 
 
 def _files(case: Case) -> tuple[Path, ...]:

@@ -21,6 +21,7 @@ from MedSSLLib.images.geometry import Geometry, Volume, triple
 _MIN_SLICES = 3  # with fewer, even spacing cannot be told
 _NO_IMAGES = {"SEG", "RTSTRUCT", "RTDOSE", "RTPLAN", "SR", "PR", "KO"}
 _GAP_TOLERANCE, _TILT_TOLERANCE, _AXIS_TOLERANCE = 0.05, np.deg2rad(0.1), 1e-3
+_INVERTED, _ABSOLUTE = "MONOCHROME1", {"CT", "PT"}
 _COARSEST_MM = 0.1  # positions written with one decimal are taken as they are meant
 _EXPORT = (
     "Export the series again, or convert it with a tool that handles this, and give the NIfTI file."
@@ -29,8 +30,8 @@ _EXPORT = (
 
 @dataclass(frozen=True)
 class _Slice:
-    """One image plane: file, frame in it, where it lies (mm, LPS), and how its stored values become
-    grey values.
+    """One image plane: file, frame in it, where it lies (mm, LPS), how its stored values become
+    grey values and whether the file says so, and whether small ones are shown bright.
     """
 
     file: Path
@@ -40,6 +41,8 @@ class _Slice:
     spacing: np.ndarray
     shape: tuple[int, int]
     rescale: tuple[float, float]
+    rescaled: bool
+    inverted: bool
 
 
 @dataclass(frozen=True)
@@ -104,6 +107,28 @@ def series_modality(path: Path) -> str:
     return "MR"
 
 
+def dicom_remarks(path: Path) -> list[tuple[str, str]]:
+    """What a user should know about a series that can be used, as (general words, words for this
+    series) each: whether its values run from bright to dark.
+
+    Hounsfield units and activities mean the same however they are shown, so CT and PET are not
+    remarked on.
+    """
+    for file in dicom_files(path) if path.is_dir() else [path]:
+        header = read_dicom_header(file)
+        if header.rows and header.columns:
+            if header.photometric != _INVERTED or header.modality in _ABSOLUTE:
+                return []
+            return [
+                (
+                    "DICOM shows small values bright (MONOCHROME1)",
+                    "values are taken as they are stored, so dark and bright are exchanged against "
+                    "other series",
+                )
+            ]
+    return []
+
+
 def read_pixels(series: Series) -> Volume:
     """The grey values of a checked series: each frame with its own rescale slope and intercept,
     integers where these keep them, else float32.
@@ -164,6 +189,8 @@ def _planes(header: Header) -> list[_Slice]:
             np.array(place.spacing),
             shape,
             (place.slope, place.intercept),
+            place.rescaled,
+            header.photometric == _INVERTED,
         )
         for number, place in enumerate(header.places)
     ]
@@ -204,12 +231,32 @@ def _check_alike(path: Path, planes: Sequence[_Slice]) -> None:
                 file=path,
                 remedy="Put each series into its own folder.",
             )
+        _check_same_values(path, first, plane)
     if len(planes) < _MIN_SLICES:
         raise InputError(
             f"has {len(planes)} slice{'s' * (len(planes) > 1)}, a volume needs at least "
             f"{_MIN_SLICES}",
             file=path,
             remedy="Copy the missing slices into the folder, or leave this series out.",
+        )
+
+
+def _check_same_values(path: Path, first: _Slice, plane: _Slice) -> None:
+    """Check that grey values of two slices mean the same (InputError)."""
+    if plane.inverted != first.inverted:
+        raise InputError(
+            f"shows some slices inverted (MONOCHROME1) and others not: {first.file.name}, "
+            f"{plane.file.name}",
+            file=path,
+            remedy=_EXPORT,
+        )
+    if plane.rescaled != first.rescaled:
+        with_it, without = (first, plane) if first.rescaled else (plane, first)
+        raise InputError(
+            f"gives a rescale slope and intercept for some slices ({with_it.file.name}) and none "
+            f"for others ({without.file.name})",
+            file=path,
+            remedy=_EXPORT,
         )
 
 

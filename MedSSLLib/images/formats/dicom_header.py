@@ -31,6 +31,7 @@ class Place:
     spacing: tuple[float, ...]
     slope: float
     intercept: float
+    rescaled: bool = False
 
 
 @dataclass(frozen=True)
@@ -160,6 +161,7 @@ def _place(data: Dataset, group: Dataset, shared: Any) -> Place:
         macro("PixelMeasuresSequence", "PixelSpacing"),
         slope[0] if slope else 1.0,
         intercept[0] if intercept else 0.0,
+        bool(slope or intercept),
     )
 
 

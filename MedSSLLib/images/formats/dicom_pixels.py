@@ -123,6 +123,7 @@ def _decoded_by_gdcm(data: Dataset) -> np.ndarray:
     for keyword in _DESCRIBING:
         if keyword in data:
             plain[keyword] = data[keyword]
+    plain.PhotometricInterpretation = "MONOCHROME2"  # GDCM would invert the values of MONOCHROME1
     plain.SOPClassUID = _CAPTURE_8 if int(data.BitsAllocated) <= 8 else _CAPTURE_16
     plain.SOPInstanceUID = generate_uid()
     plain.file_meta = FileMetaDataset()

@@ -135,6 +135,13 @@ def _check_meta(path: Path, pixels: bool) -> None:
     held = os.path.getsize(data) - start
     if fields.get("CompressedData", "").lower() != "true":
         _expect(path, bytes_, held)
+        if held > bytes_ and not local and "HeaderSize" not in fields:
+            raise InputError(
+                f"does not fit {data.name}: the header promises {bytes_:,} bytes, the file holds "
+                f"{held:,}",
+                file=path,
+                remedy="Correct DimSize or ElementType, or say HeaderSize.",
+            )
     elif bytes_ > held * _MAX_RATIO + _CHUNK:
         _expect(path, bytes_, held * _MAX_RATIO)
     elif pixels:

@@ -25,10 +25,11 @@ def check_forms(path: Path) -> None:
     """Check that the sform, the qform and the voxel sizes of a file agree about axes and lengths.
 
     Raises InputError naming both when they contradict each other about the direction of an axis or
-    about lengths. Forms that only shift, turn or shear against each other are no error here: see
-    `form_remarks`.
+    about lengths, and for headers that programs read differently. Forms that only shift, turn or
+    shear against each other are no error here: see `form_remarks`.
     """
     header = read_nifti_header(path)
+    _check_plain(path, header)
     of_q, of_s = header.codes
     if of_s <= 0 or not np.isfinite(header.sform).all():
         return
@@ -50,6 +51,31 @@ def check_forms(path: Path) -> None:
             file=path,
             remedy="Find out which is right and save the image with it (nibabel: "
             "image.header.set_zooms, image.set_sform, image.set_qform).",
+        )
+
+
+def _check_plain(path: Path, header: NiftiHeader) -> None:
+    """Check for what one program takes for a mistake and another takes at its word (InputError)."""
+    if min(header.sizes[1:4]) < 0:
+        raise InputError(
+            f"has the voxel sizes {_lengths(header.sizes[1:4])} mm (pixdim); NIfTI has no negative "
+            "ones, and some programs mirror the image there",
+            file=path,
+            remedy="Check where left is, and save it with positive sizes (nibabel: load and save).",
+        )
+    least = 352 if header.version == 1 else 544
+    if not header.separate and header.offset < least:
+        raise InputError(
+            f"says that its voxels begin at byte {header.offset} (vox_offset), within its header",
+            file=path,
+            remedy=f"Correct vox_offset ({least} without extensions), or convert the image again.",
+        )
+    if header.slope == 0 and np.isfinite(header.intercept) and header.intercept != 0:
+        raise InputError(
+            f"has scl_slope 0 and scl_inter {header.intercept:g}, which some programs add and "
+            "others do not",
+            file=path,
+            remedy="Set scl_slope to 1 if it is to be added, else scl_inter to 0.",
         )
 
 

@@ -80,9 +80,10 @@ def by_name(
     the file does not matter.
 
     A segment that Slicer named by itself ("Segment_1"), and one whose value has no name of its own
-    yet ("class_1"), keep their values. Raises InputError for another name, unless `new`: then it
-    gets its value if that is free, else the next one.
+    yet ("class_1"), keep their values. Raises InputError for two segments of one name, and for
+    another name, unless `new`: then it gets its value if that is free, else the next one.
     """
+    _check_different(found)
     values = {name.strip().casefold(): value for value, name in names.items() if value}
     taken = {value for value, name in names.items() if name != f"class_{value}"}
     result = []
@@ -101,6 +102,19 @@ def by_name(
         taken.add(value)
         result.append(replace(segment, value=value))
     return result
+
+
+def _check_different(found: Sequence[Segment]) -> None:
+    seen: set[str] = set()
+    for segment in found:
+        name = segment.name.strip().casefold()
+        if name in seen:
+            raise InputError(
+                f"has two segments called {segment.name.strip()!r}",
+                remedy="Give them different names, or make them one (Segment Editor, Logical "
+                "operators: add).",
+            )
+        seen.add(name)
 
 
 def planes(geometry: Geometry) -> list[str]:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,6 +18,17 @@ _SEGMENTATION = re.compile(
     r"^(.+?)[-_. ](?:seg|segmentation|segmentations|label|labels|labelmap|mask|masks|gt)$",
     re.IGNORECASE,
 )
+_BESIDE = (
+    re.compile(
+        r"^(?:seg|segmentation|labels?|labelmap|masks?|gt)[-_. ](?P<scan>.+)$", re.IGNORECASE
+    ),
+    re.compile(
+        r"^(?P<scan>.+?)[-_. ](?:rois?|lesions?|tumou?rs?|annotations?|contours?|manual|"
+        r"(?:ground[-_. ]?)?truth)$",
+        re.IGNORECASE,
+    ),
+)
+"""Names of segmentations where the scan of the rest of the name lies beside them."""
 _MOST_CHANNELS = 16
 
 
@@ -119,8 +130,9 @@ def named_after_cases(labels: Mapping[str, Path], cases: Iterable[str]) -> dict[
     found = dict(labels)
     for name in labels:
         match = _SEGMENTATION.match(name)
-        if name not in known and match and match.group(1) in known - found.keys():
-            found[match.group(1)] = found.pop(name)
+        scan = match.group(1) if match else _beside(name, known)
+        if name not in known and scan in known - found.keys():
+            found[scan] = found.pop(name)
     return found
 
 
@@ -191,13 +203,22 @@ def _apart(files: Sequence[Path]) -> tuple[list[Path], dict[Path, str]]:
     segmentations: dict[Path, str] = {}
     for file in files:
         match = _SEGMENTATION.match(case_name(file))
-        base = match.group(1) if match else case_name(file)
+        scan = _beside(case_name(file), names)
+        base = match.group(1) if match else scan or case_name(file)
         beside = base in names or any(name.startswith((f"{base}_", f"{base}-")) for name in names)
-        if not file.is_dir() and (_is_slicers(file) or (match and beside)):
+        if not file.is_dir() and (_is_slicers(file) or (match and beside) or scan):
             segmentations[file] = base
         else:
             scans.append(file)
     return scans, segmentations
+
+
+def _beside(name: str, names: Collection[str]) -> str:
+    """The scan, of those with these `names`, that a file called `name` is a segmentation of; "" for
+    none.
+    """
+    found = [match["scan"] for match in (form.match(name) for form in _BESIDE) if match]
+    return next((scan for scan in found if scan in names), "")
 
 
 def _is_slicers(file: Path) -> bool:

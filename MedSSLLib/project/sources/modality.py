@@ -29,7 +29,7 @@ def choose_modality(known: Modalities | None, cases: Sequence[Found]) -> tuple[M
             if len(case.images) == len(known) and all(map(is_dicom_source, case.images))
         }
         others = {name: kind for name, kind in found.items() if kind is not None and kind != known}
-        return known, _contradiction(known, others)
+        return known, "; ".join(filter(None, [_contradiction(known, others), _air(known, cases)]))
     counts = Counter(len(found.images) for found in cases)
     channels = counts.most_common(1)[0][0] if counts else 1
     kinds = _kinds([found for found in cases if len(found.images) == channels])
@@ -89,6 +89,24 @@ def _contradiction(known: Modalities, others: dict[str, Modalities]) -> str:
     return (
         f"DICOM of {len(others)} scans says {', '.join(said)} ({_some(list(others))}), they are "
         f"taken as {'+'.join(known)} as the other scans. Make a project for each kind"
+    )
+
+
+def _air(known: Modalities, cases: Sequence[Found]) -> str:
+    """A warning of other files than DICOM that show air as in CT, where no channel is one."""
+    if "CT" in known:
+        return ""
+    plain = [case for case in cases if not any(map(is_dicom_source, case.images))]
+    named = [
+        case.name
+        for case in plain
+        if any(map(_shows_air, case.images)) and "CT" in (_kind(case) or ())
+    ]
+    if not named:
+        return ""
+    return (
+        f"{len(named)} scans have values as of CT, below -500 ({_some(named)}), they are taken as "
+        f"{'+'.join(known)} as the other scans. Make a project for each kind"
     )
 
 

@@ -10,13 +10,14 @@ import nibabel
 import numpy as np
 import SimpleITK as sitk  # noqa: N813
 
+from MedSSLLib.core.errors import InputError
 from MedSSLLib.images import io
 from MedSSLLib.images.geometry import Volume
 from MedSSLLib.images.labels import class_indices
 from MedSSLLib.inference.model import label_volume
 from MedSSLLib.project.project import Project
 from Testing.lib.fidelity.files import AFFINE, save, scan
-from Testing.lib.fidelity.registry import REFUSED, Check, variant
+from Testing.lib.fidelity.registry import REFUSED, WARNED, Check, variant
 
 KIND = "5 label values"
 
@@ -154,3 +155,33 @@ def written_for_a_scaled_image(folder: Path) -> str | None:
     io.write_image(folder / "o.nii.gz", Volume(scan()[1].T, grid), like=folder / "c.nii.gz")
     assert np.array_equal(np.asarray(nibabel.load(folder / "o.nii.gz").dataobj), scan()[1])
     return None
+
+
+@variant(KIND, "halves", REFUSED)
+def halves(folder: Path) -> str | None:
+    try:
+        read(folder, save(folder / "l.nii.gz", (scan()[1] * 0.5).astype(np.float32)))
+    except InputError as error:
+        assert "multiples of 0.5" in error.remedy, error.remedy
+        raise
+    return None
+
+
+@variant(KIND, "a channel for each class", REFUSED)
+def one_hot(folder: Path) -> str | None:
+    label = scan()[1]
+    path = save(folder / "l.nii.gz", np.stack([label == n for n in range(3)], -1).astype(np.uint8))
+    try:
+        read(folder, path)
+    except InputError as error:
+        assert "one map of class numbers" in error.remedy, error.remedy
+        raise
+    return None
+
+
+@variant(KIND, "an image for a label", WARNED)
+def image_for_label(folder: Path) -> str | None:
+    save(folder / "images" / "c.nii.gz", scan()[0])
+    save(folder / "labels" / "c.nii.gz", scan()[0].astype(np.int16))
+    project = Project.create(folder / "p", folder / "images", labels=folder / "labels")
+    return "; ".join(project.warnings) or None

@@ -28,9 +28,10 @@ def seg(
     modern: bool = True,
     values: Sequence[int] = (),
     layers: Sequence[int] = (),
+    affine: np.ndarray = AFFINE,
 ) -> Path:
     """A .seg.nrrd; array [i, j, k] or [layer, i, j, k], its first voxel at `first` of the scan."""
-    lps = np.diag([-1, -1, 1, 1]) @ AFFINE
+    lps = np.diag([-1, -1, 1, 1]) @ affine
     origin = (lps @ [*first, 1])[:3]
     axes = " ".join("(" + ",".join(f"{v:.10g}" for v in lps[:3, a]) + ")" for a in range(3))
     four = array.ndim == 4
@@ -298,3 +299,37 @@ variant(KIND, "p.seg.nrrd beside p.nrrd", WARNED)(
 variant(KIND, "p.seg.nrrd beside p.nii.gz, q without", WARNED)(
     beside(["p.nii.gz", "p.seg.nrrd", "q.nii.gz"], ["p", "q"])
 )
+
+
+variant(KIND, "two segments of one name", REFUSED)(
+    one(lambda path, label: seg(path, label, ("left", "Left ")))
+)
+
+
+def oversampled(factor: int) -> Check:
+    """A segmentation on a finer grid, with specks between the centres of the image's voxels."""
+
+    def check(folder: Path) -> str | None:
+        image, label = scan()
+        save(folder / "images" / "c.nii.gz", image)
+        fine = np.repeat(np.repeat(np.repeat(label, factor, 0), factor, 1), factor, 2)
+        for n in range(4):
+            fine[factor * (3 * n + 1) : factor * (3 * n + 1) + 1, 0, factor - 1] = 2
+        start = -0.5 + 0.5 / factor
+        scaled = np.diag([1 / factor] * 3 + [1.0])
+        scaled[:3, 3] = start
+        path = seg(folder / "labels" / "c.seg.nrrd", fine, BOTH, affine=AFFINE @ scaled)
+        project = Project.create(folder / "p", folder / "images", labels=folder / "labels")
+        grid = io.read_header(folder / "images" / "c.nii.gz")
+        seen = io.read_label(path, grid, names=project.labels).array.T
+        kept = [int(seen[3 * n + 1, 0, 0]) for n in range(4)]
+        assert kept == [2] * 4, f"specks became {kept}"
+        seen[1:12:3, 0, 0] = 0
+        assert np.array_equal(seen, label)
+        return None
+
+    return check
+
+
+for factor in (2, 3, 4):
+    variant(KIND, f"{factor} times finer than the image, with specks")(oversampled(factor))

@@ -235,3 +235,25 @@ def one_time_point(folder: Path) -> str | None:
 def time_points(folder: Path) -> str | None:
     io.read_image(save(folder / "c.nii.gz", np.stack([scan()[0]] * 3, -1)))
     return None
+
+
+for name in ("seg_p", "Label-p", "mask p", "p_roi", "p-lesion", "p_Tumour", "p_ground-truth"):
+    variant(KIND, f"{name}.nii.gz beside p.nii.gz", WARNED)(
+        beside(["p.nii.gz", f"{name}.nii.gz", "q.nii.gz"], ["p", "q"])
+    )
+variant(KIND, "labels called roi, in their own folder")(
+    numbered(["c1", "c2"], {"c1": 1, "c2": 1}, labels=["c1_roi", "mask_c2"])
+)
+variant(KIND, "scans called lesion_1, lesion_2")(
+    numbered(["lesion_1", "lesion_2", "x_lesion"], {"lesion_1": 1, "lesion_2": 1, "x_lesion": 1})
+)
+
+
+@variant(KIND, "relocate to other scans of the same names", REFUSED)
+def other_scans(folder: Path) -> str | None:
+    project = _project(folder)
+    shutil.move(folder / "old", folder / "new")
+    for n in range(3):
+        save(folder / "new" / "images" / f"c{n}.nii.gz", scan(n, (20, 20, 20))[0])
+    project.relocate(folder / "old", folder / "new")
+    return None

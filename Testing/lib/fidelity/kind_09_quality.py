@@ -61,3 +61,10 @@ def same_meaning(folder: Path) -> str | None:
         entry = judged(GOOD, known(patients))
         assert abs(np.mean(entry["per_class"]) - entry["dice"]) < 1e-9, "two meanings"
     return None
+
+
+@variant(KIND, "probabilities that are no numbers")
+def not_a_number(folder: Path) -> str | None:
+    entry = judged(Raw((np.nan, 0.9), (np.nan, 0.9)), known(8))
+    assert entry["dice"] is None and entry["review"] is True, "passes as estimated"
+    return None

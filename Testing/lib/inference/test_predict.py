@@ -262,6 +262,20 @@ def test_a_bad_image_is_named_and_the_others_go_on(trained, tmp_path):
         run_predict(trained, "model", tmp_path / "out2", Events(), images=[bad])
 
 
+def test_a_scan_in_another_unit_is_named(trained, tmp_path):
+    volume = io.read_image(trained.case("case0").images[0])
+    spacing = tuple(length / 1000 for length in volume.geometry.spacing)
+    io.write_image(
+        tmp_path / "m.nrrd", Volume(volume.array, replace(volume.geometry, spacing=spacing))
+    )
+    events, record = loud()
+    run_predict(trained, "model", tmp_path / "out", events, images=[tmp_path / "m.nrrd"])
+    assert "unit of length" in record.of("warning")[0]["message"]
+    events, record = loud()
+    run_predict(trained, "model", tmp_path / "own", events, cases="case0")
+    assert not record.of("warning")
+
+
 def test_refusals(trained, tmp_path):
     for arguments, words in (
         ({"run": "never"}, "does not exist"),

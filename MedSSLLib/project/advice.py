@@ -22,6 +22,10 @@ UNEVEN = 1.5
 """From this ratio on, metadata that say which slices are alike decide. Not from the paper."""
 STROKE_SLICES = 3
 """An edit of at most so many slices is a person's drawing, not a tool's. Not from a paper."""
+ENOUGH_SLICES = 5
+"""Slices drawn last from which live training says whether drawing more pays. Not from a paper."""
+ENOUGH_CHANGED = 0.05
+"""Where a person changed at most this share of their voxels, it pays little. Not from a paper."""
 LEAST_SCANS = 2
 """Scans that pre-training needs at least."""
 BASE_GIB = 1.5
@@ -56,6 +60,16 @@ class Recommendation:
     reason: str
     ratio: float = 0.0
     columns: tuple[str, ...] = ()
+
+
+def drawing_pays_little(changed: Sequence[float]) -> bool:
+    """Whether so little of the last proposals had to be changed that drawing more pays little.
+
+    Args:
+        changed: share of the voxels, 0..1, that a person changed on each slice drawn, oldest first.
+    """
+    last = changed[-ENOUGH_SLICES:]
+    return len(last) == ENOUGH_SLICES and statistics.fmean(last) <= ENOUGH_CHANGED
 
 
 def recommended_method(

@@ -4,7 +4,7 @@ import numpy as np
 import slicer
 from slicer.i18n import tr as _
 
-from . import annotation, grids, images, nodes, segments, views, voxels
+from . import annotation, brush, grids, images, nodes, segments, views, voxels
 
 
 class CaseView:
@@ -33,18 +33,31 @@ class CaseView:
         """Load the case's stored label into a fresh annotation."""
         if not self.isFresh:
             return
+        if case.annotated is not None:
+            self.setAnnotated(annotation.fromManifest(case.annotated))
+            self.setPartly(annotation.partlyFromManifest(case.annotated))
         if case.label is not None:
             label = yield from voxels.labelFileSteps(case.label, self.image)
             yield from segments.fillSteps(self.segmentation, self.image, label, classes, {})
-        if case.annotated is not None:
-            self.setAnnotated(annotation.fromManifest(case.annotated))
+            yield from brush.paintBackgroundSteps(self, label)
+            self.setAnnotated(self.annotated())  # the brush has come meanwhile
 
     def annotated(self):
         """Annotated slices {axis: indices} from the tags."""
         return segments.readTags(self.segmentation, self.names)
 
     def setAnnotated(self, annotated):
+        """Record which slices count; those that no longer do are not partly drawn either."""
         segments.writeTags(self.segmentation, annotated, self.names)
+        self.setPartly(self.partly())
+
+    def partly(self):
+        """Those annotated slices on which only what is painted counts, {axis: indices}."""
+        return segments.readPartly(self.segmentation, self.names)
+
+    def setPartly(self, partly):
+        """Record which of the annotated slices are partly drawn."""
+        segments.writeTags(self.segmentation, partly, self.names, annotation.PARTLY)
 
     def viewNode(self, axis):
         """The slice view that shows slices along an axis, None without one."""

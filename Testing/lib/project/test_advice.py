@@ -77,6 +77,20 @@ def test_models_encoders_and_unfinished_runs():
     assert advice.unfinished(runs, ("pretrain",)) is None
 
 
+@each(
+    "changed, little",
+    [
+        ([0.01] * 4, False),
+        ([0.01] * 5, True),
+        ([0.9] + [0.01] * 5, True),
+        ([0.05] * 5, True),
+        ([0.0, 0.0, 0.0, 0.0, 0.3], False),
+    ],
+)
+def test_drawing_pays_little_once_the_last_five_slices_needed_little(changed, little):
+    assert advice.drawing_pays_little(changed) is little
+
+
 def test_the_next_step():
     plain = Case("a", (Path("a.nii"),))
     drawn = Case("b", (Path("b.nii"),), Path("l.nii"), Annotated.of([(2, [1])]), "labelled")

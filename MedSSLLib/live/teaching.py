@@ -1,0 +1,199 @@
+"""Taking in what a person has drawn: score it, then learn from it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+from MedSSLLib.core.errors import InputError
+from MedSSLLib.core.events import Events
+from MedSSLLib.live.labels import FreshSlice
+from MedSSLLib.live.learner import Learner
+from MedSSLLib.live.previews import layout_of, predicted_slices
+from MedSSLLib.live.scores import Scores
+from MedSSLLib.live.watch import Change, DrawnCase, Place, Watch
+from MedSSLLib.project.manifest import Case
+
+SCORED_AT_ONCE = 8  # new slices of a change that are predicted before they are learnt from
+FRESH_AT_ONCE = 24  # new slices that are favoured; of more, those that came last
+
+MakeLearner = Callable[[Learner | None, DrawnCase | None], Learner]
+"""Makes the model when there is something to learn, or anew where the classes have changed."""
+
+
+@dataclass
+class _Fresh:
+    """A slice that has not been learnt from for long enough."""
+
+    place: Place
+    item: FreshSlice
+    until: int  # the step at which it is known
+
+
+class Teaching:
+    """What is drawn, and the model that learns it.
+
+    Attributes:
+        watch: notices what is drawn.
+        learner: the model; None before the first drawn slice.
+        scores: how well slices were predicted before they were drawn.
+        epoch: counts changes of any case.
+        knows: the newest of them that the weights have learnt from for long enough.
+    """
+
+    def __init__(
+        self,
+        watch: Watch,
+        make: MakeLearner,
+        events: Events,
+        known_after: int,
+        mixing_cases: int,
+    ) -> None:
+        self.watch = watch
+        self.learner: Learner | None = None
+        self.scores = Scores()
+        self.epoch = self.knows = 0
+        self._make, self._events = make, events
+        self._known_after, self._mixing_cases = known_after, mixing_cases
+        self._fresh: list[_Fresh] = []
+        self._epochs: list[tuple[int, int]] = []
+
+    def take_up(self, epoch: int, digests: Mapping[str, Iterable[Place]]) -> None:
+        """Go on from what an earlier process had learnt from."""
+        self.epoch = self.knows = epoch
+        for name, places in digests.items():
+            self.scores.learnt(name, places)
+
+    @property
+    def fresh(self) -> bool:
+        """Whether there is something that is not known yet."""
+        return bool(self._epochs)
+
+    @property
+    def slices(self) -> int:
+        """Drawn slices of all cases."""
+        return sum(len(places) for places in self.watch.digests.values())
+
+    @property
+    def others(self) -> list[Case]:
+        """Cases whose pseudo-labels may teach: partly drawn ones first, then others, evenly spread
+        over the project. Test cases are never among them.
+        """
+        pool = self.watch.project.pool
+        partly = [case for case in pool if case.role == "labelled" and case.annotated]
+        rest = [case for case in pool if case.role == "unlabelled"]
+        half = min(len(partly), max(self._mixing_cases - len(rest), self._mixing_cases // 2))
+        room = self._mixing_cases - half
+        step = max(1, len(rest) // max(1, room))
+        return [*partly[-half:], *rest[::step][:room]] if half else rest[::step][:room]
+
+    def take_in(self, change: Change, proposed: Callable[[Place], bool]) -> None:
+        """Tell of a change, score its new slices with weights that have not seen them, and teach.
+
+        Args:
+            change: what has changed of a case.
+            proposed: whether a slice was shown as a proposal.
+        """
+        if not change.changed and not change.removed:  # as an earlier process has left it
+            if change.drawn is not None and self._prepared(change.drawn):
+                assert self.learner is not None
+                self.learner.labels.put(change.drawn)
+                self._teach()
+            return
+        self.epoch += 1
+        self._events.emit(
+            "annotation",
+            case=change.name,
+            version=change.version,
+            epoch=self.epoch,
+            slices=0 if change.drawn is None else len(change.drawn.places),
+            changed=[list(place) for place in change.changed],
+            removed=[list(place) for place in change.removed],
+        )
+        gone = {*change.changed, *change.removed}
+        self._fresh = [
+            one for one in self._fresh if one.item.case != change.name or one.place not in gone
+        ]
+        if change.drawn is None:
+            if self.learner is not None:
+                self.learner.labels.drop(change.name)
+        elif not self._prepared(change.drawn):
+            return
+        else:
+            self._learn(change, change.drawn, proposed)
+        self._retell()
+
+    def _prepared(self, drawn: DrawnCase) -> bool:
+        """Make what is needed to learn from a case; whether there is all."""
+        project = self.watch.project
+        try:
+            stale = self.learner is not None and (
+                (self.learner.classes, self.learner.values) != (project.classes, project.values)
+            )
+            if self.learner is None or stale:
+                self.learner = self._make(self.learner, drawn)
+            self.learner.labels.cache.prepare([drawn.case]).require_all()
+        except InputError as error:
+            self._events.emit("warning", message=str(error.for_case(drawn.case.name)))
+            return False
+        return True
+
+    def _learn(self, change: Change, drawn: DrawnCase, proposed: Callable[[Place], bool]) -> None:
+        assert self.learner is not None
+        if self.learner.taught:
+            self._score(self.learner, drawn, change.changed, proposed)
+        self.scores.learnt(drawn.case.name, change.changed)
+        labels = self.learner.labels
+        labels.put(drawn)
+        until = self.learner.step + self._known_after
+        for place in change.changed[-FRESH_AT_ONCE:]:
+            item = FreshSlice(drawn.case.name, labels.on_slice(drawn, place))
+            self._fresh.append(_Fresh(place, item, until))
+
+    def _score(
+        self,
+        learner: Learner,
+        drawn: DrawnCase,
+        places: tuple[Place, ...],
+        proposed: Callable[[Place], bool],
+    ) -> None:
+        """Predict slices that were not drawn before, and score all that changed against what was
+        predicted before they were first learnt from.
+        """
+        name, cache = drawn.case.name, learner.labels.cache
+        layout = layout_of(drawn.case, cache)
+        new = [p for p in places if p[0] == layout.axis and self.scores.is_new(name, p)]
+        with learner.predicting() as model:
+            for place in new[:SCORED_AT_ONCE]:
+                at = layout.turned(place[1])
+                plane = predicted_slices(model, cache, layout, at, at)
+                self.scores.keep(name, place, layout.in_source(plane, place))
+        for place in places:
+            row = self.scores.note(
+                name, place, drawn.plane(place), len(learner.classes), proposed(place)
+            )
+            if row is not None:
+                self._events.emit("score", **row)
+
+    def _retell(self) -> None:
+        """Let the model train on what is drawn now."""
+        if self.learner is None:
+            return
+        self._epochs.append((self.epoch, self.learner.step + self._known_after))
+        self.learner.plateau.reset()
+        self._teach()
+
+    def _teach(self) -> None:
+        assert self.learner is not None
+        self.learner.teach([one.item for one in self._fresh[-FRESH_AT_ONCE:]])
+
+    def count_step(self) -> None:
+        """After a step: which slices and changes are known now."""
+        assert self.learner is not None
+        step = self.learner.step
+        while self._epochs and self._epochs[0][1] <= step:
+            self.knows = self._epochs.pop(0)[0]
+        left = [one for one in self._fresh if one.until > step]
+        if len(left) < len(self._fresh):
+            self._fresh = left
+            self._teach()

@@ -44,25 +44,22 @@ def file_of(user, name):
 # -- one slice ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("axis", [0, 1, 2])
-def test_a_slice_is_written_and_read_as_it_is_and_no_other_changes(three, axis):
+def test_a_slice_is_written_and_read_as_it_is_and_no_other_changes(three):
     from MedSSLGui.scene import slicecopy
 
-    view, random = view_of(three), np.random.default_rng(axis)
-    label = random.integers(0, 4, view.size[::-1]).astype(np.uint8)
-    for index in range(view.size[axis]):
-        plane = np.moveaxis(label, 2 - axis, 0)[index]
-        slicecopy.writeSlice(view, axis, index, plane, CLASSES)
-    assert (label_of(three) == label).all()
-    again = random.integers(0, 4, plane.shape).astype(np.uint8)
-    slicecopy.writeSlice(view, axis, 5, again, CLASSES)
-    np.moveaxis(label, 2 - axis, 0)[5] = again
-    assert (label_of(three) == label).all()
-    values, background = slicecopy.readSlice(view, axis, 5, CLASSES)
-    assert (values == again).all() and not background.any()
-    slicecopy.clearSlice(view, axis, 5)
-    np.moveaxis(label, 2 - axis, 0)[5] = 0
-    assert (label_of(three) == label).all()
+    view, random = view_of(three), np.random.default_rng(0)
+    label = np.zeros(view.size[::-1], np.uint8)
+    for axis in (2, 1, 0, 2):
+        for index in (5, 2, view.size[axis] - 1):
+            drawn = np.moveaxis(label, 2 - axis, 0)
+            drawn[index] = random.integers(0, 4, drawn.shape[1:])
+            slicecopy.writeSlice(view, axis, index, drawn[index], CLASSES)
+            values, background = slicecopy.readSlice(view, axis, index, CLASSES)
+            assert (values == drawn[index]).all() and not background.any()
+            assert (label_of(three) == label).all(), (axis, index)
+        slicecopy.clearSlice(view, axis, 2)
+        np.moveaxis(label, 2 - axis, 0)[2] = 0
+        assert (label_of(three) == label).all()
 
 
 # -- the preview --------------------------------------------------------------------------------------------------------
@@ -242,9 +239,15 @@ def test_undo_of_an_earlier_stroke_does_not_mark_the_proposals_slice(three):
     three.find("segmentEditor").undo()
     wait_until(lambda: False, 0.45)
     assert marked(three) == {} and not label_of(three).any()
-    three.find("segmentEditor").redo()
+
+
+def test_undo_keeps_the_marks_that_were_made_since(three):
+    paint(three, 4)
+    three.shell.panels["annotate"].mark(2, [7])
+    three.shell.panels["annotate"].mark(2, [8], partly=True)
+    three.find("segmentEditor").undo()
     wait_until(lambda: False, 0.45)
-    assert marked(three) == {2: [4]}
+    assert marked(three) == {2: [7, 8]} and view_of(three).partly() == {2: [8]}
 
 
 def test_a_proposal_that_was_marked_and_is_undone_no_longer_counts(three):

@@ -257,6 +257,7 @@ class AnnotatePanel(Panel):
         if not self.alive():
             return
         stroke = len(changes) <= STROKE_SLICES
+        self.view.writeTags()
         undone = self.slices.follow(changes, stroke and self.ui.autoMarkCheckBox.checked)
         self.live.saveSoon()
         if undone:

@@ -17,6 +17,7 @@ def saveSteps(session, view, proposals):
     if classes != store.classes():
         store.setClasses(classes)
         segments.syncClasses(view.segmentation, classes)
+    view.writeTags()
     annotated, partly = view.annotated(), view.partly()
     array, shared = yield from segments.labelSteps(view.segmentation, view.image, classes)
     for axis, indices in proposals.items():

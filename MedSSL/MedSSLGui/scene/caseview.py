@@ -24,6 +24,8 @@ class CaseView:
             )
         else:
             segments.syncClasses(self.segmentation, classes)
+        self._annotated = segments.readTags(self.segmentation, self.names)
+        self._partly = segments.readPartly(self.segmentation, self.names)
 
     def isAlive(self):
         """Whether both nodes are still in the scene."""
@@ -40,24 +42,38 @@ class CaseView:
             label = yield from voxels.labelFileSteps(case.label, self.image)
             yield from segments.fillSteps(self.segmentation, self.image, label, classes, {})
             yield from brush.paintBackgroundSteps(self, label)
-            self.setAnnotated(self.annotated())  # the brush has come meanwhile
 
     def annotated(self):
-        """Annotated slices {axis: indices} from the tags."""
-        return segments.readTags(self.segmentation, self.names)
+        """Annotated slices {axis: indices}; kept in the tags of the segments."""
+        return {axis: list(indices) for axis, indices in self._annotated.items() if indices}
 
     def setAnnotated(self, annotated):
         """Record which slices count; those that no longer do are not partly drawn either."""
-        segments.writeTags(self.segmentation, annotated, self.names)
-        self.setPartly(self.partly())
+        self._annotated = {axis: sorted(set(indices)) for axis, indices in annotated.items()}
+        self.writeTags()
 
     def partly(self):
         """Those annotated slices on which only what is painted counts, {axis: indices}."""
-        return segments.readPartly(self.segmentation, self.names)
+        result = {}
+        for axis, indices in self.annotated().items():
+            some = [index for index in indices if index in self._partly.get(axis, ())]
+            if some:
+                result[axis] = some
+        return result
 
     def setPartly(self, partly):
         """Record which of the annotated slices are partly drawn."""
-        segments.writeTags(self.segmentation, partly, self.names, annotation.PARTLY)
+        self._partly = {axis: sorted(set(indices)) for axis, indices in partly.items()}
+        self.writeTags()
+
+    def writeTags(self):
+        """Bring the tags in line with what was marked: undo gives segments back with the tags they had."""
+        self._partly = self.partly()
+        node, names = self.segmentation, self.names
+        if segments.readTags(node, names) != self.annotated():
+            segments.writeTags(node, self.annotated(), names)
+        if segments.readTags(node, names, annotation.PARTLY) != self._partly:
+            segments.writeTags(node, self._partly, names, annotation.PARTLY)
 
     def viewNode(self, axis):
         """The slice view that shows slices along an axis, None without one."""

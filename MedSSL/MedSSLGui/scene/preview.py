@@ -56,6 +56,7 @@ class Preview:
         if changed and self.isAlive():
             with grids.quietViews():
                 self._labelmap.Modified()
+                self.node.Modified()  # a labelmap that is shared tells nobody
         return changed
 
     def plane(self, axis, index):

@@ -51,11 +51,11 @@ def test_a_slice_is_written_and_read_as_it_is_and_no_other_changes(three):
     label = np.zeros(view.size[::-1], np.uint8)
     for axis in (2, 1, 0, 2):
         for index in (5, 2, view.size[axis] - 1):
-            drawn = np.moveaxis(label, 2 - axis, 0)
-            drawn[index] = random.integers(0, 4, drawn.shape[1:])
-            slicecopy.writeSlice(view, axis, index, drawn[index], CLASSES)
+            planes = np.moveaxis(label, 2 - axis, 0)
+            planes[index] = random.integers(0, 4, planes.shape[1:])
+            slicecopy.writeSlice(view, axis, index, planes[index], CLASSES)
             values, background = slicecopy.readSlice(view, axis, index, CLASSES)
-            assert (values == drawn[index]).all() and not background.any()
+            assert (values == planes[index]).all() and not background.any()
             assert (label_of(three) == label).all(), (axis, index)
         slicecopy.clearSlice(view, axis, 2)
         np.moveaxis(label, 2 - axis, 0)[2] = 0

@@ -138,7 +138,7 @@ class Shell(VTKObservationMixin):
             ("Shift+M", annotate.markShown),
             ("Shift+N", lambda: annotate.step(1)),
             ("Shift+P", lambda: annotate.step(-1)),
-            ("Shift+A", annotate.live.accept),
+            ("Shift+A", annotate.live.proposing.accept),
         ):
             shortcut = qt.QShortcut(qt.QKeySequence(keys), slicer.util.mainWindow() or self.widget)
             shortcut.activated.connect(call)

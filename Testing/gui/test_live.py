@@ -136,7 +136,7 @@ def test_three_slices_accept_next_scribbles_and_a_run(painter, watch):
     in_loop(lambda: panel.view.jumpTo(2, 5), "Jump")
     plane = preview.plane(2, 5)
     assert plane is not None
-    in_loop(painter.live.accept, "Accept")
+    in_loop(painter.live.proposing.accept, "Accept")
     assert marked(user) == {2: [3, 5, 6, 9]}
     assert (label_of(user)[5] == plane).all()
     user.find("segmentEditor").undo()

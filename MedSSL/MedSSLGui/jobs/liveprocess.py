@@ -17,7 +17,8 @@ _QUIT_SECONDS = 8
 class LiveProcess:
     """At most one process that learns, and those that are writing their run after `stop`.
 
-    Signals: `reported(event)` of the one that learns; `changed()`; `ended(outcome)` of each.
+    Signals: `reported(event)` of the one that learns; `changed()`; `ended(outcome)` of each, whose job has the name of
+    the run, "" when nothing was learnt, among its facts (`run`).
     """
 
     def __init__(self):
@@ -79,6 +80,8 @@ class LiveProcess:
                 runner.stopAndWait(1.0)
 
     def _onEvent(self, runner, event):
+        if event["event"] == "done":
+            runner.job.facts["run"] = event.get("run") or ""
         if runner is self._runner:
             self.reported.emit(event)
 

@@ -236,7 +236,7 @@ class AnnotatePanel(Panel):
         if not self.alive() or not self.slices.suggested:
             return
         if self.live.isOn() and direction > 0:
-            return self.live.next()
+            return self.live.proposing.next()
         shown = self.view.shownSlice(self.axis())
         index = self.slices.beside(-1 if shown is None else shown, direction)
         if index is None and direction > 0:
@@ -272,7 +272,7 @@ class AnnotatePanel(Panel):
     def suggest(self):
         """Have the library choose the slices that are worth most."""
         if self.live.isOn():
-            self.live.askMore()
+            self.live.proposing.askMore()
         elif self.store.isOpen():
             runs = self.store.models() or self.store.encoders()
             arguments = commands.suggest(

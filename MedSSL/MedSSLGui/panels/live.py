@@ -1,6 +1,5 @@
-"""Live: a model learns while one draws, shows what it would draw, and proposes the next slice."""
+"""Live: a model learns while one draws and shows what it would draw."""
 
-import numpy as np
 import qt
 from slicer.i18n import tr as _
 
@@ -9,18 +8,16 @@ from ..jobs.install import seemsMissing
 from ..jobs.liveprocess import sharedLive
 from ..jobs.runner import Job
 from ..project.livescores import Scores
-from ..project.words import sliceNumber
-from ..scene import slicecopy
 from ..scene.preview import Preview
-from .base import choose
 from .curveview import CurveWords, makeCurveView
+from .proposing import Proposing
 
 _LOOK_MS = 300
 _QUIET_MS = 3000  # a stroke is seldom the last one: what is half drawn should not be learnt
 
 
 class LivePart:
-    """Part of the Annotate panel: the switch, the preview, Accept, Next, and how well the model did before it learnt."""
+    """Part of the Annotate panel: the switch, the preview, and how well the model did before it learnt."""
 
     def __init__(self, panel):
         self.panel, self.session, self.store, self.ui = (
@@ -31,9 +28,10 @@ class LivePart:
         )
         self.process = sharedLive()
         self.preview, self.scores = None, Scores()
-        self._files, self._batch, self._skipped = {}, [], set()
-        self._asked = self._shown = self._wanted = None
-        self._state, self._isPaused, self._walks = {}, False, False
+        self._files, self._state, self._asked = {}, {}, None
+        self._isPaused = False
+        self._takes = False  # whether a preview is being read
+        self.proposing = Proposing(self)
         self._timers()
         words = CurveWords(
             "liveCurvesWidget",
@@ -50,14 +48,14 @@ class LivePart:
     def _timers(self):
         self._look, self._quiet = qt.QTimer(self.panel.widget), qt.QTimer(self.panel.widget)
         self._look.setInterval(_LOOK_MS)
-        self._look.timeout.connect(lambda: self._askShown())
+        self._look.timeout.connect(lambda: self.askShown())
         self._quiet.setSingleShot(True)
         self._quiet.setInterval(_QUIET_MS)
         self._quiet.timeout.connect(lambda: self.saveNow())
 
     def _connect(self):
         self.ui.liveCheckBox.toggled.connect(lambda on: self.switch(on))
-        self.ui.acceptSliceButton.clicked.connect(lambda: self.accept())
+        self.ui.acceptSliceButton.clicked.connect(lambda: self.proposing.accept())
         self.process.reported.connect(self._onEvent)
         self.process.changed.connect(self._show)
         self.process.ended.connect(self._onEnded)
@@ -107,9 +105,8 @@ class LivePart:
     def _forget(self):
         """What an earlier process said."""
         self.scores, self._files, self._state = Scores(), {}, {}
-        self._batch, self._skipped, self._isPaused, self._walks = [], set(), False, False
-        self._shown = None
-        self.panel.slices.wanted = []
+        self._isPaused = False
+        self.proposing.forget()
 
     def end(self):
         """Let the process write its run and end; no preview is shown any more."""
@@ -127,10 +124,10 @@ class LivePart:
         if not self.store.refresh():
             self.store.changed.emit()
         if outcome.state == "done":
-            models = self.store.models()
+            run = outcome.job.facts.get("run")
             text = _("Live has ended. {run} is a model like any other: predict with it in panel 5.")
-            nothing = _("Live has ended; nothing was learnt.")
-            self.session.say(text.format(run=models[-1]) if models else nothing, "done")
+            nothing = _("Live has ended. No slice was marked, so nothing was learnt.")
+            self.session.say(text.format(run=run) if run else nothing, "done")
         elif outcome.state == "cancelled":
             self.session.say(_("Live was interrupted. Switch it on again to go on."), "warning")
         else:
@@ -152,8 +149,7 @@ class LivePart:
             "progress": self._onProgress,
             "score": self._onScore,
             "preview": self._onPreview,
-            "suggestion": self._batch.append,
-            "suggested": lambda event: self._onSuggested(),
+            "suggestion": self.proposing.onSuggestion,
             "warning": lambda event: self.session.say(event.get("message", ""), "warning"),
         }.get(event["event"])
         if take is not None:
@@ -171,25 +167,32 @@ class LivePart:
 
     def _onPreview(self, event):
         """A new prediction of a case: it is shown now where that case is, else when it is brought up."""
-        self._files[event["case"]] = event
+        waiting = self._files.setdefault(event["case"], [])
+        if event.get("slices") is None:
+            waiting.clear()  # the whole case: what came before is in it
+        waiting.append(event)
         if self.preview is not None and self.preview.view.name == event["case"]:
             self._showPreview(self.preview)
 
     def _showPreview(self, preview):
-        event = self._files.pop(preview.view.name, None)
-        if event is not None:
+        waiting = self._files.get(preview.view.name)
+        if waiting and not self._takes:
+            event, self._takes = waiting.pop(0), True
             steps = preview.takeSteps(event["path"], event.get("axis"), event.get("slices"))
             self.session.stepper.start(
                 steps, lambda changed: self._onShown(preview), self._onNotShown
             )
 
     def _onShown(self, preview):
+        self._takes = False
         if preview is self.preview:
-            self._proposeWanted()
-            self._showPreview(preview)
+            self.proposing.fillWanted()
+        if self.preview is not None:
+            self._showPreview(self.preview)
 
     def _onNotShown(self, error):
         """The file was taken away meanwhile, or the case lies on another grid: then it has no preview."""
+        self._takes = False
         if not isinstance(error, OSError):
             self.letGo()
             self.session.sayError(error)
@@ -201,12 +204,13 @@ class LivePart:
         self.letGo()
         if self.isOn():
             self.preview = Preview(view, self.store.classes(), self.store.project.values)
-            self._askShown()
+            self.askShown()
             self._showPreview(self.preview)
 
     def letGo(self):
         """No case is shown any more."""
-        self._asked = self._wanted = None
+        self._asked = None
+        self.proposing.letGo()
         if self.preview is not None:
             self.preview.remove()
             self.preview = None
@@ -217,7 +221,7 @@ class LivePart:
             self.letGo()
         self._show()
 
-    def _askShown(self):
+    def askShown(self):
         """Have the slice predicted first that one looks at."""
         view = self.panel.view
         if self.preview is None or view is None or not view.isAlive():
@@ -245,128 +249,6 @@ class LivePart:
     def onSaved(self):
         """The label file and the record of annotated slices are written."""
         self.process.ask("refresh")
-
-    # -- Accept, Next ---------------------------------------------------------------------------------------------
-
-    def accept(self):
-        """Copy the preview of the shown slice into the annotation and mark it; what a person drew there stays."""
-        panel = self.panel
-        if not self.isOn():
-            return self.session.say(_("Switch Live on first."), "warning")
-        index = panel.shownSlice()
-        if index is None:
-            return None
-        axis, n = panel.axis(), sliceNumber(index)
-        panel.log.flush()
-        values = self._accepted(axis, index)
-        if values is None:
-            return None
-        panel.editor.saveState()
-        before = panel.log.number(index)
-        panel.log.fill(
-            lambda: slicecopy.writeSlice(panel.view, axis, index, values, self.store.classes())
-        )
-        panel.slices.markDrawn(axis, index, before)
-        panel.log.dirty = True
-        self.saveNow()
-        return self.session.say(_("Slice {n} is accepted.").format(n=n), "done")
-
-    def _accepted(self, axis, index):
-        """What a slice is to hold when the preview is accepted; None, with the reason, where it stays as it is."""
-        panel, n = self.panel, sliceNumber(index)
-        partly = index in panel.view.partly().get(axis, ())
-        if index in panel.view.annotated().get(axis, ()) and not partly:
-            text = _("Slice {n} is annotated already and stays as you drew it.")
-            self.session.say(text.format(n=n))
-            return None
-        plane = self.preview.plane(axis, index) if self.preview is not None else None
-        if plane is None:
-            self.session.say(_("The preview has not reached slice {n} yet.").format(n=n), "warning")
-            return None
-        if panel.proposals.isWaiting(index):
-            return plane
-        values, background = slicecopy.readSlice(panel.view, axis, index, self.store.classes())
-        if panel.proposals.isOffered(index) and values.any():
-            return values  # a proposal that was corrected
-        return np.where((values > 0) | background, values, plane)
-
-    def next(self):
-        """Show the next suggested slice, filled in with the prediction; without one, have more suggested."""
-        panel = self.panel
-        panel.proposals.withdraw()
-        self.saveNow()
-        if self._shown is not None:
-            self._skipped.add(self._shown)
-        if not self._openNext():
-            self._walks = True
-            self.askMore()
-
-    def _openNext(self):
-        """Show the next suggested slice; False when there is none left."""
-        panel = self.panel
-        found = panel.slices.nextWanted(self._skipped)
-        if found is None:
-            return False
-        if found[0] == panel.view.name:
-            self._open(found)
-        else:
-            panel.showCase(found[0], then=lambda: self._open(found))
-        return True
-
-    def _open(self, found):
-        case, axis, index = found
-        panel = self.panel
-        if not panel.alive() or panel.view.name != case:
-            return
-        self._shown = self._wanted = found
-        choose(self.ui.directionComboBox, str(axis))
-        panel.slices.spread()
-        panel.goTo(index)
-        self._askShown()
-        self._proposeWanted()
-
-    def _proposeWanted(self):
-        """Fill the slice in that Next has opened, once it is predicted, as long as it is shown and empty."""
-        if self._wanted is None or self.preview is None:
-            return
-        panel, (case, axis, index) = self.panel, self._wanted
-        plane = self.preview.plane(axis, index)
-        if plane is None:
-            return
-        self._wanted = None
-        here = panel.view.name == case and panel.axis() == axis
-        if not here or panel.view.shownSlice(axis) != index:
-            return
-        if not plane.any():
-            text = _("The model finds nothing on slice {n}. Mark it, if that is right, or draw.")
-            self.session.say(text.format(n=sliceNumber(index)))
-        elif panel.proposals.offer(index, plane, self.store.classes()):
-            text = _(
-                "Slice {n} is filled in with what the model would draw. It counts once you change or accept it."
-            )
-            self.session.say(text.format(n=sliceNumber(index)))
-
-    def askMore(self):
-        """Have slices suggested by the model as it is now."""
-        self._batch.clear()
-        self.session.say(_("Choosing slices …"), "busy")
-        self.process.ask("suggest", self.ui.budgetSpinBox.value)
-
-    def _onSuggested(self):
-        panel, walks = self.panel, self._walks
-        self._walks = False
-        panel.slices.wanted = [{**event, "reason": event.get("why", "")} for event in self._batch]
-        self._batch.clear()
-        self._skipped = {self._shown}
-        panel.slices.spread()
-        count = len(panel.slices.wanted)
-        if walks and panel.alive() and self._openNext():
-            return
-        if walks or not count:
-            self.session.say(_("No slice is left to suggest."), "warning")
-        else:
-            text = _("{n} slices are suggested. Next leads from one to the next.")
-            self.session.say(text.format(n=count), "done")
 
     # -- what the panel shows -------------------------------------------------------------------------------------
 

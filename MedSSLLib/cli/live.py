@@ -42,8 +42,7 @@ def live(args: argparse.Namespace, events: Events) -> None:
     if args.init is None and not args.resume:
         args.init = _latest_encoder(project)
         if args.init:
-            say_start = f"Starting from {args.init} (--init takes another, or none)"
-            announce(args, say_start)
+            announce(args, f"Starting from {args.init} (--init takes another, or none)")
     config = configuration(args, "supervised", {})
     warn_of_unused(config, given_by(args, {}), project, events)
     _let_others_first()
@@ -51,8 +50,6 @@ def live(args: argparse.Namespace, events: Events) -> None:
     from MedSSLLib.live.requests import requests_from
 
     folder = run_live(project, config, events, requests_from(args.requests), args.case or "")
-    if args.events == "-":
-        return
     if folder is None:
         say(args, "Nothing was drawn, so nothing was learnt.")
         return

@@ -162,7 +162,12 @@ class LiveConfig(Frozen):
         0.5, ge=0, description="Weight of a pseudo-labelled voxel against a drawn one (BCP: 0.5)."
     )
     known_after: int = Field(
-        20, ge=1, description="Steps on new slices after which a preview counts as knowing them."
+        12, ge=1, description="Steps on new slices after which a preview counts as knowing them."
+    )
+    slice_voxels: int = Field(
+        128 * 128,
+        ge=512,
+        description="Voxels of a 2D patch where training.voxels does not say: a step is short.",
     )
     fresh_share: float = Field(
         0.5, ge=0, le=1, description="Share of a batch that new slices have for these steps."

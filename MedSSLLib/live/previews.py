@@ -106,8 +106,11 @@ def predicted_slices(
     turned = oriented(layout.source, layout.grid.code)
     part = _along_d(turned, first, last)
     positions, count, _ = next(iter(axis_positions(layout.grid, part)))
-    margin = model.plan.patch[0] // 4 if model.plan.dim == 3 else 0
+    margin, stride = 0, 1
+    if model.plan.dim == 3:  # from where the strides of the whole volume would begin
+        margin, stride = model.plan.patch[0] // 4, int(np.prod(model.plan.strides, axis=0)[0])
     low = max(0, min(int(np.floor(positions.min())), count - 1) - margin)
+    low -= low % stride
     high = min(count - 1, max(0, int(np.ceil(positions.max()))) + margin)
     size = images.shape(layout.name)[1:]
     image = images.image(layout.name, (low, 0, 0), (high + 1, size[1], size[2]))

@@ -80,6 +80,15 @@ class Painter:
         in_loop(lambda: view.jumpTo(2, index), "Jump")
         wait_until(lambda: False, 0.4)
 
+    def correct(self, index):
+        """What was proposed on a slice of the shown case is taken away, and what is true drawn."""
+        view, editor = self.panel.view, self.user.find("segmentEditor")
+        whole = np.zeros(view.size[::-1], bool)
+        whole[index] = True
+        for value in (1, 2, 3):
+            in_loop(lambda v=value: editor.paint(f"class_{v}", whole, erase=True), "Erase")
+        self.draw(index)
+
     def mark(self, index):
         self.draw(index)
         self.user.click("markSliceButton")
@@ -120,7 +129,7 @@ def painter(user, cohort, tmp_path):
 @pytest.mark.timeout(1500)
 def test_three_slices_accept_next_scribbles_and_a_run(painter, watch):
     user, panel = painter.user, painter.panel
-    assert wait_until(lambda: "first slice that you mark" in user.find("liveLabel").text(), 60)
+    assert wait_until(lambda: "first slice that you mark" in user.find("liveLabel").text(), SECONDS)
     for index in (3, 6, 9):
         painter.mark(index)
     painter.learn()
@@ -155,11 +164,15 @@ def test_three_slices_accept_next_scribbles_and_a_run(painter, watch):
     assert (label_of(user)[6] == truth[6]).all()
 
     # next: another slice, filled in, in another case
-    for _step in range(8):
+    for _step in range(12):
         user.click("nextSliceButton")
-        assert wait_until(lambda: panel.proposals.waiting(), 60) or _step < 7, user.status()
-        if panel.view.name != "heart_01" and panel.proposals.waiting():
-            break
+        wait_until(lambda: panel.proposals.waiting(), 30)
+        offered = panel.proposals.waiting().get(2, [])
+        if panel.view.name != "heart_01" and offered:
+            if painter.truth[panel.view.name][offered[0]].any():
+                break
+    else:
+        pytest.fail(f"no slice was proposed in another case: {user.status()}")
     name, ((_axis, (index,)),) = panel.view.name, panel.proposals.waiting().items()
     assert name not in ("heart_01", "heart_06"), "test cases are never suggested"
     proposed = label_of(user)[index]
@@ -172,7 +185,7 @@ def test_three_slices_accept_next_scribbles_and_a_run(painter, watch):
     assert len(painter.of("annotation")) == taught, "a proposal teaches nothing"
 
     # touched, it counts
-    painter.draw(index)
+    painter.correct(index)
     assert marked(user) == {2: [index]}
     user.click("nextSliceButton")
     user.settle()
@@ -181,7 +194,7 @@ def test_three_slices_accept_next_scribbles_and_a_run(painter, watch):
     assert score["proposed"] and 0 <= score["changed"] <= 1
     label, annotated = file_of(user, name)
     assert dict(annotated.slices)[2] == (index,)
-    assert (label[index] == painter.truth[name][index]).mean() > 0.9
+    assert (label[index] == painter.truth[name][index]).all()
     assert "you changed" in user.find("liveScoreLabel").text()
 
     # scribbles

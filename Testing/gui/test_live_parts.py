@@ -241,6 +241,18 @@ def test_undo_of_an_earlier_stroke_does_not_mark_the_proposals_slice(three):
     assert marked(three) == {} and not label_of(three).any()
 
 
+def test_what_is_accepted_without_a_change_can_be_undone_too(three):
+    """The model found nothing on an empty slice, and that was accepted."""
+    panel = three.shell.panels["annotate"]
+    paint(three, 4)
+    panel.editor.saveState()
+    panel.slices.markDrawn(2, 7, panel.log.number(7))
+    assert marked(three) == {2: [4, 7]}
+    three.find("segmentEditor").undo()
+    wait_until(lambda: False, 0.45)
+    assert marked(three) == {2: [4]} and panel.log.dirty
+
+
 def test_undo_keeps_the_marks_that_were_made_since(three):
     paint(three, 4)
     three.shell.panels["annotate"].mark(2, [7])

@@ -257,10 +257,14 @@ class AnnotatePanel(Panel):
         if not self.alive():
             return
         stroke = len(changes) <= STROKE_SLICES
+        for index in self.view.lostMarks().get(self.axis(), []):
+            number = self.log.number(index)
+            changes.setdefault(index, (number, number))  # marked without a change, and undone
         self.view.writeTags()
         undone = self.slices.follow(changes, stroke and self.ui.autoMarkCheckBox.checked)
         self.live.saveSoon()
         if undone:
+            self.log.dirty = True
             text = _("Slice {n} is as before: it no longer counts as annotated.")
             self.session.say(text.format(n=sliceNumber(undone[0])))
         elif not stroke:

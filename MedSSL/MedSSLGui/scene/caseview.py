@@ -66,6 +66,15 @@ class CaseView:
         self._partly = {axis: sorted(set(indices)) for axis, indices in partly.items()}
         self.writeTags()
 
+    def lostMarks(self):
+        """Annotated slices {axis: indices} that the tags do not have: an undo went back to before they were marked."""
+        tags, lost = segments.readTags(self.segmentation, self.names), {}
+        for axis, indices in self.annotated().items():
+            missing = [index for index in indices if index not in tags.get(axis, ())]
+            if missing:
+                lost[axis] = missing
+        return lost
+
     def writeTags(self):
         """Bring the tags in line with what was marked: undo gives segments back with the tags they had."""
         self._partly = self.partly()

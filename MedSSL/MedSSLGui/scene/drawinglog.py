@@ -25,7 +25,7 @@ class DrawingLog:
     """Watches one segmentation along one axis; `dirty` until it is saved.
 
     Signal: `edited(changes)` after each edit, {slice: (number before, number after)}; the numbers stand for what is
-    drawn, 0.0 for nothing. parent: the widget with which it ends.
+    drawn, 0.0 for nothing. An undo may change no slice. parent: the widget with which it ends.
     """
 
     def __init__(self, parent=None):
@@ -108,8 +108,8 @@ class DrawingLog:
                 changes[index] = (old, new)
         if changes:
             self.dirty = True
-            if not self.filling:  # what the program fills in is nobody's drawing
-                self.edited.emit(changes)
+        if not self.filling and (changes or self._view.lostMarks()):
+            self.edited.emit(changes)  # what the program fills in is nobody's drawing
 
     def _signatures(self):
         """{slice: number that changes with what is drawn on it}, from the cropped labelmaps Slicer keeps."""

@@ -264,8 +264,10 @@ def test_a_case_that_is_deleted_has_no_preview_any_more(painter):
     user = painter.user
     painter.mark(4)
     painter.learn()
+    user.click("addClassButton")
     preview = painter.live.preview
-    assert preview.isAlive()
+    assert preview.values == (0, 1, 2, 3, 4), "other classes, another preview"
+    assert wait_until(preview.isAlive, SECONDS)
     user.store.removeCases(["heart_01"])
     assert wait_until(lambda: not preview.isAlive(), 10)
     painter.show("heart_02")

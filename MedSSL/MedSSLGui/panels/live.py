@@ -216,9 +216,12 @@ class LivePart:
             self.preview = None
 
     def refresh(self):
-        """The project changed: a case that is no longer in it has no preview."""
-        if self.preview is not None and self.store.case(self.preview.view.name) is None:
-            self.letGo()
+        """The project changed: a case that is no longer in it has no preview, and other classes make another one."""
+        if self.preview is not None and self.store.isOpen():
+            if self.store.case(self.preview.view.name) is None:
+                self.letGo()
+            elif self.preview.values != tuple(self.store.project.values):
+                self.watch(self.preview.view)
         self._show()
 
     def askShown(self):

@@ -20,7 +20,7 @@ class Preview:
 
     def __init__(self, view, classes, values):
         """classes: as the store gives them; values: label value of each class index of a prediction."""
-        self.view, self._classes, self._values = view, classes, list(values)
+        self.view, self._classes, self.values = view, classes, tuple(values)
         self.node = self._labelmap = self._array = None
         self._known, self._isOver = [], False
 
@@ -43,7 +43,7 @@ class Preview:
         if not self.isAlive():
             self._make()
         table = np.zeros(256, np.uint8)
-        table[: len(self._values)] = self._values
+        table[: len(self.values)] = self.values
         where = _part(shape, axis, extent)
         source, target, changed = found[where], self._array[where], False
         for part in grids.slabs(source.shape):

@@ -32,7 +32,7 @@ BASE_GIB = 1.5
 """Working memory of a training process beside its data (measured on CPU, 3D U-Net)."""
 BYTES_A_VOXEL = 4
 _HELD = 3  # copies of the largest volume while it is preprocessed
-_SEGMENTING = ("finetune", "selftrain")
+_SEGMENTING = ("finetune", "selftrain", "live")
 
 NEXT_LINES = {
     "open": "medssl init PROJECT --images DIR",

@@ -27,6 +27,18 @@ def norm_spec(norm: str, channels: int) -> str | tuple[str, dict[str, int | bool
     return (norm, {"affine": True})
 
 
+_NARROW = 8  # channels of a block of oneDNN's AVX2 kernels
+
+
+def _plain_layout(_: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+    """The input of a strided 1x1 convolution of few channels, with channels first.
+
+    With channels last the gradient by its input is written past the end of the memory, on
+    processors with AVX2 but not AVX512 (oneDNN in torch 2.13), and the process dies later.
+    """
+    return (inputs[0].contiguous(),)
+
+
 class Encoder(nn.Module):
     """Residual convolutional encoder: one block a level, down-sampled by strided convolution.
 
@@ -55,6 +67,9 @@ class Encoder(nn.Module):
             UnetResBlock(dim, n_in, n_out, 3, stride, norm_spec(norm, n_out))
             for n_in, n_out, stride in zip(inputs, self.widths, self.strides, strict=True)
         )
+        for n_in, stage in zip(inputs, self.stages, strict=True):
+            if dim == 2 and n_in < _NARROW and stage.downsample:
+                stage.get_submodule("conv3").register_forward_pre_hook(_plain_layout)
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Images ``[b, c, *s]`` to one feature map a level, finest first."""

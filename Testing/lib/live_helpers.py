@@ -21,7 +21,7 @@ from Testing.lib.core_helpers import write_case
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = {
-    "network.widths": "[4, 8]",
+    "network.widths": "[8, 16]",
     "training.batch": "4",
     "training.voxels": "512",
     "options.known_after": "4",

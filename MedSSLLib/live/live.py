@@ -65,38 +65,58 @@ def run_live(
     with ExitStack() as stack:
         stack.enter_context(FileLock(project.folder / _LOCK, timeout=0))
         stack.enter_context(_one_core_free())
-        context = open_context(project, config, events, stack)
-        options = live_options(context.config)
-        context = context.with_options(options)
-        start = find_start(project, context.config.init)
-        context = _in_short_steps(in_slices(context, start).starting_from(start), options)
-        keeper = Keeper(context.folder, events)
-        maker = _Maker(context, keeper)
-        watch = Watch(project, context.warn)
-        teaching = Teaching(watch, maker, events, options.known_after, options.mixing_cases)
-        if context.config.resume:
-            keeper.take_up(teaching)
-        minutes = context.config.training.minutes
-        session = Session(
-            events=events,
-            options=options,
-            source=source or Nobody(),
-            teaching=teaching,
-            shown=Shown(context.folder / PREVIEWS, events),
-            keeper=keeper,
-            seconds=None if minutes is None else 60 * minutes,
-        )
-        if maker.can_predict:
-            teaching.learner = maker(None, None)
+        session = open_session(project, config, events, stack, source)
         if shown_first is not None:
             session.show(shown_first.name, None)
         with interrupts.deferred():
             session.run()
-            keeper.end(teaching)
-        if teaching.learner is None:
-            return None
-        teaching.learner.close()
-        return context.folder
+            session.keeper.end(session.teaching)
+        return None if session.learner is None else session.keeper.folder
+
+
+def open_session(
+    project: Project,
+    config: RunConfig,
+    events: Events,
+    stack: ExitStack,
+    source: Source | None = None,
+) -> Session:
+    """A live run before its first step; its folder is held until the stack is closed.
+
+    Args:
+        project: the project.
+        config: the settings.
+        events: where to tell.
+        stack: what is to be closed at the end.
+        source: of requests; nobody asks by default.
+
+    Raises:
+        InputError: settings that do not fit together, or nothing to resume.
+    """
+    context = open_context(project, config, events, stack)
+    options = live_options(context.config)
+    context = context.with_options(options)
+    start = find_start(project, context.config.init)
+    context = _in_short_steps(in_slices(context, start).starting_from(start), options)
+    keeper = Keeper(context.folder, events)
+    maker = _Maker(context, keeper)
+    watch = Watch(project, context.warn)
+    teaching = Teaching(watch, maker, events, options.known_after, options.mixing_cases)
+    stack.callback(teaching.close)
+    if context.config.resume:
+        keeper.take_up(teaching)
+    if maker.can_predict:
+        teaching.learner = maker(None, None)
+    minutes = context.config.training.minutes
+    return Session(
+        events=events,
+        options=options,
+        source=source or Nobody(),
+        teaching=teaching,
+        shown=Shown(context.folder / PREVIEWS, events),
+        keeper=keeper,
+        seconds=None if minutes is None else 60 * minutes,
+    )
 
 
 class _Maker:

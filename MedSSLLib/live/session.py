@@ -95,10 +95,11 @@ class Session:
         """
         while not self._stopped:
             self._hear()
-            self._look()
+            if time.monotonic() >= self._next_look:
+                self.look()
             busy = self.shown.advance(self.learner, self.teaching.knows)
             busy |= self._answer()
-            busy |= self._train()
+            busy |= self.train()
             self.shown.plan_next(self.learner, self.teaching.knows, rests=self.state != "training")
             self._tell()
             if self.state == "training" and self.keeper.age > CHECKPOINT_EVERY:
@@ -158,10 +159,8 @@ class Session:
         except InputError as error:
             self.events.emit("warning", message=str(error))
 
-    def _look(self) -> None:
-        """Look at the files where it is time, and take in what has changed."""
-        if time.monotonic() < self._next_look:
-            return
+    def look(self) -> None:
+        """Look at the files, and take in what has changed."""
         for change in self.teaching.watch.look():
             before = self.learner
             self.teaching.take_in(change, self.shown.holds(change.name))
@@ -207,7 +206,7 @@ class Session:
         except InputError as error:
             self.events.emit("warning", message=str(error))
 
-    def _train(self) -> bool:
+    def train(self) -> bool:
         """A step, where there is anything to learn; whether there was."""
         learner = self.learner
         if learner is None or self.state != "training" or self.shown.urgent:

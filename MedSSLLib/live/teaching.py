@@ -293,3 +293,8 @@ class Teaching:
         if len(left) < len(self._fresh):
             self._fresh = left
             self._teach()
+
+    def close(self) -> None:
+        """Let the model's threads end."""
+        if self.learner is not None:
+            self.learner.close()

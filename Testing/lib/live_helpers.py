@@ -21,7 +21,7 @@ from Testing.lib.core_helpers import write_case
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = {
-    "network.widths": "[4, 8]",
+    "network.widths": "[8, 16]",
     "training.batch": "4",
     "training.voxels": "512",
     "options.known_after": "4",
@@ -84,7 +84,7 @@ class LiveProcess:
         self._process.stdin.write(line.encode() + b"\n")
         self._process.stdin.flush()
 
-    def wait_for(self, kind: str, seconds: float = 60.0, **fields) -> dict:
+    def wait_for(self, kind: str, seconds: float = 240.0, **fields) -> dict:
         """The next event of a kind whose fields have these values, or fulfil these conditions."""
         latest = time.monotonic() + seconds
         while time.monotonic() < latest:
@@ -106,7 +106,7 @@ class LiveProcess:
     def of(self, kind: str) -> list[dict]:
         return [event for event in self.events if event["event"] == kind]
 
-    def end(self, how: str = "stop", seconds: float = 60.0) -> int:
+    def end(self, how: str = "stop", seconds: float = 240.0) -> int:
         """Ask to stop, close the stream of requests ('close'), or send 'TERM' or 'KILL'."""
         if how == "stop":
             self.ask("stop")

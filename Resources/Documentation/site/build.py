@@ -24,6 +24,7 @@ FOLDERS = ("Resources", "Testing/bench", "Testing/faults", "Testing/gui/slicer_b
 PAGES = {
     "Guides": (
         "Resources/Documentation/Tutorial",
+        "Resources/Documentation/Live",
         "Resources/Documentation/Python",
         "Resources/Documentation/Methods",
         "Resources/Documentation/Results",

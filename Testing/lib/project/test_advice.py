@@ -71,8 +71,9 @@ def test_models_encoders_and_unfinished_runs():
         run("f", "finetune"),
         run("s", "selftrain", finished=False),
         {**run("x", "finetune"), "config": None},
+        run("l", "live"),
     ]
-    assert advice.models(runs) == ["f"] and advice.encoders(runs) == ["p"]
+    assert advice.models(runs) == ["f", "l"] and advice.encoders(runs) == ["p"]
     assert advice.unfinished(runs, ("finetune", "selftrain"))["name"] == "s"
     assert advice.unfinished(runs, ("pretrain",)) is None
 

@@ -303,7 +303,7 @@ def test_a_killed_process_is_told_of_and_gone_on_with(painter):
     assert not user.find("liveCheckBox").isChecked() and painter.live.preview is None
     painter.events.clear()
     painter.switch(True)
-    assert painter.until("start")["resumed"]
+    assert painter.until("start")["run"] == "live-1", "the same run goes on"
     painter.until("preview", case="heart_01", whole=True)
     painter.off()
     assert user.store.models() == ["live-1"]

@@ -9,7 +9,7 @@ import slicer
 from ..signals import Signal
 from .runner import Runner
 
-END_SECONDS = 60
+END_SECONDS = 180
 """What a process that was told to stop has for writing its run, before it is ended."""
 _QUIT_SECONDS = 8
 

@@ -10,7 +10,7 @@ CLASSES = [
     (2, "wall", (0, 1, 0), ""),
     (3, "left ventricle", (0, 0, 1), ""),
 ]
-SECONDS = 240  # for the first answer of a process on a busy machine
+SECONDS = 600  # for an answer of a process with a low priority on a busy machine
 
 
 class Painter:
@@ -126,7 +126,7 @@ def painter(user, cohort, tmp_path):
     assert wait_until(lambda: not painter.process.isEnding(), SECONDS)
 
 
-@pytest.mark.timeout(1500)
+@pytest.mark.timeout(2400)
 def test_three_slices_accept_next_scribbles_and_a_run(painter, watch):
     user, panel = painter.user, painter.panel
     assert wait_until(lambda: "first slice that you mark" in user.find("liveLabel").text(), SECONDS)
@@ -230,7 +230,7 @@ def test_three_slices_accept_next_scribbles_and_a_run(painter, watch):
     assert longest < 0.3, watch.table()  # generous: a shared machine; bench_blocks.py measures
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_a_scene_closed_while_live_is_on(painter):
     import slicer
 
@@ -244,7 +244,7 @@ def test_a_scene_closed_while_live_is_on(painter):
     assert painter.live.preview is None
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_another_project_ends_live_and_gets_nothing_of_it(painter, tmp_path):
     user = painter.user
     first = user.store.folder
@@ -259,7 +259,7 @@ def test_another_project_ends_live_and_gets_nothing_of_it(painter, tmp_path):
     assert user.store.models() == ["live-1"]
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_a_case_that_is_deleted_has_no_preview_any_more(painter):
     user = painter.user
     painter.mark(4)
@@ -277,7 +277,7 @@ def test_a_case_that_is_deleted_has_no_preview_any_more(painter):
     assert user.store.models() == ["live-1"]
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_slicer_closed_while_live_is_on(painter):
     import slicer
 
@@ -290,7 +290,7 @@ def test_slicer_closed_while_live_is_on(painter):
     assert painter.user.store.case("heart_01").annotated.slices == ((2, (4,)),)
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_a_killed_process_is_told_of_and_gone_on_with(painter):
     from MedSSLGui.jobs import processes
 
@@ -309,7 +309,7 @@ def test_a_killed_process_is_told_of_and_gone_on_with(painter):
     assert user.store.models() == ["live-1"]
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_live_waits_while_a_job_runs(painter):
     user = painter.user
     painter.mark(4)

@@ -218,7 +218,7 @@ def _live(trial: _Trial) -> Iterator[Record]:
 def _suggested(session: Session, trial: _Trial) -> tuple[str, Place]:
     """The best slice of a case whose truth is known."""
     found = []
-    for answer in suggest_live(trial.project, session.learner, 8, trial.events):
+    for answer in suggest_live(trial.project, session.learner, 3, trial.events):
         found += answer or []
     for item in found:
         if item.case in trial.person.truths:

@@ -93,7 +93,7 @@ def predicted_slices(
 ) -> np.ndarray:
     """Class maps uint8 ``[last - first + 1, h, w]`` of source slices along d.
 
-    In 3D they are seen with a quarter of a patch of their surroundings, so near the ends of a chunk
+    In 3D they are seen with half a patch of their surroundings, so near the ends of a chunk
     they may differ a little from the prediction of the whole volume.
 
     Args:
@@ -108,7 +108,7 @@ def predicted_slices(
     positions, count, _ = next(iter(axis_positions(layout.grid, part)))
     margin, stride = 0, 1
     if model.plan.dim == 3:  # from where the strides of the whole volume would begin
-        margin, stride = model.plan.patch[0] // 4, int(np.prod(model.plan.strides, axis=0)[0])
+        margin, stride = model.plan.patch[0] // 2, int(np.prod(model.plan.strides, axis=0)[0])
     low = max(0, min(int(np.floor(positions.min())), count - 1) - margin)
     low -= low % stride
     high = min(count - 1, max(0, int(np.ceil(positions.max()))) + margin)

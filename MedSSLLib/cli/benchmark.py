@@ -15,7 +15,6 @@ from MedSSLLib.cli.command import (
     say,
     seed,
 )
-from MedSSLLib.cli.effort import effort_arguments, run_effort_command
 from MedSSLLib.cli.tables import print_table
 from MedSSLLib.core.errors import InputError
 from MedSSLLib.core.events import Events
@@ -46,7 +45,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     effort = kinds.add_parser(
         "effort", help="how much must be drawn, by a scripted person", allow_abbrev=False
     )
-    effort_arguments(effort)
+    _effort_arguments(effort)
     speed = kinds.add_parser(
         "speed", help="steps, predictions and views against the bare work", allow_abbrev=False
     )
@@ -134,6 +133,40 @@ def _labels_lengths(labels: argparse.ArgumentParser) -> None:
     )
 
 
+def _effort_arguments(effort: argparse.ArgumentParser) -> None:
+    """The options of the command."""
+    effort.add_argument(
+        "--data",
+        type=Path,
+        required=True,
+        metavar="DIR|PROJECT",
+        help="as for labels; the labels of cases that are not test cases are drawn from",
+    )
+    effort.add_argument(
+        "--ways",
+        default="live,live-no-mixing,even,complete",
+        metavar="A,B",
+        help="live, live-no-mixing, even, complete (default: all)",
+    )
+    numbers: tuple[tuple[str, type[int] | type[float], float | None, str], ...] = (
+        ("slices", int, 16, "most slices (default: 16)"),
+        ("seeds", int, 3, "repetitions (default: 3)"),
+        ("seconds", float, 30.0, "of a person for a slice; counted, not waited for (default: 30)"),
+        ("rate", float, 2.0, "steps a second of training meanwhile (default: 2)"),
+        ("tests", int, None, "test cases scored (default: all)"),
+    )
+    for name, kind, usual, words in numbers:
+        effort.add_argument(
+            f"--{name}", type=positive(kind), default=usual, metavar="N", help=words
+        )
+    effort.add_argument(
+        "--device", default="auto", metavar="NAME", help="auto (default), cpu, cuda or cuda:N"
+    )
+    effort.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="setting of every training"
+    )
+
+
 def _speed_arguments(speed: argparse.ArgumentParser) -> None:
     speed.add_argument(
         "--parts",
@@ -218,7 +251,40 @@ def _run_speed(args: argparse.Namespace, events: Events) -> None:
             say(args, f"Written: {path}")
 
 
-_RUN_APART = {"speed": _run_speed, "effort": run_effort_command}
+def _run_effort(args: argparse.Namespace, events: Events) -> None:
+    """Run it, print its table and write its report."""
+    from MedSSLLib.benchmark.data import open_data
+    from MedSSLLib.benchmark.effort.report import (
+        EFFORT_COLUMNS,
+        effort_notes,
+        effort_rows,
+        write_effort_report,
+    )
+    from MedSSLLib.benchmark.effort.trials import Effort, run_effort
+
+    effort = Effort(
+        ways=tuple(text.strip() for text in args.ways.split(",") if text.strip()),
+        slices=args.slices,
+        seeds=args.seeds,
+        seconds=args.seconds,
+        rate=args.rate,
+        tests=args.tests,
+        device=args.device,
+        settings=parse_settings(args.set),
+    )
+    name = args.data.resolve().name
+    project, _ = open_data(args.data, args.out / "project" / name, (), 1, 0)
+    content = run_effort(project, effort, args.out, events)
+    if not args.quiet:
+        print_table(EFFORT_COLUMNS, effort_rows(content))
+    for text in effort_notes(content):
+        say(args, text)
+    files = write_effort_report(content, args.out)
+    events.images(files)
+    say(args, f"Report: {files[-1]}")
+
+
+_RUN_APART = {"speed": _run_speed, "effort": _run_effort}
 
 
 def _row(text: str) -> str:

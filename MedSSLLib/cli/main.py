@@ -16,17 +16,7 @@ from pathlib import Path
 from typing import IO
 
 from MedSSLLib import __version__
-from MedSSLLib.cli import (
-    annotate,
-    apply,
-    benchmark,
-    live,
-    new_method,
-    panel,
-    projects,
-    tools,
-    train,
-)
+from MedSSLLib.cli import annotate, apply, benchmark, new_method, panel, projects, tools, train
 from MedSSLLib.cli.command import Command
 from MedSSLLib.core import interrupts
 from MedSSLLib.core.errors import (
@@ -43,7 +33,7 @@ from MedSSLLib.core.sinks import Bar, JsonLines, PlainLines, for_people
 
 GROUPS: tuple[tuple[str, tuple[Command, ...]], ...] = (
     ("A folder of scans", projects.COMMANDS),
-    ("Annotating less", (*annotate.COMMANDS, *live.COMMANDS)),
+    ("Annotating less", annotate.COMMANDS),
     ("Training", train.COMMANDS),
     ("Using a model", apply.COMMANDS),
     ("Comparing methods", (*benchmark.COMMANDS, *new_method.COMMANDS)),

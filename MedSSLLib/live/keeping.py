@@ -13,7 +13,7 @@ from MedSSLLib.core.events import Events
 from MedSSLLib.core.files import read_json, write_json
 from MedSSLLib.live.learner import Learner
 from MedSSLLib.live.teaching import Teaching
-from MedSSLLib.live.watch import Place
+from MedSSLLib.live.watch import SlicePlace
 from MedSSLLib.training.context import TrainingContext, record
 from MedSSLLib.training.run_folder import RunFolder, renew_data, write_config
 from MedSSLLib.training.stages import finish, keep_segmentation
@@ -48,7 +48,7 @@ class Keeper:
         learner = teaching.learner
         if learner is None:
             return
-        learner.trainer.save()
+        learner.keep_checkpoint()
         watch = teaching.watch
         write_json(
             self.folder / _FILE,
@@ -191,11 +191,11 @@ class Keeper:
         }
 
 
-def _written(digests: Mapping[Place, str]) -> dict[str, str]:
+def _written(digests: Mapping[SlicePlace, str]) -> dict[str, str]:
     return {f"{axis}:{index}": digest for (axis, index), digest in digests.items()}
 
 
-def _read(digests: Mapping[str, str]) -> dict[Place, str]:
+def _read(digests: Mapping[str, str]) -> dict[SlicePlace, str]:
     found = {}
     for text, digest in digests.items():
         axis, _, index = text.partition(":")

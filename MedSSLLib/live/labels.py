@@ -13,7 +13,7 @@ from MedSSLLib.data.preprocessing.label import label_on_grid
 from MedSSLLib.data.slices import slice_operator
 from MedSSLLib.images.geometry import Volume
 from MedSSLLib.images.labels import IGNORE
-from MedSSLLib.live.watch import DrawnCase, Place
+from MedSSLLib.live.watch import DrawnCase, SlicePlace
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class LiveLabels:
         held = self._held.get(name)
         return {} if held is None else dict(held.counts)
 
-    def on_slice(self, drawn: DrawnCase, place: Place) -> dict[int, np.ndarray]:
+    def on_slice(self, drawn: DrawnCase, place: SlicePlace) -> dict[int, np.ndarray]:
         """As :meth:`foreground`, of the grid slice that a source slice lies nearest to."""
         name, (axis, index) = drawn.case.name, place
         along, rows = slice_operator(drawn.geometry, self.cache.geometry(name), axis)

@@ -29,7 +29,7 @@ from MedSSLLib.training.context import TrainingContext
 from MedSSLLib.training.stages import build_network, loop_config
 from MedSSLLib.training.trainer import Trainer
 
-STAGE = "live"
+LIVE_STAGE = "live"
 
 
 @dataclass
@@ -126,7 +126,7 @@ class Learner:
             frozen=context.config.freeze_encoder,
         )
         budget = EndlessBudget(context.config.optimiser.warmup, options.warmup_steps)
-        loop = loop_config(context.config, STAGE, budget)
+        loop = loop_config(context.config, LIVE_STAGE, budget)
         self.trainer = Trainer(self.plain, loop, context.fabric, context.folder, context.events)
         self.started_whole = False
         if earlier is not None:
@@ -274,6 +274,14 @@ class Learner:
         maps = [self.labels.whole(name) for name in self.labels.names]
         single, foreground = piece_facts(maps, len(self.classes))
         return single, foreground, undivided_on_slices(maps, len(self.classes))
+
+    def keep_checkpoint(self) -> None:
+        """Write the trainer's checkpoint.
+
+        Raises:
+            GuardError: a weight is not finite; the file is left as it is.
+        """
+        self.trainer.save()
 
     def close(self) -> None:
         """Let the loader's thread end."""

@@ -22,7 +22,7 @@ from MedSSLLib.images.labels import slice_axis
 from MedSSLLib.live.keeping import Keeper
 from MedSSLLib.live.labels import LiveLabels
 from MedSSLLib.live.learner import Earlier, Learner
-from MedSSLLib.live.requests import Nobody, Source
+from MedSSLLib.live.requests import Nobody, RequestSource
 from MedSSLLib.live.session import Session
 from MedSSLLib.live.shown import Shown
 from MedSSLLib.live.teaching import Teaching
@@ -40,7 +40,7 @@ def run_live(
     project: Project,
     config: RunConfig,
     events: Events,
-    source: Source | None = None,
+    source: RequestSource | None = None,
     case: str = "",
 ) -> Path | None:
     """Train while a person draws, until a request or the time limit ends it.
@@ -79,7 +79,7 @@ def open_session(
     config: RunConfig,
     events: Events,
     stack: ExitStack,
-    source: Source | None = None,
+    source: RequestSource | None = None,
 ) -> Session:
     """A live run before its first step; its folder is held until the stack is closed.
 

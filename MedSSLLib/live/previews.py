@@ -5,20 +5,20 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
-from MedSSLLib.core.files import explained_os_errors
+from MedSSLLib.core.errors import MedSSLError
+from MedSSLLib.core.files import atomic_path
 from MedSSLLib.data.preprocessing.resampling import axis_positions
 from MedSSLLib.images import io
 from MedSSLLib.images.geometry import Geometry, moved, oriented, triple
 from MedSSLLib.inference.model import Model
 from MedSSLLib.inference.source_grid import in_source_order, source_slabs
-from MedSSLLib.live.watch import Place
+from MedSSLLib.live.watch import SlicePlace
 from MedSSLLib.project.manifest import Case
 
 CHUNK = 2**18  # voxels of the training grid that are predicted at a time, at least a slice
@@ -62,7 +62,7 @@ class Layout:
         """The place along d of a slice of the source, or the other way round."""
         return self.count - 1 - index if self.flipped else index
 
-    def in_source(self, plane: np.ndarray, place: Place) -> np.ndarray:
+    def in_source(self, plane: np.ndarray, place: SlicePlace) -> np.ndarray:
         """A class map ``[1, h, w]`` of one slice in the order of the source's own axes, 2D."""
         axis, index = place
         start, size = [0, 0, 0], list(self.source.size)
@@ -93,7 +93,7 @@ def predicted_slices(
 ) -> np.ndarray:
     """Class maps uint8 ``[last - first + 1, h, w]`` of source slices along d.
 
-    In 3D they are seen with a quarter of a patch of their surroundings, so near the ends of a chunk
+    In 3D they are seen with half a patch of their surroundings, so near the ends of a chunk
     they may differ a little from the prediction of the whole volume.
 
     Args:
@@ -108,7 +108,7 @@ def predicted_slices(
     positions, count, _ = next(iter(axis_positions(layout.grid, part)))
     margin, stride = 0, 1
     if model.plan.dim == 3:  # from where the strides of the whole volume would begin
-        margin, stride = model.plan.patch[0] // 4, int(np.prod(model.plan.strides, axis=0)[0])
+        margin, stride = model.plan.patch[0] // 2, int(np.prod(model.plan.strides, axis=0)[0])
     low = max(0, min(int(np.floor(positions.min())), count - 1) - margin)
     low -= low % stride
     high = min(count - 1, max(0, int(np.ceil(positions.max()))) + margin)
@@ -152,13 +152,13 @@ class Pass:
         """Whether every slice is predicted."""
         return self.high - self.low == len(self.classes)
 
-    def holds(self, place: Place | None) -> bool:
+    def holds(self, place: SlicePlace | None) -> bool:
         """Whether a slice of the source is predicted; None for any."""
         if self.whole or place is None or place[0] != self.layout.axis:
             return self.whole
         return self.low <= self.layout.turned(place[1]) < self.high
 
-    def has_shown(self, place: Place) -> bool:
+    def has_shown(self, place: SlicePlace) -> bool:
         """Whether this pass or one before has predicted a slice of the source."""
         axis, index = place
         if axis != self.layout.axis:
@@ -205,7 +205,9 @@ class Pass:
         return path
 
 
-def begin_pass(case: Case, images: Images, place: Place | None, before: Pass | None = None) -> Pass:
+def begin_pass(
+    case: Case, images: Images, place: SlicePlace | None, before: Pass | None = None
+) -> Pass:
     """A pass over a prepared case.
 
     Args:
@@ -230,22 +232,21 @@ def begin_pass(case: Case, images: Images, place: Place | None, before: Pass | N
 
 
 def write_array(path: Path, array: np.ndarray) -> None:
-    """Replace a .npy file whole. It is not flushed to the disk: it can be made again.
-
-    Where a reader holds the old file so that it cannot be replaced (Windows), it stays for now.
+    """Replace a .npy file whole; on Windows one that somebody reads stays for now.
 
     Raises:
         MedSSLError: the disk is full or may not be written.
     """
-    temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
-    with explained_os_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            np.save(temporary, array, allow_pickle=False)
-            with suppress(PermissionError):
-                os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+    try:
+        with atomic_path(path) as temporary:
+            _into_temporary(temporary, array)
+    except MedSSLError as error:
+        if os.name != "nt" or not isinstance(error.__cause__, PermissionError):
+            raise
+
+
+def _into_temporary(path: Path, array: np.ndarray) -> None:
+    np.save(path, array, allow_pickle=False)
 
 
 def _along_d(grid: Geometry, first: int, last: int) -> Geometry:

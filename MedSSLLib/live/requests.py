@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from MedSSLLib.core.errors import InputError
-from MedSSLLib.live.watch import Place
+from MedSSLLib.live.watch import SlicePlace
 
 WORDS = "show CASE [AXIS INDEX], suggest N, refresh, pause, resume, save NAME, stop"
 LONGEST = 4096  # bytes of a line
@@ -30,7 +30,7 @@ class Request:
 
     kind: str
     name: str = ""
-    place: Place | None = None
+    place: SlicePlace | None = None
     count: int = 0
 
 
@@ -62,7 +62,7 @@ def _show(rest: str) -> Request:
     return Request("show", name=rest)
 
 
-class Source(Protocol):
+class RequestSource(Protocol):
     """Where lines come from."""
 
     def lines(self) -> list[str]: ...
@@ -161,7 +161,7 @@ class Nobody:
         threading.Event().wait(seconds)
 
 
-def requests_from(place: str | None) -> Source:
+def requests_from(place: str | None) -> RequestSource:
     """The source that ``--requests`` names: '-' standard input, a file, None nobody."""
     if place is None:
         return Nobody()

@@ -13,13 +13,13 @@ from MedSSLLib.core import interrupts
 from MedSSLLib.core.errors import CancelledError, InputError
 from MedSSLLib.core.events import Events
 from MedSSLLib.live.keeping import Keeper
-from MedSSLLib.live.learner import STAGE, Learner
+from MedSSLLib.live.learner import LIVE_STAGE, Learner
 from MedSSLLib.live.pseudo import PseudoLabels
-from MedSSLLib.live.requests import Request, Source, parse_request
+from MedSSLLib.live.requests import Request, RequestSource, parse_request
 from MedSSLLib.live.shown import Shown
 from MedSSLLib.live.suggestions import suggest_live
 from MedSSLLib.live.teaching import Teaching
-from MedSSLLib.live.watch import Place
+from MedSSLLib.live.watch import SlicePlace
 from MedSSLLib.training.trainer import STOP_FILE
 
 CHECKPOINT_EVERY = 30.0  # seconds of training between two checkpoints
@@ -45,7 +45,7 @@ class Session:
 
     events: Events
     options: LiveConfig
-    source: Source
+    source: RequestSource
     teaching: Teaching
     shown: Shown
     keeper: Keeper
@@ -151,7 +151,7 @@ class Session:
         elif request.kind == "save":
             self.keeper.save_as(request.name, self.teaching)
 
-    def show(self, name: str, place: Place | None) -> None:
+    def show(self, name: str, place: SlicePlace | None) -> None:
         """Look at a slice of a case from now on."""
         try:
             case = self.teaching.watch.project.case(name)
@@ -243,7 +243,7 @@ class Session:
         learner = self.learner
         loss = {} if self._loss is None else {"segmentation": self._loss}
         self.events.progress(
-            STAGE,
+            LIVE_STAGE,
             0 if learner is None else learner.step,
             0,
             loss,

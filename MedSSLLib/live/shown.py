@@ -11,7 +11,7 @@ from MedSSLLib.core.events import Events
 from MedSSLLib.data.cache import Cache
 from MedSSLLib.live.learner import Learner
 from MedSSLLib.live.previews import Pass, begin_pass
-from MedSSLLib.live.watch import Place
+from MedSSLLib.live.watch import SlicePlace
 from MedSSLLib.project.manifest import Case
 
 REFRESH_STEPS = 60  # steps after which a preview of the shown case is made anew; not from a paper
@@ -29,7 +29,7 @@ class Shown:
     def __init__(self, folder: Path, events: Events) -> None:
         """With the folder that previews are written into."""
         self.case: Case | None = None
-        self.place: Place | None = None
+        self.place: SlicePlace | None = None
         self._folder, self._events = folder, events
         self._pass: Pass | None = None
         self._held: OrderedDict[str, Pass] = OrderedDict()
@@ -41,7 +41,7 @@ class Shown:
         """Whether the shown slice itself is still to be predicted."""
         return self._pass is not None and self._pass.high == self._pass.low
 
-    def holds(self, name: str) -> Callable[[Place], bool]:
+    def holds(self, name: str) -> Callable[[SlicePlace], bool]:
         """Whether a slice of a case has been shown or offered as a proposal."""
         held = self._held.get(name)
         return lambda place: held is not None and held.has_shown(place)
@@ -55,7 +55,9 @@ class Shown:
         """A case was drawn on then; the next preview that knows it is timed from there."""
         self._changed[name] = since
 
-    def ask(self, case: Case, place: Place | None, learner: Learner | None, knows: int) -> None:
+    def ask(
+        self, case: Case, place: SlicePlace | None, learner: Learner | None, knows: int
+    ) -> None:
         """Look at a slice of a case from now on. Raises InputError when it cannot be read."""
         self.case, self.place = case, place
         self._asked = time.time()
@@ -70,7 +72,7 @@ class Shown:
         self._begin(case, place, learner, knows, self._asked)
 
     def _begin(
-        self, case: Case, place: Place | None, learner: Learner, knows: int, since: float
+        self, case: Case, place: SlicePlace | None, learner: Learner, knows: int, since: float
     ) -> None:
         cache = learner.labels.cache
         _prepare(cache, case)
@@ -112,7 +114,7 @@ class Shown:
             since = self._changed.pop(self.case.name, None) or time.time()
             self._begin(self.case, self.place, learner, knows, since)
 
-    def propose(self, case: Case, place: Place, learner: Learner) -> bool:
+    def propose(self, case: Case, place: SlicePlace, learner: Learner) -> bool:
         """Make a preview of one slice of any case; whether a preview holds it then."""
         held = self._held.get(case.name)
         if held is not None and held.holds(place) and learner.step - held.step < REFRESH_STEPS:

@@ -21,7 +21,7 @@ from MedSSLLib.images.labels import IGNORE
 from MedSSLLib.live.labels import FreshSlice
 from MedSSLLib.live.learner import Learner
 from MedSSLLib.live.previews import layout_of, predicted_slices
-from MedSSLLib.live.watch import Change, DrawnCase, Place, Watch
+from MedSSLLib.live.watch import DrawingChange, DrawnCase, SlicePlace, Watch
 from MedSSLLib.project.manifest import Case
 
 SCORED_AT_ONCE = 8  # new slices of a change that are predicted before they are learnt from
@@ -63,30 +63,30 @@ class Scores:
         rows: the latest of every slice, in the order in which they were first drawn.
     """
 
-    rows: dict[tuple[str, Place], dict[str, Any]] = field(default_factory=dict)
-    _learnt: set[tuple[str, Place]] = field(default_factory=set)
-    _before: OrderedDict[tuple[str, Place], np.ndarray] = field(default_factory=OrderedDict)
+    rows: dict[tuple[str, SlicePlace], dict[str, Any]] = field(default_factory=dict)
+    _learnt: set[tuple[str, SlicePlace]] = field(default_factory=set)
+    _before: OrderedDict[tuple[str, SlicePlace], np.ndarray] = field(default_factory=OrderedDict)
 
-    def is_new(self, case: str, place: Place) -> bool:
+    def is_new(self, case: str, place: SlicePlace) -> bool:
         """Whether a slice has never been learnt from."""
         return (case, place) not in self._learnt
 
-    def learnt(self, case: str, places: Iterable[Place]) -> None:
+    def learnt(self, case: str, places: Iterable[SlicePlace]) -> None:
         """Slices are learnt from, from now on."""
         self._learnt.update((case, place) for place in places)
 
-    def predicted(self, case: str, place: Place) -> np.ndarray | None:
+    def predicted(self, case: str, place: SlicePlace) -> np.ndarray | None:
         """What was predicted of a slice before it was first learnt from."""
         return self._before.get((case, place))
 
-    def keep(self, case: str, place: Place, predicted: np.ndarray) -> None:
+    def keep(self, case: str, place: SlicePlace, predicted: np.ndarray) -> None:
         """Keep what is predicted of a slice that will be learnt from next."""
         self._before[case, place] = predicted
         while len(self._before) > MOST_KEPT:
             self._before.popitem(last=False)
 
     def note(
-        self, case: str, place: Place, drawn: np.ndarray, classes: int, proposed: bool
+        self, case: str, place: SlicePlace, drawn: np.ndarray, classes: int, proposed: bool
     ) -> dict[str, Any] | None:
         """Score a slice against what was predicted of it; None where nothing was."""
         predicted = self.predicted(case, place)
@@ -121,7 +121,7 @@ class Scores:
 class _Fresh:
     """A slice that has not been learnt from for long enough."""
 
-    place: Place
+    place: SlicePlace
     item: FreshSlice
     until: int  # the step at which it is known
 
@@ -154,7 +154,7 @@ class Teaching:
         self._fresh: list[_Fresh] = []
         self._epochs: list[tuple[int, int]] = []
 
-    def take_up(self, epoch: int, digests: Mapping[str, Iterable[Place]]) -> None:
+    def take_up(self, epoch: int, digests: Mapping[str, Iterable[SlicePlace]]) -> None:
         """Go on from what an earlier process had learnt from."""
         self.epoch = self.knows = epoch
         for name, places in digests.items():
@@ -183,7 +183,7 @@ class Teaching:
         step = max(1, len(rest) // max(1, room))
         return [*partly[-half:], *rest[::step][:room]] if half else rest[::step][:room]
 
-    def take_in(self, change: Change, proposed: Callable[[Place], bool]) -> None:
+    def take_in(self, change: DrawingChange, proposed: Callable[[SlicePlace], bool]) -> None:
         """Tell of a change, score its new slices with weights that have not seen them, and teach.
 
         Args:
@@ -234,7 +234,9 @@ class Teaching:
             return False
         return True
 
-    def _learn(self, change: Change, drawn: DrawnCase, proposed: Callable[[Place], bool]) -> None:
+    def _learn(
+        self, change: DrawingChange, drawn: DrawnCase, proposed: Callable[[SlicePlace], bool]
+    ) -> None:
         assert self.learner is not None
         if self.learner.taught:
             self._score(self.learner, drawn, change.changed, proposed)
@@ -250,8 +252,8 @@ class Teaching:
         self,
         learner: Learner,
         drawn: DrawnCase,
-        places: tuple[Place, ...],
-        proposed: Callable[[Place], bool],
+        places: tuple[SlicePlace, ...],
+        proposed: Callable[[SlicePlace], bool],
     ) -> None:
         """Predict slices that were not drawn before, and score all that changed against what was
         predicted before they were first learnt from.

@@ -28,7 +28,7 @@ Stamp = tuple[Any, ...]
 TRIES = 3  # looks at a file that cannot be read, which may be being written, before it is reported
 _LATELY = 10.0  # seconds: an older time of a file says nothing of when it was drawn
 
-Place = tuple[int, int]
+SlicePlace = tuple[int, int]
 """A slice: its axis (0 i, 1 j, 2 k of the source image) and its index, from 0."""
 
 
@@ -47,7 +47,7 @@ class DrawnCase:
     geometry: Geometry
 
     @property
-    def places(self) -> list[Place]:
+    def places(self) -> list[SlicePlace]:
         """The drawn slices; of a label that counts everywhere all slices along the slice axis."""
         annotated = self.case.annotated
         if annotated is None:
@@ -55,13 +55,13 @@ class DrawnCase:
             return [(axis, index) for index in range(self.geometry.size[axis])]
         return [(axis, index) for axis, indices in annotated.slices for index in indices]
 
-    def plane(self, place: Place) -> np.ndarray:
+    def plane(self, place: SlicePlace) -> np.ndarray:
         """The class map of a slice, 2D."""
         axis, index = place
         return self.label.take(index, 2 - axis)
 
     @cached_property
-    def digests(self) -> dict[Place, str]:
+    def digests(self) -> dict[SlicePlace, str]:
         """A text for every drawn slice that changes with what is drawn on it."""
         found = {}
         for place in self.places:
@@ -88,14 +88,16 @@ def read_drawn(project: Project, case: Case) -> DrawnCase:
         return DrawnCase(case, sparse_label(classes, case.annotated), volume.geometry)
 
 
-def differing(before: Mapping[Place, str], now: Mapping[Place, str]) -> tuple[list[Place], ...]:
+def differing(
+    before: Mapping[SlicePlace, str], now: Mapping[SlicePlace, str]
+) -> tuple[list[SlicePlace], ...]:
     """Slices that are new or have changed, and those that are drawn no more."""
     changed = sorted(place for place, digest in now.items() if before.get(place) != digest)
     return changed, sorted(before.keys() - now.keys())
 
 
 @dataclass(frozen=True)
-class Change:
+class DrawingChange:
     """What changed of a case.
 
     Attributes:
@@ -111,15 +113,15 @@ class Change:
     name: str
     version: int
     drawn: DrawnCase | None
-    changed: tuple[Place, ...]
-    removed: tuple[Place, ...]
+    changed: tuple[SlicePlace, ...]
+    removed: tuple[SlicePlace, ...]
     since: float
 
 
 @dataclass
 class _Known:
     stamp: Stamp = ()
-    digests: dict[Place, str] = field(default_factory=dict)
+    digests: dict[SlicePlace, str] = field(default_factory=dict)
     version: int = 0
     failed: Stamp = ()
     failures: int = 0
@@ -141,11 +143,13 @@ class Watch:
         self._complaint = ""
 
     @property
-    def digests(self) -> dict[str, dict[Place, str]]:
+    def digests(self) -> dict[str, dict[SlicePlace, str]]:
         """The drawn slices of every case that has some, each with its digest."""
         return {name: known.digests for name, known in self._known.items() if known.digests}
 
-    def take_up(self, versions: Mapping[str, int], digests: Mapping[str, dict[Place, str]]) -> None:
+    def take_up(
+        self, versions: Mapping[str, int], digests: Mapping[str, dict[SlicePlace, str]]
+    ) -> None:
         """Go on from what an earlier process knew, so that only what changed since is new."""
         for name, version in versions.items():
             found = dict(digests.get(name, {}))
@@ -156,7 +160,7 @@ class Watch:
         """Changes so far, by case."""
         return {name: known.version for name, known in self._known.items() if known.version}
 
-    def look(self) -> list[Change]:
+    def look(self) -> list[DrawingChange]:
         """What has changed since the last look, case by case."""
         self._look_at_manifest()
         cases = {case.name: case for case in self.project.labelled if case.label}
@@ -185,7 +189,7 @@ class Watch:
             return
         self._manifest, self._complaint = stamp, ""
 
-    def _changed(self, name: str, case: Case | None, known: _Known) -> Change | None:
+    def _changed(self, name: str, case: Case | None, known: _Known) -> DrawingChange | None:
         if case is None:
             known.stamp = ()
             if not known.digests:
@@ -210,16 +214,16 @@ class Watch:
         known: _Known,
         name: str,
         drawn: DrawnCase | None,
-        digests: dict[Place, str],
+        digests: dict[SlicePlace, str],
         since: float,
-    ) -> Change | None:
+    ) -> DrawingChange | None:
         changed, removed = differing(known.digests, digests)
         known.digests, taken_up, known.taken_up = digests, known.taken_up, False
         if changed or removed:
             known.version += 1
         elif not taken_up:
             return None
-        return Change(name, known.version, drawn, tuple(changed), tuple(removed), since)
+        return DrawingChange(name, known.version, drawn, tuple(changed), tuple(removed), since)
 
     def _stamp(self, case: Case) -> Stamp:
         """What decides how the drawing of a case is read."""

@@ -40,6 +40,7 @@ NEXT_LINES = {
     "pretrain": "medssl pretrain PROJECT",
     "annotate": "medssl suggest PROJECT --budget 3",
     "finetune": "medssl finetune PROJECT --minutes 10",
+    "selftrain": "medssl selftrain PROJECT --from RUN --minutes 20",
     "predict": "medssl predict PROJECT --run RUN --out DIR",
 }
 """The command of each step that `next_step` names."""
@@ -179,4 +180,18 @@ def next_step(cases: Sequence[Case], runs: Sequence[Mapping[str, Any]]) -> str:
         return "add"
     if not any(teaches(case) for case in cases):
         return "annotate" if encoders(runs) else "pretrain"
-    return "predict" if models(runs) else "finetune"
+    if not models(runs):
+        return "finetune"
+    return "selftrain" if worth_self_training(cases, runs) else "predict"
+
+
+def worth_self_training(cases: Sequence[Case], runs: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether the newest model has learnt from labels alone, and more scans lack one than have one.
+
+    With one or two labelled volumes self-training gains most, with all of them nothing (see
+    Testing/bench/NOTES.md).
+    """
+    newest = [run for run in runs if run["finished"] and run_command(run) in _SEGMENTING][-1:]
+    labelled = sum(teaches(case) for case in cases)
+    pool = sum(case.role != "test" for case in cases)
+    return pool > 2 * labelled and any(run_command(run) == "finetune" for run in newest)

@@ -27,8 +27,8 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
-from MedSSLLib.benchmark.annotator import Annotator  # noqa: E402
 from MedSSLLib.benchmark.data import open_data  # noqa: E402
+from MedSSLLib.benchmark.effort.annotator import Annotator  # noqa: E402
 from MedSSLLib.images import io  # noqa: E402
 from MedSSLLib.images.labels import slice_axis  # noqa: E402
 from Testing.lib.live_helpers import LiveProcess  # noqa: E402

@@ -28,7 +28,14 @@ class TrainPanel(Panel):
         ui = self.ui
         fillCombo(ui.trainPresetComboBox, [(name, key) for key, name in words.presets()])
         choose(ui.trainPresetComboBox, "standard")
-        fillCombo(ui.semiComboBox, [(_("not used"), "none"), (_("Mean Teacher"), "mean-teacher")])
+        fillCombo(
+            ui.semiComboBox,
+            [
+                (_("not used"), "none"),
+                (_("Mean Teacher"), "mean-teacher"),
+                (_("Mixing"), "mixing"),
+            ],
+        )
         fillCombo(
             ui.matchingComboBox, [(_("across scans"), "inter"), (_("within a scan"), "intra")]
         )

@@ -118,6 +118,9 @@ def nextStep(store):
         "pretrain": _("Next: pre-train in panel 2, or annotate a few slices in panel 3 meanwhile."),
         "annotate": _("Next: annotate a few slices in panel 3."),
         "finetune": _("Next: fine-tune in panel 4."),
+        "selftrain": _(
+            "Next: self-train in panel 4, to learn from the volumes without labels too."
+        ),
         "predict": _("Next: predict and review in panel 5."),
     }[next_step(store.cases, store.runs())]
 

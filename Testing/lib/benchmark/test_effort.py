@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from MedSSLLib.benchmark.annotator import Annotator, outline, work_on
-from MedSSLLib.benchmark.effort import WAYS, Effort, run_effort
-from MedSSLLib.benchmark.effort_report import effort_rows, reached, write_effort_report
+from MedSSLLib.benchmark.effort.annotator import Annotator, outline, work_on
+from MedSSLLib.benchmark.effort.report import effort_rows, reached, write_effort_report
+from MedSSLLib.benchmark.effort.trials import WAYS, Effort, run_effort
 from MedSSLLib.core.errors import InputError
 from MedSSLLib.core.events import Events
 from MedSSLLib.images import io

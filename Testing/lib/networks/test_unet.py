@@ -10,6 +10,7 @@ from MedSSLLib.networks.unet import (
     build_encoder,
     memory_format,
     norm_spec,
+    place,
 )
 from Testing.lib.case_helpers import each
 from Testing.lib.core_helpers import torch as _torch  # noqa: F401  (one thread)
@@ -93,3 +94,19 @@ def test_channels_last_changes_the_layout_and_not_the_result():
             x.contiguous(memory_format=memory_format(dim))
         )
         torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-5)
+
+
+def test_narrow_strided_convolutions_get_channels_first():
+    """With channels last, AVX2 kernels write past the end of the gradient of such an input."""
+    seen = []
+
+    def note(_, inputs):
+        seen.append(inputs[0].is_contiguous())
+
+    for widths in ((4, 8, 8), (8, 16, 16)):
+        encoder = build_encoder(2, 1, [(1, 1), (2, 2), (2, 2)], NetworkConfig(widths=widths))
+        place(encoder, torch.device("cpu"), 2)
+        for stage in list(encoder.stages)[1:]:
+            stage.conv3.conv.register_forward_pre_hook(note)
+        encoder(torch.randn(2, 1, 32, 32).contiguous(memory_format=memory_format(2)))
+    assert seen == [True, False, False, False]

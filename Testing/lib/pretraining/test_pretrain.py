@@ -72,10 +72,12 @@ def test_a_collapsed_run_is_stopped():
         task.check({"feature_std": 1e-5}, 0.5)
 
 
-def test_crops_without_contrast_do_not_stop_a_healthy_run(tmp_path):
-    """Half of each volume is air: one sample a step is often constant, whose features are all
-    alike.
+def test_crops_without_contrast_do_not_stop_a_healthy_run(tmp_path, monkeypatch):
+    """Half of each volume is air: one sample a step is often constant, whose features are nearly
+    alike. How nearly depends on the processor, so the limit is put above them.
     """
+    limit = 30 * COLLAPSED
+    monkeypatch.setattr("MedSSLLib.pretraining.task.COLLAPSED", limit)
     project = tiny_project(tmp_path, cases=2, shape=(40, 20, 20))
     for path in (tmp_path / "data" / "imagesTr").iterdir():
         image = sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
@@ -86,7 +88,7 @@ def test_crops_without_contrast_do_not_stop_a_healthy_run(tmp_path):
     spreads = [
         event["figures"]["feature_std"] for event in record.of("progress") if event.get("figures")
     ]
-    assert min(spreads) < COLLAPSED < max(spreads)
+    assert min(spreads) < limit < max(spreads)
 
 
 def test_a_run_that_compares_nothing_is_stopped():

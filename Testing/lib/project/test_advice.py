@@ -103,7 +103,16 @@ def test_the_next_step():
         advice.next_step([plain, drawn], [run("p", "pretrain")]),
         advice.next_step([plain, drawn], [run("f", "finetune")]),
     ]
-    assert steps == ["add", "pretrain", "annotate", "finetune", "predict"]
+    few = [plain, Case("d", plain.images), drawn]
+    trained = [run("f", "finetune")]
+    steps += [
+        advice.next_step(few, trained),
+        advice.next_step(few, [*trained, run("s", "selftrain")]),
+        advice.next_step(few, [*trained, run("s", "selftrain"), run("g", "finetune")]),
+        advice.next_step([plain, Case("d", plain.images, role="test"), drawn], trained),
+    ]
+    assert steps[:5] == ["add", "pretrain", "annotate", "finetune", "predict"]
+    assert steps[5:] == ["selftrain", "predict", "selftrain", "predict"]
     assert set(steps) <= set(advice.NEXT_LINES)
 
 

@@ -9,14 +9,15 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from MedSSLLib.benchmark.effort import LEVELS, Record
+from MedSSLLib.benchmark.effort.trials import LEVELS
+from MedSSLLib.benchmark.records import Record
 from MedSSLLib.benchmark.tables import markdown_table
 from MedSSLLib.core.files import atomic_path
 from MedSSLLib.reporting.html import Cell, Page
 from MedSSLLib.reporting.plots import PALETTE, legend_above, save, styled
 from MedSSLLib.reporting.run_report import RESEARCH, footer
 
-NAMES = {
+WAY_NAMES = {
     "live": "live, with proposals",
     "live-no-mixing": "live, without mixing",
     "even": "evenly spaced slices, training at the end",
@@ -39,7 +40,7 @@ def effort_rows(content: Mapping[str, Any]) -> list[list[str]]:
             words = [_NONE] * 3
             if first:
                 words = [_mean(first, key) for key in ("slices", "voxels", "contour_mm")]
-            name = NAMES.get(way, way)
+            name = WAY_NAMES.get(way, way)
             rows.append([f"{level:.2f}", name, *words, f"{len(first)} of {len(trials)}"])
     return rows
 
@@ -116,7 +117,7 @@ def effort_figure(records: Sequence[Record]) -> Figure:
         for panel, key in zip(axes, ("slices", "voxels"), strict=True):
             x, mean, low, high = _course(trials, key)
             panel.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0)
-            panel.plot(x, mean, color=color, marker="o", label=NAMES.get(way, way))
+            panel.plot(x, mean, color=color, marker="o", label=WAY_NAMES.get(way, way))
     for panel, words in zip(axes, ("drawn slices", "voxels changed"), strict=True):
         panel.set(xlabel=words, ylabel="mean Dice", ylim=(0, 1), xscale="log")
         for level in LEVELS:

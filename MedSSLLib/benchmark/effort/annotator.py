@@ -13,12 +13,11 @@ from scipy import ndimage
 from MedSSLLib.images import io
 from MedSSLLib.images.geometry import Volume
 from MedSSLLib.images.labels import Annotated, as_label_values, class_indices
+from MedSSLLib.live.watch import SlicePlace
 from MedSSLLib.project.project import Project
 
-Place = tuple[int, int]  # axis and index of a slice
 
-
-class Work(NamedTuple):
+class DrawingWork(NamedTuple):
     """What drawing or correcting a slice takes.
 
     Attributes:
@@ -30,7 +29,9 @@ class Work(NamedTuple):
     contour: float
 
 
-def work_on(truth: np.ndarray, proposal: np.ndarray | None, spacing: float, classes: int) -> Work:
+def work_on(
+    truth: np.ndarray, proposal: np.ndarray | None, spacing: float, classes: int
+) -> DrawingWork:
     """The work from a proposal, or from nothing, to the true slice.
 
     The length counts the voxels of each class's true outline that are not on the proposal's, times
@@ -48,7 +49,7 @@ def work_on(truth: np.ndarray, proposal: np.ndarray | None, spacing: float, clas
     added = 0
     for value in range(1, classes):
         added += int((outline(truth == value) & ~outline(start == value)).sum())
-    return Work(int((truth != start).sum()), added * spacing)
+    return DrawingWork(int((truth != start).sum()), added * spacing)
 
 
 def outline(mask: np.ndarray) -> np.ndarray:
@@ -82,7 +83,7 @@ class Annotator:
         label = io.read_label(self.truths[name], header, case=name, names=project.labels)
         return class_indices(label.array, project.values, ignore=project.ignore_value)
 
-    def draw(self, name: str, place: Place, proposal: np.ndarray | None = None) -> None:
+    def draw(self, name: str, place: SlicePlace, proposal: np.ndarray | None = None) -> None:
         """Draw a slice, or correct a proposal of it until it is as in truth, and save it."""
         axis, index = place
         truth, case = self.truth(name), self.project.case(name)
@@ -100,9 +101,9 @@ class Annotator:
         for axis, indices in slices.slices:
             view, source = np.moveaxis(shown, 2 - axis, 0), np.moveaxis(truth, 2 - axis, 0)
             view[list(indices)] = source[list(indices)]
-        path = self.folder / f"{name}.nii.gz"
-        values = as_label_values(shown, self.project.values)
-        io.write_image(path, Volume(values, header), like=self.project.case(name).images[0])
-        self.project.set_label(name, path)
-        self.project.set_annotated(name, slices)
-        self.project.save()
+        project, path = self.project, self.folder / f"{name}.nii.gz"
+        values = as_label_values(shown, project.values)
+        io.write_image(path, Volume(values, header), like=project.case(name).images[0])
+        project.set_label(name, path)
+        project.set_annotated(name, slices)
+        project.save()

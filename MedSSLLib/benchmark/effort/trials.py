@@ -28,8 +28,9 @@ import numpy as np
 from MedSSLLib.active_learning.scans import survey
 from MedSSLLib.active_learning.strategies import even_order
 from MedSSLLib.active_learning.suggest import SuggestOptions, even_slices
-from MedSSLLib.benchmark.annotator import Annotator, Place
+from MedSSLLib.benchmark.effort.annotator import Annotator
 from MedSSLLib.benchmark.protocol import score_test_cases
+from MedSSLLib.benchmark.records import Record
 from MedSSLLib.config.run import RunConfig
 from MedSSLLib.core.errors import InputError
 from MedSSLLib.core.events import Events, relayed
@@ -43,16 +44,16 @@ from MedSSLLib.live.live import open_session
 from MedSSLLib.live.previews import layout_of, predicted_slices
 from MedSSLLib.live.session import Session
 from MedSSLLib.live.suggestions import suggest_live
+from MedSSLLib.live.watch import SlicePlace
 from MedSSLLib.methods.options import configured
 from MedSSLLib.project.project import Project
 from MedSSLLib.training.run_folder import versions
 
 WAYS = ("live", "live-no-mixing", "even", "complete")
 LEVELS = (0.7, 0.8, 0.85)
-PER_CASE = 3  # slices of a case that is completed
+SLICES_PER_CASE = 3  # slices of a case that is completed
 EFFORT_VERSION = 1
 RESULTS = "effort.json"
-Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -215,10 +216,10 @@ def _live(trial: _Trial) -> Iterator[Record]:
                 yield trial.record(run, session.learner.step)
 
 
-def _suggested(session: Session, trial: _Trial) -> tuple[str, Place]:
+def _suggested(session: Session, trial: _Trial) -> tuple[str, SlicePlace]:
     """The best slice of a case whose truth is known."""
     found = []
-    for answer in suggest_live(trial.project, session.learner, 8, trial.events):
+    for answer in suggest_live(trial.project, session.learner, 3, trial.events):
         found += answer or []
     for item in found:
         if item.case in trial.person.truths:
@@ -228,7 +229,7 @@ def _suggested(session: Session, trial: _Trial) -> tuple[str, Place]:
     )
 
 
-def _proposal(session: Session, name: str, place: Place) -> np.ndarray | None:
+def _proposal(session: Session, name: str, place: SlicePlace) -> np.ndarray | None:
     """What the model proposes for a slice; None before there is a model."""
     learner = session.learner
     if learner is None or not learner.taught:
@@ -249,7 +250,7 @@ def _even(trial: _Trial) -> Iterator[Record]:
     scans = [scan for scan in survey(trial.project.pool, trial.events)]
     scans = [scan for scan in scans if scan.case.name in person.truths]
     for count in effort.scored:
-        options = SuggestOptions(count, per_case=PER_CASE, seed=trial.seed)
+        options = SuggestOptions(count, per_case=SLICES_PER_CASE, seed=trial.seed)
         _begin_anew(person)
         for item in even_slices(scans, options, trial.events):
             person.draw(item.case, (item.axis, item.index))
@@ -261,10 +262,11 @@ def _even(trial: _Trial) -> Iterator[Record]:
 
 
 def _begin_anew(person: Annotator) -> None:
-    for case in person.project.labelled:
-        person.project.set_annotated(case.name, None)
-        person.project.set_label(case.name, None)
-    person.project.save()
+    project = person.project
+    for case in project.labelled:
+        project.set_annotated(case.name, None)
+        project.set_label(case.name, None)
+    project.save()
     person.slices, person.voxels, person.contour = 0, 0, 0.0
 
 
@@ -275,14 +277,14 @@ def _complete(trial: _Trial) -> Iterator[Record]:
     scans = [scan for scan in scans if scan.case.name in person.truths]
     patients = [scan.case.patient for scan in scans]
     completed: dict[str, Path] = {}
-    for position in even_order([False] * len(scans), patients, effort.slices // PER_CASE):
-        if person.slices + PER_CASE > effort.slices:
+    for position in even_order([False] * len(scans), patients, effort.slices // SLICES_PER_CASE):
+        if person.slices + SLICES_PER_CASE > effort.slices:
             return
         name, axis = scans[position].case.name, scans[position].axis
-        chosen = simulate_annotation(person.truth(name), PER_CASE, axis).slices[0][1]
+        chosen = simulate_annotation(person.truth(name), SLICES_PER_CASE, axis).slices[0][1]
         for index in chosen:
             person.draw(name, (axis, index))
-        steps = PER_CASE * effort.steps
+        steps = SLICES_PER_CASE * effort.steps
         given = {"training.steps": steps, "options.case": name}
         config = effort.config("complete", f"complete-{name}", trial.seed, **given)
         with relayed(trial.events, config.name) as inner:

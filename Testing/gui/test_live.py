@@ -265,8 +265,9 @@ def test_a_case_that_is_deleted_has_no_preview_any_more(painter):
     painter.mark(4)
     painter.learn()
     user.click("addClassButton")
+    values = (0, 1, 2, 3, 4)
+    assert wait_until(lambda: painter.live.preview.values == values, 10), "another preview"
     preview = painter.live.preview
-    assert preview.values == (0, 1, 2, 3, 4), "other classes, another preview"
     assert wait_until(preview.isAlive, SECONDS)
     user.store.removeCases(["heart_01"])
     assert wait_until(lambda: not preview.isAlive(), 10)

@@ -254,12 +254,16 @@ def test_what_is_accepted_without_a_change_can_be_undone_too(three):
 
 
 def test_undo_keeps_the_marks_that_were_made_since(three):
+    from MedSSLGui.scene import segments
+
     paint(three, 4)
     three.shell.panels["annotate"].mark(2, [7])
     three.shell.panels["annotate"].mark(2, [8], partly=True)
     three.find("segmentEditor").undo()
     wait_until(lambda: False, 0.45)
-    assert marked(three) == {2: [7, 8]} and view_of(three).partly() == {2: [8]}
+    view = view_of(three)
+    assert marked(three) == {2: [7, 8]} and view.partly() == {2: [8]}
+    assert segments.readTags(view.segmentation, view.names) == {2: [7, 8]}, "in a saved scene too"
 
 
 def test_a_proposal_that_was_marked_and_is_undone_no_longer_counts(three):

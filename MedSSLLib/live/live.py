@@ -145,7 +145,7 @@ class _Maker:
             plan = _plan(context, drawn)
             labels = LiveLabels(Cache(project.cache_folder, plan))
             learner = self._learner(context, plan, labels, self._of_other_classes(context))
-        self._keeper.begin(learner)
+        self._keeper.begin(learner, project)
         return learner
 
     def _learner(

@@ -116,7 +116,7 @@ class Shown:
             return
         steps = learner.step - held.step
         if newly or steps >= REFRESH_STEPS or (rests and steps > 0):
-            since = self._changed.pop(self.case.name, None) or time.time()
+            since = self._changed.pop(self.case.name, time.time())
             self._begin(self.case, self.place, learner, knows, since)
 
     def propose(self, case: Case, place: SlicePlace, learner: Learner, knows: int) -> bool:

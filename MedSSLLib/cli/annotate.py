@@ -215,6 +215,8 @@ def live(args: argparse.Namespace, events: Events) -> None:
     from MedSSLLib.project.runs import LIVE_LOCK
 
     project = Project.open(args.project)
+    with FileLock(project.folder / LIVE_LOCK, timeout=0):
+        pass  # a second process is refused before PyTorch is imported
     announce(args, f"Learning from what is drawn in {args.project} ...")
     check_start(project, args.init)
     if args.init is None and not args.resume:
@@ -223,8 +225,6 @@ def live(args: argparse.Namespace, events: Events) -> None:
             announce(args, f"Starting from {args.init} (--init takes another, or none)")
     config = configuration(args, "supervised", {})
     warn_of_unused(config, given_by(args, {}), project, events)
-    with FileLock(project.folder / LIVE_LOCK, timeout=0):
-        pass  # a second process is refused before PyTorch is imported
     from MedSSLLib.live.live import run_live
     from MedSSLLib.live.requests import requests_from
 

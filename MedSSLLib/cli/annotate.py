@@ -210,9 +210,13 @@ def _live_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def live(args: argparse.Namespace, events: Events) -> None:
+    from MedSSLLib.core.files import FileLock
     from MedSSLLib.project.project import Project
+    from MedSSLLib.project.runs import LIVE_LOCK
 
     project = Project.open(args.project)
+    with FileLock(project.folder / LIVE_LOCK, timeout=0):
+        pass  # a second process is refused before PyTorch is imported
     announce(args, f"Learning from what is drawn in {args.project} ...")
     check_start(project, args.init)
     if args.init is None and not args.resume:

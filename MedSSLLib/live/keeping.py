@@ -14,6 +14,7 @@ from MedSSLLib.core.files import read_json, write_json
 from MedSSLLib.live.learner import Learner
 from MedSSLLib.live.teaching import Teaching
 from MedSSLLib.live.watch import SlicePlace
+from MedSSLLib.project.project import Project
 from MedSSLLib.training.context import TrainingContext, record
 from MedSSLLib.training.run_folder import RunFolder, renew_data, write_config
 from MedSSLLib.training.stages import finish, keep_segmentation
@@ -86,10 +87,10 @@ class Keeper:
                 remedy="Start a new live run without --resume",
             ) from error
 
-    def begin(self, learner: Learner) -> None:
+    def begin(self, learner: Learner, project: Project) -> None:
         """Record the settings of a new run, or what has become of the data of one that goes on."""
         context = learner.context
-        facts = self._facts(learner)
+        facts = self._facts(learner, project)
         if not RunFolder(self.folder).recorded:
             fresh = replace(context, config=context.config.override({"resume": False}))
             record(fresh, learner.plan, facts)
@@ -102,7 +103,7 @@ class Keeper:
         if learner is None:
             return
         self.checkpoint(teaching)
-        renew_data(self.folder, self._facts(learner))
+        renew_data(self.folder, self._facts(learner, teaching.watch.project))
         with learner.averaged() as net:
             keep_segmentation(self._context(learner), net, self.metrics(teaching))
         self._tell(self.folder)
@@ -127,7 +128,7 @@ class Keeper:
         config = context.config.override({"name": name, "resume": False})
         facts = {
             **RunFolder(self.folder).data.model_dump(mode="json"),
-            **self._facts(learner),
+            **self._facts(learner, teaching.watch.project),
         }
         write_config(folder, config, learner.plan, facts, context.precision)
         run = RunFolder(folder)
@@ -143,7 +144,7 @@ class Keeper:
             self._events.emit("done", command="live", run="", message="Nothing was drawn.")
             return
         self.checkpoint(teaching)
-        renew_data(self.folder, self._facts(learner))
+        renew_data(self.folder, self._facts(learner, teaching.watch.project))
         with learner.averaged() as net:
             finish(self._context(learner), net, self.metrics(teaching))
 
@@ -169,9 +170,8 @@ class Keeper:
         """The context with the run as it is recorded now."""
         return replace(learner.context, run=RunFolder(self.folder))
 
-    def _facts(self, learner: Learner) -> dict[str, Any]:
-        """What is known of the data, as RunData holds it."""
-        project = learner.context.project
+    def _facts(self, learner: Learner, project: Project) -> dict[str, Any]:
+        """What is known of the data, as RunData holds it; the project is that of now."""
         names = learner.labels.names
         single, foreground, connected = learner.pieces()
         annotated = {}

@@ -28,12 +28,12 @@ from MedSSLLib.live.shown import Shown
 from MedSSLLib.live.teaching import Teaching
 from MedSSLLib.live.watch import DrawnCase, Watch
 from MedSSLLib.project.project import Project
+from MedSSLLib.project.runs import LIVE_LOCK
 from MedSSLLib.training.checkpoint import load_tensors, unprefixed
 from MedSSLLib.training.context import TrainingContext, choose_plan, open_context
 from MedSSLLib.training.run_folder import find_start
 
 PREVIEWS = "previews"
-_LOCK = ".live.lock"
 
 
 def run_live(
@@ -63,7 +63,7 @@ def run_live(
     """
     shown_first = project.case(case) if case else None
     with ExitStack() as stack:
-        stack.enter_context(FileLock(project.folder / _LOCK, timeout=0))
+        stack.enter_context(FileLock(project.folder / LIVE_LOCK, timeout=0))
         stack.enter_context(_one_core_free())
         session = open_session(project, config, events, stack, source)
         if shown_first is not None:
@@ -145,7 +145,7 @@ class _Maker:
             plan = _plan(context, drawn)
             labels = LiveLabels(Cache(project.cache_folder, plan))
             learner = self._learner(context, plan, labels, self._of_other_classes(context))
-        self._keeper.begin(learner)
+        self._keeper.begin(learner, project)
         return learner
 
     def _learner(

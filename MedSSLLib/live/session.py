@@ -83,6 +83,11 @@ class Session:
         return self.learner.plateau.flat and not self.teaching.fresh and not self._may_mix
 
     @property
+    def _settled(self) -> bool:
+        """Whether training has nothing newly drawn to get through first."""
+        return not self.teaching.fresh or self.state != "training"
+
+    @property
     def _may_mix(self) -> bool:
         return self.options.mixing and self._pseudo is None and bool(self.teaching.others)
 
@@ -97,10 +102,12 @@ class Session:
             self._hear()
             if time.monotonic() >= self._next_look:
                 self.look()
-            busy = self.shown.advance(self.learner, self.teaching.knows)
+            knows, settled = self.teaching.knows, self._settled
+            busy = self.shown.advance(self.learner, knows, settled=settled)
             busy |= self._answer()
             busy |= self.train()
-            self.shown.plan_next(self.learner, self.teaching.knows, rests=self.state != "training")
+            knows, settled, rests = self.teaching.knows, self._settled, self.state != "training"
+            self.shown.plan_next(self.learner, knows, settled=settled, rests=rests)
             self._tell()
             if self.state == "training" and self.keeper.age > CHECKPOINT_EVERY:
                 self.keeper.checkpoint(self.teaching)
@@ -191,7 +198,8 @@ class Session:
                     place = (item.axis, item.index)
                     held = False
                     if learner is not None and learner.taught:
-                        held = self.shown.propose(project.case(item.case), place, learner)
+                        case, knows = project.case(item.case), self.teaching.knows
+                        held = self.shown.propose(case, place, learner, knows)
                     self.events.emit(
                         "suggestion",
                         case=item.case,

@@ -79,9 +79,13 @@ class Shown:
         self._pass = begin_pass(case, cache, place, self._held.get(case.name))
         self._pass.knows, self._pass.step, self._pass.since = knows, learner.step, since
 
-    def advance(self, learner: Learner | None, knows: int) -> bool:
-        """Predict the next slices of the shown case; whether there were any."""
-        if self._pass is None or learner is None:
+    def advance(self, learner: Learner | None, knows: int, *, settled: bool) -> bool:
+        """Predict the next slices of the shown case; whether there were any.
+
+        While something drawn is not known yet (not `settled`), only the shown slice: the others
+        would hold up the training.
+        """
+        if self._pass is None or learner is None or not (settled or self.urgent):
             return False
         current = self._pass
         if current.knows < knows and current.high == current.low:
@@ -95,26 +99,27 @@ class Shown:
             self._pass = None
         return True
 
-    def plan_next(self, learner: Learner | None, knows: int, *, rests: bool) -> None:
+    def plan_next(self, learner: Learner | None, knows: int, *, settled: bool, rests: bool) -> None:
         """Begin a new preview where the weights know something that the last one did not, after
-        some steps, or when training has come to rest.
+        some steps, or when training has come to rest; not while something drawn is not known yet.
         """
-        if self.case is None or learner is None or not learner.taught:
+        if self.case is None or learner is None or not learner.taught or not settled:
             return
         held = self._held.get(self.case.name)
         if held is None:
             if self._pass is None:
-                self._begin(self.case, self.place, learner, knows, self._asked)
+                since = self._changed.pop(self.case.name, self._asked)
+                self._begin(self.case, self.place, learner, knows, since)
             return
         newly = held.knows < knows
         if self._pass is not None and not newly:
             return
         steps = learner.step - held.step
         if newly or steps >= REFRESH_STEPS or (rests and steps > 0):
-            since = self._changed.pop(self.case.name, None) or time.time()
+            since = self._changed.pop(self.case.name, time.time())
             self._begin(self.case, self.place, learner, knows, since)
 
-    def propose(self, case: Case, place: SlicePlace, learner: Learner) -> bool:
+    def propose(self, case: Case, place: SlicePlace, learner: Learner, knows: int) -> bool:
         """Make a preview of one slice of any case; whether a preview holds it then."""
         held = self._held.get(case.name)
         if held is not None and held.holds(place) and learner.step - held.step < REFRESH_STEPS:
@@ -122,7 +127,7 @@ class Shown:
         cache = learner.labels.cache
         _prepare(cache, case)
         made = begin_pass(case, cache, place, held)
-        made.step = learner.step
+        made.knows, made.step = knows, learner.step
         with learner.predicting() as model:
             made.advance(model, cache)
         self._hold(made)

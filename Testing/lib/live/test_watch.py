@@ -174,3 +174,23 @@ def test_what_an_earlier_process_knew_is_told_without_changes_once(project, watc
     assert told(later) == [("case0", 1, [], [])] and told(later) == []
     draw(project, "case0", [5, 6, 7])
     assert told(later) == [("case0", 2, [(2, 7)], [])]
+
+
+def test_real_strokes_are_read_as_drawn_in_part(data_folder, tmp_path):
+    """Strokes of the heart, in which 4 is what nobody has said anything about."""
+    folder = data_folder / "cardiac"
+    name = sorted(path.name for path in (folder / "scribbles").glob("*.nii.gz"))[0]
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / name).symlink_to(folder / "images" / name)
+    project = Project.create(tmp_path / "project", tmp_path / "images")
+    case = project.cases[0]
+    project.set_labels({0: "background", 1: "right", 2: "wall", 3: "left", 4: "ignore"})
+    count = io.read_header(case.images[0]).size[2]
+    project.set_annotated(case.name, Annotated.of([], [(2, range(count))]))
+    project.set_label(case.name, folder / "scribbles" / name)
+    project.save()
+    again = Project.open(project.folder)
+    drawn = read_drawn(again, again.case(case.name))
+    counted = drawn.label != IGNORE
+    assert set(np.unique(drawn.label[counted])) == {0, 1, 2, 3}
+    assert 0 < counted.mean() < 0.2 and len(drawn.places) == count

@@ -67,6 +67,18 @@ def test_a_slice_that_is_taken_away_teaches_no_more_and_training_waits(person, s
     assert session.state == "waiting" and train(session, 3) == 0
 
 
+def test_a_case_whose_label_is_taken_away_teaches_no_more(person, stack):
+    session = session_of(person, stack)
+    person.draw("case0", 5)
+    person.draw("case1", 6)
+    session.look()
+    assert session.learner.labels.names == ("case0", "case1")
+    person.project.set_label("case1", None)
+    person.project.save()
+    session.look()
+    assert session.learner.labels.names == ("case0",) and train(session, 2) == 2
+
+
 def test_a_preview_knows_a_change_after_so_many_steps_and_not_before(person, stack):
     session = session_of(person, stack, options__known_after="5")
     person.draw("case0", 5)

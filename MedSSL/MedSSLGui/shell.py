@@ -138,6 +138,7 @@ class Shell(VTKObservationMixin):
             ("Shift+M", annotate.markShown),
             ("Shift+N", lambda: annotate.step(1)),
             ("Shift+P", lambda: annotate.step(-1)),
+            ("Shift+A", annotate.live.proposing.accept),
         ):
             shortcut = qt.QShortcut(qt.QKeySequence(keys), slicer.util.mainWindow() or self.widget)
             shortcut.activated.connect(call)
@@ -175,11 +176,11 @@ class Shell(VTKObservationMixin):
         if event["event"] in ("metric", "done") and kind == "suggest":
             self.panels["annotate"].takeSuggestion(event)
         elif event["event"] == "done" and kind == "complete" and event.get("path"):
-            self.panels["annotate"].takeCompletion(event["path"], event.get("case"))
+            self.panels["annotate"].fillIn.takeCompletion(event["path"], event.get("case"))
 
     def _onCorrection(self, wanted):
         self.open("annotate")
-        self.panels["annotate"].takeCorrection(wanted)
+        self.panels["annotate"].fillIn.takeCorrection(wanted)
 
     def _onProjectLeaving(self):
         """Write what was drawn into its own project; its nodes are no cases of the next one."""

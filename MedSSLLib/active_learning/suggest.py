@@ -162,9 +162,9 @@ def _choose(  # noqa: PLR0913 - everything that a strategy may look at
         from MedSSLLib.active_learning.slice_table import extract_features
 
         table = extract_features(project, scans, viewer, events, flips=options.flips)
-        return _from_table(table, viewer, strategy, options)
+        return from_table(table, viewer, strategy, options)
     if strategy == "even":
-        return _even(scans, options, events)
+        return even_slices(scans, options, events)
     return _random(scans, options, events)
 
 
@@ -244,7 +244,7 @@ def _strategy(strategy: Strategy, run: str | None, viewer: Viewer | None) -> Str
     return "even" if strategy == "hybrid" and not run else strategy
 
 
-def _from_table(
+def from_table(
     table: Table, viewer: Viewer, strategy: Strategy, options: SuggestOptions
 ) -> list[Suggestion]:
     """Suggestions of the strategies that look at the slices."""
@@ -299,7 +299,7 @@ def _similarity_words(pick: ChosenSlice, table: Table, *, typical: bool) -> str:
     return f"{kind}; stands for {len(pick.stands_for)} slices of {len(patients)} {noun}"
 
 
-def _even(scans: Sequence[Scan], options: SuggestOptions, events: Events) -> list[Suggestion]:
+def even_slices(scans: Sequence[Scan], options: SuggestOptions, events: Events) -> list[Suggestion]:
     """Evenly spaced slices, one in each of as many cases as the budget allows before a second.
 
     At most `per_case` in one.

@@ -53,9 +53,9 @@ def show(args: argparse.Namespace, events: Events) -> None:
 def _settings_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "for_command",
-        choices=("pretrain", "finetune", "selftrain", "complete"),
+        choices=("pretrain", "finetune", "selftrain", "complete", "live"),
         metavar="COMMAND",
-        help="pretrain, finetune, selftrain or complete",
+        help="pretrain, finetune, selftrain, complete or live",
     )
     parser.add_argument("--preset", choices=("quick", "standard", "paper"), default="standard")
     parser.add_argument(
@@ -74,7 +74,12 @@ def settings(args: argparse.Namespace, events: Events) -> None:
     from MedSSLLib.methods import known_methods, outside
     from MedSSLLib.methods.options import configured, own_options
 
-    fixed = {"selftrain": "local-contrast", "finetune": "supervised", "complete": "supervised"}
+    fixed = {
+        "selftrain": "local-contrast",
+        "finetune": "supervised",
+        "complete": "supervised",
+        "live": "supervised",
+    }
     name = fixed.get(args.for_command) or outside.named(args.method)
     if args.for_command == "pretrain" and not args.json:
         others = ", ".join(other for other in known_methods() if other != name)

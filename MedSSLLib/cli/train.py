@@ -163,7 +163,7 @@ def finetune(args: argparse.Namespace, events: Events) -> None:
 
     project = Project.open(args.project)
     announce(args, f"Fine-tuning on the labels of {args.project} ...")
-    _check_start(project, args.init)
+    check_start(project, args.init)
     extra: dict[str, Any] = {"freeze_encoder": True} if args.freeze_encoder else {}
     extra |= _labelled(args, project)
     config = configuration(args, "supervised", extra)
@@ -173,7 +173,7 @@ def finetune(args: argparse.Namespace, events: Events) -> None:
     _say_trained(args, project, run_finetune(project, config, events))
 
 
-def _check_start(project: Project, start: str | None) -> None:
+def check_start(project: Project, start: str | None) -> None:
     """Raise InputError, with a similar name, for a start that is neither a run, a file nor none."""
     if start and start != "none" and not Path(start).exists():
         project.require_run(start)
@@ -233,7 +233,7 @@ def selftrain(args: argparse.Namespace, events: Events) -> None:
         raise InputError(
             "selftrain needs a start", remedy="Give --from RUN, or --init RUN, or --init none"
         )
-    _check_start(project, args.init)
+    check_start(project, args.init)
     if args.start:
         project.require_run(args.start)
     extra: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""Settings of self-training and of completion, beside those that every run has."""
+"""Settings of self-training, of completion and of live training, beside those of every run."""
 
 from __future__ import annotations
 
@@ -146,3 +146,54 @@ def self_train_options(config: RunConfig) -> SelfTrainConfig:
     does.
     """
     return chosen(SelfTrainConfig, config.options)
+
+
+class LiveConfig(Frozen):
+    """Settings of live training. None of them is from a paper."""
+
+    mixing: bool = Field(
+        True,
+        description="Unlabelled scans teach too, once the loss on the drawn slices is flat.",
+    )
+    mixing_cases: int = Field(
+        6, ge=1, description="Scans whose pseudo-labels are held and renewed for mixing."
+    )
+    pseudo_weight: float = Field(
+        0.5, ge=0, description="Weight of a pseudo-labelled voxel against a drawn one (BCP: 0.5)."
+    )
+    known_after: int = Field(
+        12, ge=1, description="Steps on new slices after which a preview counts as knowing them."
+    )
+    slice_voxels: int = Field(
+        128 * 128,
+        ge=512,
+        description="Voxels of a 2D patch where training.voxels does not say: a step is short.",
+    )
+    fresh_share: float = Field(
+        0.5, ge=0, le=1, description="Share of a batch that new slices have for these steps."
+    )
+    warmup_steps: int = Field(
+        10, ge=0, description="Steps over which the learning rate rises; then it stays."
+    )
+    flat_steps: int = Field(
+        100, ge=2, description="Steps whose mean loss is compared with that of as many before."
+    )
+    flat_gain: float = Field(
+        0.02, ge=0, description="The loss is flat where it fell by no more than this share."
+    )
+    least_steps: int = Field(
+        200, ge=0, description="Steps after a change of the drawing before training may rest."
+    )
+    most_steps: int = Field(
+        2000, ge=1, description="Steps after a change of the drawing after which training rests."
+    )
+    look_every: float = Field(
+        0.5, gt=0, description="Seconds between two looks at the files of the project."
+    )
+
+
+def live_options(config: RunConfig) -> LiveConfig:
+    """The settings from ``options``. Raises InputError as :func:`~MedSSLLib.config.messages.chosen`
+    does.
+    """
+    return chosen(LiveConfig, config.options)

@@ -25,7 +25,7 @@ from MedSSLLib.config.parts import (
 from MedSSLLib.core.errors import InputError
 
 Preset = Literal["quick", "standard", "paper"]
-CommandName = Literal["pretrain", "finetune", "selftrain", "complete"]
+CommandName = Literal["pretrain", "finetune", "selftrain", "complete", "live"]
 
 
 def _several(folds: int) -> int:
@@ -193,6 +193,9 @@ class RunConfig(Frozen):
             raise refusal(error, cls) from None
 
 
+# averages short enough to follow a person, and small batches, so that a step is short
+_LIVE: dict[str, Any] = {"training.ema": 0.95, "training.batch": 4}
+
 _PRESETS: dict[CommandName, dict[Preset, dict[str, Any]]] = {
     "pretrain": {
         "quick": {"training.steps": 400, "network.widths": (16, 32, 64, 128, 128)},
@@ -208,6 +211,12 @@ _PRESETS: dict[CommandName, dict[Preset, dict[str, Any]]] = {
         "quick": {"training.steps": 100, "network.widths": (16, 32, 64, 128, 128)},
         "standard": {"training.steps": 400, "network.widths": (16, 32, 64, 128, 128)},
         "paper": {"training.steps": 4000, "network.widths": (32, 64, 128, 256, 320)},
+    },
+    # steps decide nothing here: live training has no end
+    "live": {
+        "quick": {"network.widths": (16, 32, 64, 128, 128), **_LIVE},
+        "standard": {"network.widths": (16, 32, 64, 128, 128), **_LIVE},
+        "paper": {"network.widths": (32, 64, 128, 256, 320), **_LIVE},
     },
     "selftrain": {
         "quick": {"training.steps": 300, "network.widths": (16, 32, 64, 128, 128)},
@@ -235,6 +244,7 @@ _FEWER = {
 _VIEWS: dict[CommandName, dict[str, Any]] = {
     "pretrain": _FEWER,  # probabilities of the PGL code, which has no contrast
     # the network sees one scan only, whose intensities and directions do not change
+    "live": _FEWER | {"augment.rotation": 15.0, "augment.scale": (0.8, 1.25)},
     "complete": _FEWER | {"augment.rotation": 15.0, "augment.scale": (0.8, 1.25)},
 }
 

@@ -28,7 +28,10 @@ from typing import Any, Protocol
 from MedSSLLib.core import interrupts
 from MedSSLLib.core.sinks import JsonLines, PlainLines
 
-KINDS = ("start", "progress", "metric", "image", "warning", "checkpoint", "done", "error")
+KINDS = (
+    *("start", "progress", "metric", "image", "warning", "checkpoint", "done", "error"),
+    *("annotation", "score", "preview", "suggestion", "saved"),  # of live training
+)
 Event = dict[str, Any]
 
 
@@ -103,9 +106,12 @@ class Events:
             self.emit("warning", message=problem)
 
     def due(self, stage: str, step: int, steps: int) -> bool:
-        """Whether a progress event for this step passes the throttle (steps count from 1)."""
+        """Whether a progress event for this step passes the throttle (steps count from 1; `steps` 0
+        has no end).
+        """
         last = self._last_progress.get(stage)
-        return last is None or step >= steps or time.monotonic() - last >= self._min_interval
+        ended = 0 < steps <= step
+        return last is None or ended or time.monotonic() - last >= self._min_interval
 
     def progress(
         self,

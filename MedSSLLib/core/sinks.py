@@ -18,6 +18,7 @@ from typing import IO, TYPE_CHECKING, Any, cast
 
 from MedSSLLib.core.errors import printable
 from MedSSLLib.core.words import (
+    count_words,
     describe,
     duration,
     fitting,
@@ -158,7 +159,7 @@ class PlainLines:
         if (
             last is not None
             and event["time"] - last < self._interval
-            and event["step"] < event["steps"]
+            and not 0 < event["steps"] <= event["step"]
         ):
             return False
         self._shown[event["stage"]] = event["time"]
@@ -222,7 +223,7 @@ class Bar:
         if stage not in self._tasks:
             self._progress.start()
             self._tasks[stage] = self._progress.add_task(
-                "", total=event["steps"], stage=printable(stage), count="", left="", note=""
+                "", total=event["steps"] or None, stage=printable(stage), count="", left="", note=""
             )
         course = self._course.setdefault(stage, deque(maxlen=240))
         if losses:
@@ -231,8 +232,8 @@ class Bar:
         self._progress.update(
             self._tasks[stage],
             completed=event["step"],
-            total=event["steps"],
-            count=f"{event['step']}/{event['steps']}",
+            total=event["steps"] or None,
+            count=count_words(event),
             left="" if left is None else f"{duration(left)} left",
             note=self._note(event, course),
         )

@@ -78,7 +78,7 @@ def describe(event: dict[str, Any], rate: float = 0.0) -> str:
     """
     kind = event["event"]
     if kind == "progress":
-        done = f"{event['step']}/{event['steps']}"
+        done = count_words(event)
         return f"{printable(event['stage'])} {done}  {_progress_note(event, rate)}".rstrip()
     empty: tuple[object, ...] = (None, "", {}, [])
     rest = []
@@ -91,6 +91,11 @@ def describe(event: dict[str, Any], rate: float = 0.0) -> str:
     text = f"{message} ({facts})" if message and facts else message or facts
     lines = [f"  {printable(line)}" for line in str(event.get("report") or "").split("\n") if line]
     return "\n".join([f"{kind}: {text}" if text else kind, *lines])
+
+
+def count_words(event: dict[str, Any]) -> str:
+    """The steps done of those of a stage, or alone where it has no end."""
+    return f"{event['step']}/{event['steps']}" if event["steps"] else str(event["step"])
 
 
 def duration(seconds: float) -> str:

@@ -277,7 +277,7 @@ class Cache:
                 indices = class_indices(volume.array, classes.values, ignore=classes.ignore)
                 source = Volume(sparse_label(indices, annotated), volume.geometry)
             array, small = label_on_grid(source, image.geometry)
-            counts, ranges, places = _places(array)
+            counts, ranges, places = class_places(array)
             write_entry(
                 folder,
                 array,
@@ -378,8 +378,13 @@ def _key(*parts: Any) -> str:
     return hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
 
 
-def _places(label: np.ndarray) -> tuple[dict[int, int], dict[int, tuple[int, int]], np.ndarray]:
-    """Counted voxels per class, the rows of each in the table, and the table int32 ``[n, 3]``."""
+def class_places(
+    label: np.ndarray,
+) -> tuple[dict[int, int], dict[int, tuple[int, int]], np.ndarray]:
+    """Counted voxels per class, the rows of each in the table, and the table int32 ``[n, 3]``.
+
+    The table has at most 10,000 voxels of a class, drawn evenly.
+    """
     rng = np.random.default_rng(0)
     flat = label.reshape(-1)
     counts, ranges, tables, start = {}, {}, [np.empty((0, 3), np.int32)], 0

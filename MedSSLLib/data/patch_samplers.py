@@ -104,8 +104,7 @@ class SegmentationSampler:
 
     def _draw(self, rng: np.random.Generator, step: int, i: int) -> tuple[str, np.ndarray]:
         """Case and lower corner d, h, w of the patch of sample i."""
-        name = self.cases[shuffled_order(self.seed, step * self.batch + i, len(self.cases))]
-        centre = self._centre(rng, name, i < round(self.foreground * self.batch))
+        name, centre = self._chosen(rng, step, i)
         extent = np.asarray(self.reader.shape(name)[1:])
         patch = np.asarray(self.patch if len(self.patch) == 3 else (1, *self.patch))
         jitter = rng.uniform(-0.1, 0.1, 3) * patch * (patch > 1)
@@ -115,6 +114,11 @@ class SegmentationSampler:
         if len(self.patch) == 2:
             low[0] = centre[0]
         return name, low
+
+    def _chosen(self, rng: np.random.Generator, step: int, i: int) -> tuple[str, np.ndarray]:
+        """Case of sample i and the voxel d, h, w that its patch lies around."""
+        name = self.cases[shuffled_order(self.seed, step * self.batch + i, len(self.cases))]
+        return name, self._centre(rng, name, i < round(self.foreground * self.batch))
 
     def _centre(self, rng: np.random.Generator, name: str, foreground: bool) -> np.ndarray:
         if not self.labelled:

@@ -187,14 +187,16 @@ def complete_case(model: Model, drawing: Drawing, options: CompletionConfig) -> 
     volumes = [io.read_image(path, case=drawing.case.name) for path in drawing.case.images]
     _, probabilities = predict_case(model, volumes, PredictOptions(components="all"))
     source = volumes[0].geometry
-    joint = with_shapes(
-        probabilities,
-        drawing.label,
-        drawing.annotated,
-        source.spacing,
-        Softness(options.edge, options.spread),
-        options.network,
-    )
+    joint, outlined = probabilities, drawing.annotated.whole  # strokes have no outline
+    if outlined.count:
+        joint = with_shapes(
+            probabilities,
+            drawing.label,
+            outlined,
+            source.spacing,
+            Softness(options.edge, options.spread),
+            options.network,
+        )
     classes = np.where(drawing.label == IGNORE, joint.argmax(0).astype(np.uint8), drawing.label)
     return label_volume(model, classes, source)
 

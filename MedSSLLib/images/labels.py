@@ -33,27 +33,35 @@ _UNSCALED = (
 class Annotated:
     """Annotated slices: ``slices`` holds (axis, indices) pairs, axes unique and sorted, indices
     sorted.
+
+    ``partly`` names those of them, alike, on which only some of the voxels are drawn: there the
+    label file has the value to be ignored wherever nothing was said, and background is drawn too.
     """
 
     slices: tuple[tuple[int, tuple[int, ...]], ...]
+    partly: tuple[tuple[int, tuple[int, ...]], ...] = ()
 
     @classmethod
-    def of(cls, pairs: Iterable[tuple[int, Iterable[int]]]) -> Annotated:
-        """Merge (axis, indices) pairs. Raises InputError for an axis not in 0..2 or a negative
-        index.
+    def of(
+        cls,
+        pairs: Iterable[tuple[int, Iterable[int]]],
+        partly: Iterable[tuple[int, Iterable[int]]] = (),
+    ) -> Annotated:
+        """Merge (axis, indices) pairs; slices that are partly drawn count as annotated.
+
+        Raises InputError for an axis not in 0..2 or a negative index.
         """
-        merged: dict[int, set[int]] = {}
-        for axis, indices in pairs:
-            chosen = {int(index) for index in indices}
-            if axis not in (0, 1, 2) or any(index < 0 for index in chosen):
-                raise InputError(
-                    f"annotated slices on axis {axis!r} at {sorted(chosen)} do not exist",
-                    remedy="Use axis 0, 1 or 2 and indices from 0.",
-                )
-            merged.setdefault(int(axis), set()).update(chosen)
-        return cls(
-            tuple((axis, tuple(sorted(merged[axis]))) for axis in sorted(merged) if merged[axis])
-        )
+        some = _merged(partly)
+        return cls(_merged([*pairs, *some]), some)
+
+    @property
+    def whole(self) -> Annotated:
+        """The slices on which every voxel is drawn."""
+        some = {(axis, index) for axis, indices in self.partly for index in indices}
+        kept = []
+        for axis, indices in self.slices:
+            kept.append((axis, [index for index in indices if (axis, index) not in some]))
+        return Annotated.of(kept)
 
     @property
     def count(self) -> int:
@@ -66,27 +74,39 @@ class Annotated:
         """
         every = [(axis, [index]) for axis, indices in self.slices for index in indices]
         count = min(n, len(every))
-        return Annotated.of(
-            every[(2 * part + 1) * len(every) // (2 * count)] for part in range(count)
-        )
+        chosen = [every[(2 * part + 1) * len(every) // (2 * count)] for part in range(count)]
+        some = {(axis, index) for axis, indices in self.partly for index in indices}
+        partly = [(axis, indices) for axis, indices in chosen if (axis, indices[0]) in some]
+        return Annotated.of(chosen, partly)
 
     def to_json(self) -> list[dict[str, Any]]:
-        """The manifest form: ``[{"axis": 2, "indices": [3, 9, 15]}]``."""
-        return [{"axis": axis, "indices": list(indices)} for axis, indices in self.slices]
+        """The manifest form: ``[{"axis": 2, "indices": [3, 9, 15]}]``; where some are partly drawn
+        also ``"partly": [9]``.
+        """
+        some = dict(self.partly)
+        entries: list[dict[str, Any]] = []
+        for axis, indices in self.slices:
+            entry: dict[str, Any] = {"axis": axis, "indices": list(indices)}
+            if axis in some:
+                entry["partly"] = list(some[axis])
+            entries.append(entry)
+        return entries
 
     @classmethod
     def from_json(cls, entries: Any) -> Annotated:
         """Read the manifest form. Raises InputError when it is malformed."""
+        pairs, partly = [], []
         try:
-            pairs = [
-                (entry["axis"], [_index(index) for index in entry["indices"]]) for entry in entries
-            ]
-        except (TypeError, KeyError, ValueError):
+            for entry in entries:
+                pairs.append((entry["axis"], [_index(index) for index in entry["indices"]]))
+                some = entry.get("partly", [])
+                partly.append((entry["axis"], [_index(index) for index in some]))
+        except (AttributeError, TypeError, KeyError, ValueError):
             raise InputError(
                 f"annotated slices {entries!r} are malformed",
                 remedy='Write them as [{"axis": 2, "indices": [3, 9, 15]}].',
             ) from None
-        return cls.of(pairs)
+        return cls.of(pairs, partly)
 
 
 def counted_mask(shape_kji: Sequence[int], annotated: Annotated | None) -> np.ndarray:
@@ -266,3 +286,17 @@ def _index(value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(value)
     return value
+
+
+def _merged(pairs: Iterable[tuple[int, Iterable[int]]]) -> tuple[tuple[int, tuple[int, ...]], ...]:
+    """Axes and their indices, each once and sorted."""
+    merged: dict[int, set[int]] = {}
+    for axis, indices in pairs:
+        chosen = {int(index) for index in indices}
+        if axis not in (0, 1, 2) or any(index < 0 for index in chosen):
+            raise InputError(
+                f"annotated slices on axis {axis!r} at {sorted(chosen)} do not exist",
+                remedy="Use axis 0, 1 or 2 and indices from 0.",
+            )
+        merged.setdefault(int(axis), set()).update(chosen)
+    return tuple((axis, tuple(sorted(merged[axis]))) for axis in sorted(merged) if merged[axis])

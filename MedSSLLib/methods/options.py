@@ -56,6 +56,10 @@ def own_options(command: str, method: str, given: Mapping[str, Any]) -> BaseMode
         from MedSSLLib.config.commands import CompletionConfig
 
         return chosen(CompletionConfig, given)
+    if command == "live":
+        from MedSSLLib.config.commands import LiveConfig
+
+        return chosen(LiveConfig, given)
     if command == "pretrain" and method in known_methods():
         return chosen(load_method(method).Config, given)
     return None

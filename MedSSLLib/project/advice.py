@@ -22,13 +22,17 @@ UNEVEN = 1.5
 """From this ratio on, metadata that say which slices are alike decide. Not from the paper."""
 STROKE_SLICES = 3
 """An edit of at most so many slices is a person's drawing, not a tool's. Not from a paper."""
+ENOUGH_SLICES = 5
+"""Slices drawn last from which live training says whether drawing more pays. Not from a paper."""
+ENOUGH_CHANGED = 0.05
+"""Where a person changed at most this share of their voxels, it pays little. Not from a paper."""
 LEAST_SCANS = 2
 """Scans that pre-training needs at least."""
 BASE_GIB = 1.5
 """Working memory of a training process beside its data (measured on CPU, 3D U-Net)."""
 BYTES_A_VOXEL = 4
 _HELD = 3  # copies of the largest volume while it is preprocessed
-_SEGMENTING = ("finetune", "selftrain")
+_SEGMENTING = ("finetune", "selftrain", "live")
 
 NEXT_LINES = {
     "open": "medssl init PROJECT --images DIR",
@@ -57,6 +61,16 @@ class Recommendation:
     reason: str
     ratio: float = 0.0
     columns: tuple[str, ...] = ()
+
+
+def drawing_pays_little(changed: Sequence[float]) -> bool:
+    """Whether so little of the last proposals had to be changed that drawing more pays little.
+
+    Args:
+        changed: share of the voxels, 0..1, that a person changed on each slice drawn, oldest first.
+    """
+    last = changed[-ENOUGH_SLICES:]
+    return len(last) == ENOUGH_SLICES and statistics.fmean(last) <= ENOUGH_CHANGED
 
 
 def recommended_method(

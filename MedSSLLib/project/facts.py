@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from MedSSLLib.project.manifest import Case, Manifest
+from MedSSLLib.project.manifest import Case, Manifest, ignore_value
 
 
 class ProjectFacts:
@@ -58,10 +58,7 @@ class ProjectFacts:
         """The label value that means "does not count" (named "ignore", as nnU-Net does), None
         without one.
         """
-        return next(
-            (value for value, name in self._manifest.labels.items() if name.lower() == "ignore"),
-            None,
-        )
+        return ignore_value(self._manifest.labels)
 
     @property
     def values(self) -> tuple[int, ...]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import re
 import unicodedata
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,31 @@ class Manifest:
     def with_cases(self, *cases: Case) -> Manifest:
         """A copy in which `cases` are added, or replace those of the same names."""
         return replace(self, cases=self.cases | {case.name: case for case in cases})
+
+
+def ignore_value(labels: Mapping[int, str]) -> int | None:
+    """The label value that means "does not count" (named "ignore", as nnU-Net does), None without
+    one.
+    """
+    return next((value for value, name in labels.items() if name.lower() == "ignore"), None)
+
+
+def with_ignore_value(manifest: Manifest) -> Manifest:
+    """The manifest with a label value for voxels that do not count: its own, else 255 or, where
+    that is a class, the largest free one below.
+
+    Raises InputError when every value up to 255 is a class.
+    """
+    if ignore_value(manifest.labels) is not None:
+        return manifest
+    free = [value for value in range(255, 0, -1) if value not in manifest.labels]
+    if not free:
+        raise InputError(
+            "has a class for every label value up to 255, so none is left for voxels that do not "
+            "count",
+            remedy="Merge classes.",
+        )
+    return replace(manifest, labels={**manifest.labels, free[0]: "ignore"})
 
 
 def check_name(name: Any, what: str = "case") -> str:

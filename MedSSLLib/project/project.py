@@ -21,6 +21,7 @@ from MedSSLLib.project.manifest import (
     parse_labels,
     parse_modality,
     read_manifest,
+    with_ignore_value,
     write_manifest,
 )
 from MedSSLLib.project.manifest import Case as Case
@@ -202,8 +203,14 @@ class Project(ProjectFacts):
         return tuple(admission.cases)
 
     def set_annotated(self, case: str, annotated: Annotated | None) -> None:
-        """Record which slices of a case's label count (None: all)."""
+        """Record which slices of a case's label count (None: all).
+
+        With the first partly drawn one the project gets a label value that means "does not count",
+        where it has none.
+        """
         self._replace(case, annotated=annotated)
+        if annotated is not None and annotated.partly:
+            self._change(with_ignore_value)
 
     def set_label(self, case: str, label: str | os.PathLike[str] | None) -> None:
         """Record a case's label file; with one, a training case becomes labelled."""

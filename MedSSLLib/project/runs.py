@@ -43,6 +43,7 @@ def summary(run: Path) -> dict[str, Any]:
 
 RUN_FORMAT, RUN_VERSION = "medssl-run", 1
 WEIGHTS = "weights.safetensors"
+LIVE_LOCK = ".live.lock"  # in a project that somebody trains live
 
 
 def begun(folder: Path) -> bool:

@@ -127,7 +127,8 @@ def _write_case(
     found, grid = model.probabilities(volumes)
     person, predicted = decided(project, case, source, options), on_source(found, grid, source)
     own = smooth(predicted, volumes[0]) if options.clean == "crf" else predicted
-    drawn = case.annotated if options.shapes and case.annotated and case.annotated.count else None
+    drawn = case.annotated.whole if options.shapes and case.annotated else None
+    drawn = drawn if drawn and drawn.count else None
     likely = with_known_shapes(own, person, drawn, source.spacing) if drawn else own
     if options.soft and likely is not predicted:
         found = torch.from_numpy(on_source(torch.from_numpy(likely), source, grid))

@@ -94,3 +94,33 @@ class Budget:
     def finished(self) -> bool:
         """Whether the budget is used up: the progress, and so the schedule, has reached its end."""
         return self.progress >= 1
+
+
+class EndlessBudget(Budget):
+    """No end: progress rises to the end of the warm-up within some steps and stays there.
+
+    So :func:`~MedSSLLib.training.optimisers.warmup_cosine` rises to 1 and stays.
+    """
+
+    def __init__(self, warmup: float, rising: int) -> None:
+        """With the share `warmup` of the schedule that the first `rising` steps run through."""
+        super().__init__(seconds=math.inf)
+        self._warmup, self._rising = warmup, rising
+
+    def _fitted(self) -> float:
+        return self._warmup * min(1.0, self.step / self._rising) if self._rising else self._warmup
+
+    @property
+    def steps(self) -> int:
+        """0: there is no last step."""
+        return 0
+
+    @property
+    def seconds_left(self) -> float | None:
+        """None: there is no end."""
+        return None
+
+    @property
+    def finished(self) -> bool:
+        """Never."""
+        return False

@@ -157,6 +157,7 @@ def open_context(
         device=str(fabric.device),
         precision=context.precision,
         seed=config.seed,
+        **({"resumed": True} if config.resume else {}),
     )
     for text in missing_words(project.folder, project.pool):
         context.warn(text)

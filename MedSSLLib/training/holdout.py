@@ -56,7 +56,8 @@ def split_holdout(
 
     With fewer than 10 labelled cases none is held out. Cases with only a few annotated slices
     neither count nor are held out: a handful of slices, some without any structure, cannot tell
-    good weights from bad ones, and training needs them more.
+    good weights from bad ones, and training needs them more. Slices that are partly drawn do not
+    count for this.
 
     Args:
         cases: the labelled cases.
@@ -67,7 +68,7 @@ def split_holdout(
     """
     sparse = set()
     for case in cases:
-        if case.annotated and case.annotated.count < SLICES_TO_JUDGE:
+        if case.annotated and case.annotated.whole.count < SLICES_TO_JUDGE:
             sparse.add(case.patient)
     telling = [case for case in cases if case.patient not in sparse]
     patients = sorted({case.patient for case in telling})

@@ -261,7 +261,8 @@ def resumable(project: Project, config: RunConfig) -> RunFolder:
     candidates = []
     for path in project.runs_folder.glob(f"*/{_CONFIG}"):
         run = RunFolder(path.parent)
-        if not run.finished and run.has_checkpoint and run.config.command == config.command:
+        mine = run.has_checkpoint and run.config.command == config.command
+        if mine and (not run.finished or _endless(run)):
             candidates.append((path.stat().st_mtime, run.name, run))
     if not candidates:
         raise InputError(
@@ -280,7 +281,7 @@ def _resumable_by_name(project: Project, name: str) -> RunFolder:
             file=str(project.folder),
             remedy="See `medssl runs PROJECT` for the names",
         )
-    if run.finished:
+    if run.finished and not _endless(run):
         raise InputError(
             f"run {name!r} is finished, nothing is left to resume",
             file=str(run.folder),
@@ -293,6 +294,11 @@ def _resumable_by_name(project: Project, name: str) -> RunFolder:
             remedy="Start a new run without --resume",
         )
     return run
+
+
+def _endless(run: RunFolder) -> bool:
+    """Whether a run may go on though it has weights: live training keeps some now and then."""
+    return run.config.command == "live"
 
 
 @contextmanager
@@ -340,6 +346,13 @@ def write_config(
     }
     if precision:
         content["precision"] = precision
+    write_json(folder / _CONFIG, content)
+
+
+def renew_data(folder: Path, facts: dict[str, Any]) -> None:
+    """Replace facts about the data in ``config.json``, of a run whose data grow while it trains."""
+    content = dict(RunFolder(folder).record)
+    content["data"] = {**content["data"], **facts}
     write_json(folder / _CONFIG, content)
 
 

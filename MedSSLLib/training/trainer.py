@@ -153,6 +153,21 @@ class Trainer:
         self.save()
         return self.final_weights()
 
+    def next_step(self, loader: ThreadPoolExecutor) -> dict[str, Tensor]:
+        """One step outside of :meth:`run`, for a loop that has more to do than to train.
+
+        Returns:
+            The losses, 0-d.
+
+        Raises:
+            GuardError: memory ran out and the batch cannot be split further.
+        """
+        losses = None
+        while losses is None:
+            losses = self._attempt(self._load(loader, self.state.step))
+        self._advance()
+        return losses
+
     def final_weights(self) -> dict[str, Tensor]:
         """The weights to keep, on the CPU."""
         if self.best_weights is not None:

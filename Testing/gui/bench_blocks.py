@@ -97,6 +97,35 @@ def annotate(user, label):
     user.settle(300)
 
 
+def preview(user, label, folder):
+    """What Live brings into the scene: a prediction, one that changed on a few slices, a proposal, an accepted slice."""
+    from MedSSLGui.scene import slicecopy
+    from MedSSLGui.scene.preview import Preview
+
+    panel, classes = user.shell.panels["annotate"], user.store.classes()
+    shown, path = Preview(panel.view, classes, [0, 1, 2, 3]), folder / "preview.npy"
+    changed = label.copy()
+    changed[:4] = np.roll(label[:4], 5, 1)
+    for action, array in (("Show a preview", label), ("Show a changed preview", changed)):
+        np.save(path, array)
+        steps = shown.takeSteps(path)
+        in_loop(lambda steps=steps: user.shell.session.stepper.start(steps), action)
+        user.settle(300)
+    index = label.shape[0] // 4
+    plane = shown.plane(2, index)
+    in_loop(lambda: panel.proposals.offer(index, plane, classes), "Propose a slice")
+    wait_until(lambda: False, 1.0)
+
+    def accept():
+        panel.editor.saveState()
+        panel.log.fill(lambda: slicecopy.writeSlice(panel.view, 2, index + 1, plane, classes))
+
+    in_loop(accept, "Accept a slice")
+    wait_until(lambda: False, 1.0)
+    in_loop(panel.proposals.withdraw, "Take a proposal back")
+    in_loop(shown.remove, "End of Live")
+
+
 def review(user, folder, project):
     for run in ("first", "second"):
         add_run(project, run)
@@ -146,6 +175,7 @@ def main(arguments):
         conftest.WATCH.append(watch)
         data(user, folder, folder / "project")
         annotate(user, label)
+        preview(user, label, folder)
         review(user, folder, folder / "project")
         watch.stop()
         print(watch.table())

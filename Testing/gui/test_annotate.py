@@ -140,7 +140,7 @@ def test_completion_never_overwrites_a_drawn_slice(drawn, cohort):
     drawn.store.setClasses(
         [(n, name, (1, 0, 0), "") for n, name in ((1, "structure"), (2, "b"), (3, "c"))]
     )
-    panel.takeCompletion(path)
+    panel.fillIn.takeCompletion(path)
     drawn.settle()
     array = slicer.util.arrayFromSegmentBinaryLabelmap(
         panel.view.segmentation, "class_1", panel.view.image
@@ -254,7 +254,7 @@ def test_what_is_completed_is_nobodys_drawing(drawn, cohort, tmp_path):
     few = np.zeros_like(label.array)
     few[6:8, 20:30, 20:30] = 1
     io.write_image(tmp_path / "few.nii.gz", Volume(few, label.geometry))
-    panel.takeCompletion(tmp_path / "few.nii.gz")
+    panel.fillIn.takeCompletion(tmp_path / "few.nii.gz")
     drawn.settle()
     wait_until(lambda: False, 0.5)
     assert marked(drawn) == {2: [5]}
@@ -282,7 +282,7 @@ def test_a_correction_takes_the_slice_that_is_shown(drawn):
     size = panel.view.size
     panel.takeSuggestion({"event": "done", "slices": [{"case": "heart_01", "axis": 2, "index": 2}]})
     panel.view.jumpTo(2, 5)
-    panel.takeCorrection({"case": "heart_01", "label": np.ones(size[::-1], np.uint8)})
+    panel.fillIn.takeCorrection({"case": "heart_01", "label": np.ones(size[::-1], np.uint8)})
     drawn.settle()
     assert marked(drawn) == {2: [5]} and panel.view.shownSlice(2) == 5, "not the suggested one"
     assert "Slice 6 is in the annotation now" in drawn.status()

@@ -212,8 +212,9 @@ def test_every_control_of_the_open_panel_explains_itself(user):
 
 def test_the_keys_do_what_the_buttons_do(user):
     keys = {shortcut.key().toString(): shortcut for shortcut in user.shell._shortcuts}
-    assert sorted(keys) == ["Shift+M", "Shift+N", "Shift+P"]
+    assert sorted(keys) == ["Shift+A", "Shift+M", "Shift+N", "Shift+P"]
     for key, button in (
+        ("Shift+A", "acceptSliceButton"),
         ("Shift+M", "markSliceButton"),
         ("Shift+N", "nextSliceButton"),
         ("Shift+P", "previousSliceButton"),

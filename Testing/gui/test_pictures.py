@@ -304,3 +304,59 @@ def test_the_overlay_shows_the_segmentation(scene, cohort, tmp_path):
     wait_until(lambda: False, 0.1)
     assert red() == 0
     assert review.result.isAlive()
+
+
+def live_events(user, cohort, path):
+    """What a live process would have said after some slices; the numbers are made up, the preview is a shifted label."""
+    from MedSSLLib.images.io import read_image
+
+    np.save(path, np.roll(read_image(cohort / "labels" / "heart_01.nii.gz").array, 2, 2))
+    yield {"event": "progress", "state": "training", "slices": 8, "cases": 3}
+    for index, (dice, changed) in enumerate(
+        ((0.31, 0.72), (0.55, 0.38), (0.62, 0.3), (0.81, 0.09), (0.86, 0.05), (0.9, 0.02))
+    ):
+        facts = {"case": "heart_02", "axis": 2, "index": index}
+        yield {"event": "score", **facts, "dice": dice, "changed": changed}
+    yield {"event": "preview", "case": "heart_01", "path": str(path), "slices": None}
+
+
+@pytest.mark.timeout(900)
+def test_the_annotate_panel_with_live_on(scene, cohort, tmp_path):
+    """350, 420 and 500 pixels, light and dark, and the outlines over the slices."""
+    from slicer_bench import pictures
+
+    user, target, problems = scene, folder(tmp_path), []
+    user.shell.open("annotate")
+    draw(user, cohort, [3, 6])
+    live = user.shell.panels["annotate"].live
+    user.click("liveCheckBox")
+    assert wait_until(live.isOn, 30)
+    for event in live_events(user, cohort, tmp_path / "preview.npy"):
+        live._onEvent(event)
+    user.settle()
+    user.shell.panels["annotate"].markShown(partly=True)
+    user.settle()
+    for dark in (False, True):
+        pictures.set_theme(dark)
+        suffix = "-dark" if dark else ""
+        for width in (350, 420, 500):
+            user.shell.session.say("Slice 7 is accepted.", "done")
+            image = pictures.panel(user.loaded, width)
+            check(image)
+            image.save(str(target / f"annotate-live-{width}{suffix}.png"))
+            inner = user.find("sectionsContents")
+            if user.loaded.panel.width() != width:
+                problems.append((width, "the panel grew", user.loaded.panel.width()))
+            if inner.minimumSizeHint().width() > user.find("sectionsArea").viewport().width():
+                problems.append((width, "wider than the dock", inner.minimumSizeHint()))
+            for where, text in pictures.cut_texts(user.loaded.panel):
+                problems.append((width, where, text))
+    pictures.set_theme(False)
+    user.shell.panels["annotate"].view.jumpTo(2, 6)
+    views = [pictures.slice_view(name) for name in ("Red", "Green")]
+    pictures.beside(pictures.panel(user.loaded), views, CAPTION).save(
+        str(target / "annotate-live.png")
+    )
+    live.process._runner.kill()
+    assert wait_until(lambda: not live.isOn(), 30)
+    assert sorted(set(map(str, problems))) == []

@@ -551,7 +551,7 @@ def test_the_curves_are_in_slicers_own_plot_widget_where_there_is_one(applicatio
             self.node = node
 
     monkeypatch.setattr(slicer, "qMRMLPlotWidget", qMRMLPlotWidget, raising=False)
-    view = curveview.makeCurveView(None)
+    view = curveview.makeCurveView(None, curveview.runWords())
     assert isinstance(view, curveview.PlotView)
     curves = Curves()
     for step in (1, 2, 3):

@@ -215,6 +215,7 @@ def test_the_bench_has_every_name_in_use(application):
         "slicer.util.exit",
         "slicer.util.pip_install",
         "slicer.modules.medsslJobQueue",
+        "slicer.modules.medsslLive",
         "slicer.packaging",
     }
     roots = {"qt": qt, "ctk": ctk, "slicer": slicer}

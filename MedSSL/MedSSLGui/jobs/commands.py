@@ -185,6 +185,13 @@ def complete(project, case, init, device):
     )
 
 
+def live(project, init, run=None):
+    """The model that learns while one draws, asked on its standard input; `run`: one to go on with, by its name."""
+    start = ("--init", init or "none") if run is None else None
+    again = (("--name", run), "--resume") if run else ()
+    return command("live", project, start, *again, ("--requests", "-"))
+
+
 def report(project, run, out):
     """An HTML report of a run."""
     return command("report", project, ("--run", run), ("--out", str(out)))

@@ -71,6 +71,18 @@ class Runner:
         self._process = process
         process.start(program, list(job.arguments))
 
+    def send(self, text):
+        """Write a line to the job's standard input; False when no job runs."""
+        if not self._process:
+            return False
+        self._process.write(f"{text}\n".encode())
+        return True
+
+    def endInput(self):
+        """Nothing more will be written: the job reads the end of its standard input."""
+        if self._process:
+            self._process.closeWriteChannel()
+
     def cancel(self, seconds=None):
         """Ask the job to stop; after `seconds` (ASK_SECONDS) end it and everything it started."""
         if not self._process or self._cancelled:
@@ -88,9 +100,11 @@ class Runner:
             self.kill()
 
     def wait(self, seconds):
-        """Block until the process ends, at most for so long. For work that must not be put off."""
-        if self._process:
-            self._process.waitForFinished(int(1000 * seconds))
+        """Block until the process ends, at most for so long. For work that must not be put off.
+
+        Returns whether it has ended.
+        """
+        return not self._process or self._process.waitForFinished(int(1000 * seconds))
 
     def drop(self):
         """End the job; nobody is told of it any more."""

@@ -3,18 +3,22 @@
 from slicer.i18n import tr as _
 
 from ..jobs import commands
-from ..project.annotations import completionSteps, correctionSteps, saveSteps
+from ..project.annotations import saveSteps
 from ..project.words import sliceNumber
-from ..scene import annotation, nodes, segments, views
+from ..scene import annotation, brush, nodes, segments, views
 from ..scene.caseview import caseViewSteps
 from ..scene.drawinglog import DrawingLog
 from ..scene.editor import EmbeddedEditor
+from ..scene.proposals import Proposals
 from .base import Panel, choose, chosen, fillCombo
 from .classtable import ClassTable
+from .fillin import FillIn
+from .live import LivePart
 from .slicelist import SliceList
 
 _WITH_CASE = (
     "markSliceButton",
+    "markPartlyButton",
     "previousSliceButton",
     "nextSliceButton",
     "completeButton",
@@ -37,9 +41,11 @@ class AnnotatePanel(Panel):
         self.editor = EmbeddedEditor(self.ui.segmentEditor)
         self.log = DrawingLog(self.widget)
         self.log.edited.connect(self._onEdited)
-        self.slices = SliceList(session, self.ui)
+        self.proposals = Proposals(self.log)
+        self.slices = SliceList(session, self.ui, self.proposals)
         self.classes = ClassTable(session, self.ui, self.editor)
         self.classes.changed.connect(self._onClasses)
+        self.fillIn, self.live = FillIn(self), LivePart(self)
         self._connect()
         session.savers.append(self.save)
         session.caseWanted.connect(lambda name: self.showCase(name))
@@ -52,6 +58,7 @@ class AnnotatePanel(Panel):
         )
         ui.directionComboBox.currentIndexChanged.connect(lambda index: self._onDirection())
         ui.markSliceButton.clicked.connect(lambda: self.markShown())
+        ui.markPartlyButton.clicked.connect(lambda: self.markShown(partly=True))
         ui.previousSliceButton.clicked.connect(lambda: self.step(-1))
         ui.nextSliceButton.clicked.connect(lambda: self.step(1))
         ui.jumpSliceButton.clicked.connect(lambda: self.jump())
@@ -60,7 +67,7 @@ class AnnotatePanel(Panel):
         ui.saveAnnotationButton.clicked.connect(lambda: self.save(aloud=True))
         ui.budgetSpinBox.valueChanged.connect(lambda value: self.slices.spread())
         ui.suggestButton.clicked.connect(lambda: self.suggest())
-        ui.completeButton.clicked.connect(lambda: self.complete())
+        ui.completeButton.clicked.connect(lambda: self.fillIn.complete())
         ui.suggestButton.setVisible(commands.offered("suggest"))
         ui.completeButton.setVisible(commands.offered("complete"))
 
@@ -98,25 +105,32 @@ class AnnotatePanel(Panel):
         choose(self.ui.annotateCaseComboBox, view.name)
         directions = [(view.names[axis].capitalize(), str(axis)) for axis in range(3)]
         fillCombo(self.ui.directionComboBox, directions, keep=False)
-        self.slices.readSuggestions()
+        if not self.live.isOn():  # it suggests slices itself
+            self.slices.readSuggestions()
         self.slices.view = view
         asked, marked = self.slices.asked(), view.annotated()
         axis = next(iter(asked or marked), annotation.thickestAxis(view.spacing))
         choose(self.ui.directionComboBox, str(axis))
         self.bringUp()
-        self.log.watch(view, axis)
-        self.slices.show(view, axis)
+        self._watch(axis)
+        self.live.watch(view)
         self.refresh()
         self.session.say(_("{case}: draw on a slice, then mark it.").format(case=view.name))
         first = self.slices.first()
         if walk and axis in asked and first is not None:
-            self._goTo(first)
+            self.goTo(first)
         if then is not None:
             then()
 
+    def _watch(self, axis):
+        """Follow what is drawn on the shown case along an axis."""
+        self.proposals.watch(self.view, axis)
+        self.log.watch(self.view, axis)
+        self.slices.show(self.view, axis)
+
     def bringUp(self):
-        """The shown case's image and annotation, and no other, are in the views; the editor edits it."""
-        nodes.showOnly(self.view.name, "annotation")
+        """The shown case's image, annotation and preview, and no other, are in the views; the editor edits it."""
+        nodes.showOnly(self.view.name, "annotation", "preview")
         views.showVolume(self.view.image)
         self.editor.edit(self.view.segmentation, self.view.image)
 
@@ -124,12 +138,14 @@ class AnnotatePanel(Panel):
         """No case is shown any more."""
         if self.view is not None and self.view.isAlive() and self.store.isOpen():
             self.session.guarded(self.classes.takeOver)
+        self.proposals.watch(None, self.slices.axis)
+        self.live.letGo()
         self.log.stop()
         self.editor.edit(None, None)
         self.view, self._wanted = None, ""
         self.slices.show(None, self.slices.axis)
 
-    def _goTo(self, index):
+    def goTo(self, index):
         """Show a suggested slice, and say why it was suggested."""
         self.view.jumpTo(self.axis(), index)
         reason = self.slices.reason(index)
@@ -161,29 +177,45 @@ class AnnotatePanel(Panel):
 
     def _onDirection(self):
         if self.alive():
-            self.log.watch(self.view, self.axis())
-            self.slices.show(self.view, self.axis())
+            self._watch(self.axis())
 
     # -- slices ---------------------------------------------------------------------------------------------------
 
-    def markShown(self):
-        """Mark the slice that is shown as annotated."""
+    def markShown(self, partly=False):
+        """Mark the slice that is shown as annotated, or as partly drawn."""
+        index = self.shownSlice()
+        if index is None:
+            return
+        if partly:
+            self.proposals.withdraw()  # what counts then is what a person painted
+            brush.ensureBrush(self.view.segmentation)
+            text = _(
+                "Slice {n} is partly drawn: what you paint on it counts, the rest stays unknown. Paint (background) "
+                "where there is surely nothing."
+            )
+        else:
+            text = _("Slice {n} is marked: what is not drawn on it is background.")
+        self.mark(self.axis(), [index], partly)
+        self.session.say(text.format(n=sliceNumber(index)), "done")
+        self.session.sliceMarked.emit(index)
+
+    def shownSlice(self):
+        """Index of the shown slice along the annotated axis; None, with a message, where there is none."""
         if not self.alive():
-            return self.session.say(_("Show a case first."), "warning")
+            self.session.say(_("Show a case first."), "warning")
+            return None
         index = self.view.shownSlice(self.axis())
         if index is None:
             text = _("No {direction} slice of this case is shown in any view.")
             direction = self.view.names[self.axis()]
-            return self.session.say(text.format(direction=direction), "warning")
-        self.mark(self.axis(), [index])
-        text = _("Slice {n} is marked: what is not drawn on it is background.")
-        self.session.say(text.format(n=sliceNumber(index)), "done")
-        self.session.sliceMarked.emit(index)
+            self.session.say(text.format(direction=direction), "warning")
+        return index
 
-    def mark(self, axis, indices):
-        """Mark slices as annotated."""
-        self.slices.mark(axis, indices)
+    def mark(self, axis, indices, partly=False):
+        """Mark slices as annotated, or as partly drawn."""
+        self.slices.mark(axis, indices, partly)
         self.log.dirty = True
+        self.live.saveNow()
 
     def unmark(self):
         """The selected slice no longer counts."""
@@ -191,6 +223,7 @@ class AnnotatePanel(Panel):
         if axis is not None:
             self.slices.unmark(axis, [index])
             self.log.dirty = True
+            self.live.saveNow()
 
     def jump(self):
         """Show the selected slice."""
@@ -202,6 +235,8 @@ class AnnotatePanel(Panel):
         """Show the next (or previous) suggested slice that is not annotated; after a case's last one, the next case."""
         if not self.alive() or not self.slices.suggested:
             return
+        if self.live.isOn() and direction > 0:
+            return self.live.proposing.next()
         shown = self.view.shownSlice(self.axis())
         index = self.slices.beside(-1 if shown is None else shown, direction)
         if index is None and direction > 0:
@@ -213,7 +248,7 @@ class AnnotatePanel(Panel):
         if index is None:
             text = _("All suggested slices of {case} are annotated.")
             return self.session.say(text.format(case=self.view.name), "done")
-        self._goTo(index)
+        self.goTo(index)
 
     def _onEdited(self, changes):
         """An edit changed these slices."""
@@ -221,12 +256,18 @@ class AnnotatePanel(Panel):
 
         if not self.alive():
             return
-        if self.ui.autoMarkCheckBox.checked and len(changes) <= STROKE_SLICES:
-            undone = self.slices.follow(changes)
-            if undone:
-                text = _("Slice {n} is as before: it no longer counts as annotated.")
-                self.session.say(text.format(n=sliceNumber(undone[0])))
-        elif len(changes) > STROKE_SLICES:
+        stroke = len(changes) <= STROKE_SLICES
+        for index in self.view.lostMarks().get(self.axis(), []):
+            number = self.log.number(index)
+            changes.setdefault(index, (number, number))  # marked without a change, and undone
+        self.view.writeTags()
+        undone = self.slices.follow(changes, stroke and self.ui.autoMarkCheckBox.checked)
+        self.live.saveSoon()
+        if undone:
+            self.log.dirty = True
+            text = _("Slice {n} is as before: it no longer counts as annotated.")
+            self.session.say(text.format(n=sliceNumber(undone[0])))
+        elif not stroke:
             text = _("{n} slices changed at once. Mark those that you checked.")
             self.session.say(text.format(n=len(changes)))
 
@@ -234,7 +275,9 @@ class AnnotatePanel(Panel):
 
     def suggest(self):
         """Have the library choose the slices that are worth most."""
-        if self.store.isOpen():
+        if self.live.isOn():
+            self.live.proposing.askMore()
+        elif self.store.isOpen():
             runs = self.store.models() or self.store.encoders()
             arguments = commands.suggest(
                 self.store.folder, self.ui.budgetSpinBox.value, runs[-1] if runs else None
@@ -258,55 +301,6 @@ class AnnotatePanel(Panel):
             text = _("{n} slices are suggested, in other cases. Show {case} to begin.")
             self.session.say(text.format(n=len(entries), case=cases[0]), "done")
 
-    def complete(self):
-        """Have the slices between the annotated ones filled in."""
-        if not self.alive() or not self.view.annotated():
-            self.session.say(_("Mark at least one annotated slice first."), "warning")
-            return
-        encoders = self.store.encoders()
-        arguments = commands.complete(
-            self.store.folder, self.view.name, encoders[-1] if encoders else None, "auto"
-        )
-        title = _("Completing {case}").format(case=self.view.name)
-        self.session.startJob(title, arguments, kind="complete", tells=True)
-
-    def takeCorrection(self, wanted):
-        """Copy the shown slice of a class map ("label") into the annotation of "case" and mark it."""
-
-        def copy():
-            axis = self.axis()
-            steps = correctionSteps(
-                self.log, self.view, wanted["label"], self.store.classes(), axis
-            )
-            self.session.stepper.start(
-                steps, lambda index: self._onCorrected(axis, index), self.session.sayError
-            )
-
-        self._whenShown(wanted["case"], copy)
-
-    def _onCorrected(self, axis, index):
-        if self.alive():
-            self.mark(axis, [index])
-            text = _("Slice {n} is in the annotation now: correct it, then fine-tune again.")
-            self.session.say(text.format(n=sliceNumber(index)), "done")
-
-    def takeCompletion(self, path, case=None):
-        """Fill in what the library completed; annotated slices stay as drawn."""
-
-        def fill():
-            steps = completionSteps(self.log, self.session, self.view, path)
-            self.session.stepper.start(steps, None, self.session.sayError)
-
-        self._whenShown(case or (self.view.name if self.view else ""), fill)
-
-    def _whenShown(self, name, call):
-        """`call()` with that case shown, now or when it has been brought into the scene."""
-        if self.alive() and self.view.name == name:
-            self.bringUp()
-            call()
-        else:
-            self.showCase(name, then=call)
-
     # -- saving ---------------------------------------------------------------------------------------------------
 
     def save(self, aloud=False):
@@ -318,7 +312,7 @@ class AnnotatePanel(Panel):
         if self.log.dirty:
             self.log.dirty, view = False, self.view
             self.session.stepper.start(
-                saveSteps(self.session, view),
+                saveSteps(self.session, view, self.proposals.waiting()),
                 lambda marked: self._onSaved(view, marked, aloud),
                 lambda error: self._onNotSaved(view, error),
             )
@@ -327,6 +321,7 @@ class AnnotatePanel(Panel):
             self.session.say(text.format(case=self.view.name))
 
     def _onSaved(self, view, marked, aloud):
+        self.live.onSaved()
         count = sum(len(indices) for indices in marked.values())
         if aloud and count:
             text = _("{case} is saved, with {n} annotated slices.")
@@ -358,6 +353,7 @@ class AnnotatePanel(Panel):
         self.ui.segmentEditor.setVisible(ready)
         for name in _WITH_CASE:
             getattr(self.ui, name).setEnabled(ready)
+        self.live.refresh()
 
     def enter(self):
         self.editor.enter()
@@ -375,9 +371,11 @@ class AnnotatePanel(Panel):
         """The scene is about to be closed: write what was drawn, then let go of it."""
         self.save()
         self.session.stepper.finish()
+        self.live.end()
         self._letGo()
         self.refresh()
 
     def cleanup(self):
+        self.live.cleanup()
         self.log.stop()
         self.editor.cleanup()

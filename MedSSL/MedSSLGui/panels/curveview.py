@@ -1,4 +1,6 @@
-"""The curves of a run in the panel: in Slicer's own plot widget where there is one, else painted here."""
+"""Curves in a panel: in Slicer's own plot widget where there is one, else painted here."""
+
+from dataclasses import dataclass
 
 import numpy as np
 import qt
@@ -8,14 +10,37 @@ from slicer.i18n import tr as _
 from .base import isDark
 
 COLOURS = ("#4e8cd8", "#d8922a", "#4aa060", "#cf6a60", "#9a6fc0")
-_HEIGHT = 170
 
 
-def makeCurveView(parent):
+@dataclass
+class CurveWords:
+    """What a view of curves says: the name of its widget, its tool tip, the x axis, and before there is any curve.
+
+    height: of the widget, in pixels.
+    """
+
+    name: str
+    tip: str
+    across: str
+    empty: str
+    height: int = 170
+
+
+def runWords():
+    """The words for the curves of a run."""
+    return CurveWords(
+        "curvesWidget",
+        _("Loss and Dice of the running or selected run"),
+        _("step"),
+        _("Curves appear here while a run trains."),
+    )
+
+
+def makeCurveView(parent, words):
     """A view of curves; `show(curves, name)` brings them up."""
     if getattr(slicer, "qMRMLPlotWidget", None) is not None:
-        return PlotView(parent)
-    return PaintedView(parent)
+        return PlotView(parent, words)
+    return PaintedView(parent, words)
 
 
 class _Canvas(qt.QWidget):
@@ -35,11 +60,12 @@ class _Canvas(qt.QWidget):
 class PaintedView:
     """Losses on the left axis, Dice from 0 to 1 on the right, as wide as the panel is."""
 
-    def __init__(self, parent):
+    def __init__(self, parent, words):
+        self._words = words
         self.widget = _Canvas(parent)
-        self.widget.setMinimumHeight(_HEIGHT)
-        self.widget.setObjectName("curvesWidget")
-        self.widget.setToolTip(_("Loss and Dice of the running or selected run"))
+        self.widget.setMinimumHeight(words.height)
+        self.widget.setObjectName(words.name)
+        self.widget.setToolTip(words.tip)
         self._curves = None
         self.widget.content = self._paint
 
@@ -56,8 +82,7 @@ class PaintedView:
         painter.setRenderHint(qt.QPainter.Antialiasing)
         painter.setPen(qt.QColor("#d0d0d0" if dark else "#404040"))
         if self._curves is None or not self._curves.series:
-            words = _("Curves appear here while a run trains.")
-            painter.drawText(8, height // 2, words)
+            painter.drawText(8, height // 2, self._words.empty)
             return
         left, top = 44, 8 + 16 * self._legend(painter, width)
         frame = (left, top, width - left - 44, height - top - 24)
@@ -86,14 +111,15 @@ class PaintedView:
         low, high = self._curves.range()
         metrics = painter.fontMetrics()
         painter.drawRect(left, top, width, height)
-        for y, text in ((top + 10, f"{high:.2g}"), (top + height, f"{low:.2g}")):
+        losses = any("dice" not in name for name in self._curves.series)
+        for y, text in ((top + 10, f"{high:.2g}"), (top + height, f"{low:.2g}")) if losses else ():
             painter.drawText(left - 5 - metrics.horizontalAdvance(text), y, text)
         last = f"{self._curves.last():g}"
         painter.drawText(left, top + height + 16, "0")
         painter.drawText(left + width - metrics.horizontalAdvance(last), top + height + 16, last)
-        step = _("step")
-        middle = left + (width - metrics.horizontalAdvance(step)) // 2
-        painter.drawText(middle, top + height + 16, step)
+        across = self._words.across
+        middle = left + (width - metrics.horizontalAdvance(across)) // 2
+        painter.drawText(middle, top + height + 16, across)
         if any("dice" in name for name in self._curves.series):
             painter.drawText(left + width + 5, top + 10, _("Dice 1"))
             painter.drawText(left + width + 5, top + height, "0")
@@ -118,12 +144,13 @@ class PaintedView:
 class PlotView:
     """Slicer's own plot widget, with a view node that no layout manages."""
 
-    def __init__(self, parent):
+    def __init__(self, parent, words):
+        self._words = words
         self.widget = getattr(slicer, "qMRMLPlotWidget")(parent)  # noqa: B009 - not in the bench
         self.widget.setMRMLScene(slicer.mrmlScene)
-        self.widget.setMinimumHeight(_HEIGHT)
-        self.widget.setObjectName("curvesWidget")
-        self.widget.setToolTip(_("Loss and Dice of the running or selected run"))
+        self.widget.setMinimumHeight(words.height)
+        self.widget.setObjectName(words.name)
+        self.widget.setToolTip(words.tip)
         self._nodes, self._tables, self._titles = [], {}, ()
         self._view = None
 
@@ -141,7 +168,7 @@ class PlotView:
             fillTable(table, title, curves.series[title])
 
     def _makeChart(self, curves, name):
-        chart, self._tables, series = makeChart(curves, name)
+        chart, self._tables, series = makeChart(curves, name, self._words.across)
         self._nodes = [chart, *self._tables.values(), *series]
         for node in self._nodes:
             node.SetHideFromEditors(True)
@@ -152,7 +179,7 @@ class PlotView:
         scene = slicer.mrmlScene
         owner = scene.AddNewNodeByClass("vtkMRMLScriptedModuleNode", "MedSSL curves")
         self._view = scene.AddNewNodeByClass("vtkMRMLPlotViewNode", "MedSSL curves")
-        self._view.SetLayoutName("MedSSLCurves")
+        self._view.SetLayoutName(f"MedSSL{self._words.name}")
         # a view whose parent is no layout node is left alone by the layout manager
         self._view.SetAndObserveParentLayoutNodeID(owner.GetID())
         for node in (owner, self._view):
@@ -170,11 +197,11 @@ class PlotView:
         self._clear()
 
 
-def makeChart(curves, name):
+def makeChart(curves, name, across):
     """(chart node, {title: table node}, series nodes) of the curves."""
     chart = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLPlotChartNode", f"MedSSL {name}")
     chart.SetTitle(name)
-    chart.SetXAxisTitle(_("step"))
+    chart.SetXAxisTitle(across)
     tables, plots = {}, []
     for number, (title, points) in enumerate(curves.series.items()):
         table = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLTableNode", f"{name} {title}")

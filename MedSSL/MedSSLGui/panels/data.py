@@ -11,7 +11,7 @@ from ..jobs import commands
 from ..jobs.runner import Job
 from ..project import words
 from ..project.annotations import sayShared
-from ..scene import annotation, grids, nodes, segments, voxels
+from ..scene import annotation, brush, grids, nodes, segments, voxels
 from .base import Panel
 from .casetable import CaseTable
 
@@ -149,14 +149,18 @@ class DataPanel(Panel):
         if not array.any():
             return None
         matrix = grids.ijkToRas(node)
+        names = annotation.axisNames(matrix[:3, :3])
+        tags, partly = segments.readTags(drawn, names), segments.readPartly(drawn, names)
+        if partly:
+            painted = brush.paintedBackground(drawn, node)
+            array = brush.leaveUnknown(array, painted, partly, self.store.ignoreValue())
         path = self.store.folder / "labels" / f"{name}.nrrd"
         yield from voxels.writeSteps(path, array, matrix)
         if classes != self.store.classes():
             self.store.setClasses(classes)
         segments.syncClasses(drawn, classes)
         nodes.mark(drawn, name, "annotation")
-        tags = segments.readTags(drawn, annotation.axisNames(matrix[:3, :3]))
-        return path, annotation.toManifest(tags) if tags else None
+        return path, annotation.toManifest(tags, partly) if tags else None
 
     def _addFiles(self, added):
         """Have the library take the files into the project, then record the labels."""

@@ -8,7 +8,7 @@ from ..jobs import commands
 from ..jobs.runner import Job
 from ..project import words
 from ..scene import annotation, grids, nodes, views, voxels
-from ..scene.comparison import Comparison
+from ..scene.comparison import Comparison, agreeSteps
 from ..scene.resultview import ResultView, exportAllSteps
 from ..segmentvolume import VolumeSegmenter
 from .base import Panel, cell, choose, chosen, fillCombo, selectedRows, setUpTable
@@ -279,6 +279,9 @@ class ReviewPanel(Panel):
 
     def _compareSteps(self, comparison, path, title):
         array = yield from voxels.labelFileSteps(path, self.result.image)
+        ignore = self.store.project.ignore_value
+        if ignore is not None:
+            yield from agreeSteps(self.result.label, array, ignore)
         beside = chosen(self.ui.compareModeComboBox) == "beside"
         steps = comparison.besideSteps if beside else comparison.differenceSteps
         return (yield from steps(array, title))

@@ -5,8 +5,7 @@ from slicer.i18n import tr as _
 
 from ..project import suggestions
 from ..project.words import sliceNumber
-from ..scene import annotation
-from ..scene.drawinglog import alike
+from ..scene import annotation, brush
 
 
 class SliceList:
@@ -15,11 +14,13 @@ class SliceList:
     `show(view, axis)` begins; without a case `view` is None.
     """
 
-    def __init__(self, session, ui):
+    def __init__(self, session, ui, proposals):
         self.session, self.store, self.ui = session, session.store, ui
+        self._proposals = proposals
         self.view, self.axis = None, 2
         self.wanted, self.suggested = [], []
         self._drawn = {}  # slices that were marked because of a drawing: what was on them before
+        self._partlyBefore = set()  # those of them that were partly drawn before
 
     # -- what is shown --------------------------------------------------------------------------------------------
 
@@ -56,9 +57,12 @@ class SliceList:
         bar.setVisible(self.view is not None)
         if self.view is None:
             return
+        partly = self.view.partly()
         for axis, indices in self.view.annotated().items():
             for index in indices:
-                text = _("{direction} slice {n}").format(
+                some = index in partly.get(axis, ())
+                text = _("{direction} slice {n}, partly") if some else _("{direction} slice {n}")
+                text = text.format(
                     direction=self.view.names[axis].capitalize(), n=sliceNumber(index)
                 )
                 item = qt.QListWidgetItem(text)
@@ -81,44 +85,93 @@ class SliceList:
 
     # -- marking --------------------------------------------------------------------------------------------------
 
-    def mark(self, axis, indices):
-        """Slices count as annotated, until they are unmarked."""
+    def mark(self, axis, indices, partly=False):
+        """Slices count as annotated, or as partly drawn, until they are unmarked."""
         marked = self.view.annotated()
         marked[axis] = sorted(set(marked.get(axis, [])) | set(indices))
         for index in indices:
-            self._drawn.pop((axis, index), None)
+            self._forget(axis, index)
         self.view.setAnnotated(marked)
+        some = self.view.partly()
+        others = set(some.get(axis, [])) - set(indices)
+        some[axis] = sorted(others | set(indices)) if partly else sorted(others)
+        self.view.setPartly(some)
         self.refresh()
+
+    def markDrawn(self, axis, index, before):
+        """A slice counts as annotated because of what was drawn on it; once undone, it is as it was.
+
+        before: the DrawingLog's number of the slice as it was.
+        """
+        partly = index in self.view.partly().get(axis, ())
+        self.mark(axis, [index])
+        self._drawn[axis, index] = before
+        if partly:
+            self._partlyBefore.add((axis, index))
 
     def unmark(self, axis, indices):
         """Slices no longer count."""
         marked = self.view.annotated()
         marked[axis] = [index for index in marked.get(axis, []) if index not in indices]
         for index in indices:
-            self._drawn.pop((axis, index), None)
+            self._forget(axis, index)
         self.view.setAnnotated(marked)
         self.refresh()
 
-    def follow(self, changes):
-        """Mark slices that were drawn on; unmark those whose drawing was undone. changes: see DrawingLog.
+    def _forget(self, axis, index):
+        self._drawn.pop((axis, index), None)
+        self._partlyBefore.discard((axis, index))
 
-        A slice that is as it was before it was drawn on would teach that all of it is background.
+    def follow(self, changes, marking):
+        """Unmark slices whose drawing was undone and, if `marking`, mark those that were drawn on. Returns the former.
+
+        changes: see DrawingLog. A slice that is as it was before it was drawn on would teach that all of it is
+        background. Where background was painted, a slice is partly drawn.
         """
-        axis, marked = self.axis, self.annotated()
+        axis, marked, proposals = self.axis, self.annotated(), self._proposals
         undone, drawn = [], []
         for index, (before, now) in changes.items():
             earlier = self._drawn.get((axis, index))
-            if earlier is not None and alike(earlier, now):
+            gone = proposals.isOffered(index) and now == 0.0  # undo took the proposal away as well
+            if (earlier is not None and annotation.alike(earlier, now)) or (
+                gone and index in marked
+            ):
                 undone.append(index)
-            elif index not in marked:
+            elif gone or proposals.isAsOffered(index, now):
+                continue  # no person's drawing
+            elif marking and index not in marked:
                 drawn.append((index, before))
+        again = [index for index in undone if (axis, index) in self._partlyBefore]
         if undone:
             self.unmark(axis, undone)
-        if drawn:
-            self.mark(axis, [index for index, _before in drawn])
-            for index, before in drawn:
-                self._drawn[axis, index] = before
+        if again:
+            self.mark(axis, again, partly=True)
+        self._markDrawn(axis, drawn)
         return undone
+
+    def _markDrawn(self, axis, drawn):
+        """Mark slices that a person drew on; drawn: [(index, number before)]."""
+        indices = [index for index, _before in drawn]
+        partly = brush.brushSlices(self.view, axis, indices)
+        whole = [index for index in indices if index not in partly]
+        if whole:
+            self.mark(axis, whole)
+        if partly:
+            self.mark(axis, partly, partly=True)
+        for index, before in drawn:
+            self._drawn[axis, index] = before
+
+    def nextWanted(self, skipped):
+        """The next slice that the library suggests and that is not annotated, as (case, axis, index), None without one.
+
+        Those of the shown case come first; skipped: slices that one has left without drawing on them.
+        """
+        own = self.view.name
+        for entry in sorted(self.wanted, key=lambda entry: entry["case"] != own):
+            found = (entry["case"], int(entry["axis"]), int(entry["index"]))
+            if found not in skipped and not self._isDone(*found):
+                return found
+        return None
 
     # -- walking --------------------------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ from ..jobs.runner import Job
 from ..project import words
 from ..project.curves import Curves
 from .base import Panel, cell, choose, chosen, fillCombo, selectedRows, setUpTable
-from .curveview import makeChart, makeCurveView
+from .curveview import makeChart, makeCurveView, runWords
 
 _TRAINING = ("pretrain", "finetune", "selftrain")
 _REPAINT_MS = 250
@@ -40,7 +40,7 @@ class TrainPanel(Panel):
             ui.matchingComboBox, [(_("across scans"), "inter"), (_("within a scan"), "intra")]
         )
         setUpTable(ui.runsTable, [_("Run"), _("Kind"), _("State"), _("Dice"), _("Start")], 0)
-        self.view = makeCurveView(ui.curvesHolder)
+        self.view = makeCurveView(ui.curvesHolder, runWords())
         ui.curvesHolder.layout().addWidget(self.view.widget)
         self._repaint = qt.QTimer(self.widget)
         self._repaint.setSingleShot(True)
@@ -237,7 +237,9 @@ class TrainPanel(Panel):
         if not self.curves.series:
             self.session.say(_("There are no curves yet."), "warning")
             return
-        chart, _tables, _series = makeChart(self.curves, self._shownRun or _("run"))
+        chart, _tables, _series = makeChart(
+            self.curves, self._shownRun or _("run"), runWords().across
+        )
         logic = slicer.modules.plots.logic()
         if hasattr(logic, "ShowChartInLayout"):
             logic.ShowChartInLayout(chart)

@@ -1,25 +1,33 @@
 """Writing what was drawn into the project, and taking over what the library completed; run by `Stepper`."""
 
+import numpy as np
 from slicer.i18n import tr as _
 
-from ..scene import annotation, segments, voxels
+from ..scene import annotation, brush, segments, voxels
 
 
-def saveSteps(session, view):
+def saveSteps(session, view, proposals):
     """Write the case's segmentation as its label, with the annotated slices; new segments become classes.
 
-    Returns the annotated slices {axis: indices} that were written.
+    proposals: slices {axis: indices} whose content nobody has accepted; in the file they are empty. Returns the
+    annotated slices {axis: indices} that were written.
     """
     store = session.store
     classes = segments.classesWith(view.segmentation, store.classes())
     if classes != store.classes():
         store.setClasses(classes)
         segments.syncClasses(view.segmentation, classes)
-    annotated = view.annotated()
+    view.writeTags()
+    annotated, partly = view.annotated(), view.partly()
     array, shared = yield from segments.labelSteps(view.segmentation, view.image, classes)
+    for axis, indices in proposals.items():
+        np.moveaxis(array, 2 - axis, 0)[indices] = 0
+    if partly:
+        painted = brush.paintedBackground(view.segmentation, view.image)
+        array = brush.leaveUnknown(array, painted, partly, store.ignoreValue())
     path = store.folder / "labels" / f"{view.name}.nrrd"
     yield from voxels.writeSteps(path, array, view.matrix)
-    store.setLabel(view.name, path, annotation.toManifest(annotated))
+    store.setLabel(view.name, path, annotation.toManifest(annotated, partly))
     sayShared(session, view.name, shared)
     return annotated
 

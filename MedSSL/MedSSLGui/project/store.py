@@ -184,6 +184,14 @@ class ProjectStore:
         """Where predictions of a run are kept."""
         return self.folder / "predictions" / run
 
+    def ignoreValue(self):
+        """The label value of voxels that do not count; the project gets one where it has none."""
+        from MedSSLLib.project.manifest import with_ignore_value
+
+        if self.project.ignore_value is None:
+            self.change(lambda project: project.change(with_ignore_value))
+        return self.project.ignore_value
+
     # -- changing -----------------------------------------------------------------------------------------------
 
     def change(self, edit):

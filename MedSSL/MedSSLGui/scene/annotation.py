@@ -5,6 +5,8 @@ import itertools
 import numpy as np
 
 TAG = "MedSSL.AnnotatedSlices"
+PARTLY = "MedSSL.PartlyDrawnSlices"
+"""Tag of those annotated slices on which only what is painted counts, written alike."""
 DIRECTIONS = ("sagittal", "coronal", "axial")
 
 
@@ -45,16 +47,21 @@ def readTag(text, names):
     return result
 
 
-def toManifest(annotated):
-    """MedSSLLib.images.labels.Annotated of {axis: indices}."""
+def toManifest(annotated, partly):
+    """MedSSLLib.images.labels.Annotated of {axis: indices}, and of those of them that are partly drawn."""
     from MedSSLLib.images.labels import Annotated
 
-    return Annotated.of(list(annotated.items()))
+    return Annotated.of(list(annotated.items()), list(partly.items()))
 
 
 def fromManifest(annotated):
     """{axis: indices} of MedSSLLib.images.labels.Annotated; {} for None."""
     return {axis: list(indices) for axis, indices in annotated.slices} if annotated else {}
+
+
+def partlyFromManifest(annotated):
+    """{axis: indices} of the slices that are partly drawn; {} for None."""
+    return {axis: list(indices) for axis, indices in annotated.partly} if annotated else {}
 
 
 def thickestAxis(spacing):
@@ -76,6 +83,11 @@ def sliceSignatures(array, axis, start=(0, 0, 0)):
         if plane.any():
             result[start[axis] + offset] = float(down @ plane.astype(np.float64) @ across)
     return result
+
+
+def alike(first, second):
+    """Whether two numbers stand for the same drawing; another crop adds it up in another order."""
+    return abs(first - second) <= 1e-9 * max(abs(first), abs(second), 1.0)
 
 
 _RANDOM = np.random.RandomState(0).uniform(0.5, 1.5, 8192)

@@ -4,7 +4,7 @@ import numpy as np
 import slicer
 from slicer.i18n import tr as _
 
-from . import annotation, grids, images, nodes, segments, views, voxels
+from . import annotation, brush, grids, images, nodes, segments, views, voxels
 
 
 class CaseView:
@@ -24,6 +24,8 @@ class CaseView:
             )
         else:
             segments.syncClasses(self.segmentation, classes)
+        self._annotated = segments.readTags(self.segmentation, self.names)
+        self._partly = segments.readPartly(self.segmentation, self.names)
 
     def isAlive(self):
         """Whether both nodes are still in the scene."""
@@ -33,18 +35,54 @@ class CaseView:
         """Load the case's stored label into a fresh annotation."""
         if not self.isFresh:
             return
+        if case.annotated is not None:
+            self.setAnnotated(annotation.fromManifest(case.annotated))
+            self.setPartly(annotation.partlyFromManifest(case.annotated))
         if case.label is not None:
             label = yield from voxels.labelFileSteps(case.label, self.image)
             yield from segments.fillSteps(self.segmentation, self.image, label, classes, {})
-        if case.annotated is not None:
-            self.setAnnotated(annotation.fromManifest(case.annotated))
+            yield from brush.paintBackgroundSteps(self, label)
 
     def annotated(self):
-        """Annotated slices {axis: indices} from the tags."""
-        return segments.readTags(self.segmentation, self.names)
+        """Annotated slices {axis: indices}; kept in the tags of the segments."""
+        return {axis: list(indices) for axis, indices in self._annotated.items() if indices}
 
     def setAnnotated(self, annotated):
-        segments.writeTags(self.segmentation, annotated, self.names)
+        """Record which slices count; those that no longer do are not partly drawn either."""
+        self._annotated = {axis: sorted(set(indices)) for axis, indices in annotated.items()}
+        self.writeTags()
+
+    def partly(self):
+        """Those annotated slices on which only what is painted counts, {axis: indices}."""
+        result = {}
+        for axis, indices in self.annotated().items():
+            some = [index for index in indices if index in self._partly.get(axis, ())]
+            if some:
+                result[axis] = some
+        return result
+
+    def setPartly(self, partly):
+        """Record which of the annotated slices are partly drawn."""
+        self._partly = {axis: sorted(set(indices)) for axis, indices in partly.items()}
+        self.writeTags()
+
+    def lostMarks(self):
+        """Annotated slices {axis: indices} that the tags do not have: an undo went back to before they were marked."""
+        tags, lost = segments.readTags(self.segmentation, self.names), {}
+        for axis, indices in self.annotated().items():
+            missing = [index for index in indices if index not in tags.get(axis, ())]
+            if missing:
+                lost[axis] = missing
+        return lost
+
+    def writeTags(self):
+        """Bring the tags in line with what was marked: undo gives segments back with the tags they had."""
+        self._partly = self.partly()
+        node, names = self.segmentation, self.names
+        if segments.readTags(node, names) != self.annotated():
+            segments.writeTags(node, self.annotated(), names)
+        if segments.readTags(node, names, annotation.PARTLY) != self._partly:
+            segments.writeTags(node, self._partly, names, annotation.PARTLY)
 
     def viewNode(self, axis):
         """The slice view that shows slices along an axis, None without one."""

@@ -64,3 +64,11 @@ class Comparison:
         if self.result.isAlive():
             views.showIn(self.result.segmentation, [])
             nodes.showOnly(case, self.result.role)
+
+
+def agreeSteps(label, other, ignore):
+    """Where `other` [k, j, i] has the value to be ignored, it takes what `label` has: nothing is known there."""
+    for part in slabs(other.shape):
+        unknown = other[part] == ignore
+        other[part][unknown] = label[part][unknown]
+        yield

@@ -25,7 +25,7 @@ class DrawingLog:
     """Watches one segmentation along one axis; `dirty` until it is saved.
 
     Signal: `edited(changes)` after each edit, {slice: (number before, number after)}; the numbers stand for what is
-    drawn, 0.0 for nothing. parent: the widget with which it ends.
+    drawn, 0.0 for nothing. An undo may change no slice. parent: the widget with which it ends.
     """
 
     def __init__(self, parent=None):
@@ -78,6 +78,21 @@ class DrawingLog:
             self._timer.stop()
             self._compare()
 
+    def number(self, index):
+        """What stood on a slice when it was looked at last, as a number; 0.0 for nothing."""
+        return (self._before or {}).get(index, 0.0)
+
+    def fill(self, call):
+        """`call()` changes the drawing at once, and that is nobody's drawing, nor anything to be saved."""
+        self.flush()
+        self.filling, dirty = True, self.dirty
+        try:
+            call()
+            self._timer.stop()
+            self._compare()
+        finally:
+            self.filling, self.dirty = False, dirty
+
     def _later(self):
         self._timer.start()
 
@@ -89,12 +104,12 @@ class DrawingLog:
         changes = {}
         for index in sorted(set(now) | set(before)):
             old, new = before.get(index, 0.0), now.get(index, 0.0)
-            if not alike(old, new):
+            if not annotation.alike(old, new):
                 changes[index] = (old, new)
         if changes:
             self.dirty = True
-            if not self.filling:  # what the program fills in is nobody's drawing
-                self.edited.emit(changes)
+        if not self.filling and (changes or self._view.lostMarks()):
+            self.edited.emit(changes)  # what the program fills in is nobody's drawing
 
     def _signatures(self):
         """{slice: number that changes with what is drawn on it}, from the cropped labelmaps Slicer keeps."""
@@ -119,8 +134,3 @@ class DrawingLog:
         corner = slicer.util.arrayFromVTKMatrix(matrix) @ (extent[0], extent[2], extent[4], 1.0)
         ijk = np.linalg.inv(grids.localMatrix(self._view.image)) @ corner
         return tuple(int(round(float(n))) for n in ijk[:3])
-
-
-def alike(first, second):
-    """Whether two numbers stand for the same drawing; another crop adds it up in another order."""
-    return abs(first - second) <= 1e-9 * max(abs(first), abs(second), 1.0)

@@ -46,6 +46,10 @@ class EmbeddedEditor:
         else:
             self.widget.setMasterVolumeNode(volumeNode)
 
+    def saveState(self):
+        """What is drawn now is what undo goes back to."""
+        self.widget.saveStateForUndo()
+
     def endEffect(self):
         """No effect is active any more: a brush would go on drawing on what another panel hides."""
         self.widget.setActiveEffectByName("")

@@ -9,7 +9,7 @@ import re
 import slicer
 
 CASE, ROLE = "MedSSL.Case", "MedSSL.Role"
-SEGMENTATIONS = ("annotation", "prediction", "difference", "comparison", "pseudo")
+SEGMENTATIONS = ("annotation", "preview", "prediction", "difference", "comparison", "pseudo")
 """Roles of segmentations, of which exactly those of the shown case are visible."""
 
 

@@ -13,6 +13,8 @@ from .grids import localMatrix, quietViews, slabs
 from .nodes import SceneError, mark
 
 CLASS = "MedSSL.Class"
+BRUSH = "MedSSL.Brush"
+"""Tag of a segment that is no class but says what is surely background (see `brush`)."""
 
 
 def segmentIds(segmentationNode):
@@ -22,8 +24,12 @@ def segmentIds(segmentationNode):
 
 
 def classOf(segment, classes):
-    """The class value of a segment: its tag, else the class of the same name; None for an unknown one."""
+    """The class value of a segment: its tag, else the class of the same name; None for an unknown one and for the
+    brush for background.
+    """
     text = vtk.mutable("")
+    if segment.GetTag(BRUSH, text):
+        return None
     values = {value for value, _name, _colour, _term in classes}
     if segment.GetTag(CLASS, text) and str(text).isdigit() and int(str(text)) in values:
         return int(str(text))
@@ -42,7 +48,7 @@ def classesWith(segmentationNode, classes):
     result = list(classes)
     for identifier in segmentIds(segmentationNode):
         segment = segmentationNode.GetSegmentation().GetSegment(identifier)
-        if classOf(segment, result) is None:
+        if classOf(segment, result) is None and not segment.GetTag(BRUSH, vtk.mutable("")):
             value = max([entry[0] for entry in result], default=0) + 1
             colour = tuple(segment.GetColor())
             result.append((value, segment.GetName(), colour, terminologyOf(segment)))
@@ -86,8 +92,14 @@ def segmentCrop(segmentationNode, identifier, volumeNode):
 
     Both must be under the same transform. A segment on another grid is resampled, the slow way.
     """
+    values, value, where = segmentValues(segmentationNode, identifier, volumeNode)
+    return values == value, where
+
+
+def segmentValues(segmentationNode, identifier, volumeNode):
+    """(values, value, where): as `segmentCrop`, not compared yet; voxels with `value` are the segment's."""
     shape = volumeNode.GetImageData().GetDimensions()[::-1]
-    nothing = np.zeros((0, 0, 0), bool), (slice(0, 0),) * 3
+    nothing = np.zeros((0, 0, 0), np.uint8), 1, (slice(0, 0),) * 3
     image = segmentationNode.GetBinaryLabelmapInternalRepresentation(identifier)
     if image is not None and image.GetNumberOfPoints() == 0:
         return nothing
@@ -95,7 +107,7 @@ def segmentCrop(segmentationNode, identifier, volumeNode):
     if start is None:
         mask = slicer.util.arrayFromSegmentBinaryLabelmap(segmentationNode, identifier, volumeNode)
         usable = mask is not None and mask.shape == tuple(shape)
-        return (mask > 0, (slice(None),) * 3) if usable else nothing
+        return ((mask > 0).view(np.uint8), 1, (slice(None),) * 3) if usable else nothing
     scalars = numpy_support.vtk_to_numpy(image.GetPointData().GetScalars())
     values = scalars.reshape(image.GetDimensions()[::-1])
     inner, where = [], []
@@ -105,7 +117,7 @@ def segmentCrop(segmentationNode, identifier, volumeNode):
         inner.append(slice(first - begin, last - begin))
         where.append(slice(first, last))
     label = segmentationNode.GetSegmentation().GetSegment(identifier).GetLabelValue()
-    return values[tuple(inner)] == label, tuple(where)
+    return values[tuple(inner)], label, tuple(where)
 
 
 def _startOnGrid(image, volumeNode):
@@ -173,7 +185,7 @@ def fillSteps(segmentationNode, volumeNode, label, classes, keep):
                 mask = yield from _maskSteps(label, value)
                 if any(keep.values()):
                     yield from _keepSteps(segmentationNode, identifier, volumeNode, mask, keep)
-                yield from _replaceSteps(segmentationNode, identifier, volumeNode, mask)
+                yield from replaceSteps(segmentationNode, identifier, volumeNode, mask)
     finally:
         with quietViews():
             segmentationNode.EndModify(wasModifying)
@@ -202,7 +214,7 @@ def _keepSteps(segmentationNode, identifier, volumeNode, mask, keep):
         yield
 
 
-def _replaceSteps(segmentationNode, identifier, volumeNode, mask):
+def replaceSteps(segmentationNode, identifier, volumeNode, mask):
     """Make `mask` [k, j, i] the content of a segment, a slab at a time and only where it is not empty."""
     segmentationNode.GetSegmentation().ClearSegment(identifier)
     geometry = vtk.vtkMatrix4x4()
@@ -224,19 +236,29 @@ def _replaceSteps(segmentationNode, identifier, volumeNode, mask):
         yield
 
 
-def readTags(segmentationNode, names):
-    """Annotated slices {axis: indices} kept in a segmentation's tags."""
+def readTags(segmentationNode, names, tag=annotation.TAG):
+    """Annotated slices {axis: indices} kept in a segmentation's tags; with `annotation.PARTLY` the partly drawn ones."""
     result = {}
     for identifier in segmentIds(segmentationNode):
         text = vtk.mutable("")
-        if segmentationNode.GetSegmentation().GetSegment(identifier).GetTag(annotation.TAG, text):
+        if segmentationNode.GetSegmentation().GetSegment(identifier).GetTag(tag, text):
             for axis, indices in annotation.readTag(str(text), names).items():
                 result[axis] = sorted(set(result.get(axis, [])) | set(indices))
     return result
 
 
-def writeTags(segmentationNode, annotated, names):
-    """Keep annotated slices in the tags of every segment."""
+def readPartly(segmentationNode, names):
+    """Those annotated slices {axis: indices} that are partly drawn."""
+    found, result = readTags(segmentationNode, names, annotation.PARTLY), {}
+    for axis, indices in readTags(segmentationNode, names).items():
+        some = [index for index in indices if index in found.get(axis, ())]
+        if some:
+            result[axis] = some
+    return result
+
+
+def writeTags(segmentationNode, annotated, names, tag=annotation.TAG):
+    """Keep annotated (or partly drawn) slices in the tags of every segment."""
     text = annotation.writeTag(annotated, names)
     for identifier in segmentIds(segmentationNode):
-        segmentationNode.GetSegmentation().GetSegment(identifier).SetTag(annotation.TAG, text)
+        segmentationNode.GetSegmentation().GetSegment(identifier).SetTag(tag, text)

@@ -30,6 +30,7 @@ FOLDERS = (
 PAGES = {
     "Guides": (
         "Resources/Documentation/Tutorial",
+        "Resources/Documentation/Live",
         "Resources/Documentation/Python",
         "Resources/Documentation/Methods",
         "Resources/Documentation/Results",

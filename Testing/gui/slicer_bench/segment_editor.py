@@ -120,6 +120,9 @@ class qMRMLSegmentEditorWidget(QtWidgets.QWidget):
     def removeViewObservations(self):
         pass
 
+    def saveStateForUndo(self):
+        self.logic.SaveStateForUndo()
+
     def undo(self):
         self.logic.Undo()
 

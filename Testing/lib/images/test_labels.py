@@ -197,3 +197,35 @@ def test_fewer_slices_are_some_of_those_that_were_drawn(n: int, kept: tuple) -> 
     them.
     """
     assert Annotated.of([(2, [5, 9, 11]), (0, [4])]).thinned(n).slices == kept
+
+
+def test_partly_drawn_slices_are_among_the_annotated_ones_and_come_back():
+    some = Annotated.of([(2, [3, 9])], [(2, [9, 4]), (0, [1])])
+    assert some.slices == ((0, (1,)), (2, (3, 4, 9))) and some.partly == ((0, (1,)), (2, (4, 9)))
+    assert some.count == 4 and some.whole == Annotated.of([(2, [3])])
+    written = [
+        {"axis": 0, "indices": [1], "partly": [1]},
+        {"axis": 2, "indices": [3, 4, 9], "partly": [4, 9]},
+    ]
+    assert some.to_json() == written and Annotated.from_json(written) == some
+    plain = [{"axis": 2, "indices": [3]}]
+    assert Annotated.from_json(plain).to_json() == plain, "older projects are written unchanged"
+    assert Annotated.from_json(plain).partly == ()
+
+
+def test_thinned_slices_stay_partly_drawn():
+    some = Annotated.of([(2, [1, 3, 5, 7])], [(2, [3])])
+    assert some.thinned(2) == Annotated.of([(2, [3, 7])], [(2, [3])])
+
+
+@each(
+    "entries",
+    [
+        [{"axis": 2, "indices": [1], "partly": "x"}],
+        [{"axis": 2, "indices": [1], "partly": [True]}],
+        ["x"],
+    ],
+)
+def test_malformed_records_of_partly_drawn_slices_are_refused(entries):
+    with pytest.raises(InputError, match="malformed"):
+        Annotated.from_json(entries)

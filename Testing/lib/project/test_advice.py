@@ -71,10 +71,25 @@ def test_models_encoders_and_unfinished_runs():
         run("f", "finetune"),
         run("s", "selftrain", finished=False),
         {**run("x", "finetune"), "config": None},
+        run("l", "live"),
     ]
-    assert advice.models(runs) == ["f"] and advice.encoders(runs) == ["p"]
+    assert advice.models(runs) == ["f", "l"] and advice.encoders(runs) == ["p"]
     assert advice.unfinished(runs, ("finetune", "selftrain"))["name"] == "s"
     assert advice.unfinished(runs, ("pretrain",)) is None
+
+
+@each(
+    "changed, little",
+    [
+        ([0.01] * 4, False),
+        ([0.01] * 5, True),
+        ([0.9] + [0.01] * 5, True),
+        ([0.05] * 5, True),
+        ([0.0, 0.0, 0.0, 0.0, 0.3], False),
+    ],
+)
+def test_drawing_pays_little_once_the_last_five_slices_needed_little(changed, little):
+    assert advice.drawing_pays_little(changed) is little
 
 
 def test_the_next_step():

@@ -21,6 +21,7 @@ from MedSSLLib.project.manifest import (
     parse_labels,
     parse_modality,
     read_manifest,
+    with_ignore_value,
     write_manifest,
 )
 from MedSSLLib.project.metadata import read_metadata
@@ -177,3 +178,24 @@ class TestMetadata:
     def test_unknown_patients_are_not_one_patient(self, text: str) -> None:
         assert [Case(name, (), metadata={"patient": text}).patient for name in "ab"] == ["a", "b"]
         assert Case("a", (), metadata={"patient": text, "patient_id": "P"}).patient == "P"
+
+
+class TestPartlyDrawn:
+    @each("names, value", [({1: "a"}, 255), ({1: "a", 255: "b"}, 254), ({1: "a", 4: "Ignore"}, 4)])
+    def test_the_first_one_brings_a_value_that_does_not_count(
+        self, project: Project, names: dict[int, str], value: int
+    ) -> None:
+        project.set_labels({0: "background", **names})
+        name = project.cases[0].name
+        project.set_annotated(name, Annotated.of([(2, [1])]))
+        assert (project.ignore_value is None) == (value != 4), "whole slices need none"
+        project.set_annotated(name, Annotated.of([(2, [1, 2])], [(2, [2])]))
+        project.save()
+        again = Project.open(project.folder)
+        assert again.ignore_value == value and value not in again.values
+        assert again.case(name).annotated == Annotated.of([(2, [1, 2])], [(2, [2])])
+
+    def test_without_a_free_value_it_is_refused(self) -> None:
+        full = Manifest("full", labels={value: f"c{value}" for value in range(256)})
+        with pytest.raises(InputError, match="a class for every label value"):
+            with_ignore_value(full)

@@ -127,6 +127,7 @@ WRITES = {
     "tofile",
 }
 INSIDE = {  # function -> why its plain writes are safe
+    "keep_checkpoint": "the trainer's own, by save_tensors",
     "_fill": "inside atomic_folder",
     "_export_bundle": "a temporary folder of the system",
     "to_png": "into memory",

@@ -49,6 +49,14 @@ def test_cases_with_few_annotated_slices_neither_count_nor_are_held_out():
         )
 
 
+def test_partly_drawn_slices_do_not_make_a_case_one_that_can_be_held_out():
+    some = Annotated.of([(2, list(range(4)))], [(2, [7, 8])])
+    assert (
+        some.count > 5
+        and split_holdout([replace(c, annotated=some) for c in CASES], tiny_config())[1] == ()
+    )
+
+
 @each("seed", range(5))
 def test_patients_who_were_seen_are_not_held_out(seed):
     seen = patients(CASES) - {"p03", "p07"}

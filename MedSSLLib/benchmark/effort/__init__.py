@@ -1,0 +1,1 @@
+"""How much must be drawn until a model is good, by a scripted person."""

@@ -1,0 +1,140 @@
+"""Table, figure and page of what the benchmark of effort measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from MedSSLLib.benchmark.effort.trials import LEVELS
+from MedSSLLib.benchmark.records import Record
+from MedSSLLib.benchmark.tables import markdown_table
+from MedSSLLib.core.files import atomic_path
+from MedSSLLib.reporting.html import Cell, Page
+from MedSSLLib.reporting.plots import PALETTE, legend_above, save, styled
+from MedSSLLib.reporting.run_report import RESEARCH, footer
+
+WAY_NAMES = {
+    "live": "live, with proposals",
+    "live-no-mixing": "live, without mixing",
+    "even": "evenly spaced slices, training at the end",
+    "complete": "case by case, completed",
+}
+EFFORT_COLUMNS = ("Dice", "way", "slices", "voxels changed", "contour, mm", "reached by")
+_NONE = "–"
+
+
+def effort_rows(content: Mapping[str, Any]) -> list[list[str]]:
+    """The rows of a result (EFFORT_COLUMNS names the columns), as people read them.
+
+    A level counts as reached at the first scored number of slices with that mean Dice; the mean is
+    over the seeds that reach it.
+    """
+    rows = []
+    for level in LEVELS:
+        for way, trials in _trials(content["records"]).items():
+            first = [found for trial in trials if (found := reached(trial, level))]
+            words = [_NONE] * 3
+            if first:
+                words = [_mean(first, key) for key in ("slices", "voxels", "contour_mm")]
+            name = WAY_NAMES.get(way, way)
+            rows.append([f"{level:.2f}", name, *words, f"{len(first)} of {len(trials)}"])
+    return rows
+
+
+def reached(trial: Sequence[Record], level: float) -> Record | None:
+    """The first record, by slices, whose mean Dice is at least a level."""
+    for record in sorted(trial, key=lambda found: found["slices"]):
+        if record["mean"] is not None and record["mean"] >= level:
+            return record
+    return None
+
+
+def _mean(records: Sequence[Record], key: str) -> str:
+    return f"{np.mean([record[key] for record in records]):.3g}"
+
+
+def _trials(records: Sequence[Record]) -> dict[str, list[list[Record]]]:
+    """Way to its trials, a list of records for each seed."""
+    found: dict[str, dict[int, list[Record]]] = {}
+    for record in records:
+        found.setdefault(record["way"], {}).setdefault(record["seed"], []).append(record)
+    return {way: list(seeds.values()) for way, seeds in found.items()}
+
+
+def effort_notes(content: Mapping[str, Any]) -> list[str]:
+    """What was assumed, and what the numbers mean."""
+    settings = content["settings"]
+    tests = len(content["records"][0]["dice"]) if content["records"] else 0
+    return [
+        f"A scripted person takes {settings['seconds']:g} s a slice, and training "
+        f"{settings['rate']:g} steps a second meanwhile: both are assumptions.",
+        "Voxels changed: those whose class the person sets, from the proposal or from an empty "
+        "slice. Contour: added path length (Vaassen et al. 2020).",
+        f"Mean Dice over classes and {tests} test cases at native resolution, scored after "
+        "1, 2, 3 and then half as many slices again.",
+        "Completed volumes are taken as they are; correcting them would be further work.",
+    ]
+
+
+def write_effort_report(content: Mapping[str, Any], out: Path) -> list[Path]:
+    """Write ``effort.md``, ``effort.png`` and ``effort.html`` into a folder; returns the files."""
+    rows, notes = effort_rows(content), effort_notes(content)
+    text = out / "effort.md"
+    with atomic_path(text) as temporary:
+        parts = [f"## Effort on {content['data']}", markdown_table(EFFORT_COLUMNS, rows), *notes]
+        temporary.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    picture = save(effort_figure(content["records"]), out / "effort.png")
+    page = Page(
+        "How much must be drawn",
+        f"Ways to annotate compared on {content['data']}, by the work of a scripted person.",
+        kicker="MedSSL benchmark",
+    )
+    cells: list[list[Cell | str]] = []
+    for level, way, *numbers in rows:
+        cells.append([level, way, *(Cell(number, "", number=True) for number in numbers)])
+    page.table(list(EFFORT_COLUMNS), cells, caption="Until the mean Dice is reached")
+    page.figures((effort_figure(content["records"]), "Mean over seeds; the band is their range."))
+    page.section("Limits")
+    page.bullets([*notes, *RESEARCH])
+    return [text, picture, page.write(out / "effort.html", footer())]
+
+
+@styled
+def effort_figure(records: Sequence[Record]) -> Figure:
+    """Mean Dice against drawn slices and against changed voxels, a line a way.
+
+    Args:
+        records: of the result file.
+    """
+    figure = Figure(figsize=(8.6, 3.7))
+    axes = [figure.add_subplot(1, 2, 1), figure.add_subplot(1, 2, 2)]
+    for number, (way, trials) in enumerate(_trials(records).items()):
+        color = PALETTE[number % len(PALETTE)]
+        for panel, key in zip(axes, ("slices", "voxels"), strict=True):
+            x, mean, low, high = _course(trials, key)
+            panel.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0)
+            panel.plot(x, mean, color=color, marker="o", label=WAY_NAMES.get(way, way))
+    for panel, words in zip(axes, ("drawn slices", "voxels changed"), strict=True):
+        panel.set(xlabel=words, ylabel="mean Dice", ylim=(0, 1), xscale="log")
+        for level in LEVELS:
+            panel.axhline(level, color="0.8", linewidth=0.8, zorder=0)
+    legend_above(figure)
+    return figure
+
+
+def _course(trials: Sequence[Sequence[Record]], key: str) -> tuple[list[float], ...]:
+    """Mean of a number, and mean, least and greatest Dice over seeds, for every scored count."""
+    by_count: dict[int, list[Record]] = {}
+    for record in (record for trial in trials for record in trial):
+        by_count.setdefault(record["slices"], []).append(record)
+    course: tuple[list[float], ...] = ([], [], [], [])
+    for count in sorted(by_count):
+        dice = [record["mean"] or 0.0 for record in by_count[count]]
+        x = float(np.mean([record[key] for record in by_count[count]]))
+        for part, value in zip(course, (x, np.mean(dice), min(dice), max(dice)), strict=True):
+            part.append(float(value))
+    return course

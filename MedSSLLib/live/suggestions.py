@@ -1,0 +1,90 @@
+"""Which slices to draw next, by the model of now: a few scans are looked at, not all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from MedSSLLib.active_learning.scans import Scan, survey
+from MedSSLLib.active_learning.slice_table import Table, Viewer, class_uncertainty
+from MedSSLLib.active_learning.strategies import even_order
+from MedSSLLib.active_learning.suggest import Suggestion, SuggestOptions, even_slices, from_table
+from MedSSLLib.core.events import Events
+from MedSSLLib.data.slices import not_empty, slice_operator, slice_spread
+from MedSSLLib.inference.slice_features import combined_profiles, slice_profiles
+from MedSSLLib.live.learner import Learner
+from MedSSLLib.project.project import Project
+
+LOOKED_AT = 8  # scans that are looked at for an answer, at most; not from a paper
+PER_CASE = 2  # new slices of a case in one answer; not from a paper
+
+
+def suggest_live(
+    project: Project, learner: Learner | None, count: int, events: Events
+) -> Iterator[list[Suggestion] | None]:
+    """Choose slices; yields None after every scan that was looked at, and the answer at the end.
+
+    With a model: slices that it is unsure of and that represent others, of scans without drawn
+    slices first, a patient each. Before there is one: evenly spaced slices. Test cases are never
+    suggested.
+    """
+    scans = survey(project.pool, events)
+    options = SuggestOptions(count, per_case=PER_CASE, seed=0)
+    if learner is None or not learner.taught:
+        yield even_slices([scan for scan in scans if not scan.drawn.all()], options, events)
+        return
+    chosen = _to_look_at(scans, count)
+    rows: list[tuple[Scan, np.ndarray, list[np.ndarray], np.ndarray]] = []
+    for scan in chosen:
+        prepared = learner.labels.cache.prepare([scan.case])
+        prepared.report(events)
+        if prepared.usable:
+            rows.append((scan, *_looked_at(learner, scan)))
+        yield None
+    yield _answer(rows, learner, options) if rows else []
+
+
+def _to_look_at(scans: Sequence[Scan], count: int) -> list[Scan]:
+    """Some of the scans with a slice left to draw, those without any drawn one first."""
+    free = [scan for scan in scans if not scan.drawn.all()]
+    most = min(LOOKED_AT, max(2 * count, 4))
+    drawn = [bool(scan.drawn.any()) for scan in free]
+    order = even_order(drawn, [scan.case.patient for scan in free], most)
+    return [free[position] for position in order[:most]]
+
+
+def _looked_at(learner: Learner, scan: Scan) -> tuple[np.ndarray, list[np.ndarray], np.ndarray]:
+    """Which slices show something, their features level by level, and the uncertain areas."""
+    cache, name = learner.labels.cache, scan.case.name
+    image, grid = cache.image(name, (0, 0, 0), cache.shape(name)[1:]), cache.geometry(name)
+    along, rows = slice_operator(scan.geometry, grid, scan.axis)
+    with learner.predicting() as model:
+        encoder, plan = model.network.encoder, model.plan
+        profiles = slice_profiles(encoder, image, plan, model.device, along)
+        areas = class_uncertainty(model.on_grid(image), grid, along)
+    usable = not_empty(rows @ slice_spread(image, along))
+    return usable, [rows @ profile for profile in profiles], rows @ areas
+
+
+def _answer(
+    rows: Sequence[tuple[Scan, np.ndarray, list[np.ndarray], np.ndarray]],
+    learner: Learner,
+    options: SuggestOptions,
+) -> list[Suggestion]:
+    scans, usable, profiles, areas = zip(*rows, strict=True)
+    shown = np.concatenate(usable)
+    levels = [np.concatenate(level) for level in zip(*profiles, strict=True)]
+    counts = [scan.count for scan in scans]
+    table = Table(
+        scans=scans,
+        case=np.repeat(np.arange(len(scans)), counts),
+        place=np.concatenate([np.arange(count) for count in counts]),
+        usable=shown,
+        drawn=np.concatenate([scan.drawn for scan in scans]),
+        features=combined_profiles(levels, shown),
+        uncertainty=np.concatenate(areas),
+    )
+    model = learner.model()
+    viewer = Viewer(learner.plan, learner.net.encoder, model.device, model)
+    return from_table(table, viewer, "hybrid", options)

@@ -1,0 +1,184 @@
+"""The model that learns: only drawn slices teach, whatever is drawn then; classes may be added."""
+
+from contextlib import ExitStack
+
+import numpy as np
+import pytest
+import torch
+
+from MedSSLLib.core.errors import GuardError
+from MedSSLLib.core.events import Events
+from MedSSLLib.images.labels import IGNORE
+from MedSSLLib.live.live import open_session
+from MedSSLLib.methods.options import configured
+from Testing.lib.live_helpers import TINY, Person
+
+
+@pytest.fixture
+def stack():
+    with ExitStack() as made:
+        yield made
+
+
+@pytest.fixture
+def person(tmp_path):
+    return Person(tmp_path, test="case3")
+
+
+def session_of(person, stack, **changes):
+    given = {key.replace("__", "."): value for key, value in changes.items()}
+    config = configured("live", overrides={**TINY, "device": "cpu", **given})
+    return open_session(person.project, config, Events(), stack)
+
+
+def train(session, steps):
+    taken = 0
+    while taken < steps and session.train():
+        taken += 1
+    return taken
+
+
+def test_every_voxel_that_teaches_is_drawn(person, stack):
+    """Windows of all steps hold what is drawn and nothing else."""
+    session = session_of(person, stack, options__mixing="false")
+    person.draw("case0", 5)
+    person.draw("case1", 7)
+    session.look()
+    seen = set()
+    task = session.learner.plain
+    for step in range(30):
+        host = task.host_batch(step, 0, 1)
+        for name, label in zip(host.cases, host.labels[:, 0].numpy(), strict=True):
+            if (label != IGNORE).any():
+                seen.add(name)
+    assert seen == {"case0", "case1"}
+    labels = session.learner.labels
+    rows = {n: np.flatnonzero((labels.whole(n) != IGNORE).any((1, 2))).tolist() for n in seen}
+    assert rows == {"case0": [5], "case1": [7]}
+
+
+def test_a_slice_that_is_taken_away_teaches_no_more_and_training_waits(person, stack):
+    session = session_of(person, stack)
+    person.draw("case0", 5)
+    session.look()
+    assert session.state == "training" and train(session, 3) == 3
+    person.write("case0", [])
+    session.look()
+    assert session.state == "waiting" and train(session, 3) == 0
+
+
+def test_a_case_whose_label_is_taken_away_teaches_no_more(person, stack):
+    session = session_of(person, stack)
+    person.draw("case0", 5)
+    person.draw("case1", 6)
+    session.look()
+    assert session.learner.labels.names == ("case0", "case1")
+    person.project.set_label("case1", None)
+    person.project.save()
+    session.look()
+    assert session.learner.labels.names == ("case0",) and train(session, 2) == 2
+
+
+def test_a_preview_knows_a_change_after_so_many_steps_and_not_before(person, stack):
+    session = session_of(person, stack, options__known_after="5")
+    person.draw("case0", 5)
+    session.look()
+    teaching = session.teaching
+    known = []
+    for _ in range(6):
+        train(session, 1)
+        known.append(teaching.knows)
+    assert known == [0, 0, 0, 0, 1, 1] and not teaching.fresh
+    person.draw("case0", 6)
+    person.draw("case1", 6)
+    session.look()
+    assert teaching.epoch == 3 and teaching.fresh
+    train(session, 5)
+    assert teaching.knows == 3
+
+
+def test_it_rests_when_the_loss_is_flat_and_wakes_when_something_is_drawn(person, stack):
+    session = session_of(person, stack, options__mixing="false")
+    person.draw("case0", 5)
+    session.look()
+    steps = train(session, 1000)
+    assert 12 <= steps <= 40 and session.state == "idle"
+    person.draw("case0", 6)
+    session.look()
+    assert session.state == "training" and train(session, 2) == 2
+
+
+def test_unlabelled_scans_teach_once_the_loss_is_flat_but_never_a_test_case(person, stack):
+    session = session_of(person, stack, optimiser__lr="1e-2", options__most_steps="150")
+    person.draw("case0", 4, 5, 6)
+    person.draw("case1", 5, 6, 7)
+    session.look()
+    mixed = [train(session, 1) and session.learner.mixes for _ in range(400)]
+    assert not mixed[11] and any(mixed), "not at once"
+    assert set(session.learner.mixed_cases) <= {"case0", "case1", "case2"}
+    kept = session.learner.labels.whole("case0")
+    held = session._pseudo.held.whole("case0")
+    assert (held[kept != IGNORE] == kept[kept != IGNORE]).all(), "what is drawn stands as drawn"
+    assert (held != IGNORE).all()
+
+
+def test_the_rate_rises_and_stays(person, stack):
+    session = session_of(person, stack, options__warmup_steps="4")
+    person.draw("case0", 5)
+    session.look()
+    rates = []
+    for _ in range(8):
+        train(session, 1)
+        rates.append(session.learner.trainer.optimiser.param_groups[0]["lr"])
+    base = session.learner.trainer.optimiser.param_groups[0]["base_lr"]
+    assert rates[:4] == pytest.approx([base * f for f in (1e-3, 0.25, 0.5, 0.75)])
+    assert rates[4:] == pytest.approx([base] * 4)
+
+
+def test_a_loss_that_is_no_number_stops_the_run(person, stack):
+    session = session_of(person, stack)
+    person.draw("case0", 5)
+    session.look()
+    with torch.no_grad():
+        session.learner.net.head.weight.fill_(float("nan"))
+    with pytest.raises(GuardError, match="not a finite number"):
+        train(session, 3)
+
+
+def test_a_class_more_keeps_the_others_where_they_were(person, stack):
+    session = session_of(person, stack)
+    person.draw("case0", 5, 6)
+    session.look()
+    train(session, 20)
+    before = {k: v.clone() for k, v in session.learner.trainer.final_weights().items()}
+    step = session.learner.step
+    person.project.set_labels({0: "background", 1: "spot", 2: "blob"})
+    person.project.save()
+
+    def as_two(array):
+        array[array == 1] = 2
+
+    person.write("case0", [5, 6], as_two)
+    session.look()
+    now = session.learner.trainer.final_weights()
+    assert session.learner.classes == ("background", "spot", "blob")
+    assert session.learner.step == step
+    # values 0 and 1 keep their rows; 2 is new
+    assert torch.equal(now["head.weight"][:2], before["head.weight"])
+    same = [name for name in before if not name.startswith("head")]
+    assert all(torch.equal(now[name], before[name]) for name in same)
+
+
+def test_a_segmentation_run_of_the_same_classes_predicts_at_once(person, stack):
+    session = session_of(person, stack)
+    person.draw("case0", 5, 6)
+    session.look()
+    train(session, 15)
+    session.keeper.save_as("first", session.teaching)
+    weights = session.learner.trainer.final_weights()
+    person.write("case0", [])
+    with ExitStack() as other:
+        later = session_of(person, other, init="first")
+        assert later.state == "waiting" and later.learner.taught
+        found = later.learner.trainer.final_weights()
+        assert all(torch.equal(found[name], weights[name]) for name in weights)

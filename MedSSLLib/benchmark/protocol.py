@@ -61,8 +61,8 @@ class Protocol:
 
     Attributes:
         rows: names that :func:`~MedSSLLib.benchmark.records.parse_row` knows.
-        steps, minutes: length of every fine-tuning, and again of every self-training after it; one
-            of them.
+        steps: length of every fine-tuning, and again of every self-training after it.
+        minutes: that length in minutes; one of the two.
         pretrain_steps, pretrain_minutes: length of every pre-training; one of them.
         preset, seed, device: as in RunConfig.
         settings, pretrain_settings, selftrain_settings: further settings of each kind of run.

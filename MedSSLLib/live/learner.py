@@ -98,7 +98,8 @@ class Learner:
         trainer: takes the steps.
         mixed_cases: names of the cases whose pseudo-labels teach.
         started_whole: whether decoder and classifier came with the start.
-        classes, values: names and label values, with background.
+        classes: names, with background.
+        values: label values, with background.
     """
 
     def __init__(

@@ -28,8 +28,8 @@ SCORED_AT_ONCE = 8  # new slices of a change that are predicted before they are 
 MOST_KEPT = 400  # predictions of slices kept, so that a correction is scored against the same one
 FRESH_AT_ONCE = 24  # new slices that are favoured; of more, those that came last
 
+# makes the model when there is something to learn, or anew where the classes have changed
 MakeLearner = Callable[[Learner | None, DrawnCase | None], Learner]
-"""Makes the model when there is something to learn, or anew where the classes have changed."""
 
 
 def slice_score(predicted: np.ndarray, drawn: np.ndarray, classes: int) -> tuple[float, float]:

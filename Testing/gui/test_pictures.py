@@ -352,6 +352,7 @@ def test_the_annotate_panel_with_live_on(scene, cohort, tmp_path):
             for where, text in pictures.cut_texts(user.loaded.panel):
                 problems.append((width, where, text))
     pictures.set_theme(False)
+    user.shell.session.say("Slice 7 is accepted.", "done")  # in the colour of this theme
     user.shell.panels["annotate"].view.jumpTo(2, 6)
     views = [pictures.slice_view(name) for name in ("Red", "Green")]
     pictures.beside(pictures.panel(user.loaded), views, CAPTION).save(

@@ -18,6 +18,7 @@ include_patterns = [
     "Resources/Documentation/*.md",
     "Testing/bench/**.md",
     "Testing/faults/*.md",
+    "Testing/gpu/*.md",
     "Testing/gui/slicer_bench/*.md",
     "api/*.rst",
 ]

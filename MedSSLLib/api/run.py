@@ -133,7 +133,7 @@ class Run:
             InputError: the run segments nothing, or the image cannot be used.
         """
         refuse_unknown_arguments("segment", options, _OF_SEGMENT)
-        from MedSSLLib.images.affine import affine_of
+        from MedSSLLib.api.affine import affine_of
         from MedSSLLib.inference.model import PredictOptions, load_model, predict_case
 
         chosen = PredictOptions(**without_reporting(options))
@@ -223,8 +223,8 @@ def name_of(project: Project, run: RunLike) -> str:
 
 
 def _volume(image: Any, affine: np.ndarray | None, spacing: Sequence[float] | None) -> Any:
+    from MedSSLLib.api.affine import volume_of
     from MedSSLLib.images import io
-    from MedSSLLib.images.affine import volume_of
 
     if isinstance(image, (str, os.PathLike)):
         return io.read_image(image)

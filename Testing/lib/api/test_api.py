@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 
 import MedSSLLib as medssl
+from MedSSLLib.api.affine import affine_of, grid_of_affine, volume_of
 from MedSSLLib.cli import main as cli
 from MedSSLLib.core.events import Event
 from MedSSLLib.images import io
-from MedSSLLib.images.affine import affine_of, grid_of_affine, volume_of
 from MedSSLLib.images.geometry import Geometry, Volume
 from MedSSLLib.training.checkpoint import load_tensors
 from Testing.lib.case_helpers import each

@@ -192,6 +192,10 @@ def worth_self_training(cases: Sequence[Case], runs: Sequence[Mapping[str, Any]]
     Testing/bench/NOTES.md).
     """
     newest = [run for run in runs if run["finished"] and run_command(run) in _SEGMENTING][-1:]
-    labelled = sum(teaches(case) for case in cases)
-    pool = sum(case.role != "test" for case in cases)
-    return pool > 2 * labelled and any(run_command(run) == "finetune" for run in newest)
+    return few_labelled(cases) and any(run_command(run) == "finetune" for run in newest)
+
+
+def few_labelled(cases: Iterable[Case]) -> bool:
+    """Whether more cases of the pool lack a label than have one."""
+    pool = [teaches(case) for case in cases if case.role != "test"]
+    return len(pool) > 2 * sum(pool)

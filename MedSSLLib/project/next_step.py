@@ -34,11 +34,11 @@ def _command(project: Project, folder: str, after: str, run: str) -> str:
         return f"draw these slices, then: medssl add {folder} --labels FOLDER --drawn"
     if after == "pretrain" and labelled:
         return f"medssl finetune {folder} --init {run} --minutes 10"
-    runs = project.runs()
+    if after == "finetune" and advice.few_labelled(project.cases):
+        return f"medssl selftrain {folder} --from {run} --minutes 20"
     if after in ("finetune", "selftrain"):
-        if advice.worth_self_training(project.cases, runs):
-            return f"medssl selftrain {folder} --from {run} --minutes 20"
         return f"medssl predict {folder} --run {run} --out segmentations"
+    runs = project.runs()
     step = advice.next_step(project.cases, runs)
     if step == "finetune":
         init = _latest(advice.encoders(runs))

@@ -107,7 +107,9 @@ class LiveProcess:
         return [event for event in self.events if event["event"] == kind]
 
     def end(self, how: str = "stop", seconds: float = 240.0) -> int:
-        """Ask to stop, close the stream of requests ('close'), or send 'TERM' or 'KILL'."""
+        """Ask to stop, close the stream of requests ('close'), send 'TERM' or 'KILL', or just
+        wait.
+        """
         if how == "stop":
             self.ask("stop")
         elif how == "close":
@@ -115,7 +117,7 @@ class LiveProcess:
             self._process.stdin.close()
         elif how == "TERM":
             self._process.terminate()
-        else:
+        elif how == "KILL":
             self._process.kill()
         code = self._process.wait(seconds)
         time.sleep(0.05)

@@ -121,6 +121,7 @@ COMMANDS = {
     "import": (["{}/project", "--from", "{}/x.safetensors"], "MedSSLLib.cli.main"),
     "report": (["{}/project", "--run", "run", "--out", "{}/r.html"], "numpy"),
     "benchmark": (["labels", "--data", "{}/project", "--out", "{}/b"], "numpy"),
+    "live": (["{}/project"], "MedSSLLib.cli.main"),
     "demo": (["--out", "{}/demo"], "numpy"),
     "doctor": ([], "MedSSLLib.cli.main"),
     "set": (["{}/project", "--classes", "0=background,1=x"], "MedSSLLib.cli.main"),

@@ -149,7 +149,7 @@ def test_label_and_foreground(filled, case):
 
 def test_places_are_drawn_evenly():
     label = np.zeros((60, 60, 60), np.uint8)
-    _, _, places = cache_module._places(label)
+    _, _, places = cache_module.class_places(label)
     assert len(places) == MOST_PLACES
     assert np.abs(places.mean(0) - 29.5).max() < 1
     assert np.abs(places.std(0) - 60 / np.sqrt(12)).max() < 0.5

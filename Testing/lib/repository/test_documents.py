@@ -165,7 +165,8 @@ def cohort(tmp_path, monkeypatch):
     geometry = Geometry((24, 22, 10), (1.2, 1.2, 3.0), (5.0, -9.0, 30.0))
     folder = tmp_path / "Task04_Hippocampus"
     names = [
-        f"hippocampus_{number}" for number in ("001", "003", "004", "006", "020", "261", "007")
+        f"hippocampus_{number}"
+        for number in ("001", "003", "004", "006", "020", "261", "007", "008", "014")
     ]
     for name in names:
         label = np.zeros(geometry.shape, np.uint8)

@@ -136,6 +136,9 @@ INSIDE = {  # function -> why its plain writes are safe
 }
 
 
+OWN_SAVING = ("self.save(", "self.panel.save(", "project.save(", "Project(")
+
+
 def plain_writes(path: Path) -> list[str]:
     """Calls that write a file, outside a ``with atomic_path`` or ``with atomic_folder``, and not
     into a buffer.
@@ -158,7 +161,7 @@ def plain_writes(path: Path) -> list[str]:
             opened = name == "open" and any(
                 str(getattr(arg, "value", "")) in MODES for arg in given
             )
-            own = words.startswith(("self.save(", "project.save(", "Project(")) or "buffer" in words
+            own = words.startswith(OWN_SAVING) or "buffer" in words
             if (name in WRITES and not own and isinstance(node.func, ast.Attribute)) or opened:
                 found.append(f"{path.name}:{where}: {words[:70]}")
         for child in ast.iter_child_nodes(node):

@@ -1,4 +1,4 @@
-# make demo | make test | make test-gui | make lint | make docs | make audit | make bench
+# make demo | make test | make test-gui | make test-long | make lint | make docs | make audit | make bench
 #                                                              (Linux, macOS; needs Python 3.11+, git and make)
 #
 # Each makes .venv on its first call. Useful variables:
@@ -25,7 +25,7 @@ WITH_docs = docs
 WITH_gui = demo,test,gui
 TORCH = $(shell sed -n '/^torch==/p' constraints.txt)
 
-.PHONY: demo test test-gui lint docs audit bench clean
+.PHONY: demo test test-gui test-long lint docs audit bench clean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
@@ -33,11 +33,15 @@ demo: $(VENV)/.with-demo
 	$(RUN) -m MedSSLLib demo $(ARGS)
 
 test: $(VENV)/.with-test
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(JOBS) --dist loadfile -m "not long" $(ARGS)
 
 test-gui: $(VENV)/.with-gui
 	OMP_NUM_THREADS=1 QT_QPA_PLATFORM=offscreen ITK_GLOBAL_DEFAULT_THREADER=Platform \
-	$(RUN) -m pytest -n $(JOBS) --dist loadfile Testing/gui $(ARGS)
+	$(RUN) -m pytest -n $(JOBS) --dist loadfile -m "not long" Testing/gui $(ARGS)
+
+test-long: $(VENV)/.with-gui
+	OMP_NUM_THREADS=1 QT_QPA_PLATFORM=offscreen ITK_GLOBAL_DEFAULT_THREADER=Platform \
+	$(RUN) -m pytest -n $(JOBS) --dist loadfile -m long Testing/lib Testing/gui $(ARGS)
 
 lint: $(VENV)/.with-dev
 	$(RUN) -m ruff check .

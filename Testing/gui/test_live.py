@@ -230,6 +230,7 @@ def test_three_slices_accept_next_scribbles_and_a_run(painter, watch):
     assert longest < 0.3, watch.table()  # generous: a shared machine; bench_blocks.py measures
 
 
+@pytest.mark.long
 @pytest.mark.timeout(1800)
 def test_a_scene_closed_while_live_is_on(painter):
     import slicer
@@ -244,6 +245,7 @@ def test_a_scene_closed_while_live_is_on(painter):
     assert painter.live.preview is None
 
 
+@pytest.mark.long
 @pytest.mark.timeout(1800)
 def test_another_project_ends_live_and_gets_nothing_of_it(painter, tmp_path):
     user = painter.user
@@ -259,6 +261,7 @@ def test_another_project_ends_live_and_gets_nothing_of_it(painter, tmp_path):
     assert user.store.models() == ["live-1"]
 
 
+@pytest.mark.long
 @pytest.mark.timeout(1800)
 def test_a_case_that_is_deleted_has_no_preview_any_more(painter):
     user = painter.user
@@ -298,6 +301,7 @@ def test_a_killed_process_is_told_of_and_gone_on_with(painter):
     user = painter.user
     painter.mark(4)
     painter.learn()
+    painter.until("checkpoint")
     processes.endTree(int(painter.process._runner._process.processId()))
     assert wait_until(lambda: not painter.live.isOn(), 20)
     assert any(kind == "error" and "Live has ended" in text for kind, text in user.messages)
@@ -310,6 +314,7 @@ def test_a_killed_process_is_told_of_and_gone_on_with(painter):
     assert user.store.models() == ["live-1"]
 
 
+@pytest.mark.long
 @pytest.mark.timeout(1800)
 def test_live_waits_while_a_job_runs(painter):
     user = painter.user

@@ -260,8 +260,8 @@ class AnnotatePanel(Panel):
         for index in self.view.lostMarks().get(self.axis(), []):
             number = self.log.number(index)
             changes.setdefault(index, (number, number))  # marked without a change, and undone
-        self.view.writeTags()
         undone = self.slices.follow(changes, stroke and self.ui.autoMarkCheckBox.checked)
+        self.view.writeTags()  # last: tags that are as they should be stay, and redo with them
         self.live.saveSoon()
         if undone:
             self.log.dirty = True

@@ -82,6 +82,7 @@ def test_what_is_drawn_is_learnt_shown_scored_and_kept(person):
     assert code == 0 and (out / "case3.nii.gz").exists()
 
 
+@pytest.mark.long
 def test_it_learns_the_structure_and_a_taken_away_slice_teaches_no_more(person):
     with LiveProcess(person.folder) as live:
         live.ask("show case2 2 6")
@@ -96,6 +97,7 @@ def test_it_learns_the_structure_and_a_taken_away_slice_teaches_no_more(person):
     assert RunFolder(person.folder / "runs" / "live-1").data.labelled == ("case0",)
 
 
+@pytest.mark.long
 def test_a_corrected_slice_is_scored_against_what_was_predicted_before_it_was_drawn(person):
     """Accepting a proposal as it is and correcting it afterwards is one slice, scored anew."""
     with LiveProcess(person.folder) as live:
@@ -132,7 +134,7 @@ def test_a_second_process_is_refused_and_says_why(person):
         assert third.end("TERM") == 3
 
 
-@pytest.mark.parametrize("how", ["TERM", "KILL"])
+@pytest.mark.parametrize("how", [pytest.param("TERM", marks=pytest.mark.long), "KILL"])
 def test_a_stopped_process_goes_on_where_it_was(person, how):
     with LiveProcess(person.folder) as live:
         person.draw("case0", 5, 6)
@@ -168,6 +170,7 @@ def test_a_time_limit_ends_as_a_finished_run(person):
         assert live.end("wait") == 0
 
 
+@pytest.mark.long
 def test_pause_keeps_answering_and_takes_no_step(person):
     with LiveProcess(person.folder) as live:
         person.draw("case0", 5, 6)
@@ -184,6 +187,7 @@ def test_pause_keeps_answering_and_takes_no_step(person):
         assert live.end() == 0
 
 
+@pytest.mark.long
 def test_a_new_class_keeps_what_was_learnt(person):
     with LiveProcess(person.folder) as live:
         person.draw("case0", 5, 6)
@@ -204,6 +208,7 @@ def test_a_new_class_keeps_what_was_learnt(person):
     assert load_model(run).network.head.weight.shape[0] == 3
 
 
+@pytest.mark.long
 def test_strokes_teach_and_the_rest_of_their_slice_does_not(person):
     def strokes(array):
         inside = array[5] == 1

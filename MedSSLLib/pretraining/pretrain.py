@@ -24,14 +24,13 @@ from MedSSLLib.data.batch_samplers import (
 )
 from MedSSLLib.data.cache import Cache
 from MedSSLLib.data.meta_labels import build_metalabels, refuse_unknown_labels
-from MedSSLLib.data.patch_samplers import ViewSampler
 from MedSSLLib.data.plan import Plan
 from MedSSLLib.data.random import Stream, random_stream
 from MedSSLLib.inference.embedding_map import MAP_FILE, map_slices
 from MedSSLLib.methods import load_method, outside
 from MedSSLLib.methods.base import Method, MethodConfig, MethodContext
 from MedSSLLib.networks.unet import place
-from MedSSLLib.pretraining.task import PretrainTask
+from MedSSLLib.pretraining.task import PretrainTask, view_sampler
 from MedSSLLib.project.manifest import Case
 from MedSSLLib.project.project import Project
 from MedSSLLib.project.runs import WEIGHTS
@@ -154,20 +153,14 @@ def build_task(
     for event, sentence in method.notices():
         context.events.emit(event, message=sentence)
     place(method, context.device, plan.dim)
-    sampler = ViewSampler(
+    spacing = tuple(float(mm) for mm in plan.spacing[3 - plan.dim :] if mm)
+    sampler = view_sampler(
+        method,
+        config=config,
         reader=cache,
         pick=pick,
         patch=patch,
-        spacing=tuple(float(mm) for mm in plan.spacing[3 - plan.dim :] if mm),
-        augment=config.augment if kind.intensity else None,
-        views=kind.views,
-        scale=options.view_scale,
-        min_overlap=options.min_overlap,
-        flip=options.flip,
-        rotation=options.rotation,
-        seed=config.seed,
-        whole=options.view_of == "image",
-        inner=method.inner,
+        spacing=spacing,
     )
     return PretrainTask(method, sampler, context.device), facts
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from MedSSLLib.config.run import RunConfig
 from MedSSLLib.core.errors import GuardError
-from MedSSLLib.data.batch import Batch, HostBatch, make_views
-from MedSSLLib.data.patch_samplers import ViewSampler
+from MedSSLLib.data.batch import Batch, CropReader, HostBatch, make_views
+from MedSSLLib.data.patch_samplers import Picker, ViewSampler
 from MedSSLLib.methods.base import Method
 from MedSSLLib.training.task import Task
 
@@ -84,3 +86,40 @@ class PretrainTask(Task):
     def shared(self) -> list[nn.Parameter]:
         """The encoder's parameters."""
         return [p for p in self.module.encoder.parameters() if p.requires_grad]
+
+
+def view_sampler(
+    method: Method,
+    *,
+    config: RunConfig,
+    reader: CropReader,
+    pick: Picker,
+    patch: Sequence[int],
+    spacing: Sequence[float],
+) -> ViewSampler:
+    """What draws the views that a method compares.
+
+    Args:
+        method: the method.
+        config: settings of the run.
+        reader: of preprocessed images.
+        pick: chooses cases and slices.
+        patch: voxels of a view an axis.
+        spacing: mm along the same axes.
+    """
+    options = method.config
+    return ViewSampler(
+        reader=reader,
+        pick=pick,
+        patch=tuple(patch),
+        spacing=tuple(spacing),
+        augment=config.augment if method.intensity else None,
+        views=method.views,
+        scale=options.view_scale,
+        min_overlap=options.min_overlap,
+        flip=options.flip,
+        rotation=options.rotation,
+        seed=config.seed,
+        whole=options.view_of == "image",
+        inner=method.inner,
+    )

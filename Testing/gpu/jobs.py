@@ -16,7 +16,7 @@ from MedSSLLib.config.run import RunConfig
 from MedSSLLib.core.events import Events
 from MedSSLLib.data.batch_samplers import MetaPicker
 from MedSSLLib.data.meta_labels import build_metalabels
-from MedSSLLib.data.patch_samplers import SegmentationSampler, ViewSampler
+from MedSSLLib.data.patch_samplers import SegmentationSampler
 from MedSSLLib.finetuning.mixing_task import Mix, MixingTask, TeacherMixingTask
 from MedSSLLib.finetuning.segmentation_task import SegmentationTask
 from MedSSLLib.inference.sliding_window import predict_probabilities
@@ -24,7 +24,7 @@ from MedSSLLib.methods import load_method
 from MedSSLLib.methods.base import MethodContext
 from MedSSLLib.methods.options import configured
 from MedSSLLib.networks.unet import SegmentationNet, build_encoder, place
-from MedSSLLib.pretraining.task import PretrainTask
+from MedSSLLib.pretraining.task import PretrainTask, view_sampler
 from MedSSLLib.training.budget import Budget
 from MedSSLLib.training.checkpoint import transfer, unprefixed
 from MedSSLLib.training.devices import make_fabric, seed_step
@@ -138,20 +138,13 @@ def _pretraining(
         MethodContext(plan.dim, plan.channels, plan.patch, meta.counts, seed=config.seed),
     )
     place(method, device, plan.dim)
-    sampler = ViewSampler(
+    sampler = view_sampler(
+        method,
+        config=config,
         reader=reader,
         pick=picker,
         patch=plan.patch,
         spacing=_spacing(cohort),
-        augment=config.augment,
-        views=kind.views,
-        scale=options.view_scale,
-        min_overlap=options.min_overlap,
-        flip=options.flip,
-        rotation=options.rotation,
-        seed=config.seed,
-        whole=options.view_of == "image",
-        inner=method.inner,
     )
     store = Store.of(reader, pool, plan.dim, device)
     return PretrainTask(method, resident(sampler, store), device)

@@ -29,18 +29,8 @@ from MedSSLLib.selftraining.round_tasks import MixedContrastTask
 from MedSSLLib.training.budget import Budget
 from MedSSLLib.training.trainer import LoopConfig, Trainer
 from Testing.lib.core_helpers import MemoryReader, lone_fabric
+from Testing.lib.semi_helpers import ALL
 
-ALL = AugmentConfig(
-    flip=0.5,
-    affine=1,
-    elastic=1,
-    noise=1,
-    blur=1,
-    brightness=1,
-    contrast=1,
-    gamma=1,
-    low_resolution=1,
-)
 NAMES = tuple(f"c{i}" for i in range(4))
 SEMI = {
     "mixup": set(),

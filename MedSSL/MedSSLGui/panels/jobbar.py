@@ -66,6 +66,7 @@ class JobBar:
         label = self.ui.statusLabel
         label.setText(breakable(text))
         label.setToolTip(text)
+        label.setStyleSheet("")  # else the palette stays that of an earlier theme
         colour = INK["dark" if isDark(label) else "light"].get(kind)
         label.setStyleSheet(f"color: {colour}" if colour else "")
         if kind != "busy":

@@ -17,12 +17,15 @@ PYTHON ?= $(shell for p in $(CANDIDATES); do \
 	"$$p" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 \
 	&& command -v "$$p" && break; done)
 RUN = $(VENV)/bin/python
-INSTALL = $(RUN) -m pip install --quiet --disable-pip-version-check $(PIP) -c constraints.txt
+# bytecode is made afterwards, on all cores
+INSTALL = $(RUN) -m pip install --quiet --no-compile --disable-pip-version-check $(PIP) -c constraints.txt
+COMPILE = $(RUN) -m compileall -qq -j 0 $(VENV)/lib
 WITH_demo = demo
 WITH_test = demo,test
 WITH_dev = demo,test,dev
 WITH_docs = docs
 WITH_gui = demo,test,gui
+WITH_all = demo,test,dev,docs,gui
 TORCH = $(shell sed -n '/^torch==/p' constraints.txt)
 
 .PHONY: demo test test-gui test-long lint docs audit bench clean
@@ -74,4 +77,5 @@ $(VENV)/.with-torch: constraints.txt
 
 $(VENV)/.with-%: $(VENV)/.with-torch pyproject.toml
 	@$(INSTALL) -e ".[$(WITH_$*)]"
-	@touch $@
+	@$(COMPILE) || true
+	@touch $@ $(if $(filter all,$*),$(addprefix $(VENV)/.with-,demo test dev docs gui))

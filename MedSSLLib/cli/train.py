@@ -190,7 +190,10 @@ def _selftrain_arguments(parser: argparse.ArgumentParser) -> None:
     )
     _label_arguments(parser)
     parser.add_argument(
-        "--rounds", type=positive(int), metavar="N", help="rounds of pseudo-labels (default: 2)"
+        "--rounds",
+        type=positive(int),
+        metavar="N",
+        help="rounds of pseudo-labels (default: 5, 3 with contrast)",
     )
     parser.add_argument(
         "--matching",

@@ -54,9 +54,10 @@ class SelfTrainConfig(Frozen):
         "", description="Finished fine-tuning run to start from; empty = stage 1 is trained here."
     )
     rounds: int = Field(
-        2,
+        5,
         ge=1,
-        description="Rounds of pseudo-labels and training; 3 with contrast (released code).",
+        description="Rounds of pseudo-labels and training; 3 with contrast (released code). Not "
+        "from the paper.",
     )
     restart: bool = Field(
         False, description="A round starts from stage 1 (released code), not from the round before."
@@ -163,11 +164,6 @@ class LiveConfig(Frozen):
     )
     known_after: int = Field(
         12, ge=1, description="Steps on new slices after which a preview counts as knowing them."
-    )
-    slice_voxels: int = Field(
-        128 * 128,
-        ge=512,
-        description="Voxels of a 2D patch where training.voxels does not say: a step is short.",
     )
     fresh_share: float = Field(
         0.5, ge=0, le=1, description="Share of a batch that new slices have for these steps."

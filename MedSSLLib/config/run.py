@@ -59,7 +59,10 @@ class TrainingConfig(Frozen):
         0.5, ge=0, le=1, description="Share of samples centred on a labelled structure."
     )
     voxels: int | None = Field(
-        None, ge=512, description="Voxels of a patch; chosen from dimension when not set."
+        None,
+        ge=512,
+        description="Voxels of a patch; None = by dimension, fewer where a coarser grid shows the "
+        "labelled structures.",
     )
     grid: Positive | Literal["auto"] | None = Field(
         "auto",
@@ -219,8 +222,12 @@ _PRESETS: dict[CommandName, dict[Preset, dict[str, Any]]] = {
         "paper": {"network.widths": (32, 64, 128, 256, 320), **_LIVE},
     },
     "selftrain": {
-        "quick": {"training.steps": 300, "network.widths": (16, 32, 64, 128, 128)},
-        "standard": {"training.steps": 1500, "network.widths": (16, 32, 64, 128, 128)},
+        "quick": {
+            "training.steps": 400,
+            "network.widths": (16, 32, 64, 128, 128),
+            "options.rounds": 2,
+        },
+        "standard": {"training.steps": 3000, "network.widths": (16, 32, 64, 128, 128)},
         "paper": {
             "training.steps": 20000,
             "network.widths": (16, 32, 64, 128, 128, 128),

@@ -180,6 +180,7 @@ def largest_components(classes: np.ndarray, chosen: Collection[int] | None = Non
             gone = np.ones(count + 1, bool)
             gone[0] = gone[largest] = False
             blank(result[box], labels, gone)
+            del labels
         return result
     found = pieces_of(classes)
     sizes, owner = found.sizes(), found.classes
@@ -311,6 +312,7 @@ def surest_components(
             gone = sums < NEARLY_AS_SURE * sums[1:].max()
             gone[0] = False
             blank(result[box], labels, gone)
+            del labels
         return result
     found = pieces_of(classes)
     sums, owner = np.bincount(found.piece, found.certainty(likely)), found.classes
@@ -361,10 +363,11 @@ def taken_away(before: np.ndarray, after: np.ndarray) -> dict[int, tuple[int, in
     if not gone.any():
         return {}
     if many_runs(gone, MOST_RUNS):
-        return {
-            value: (count, int(np.count_nonzero(labels)))
-            for value, _, labels, count in labelled_classes(gone, None)
-        }
+        counts = {}
+        for value, _, labels, count in labelled_classes(gone, None):
+            counts[value] = (count, int(np.count_nonzero(labels)))
+            del labels
+        return counts
     found = pieces_of(gone)
     sizes, owner = found.sizes(), found.classes
     return {

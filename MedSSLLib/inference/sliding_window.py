@@ -20,7 +20,8 @@ from MedSSLLib.data.plan import Plan
 Network = Callable[[Tensor], Tensor]
 
 TILE_VOXELS = {2: 2**20, 3: 2**20}  # most voxels of one forward pass; not from the paper
-SLAB = 2**25  # most probabilities that are handed on at a time
+SLAB = 2**23  # most probabilities that are handed on at a time
+HALVED = 2**27  # most sums of a row of tiles in single precision; not from the paper
 PERTURBATIONS = ((1.0, 1.0), (0.8, 1.0), (1.25, 1.0), (1.0, 0.85), (1.0, 1.15))
 """Contrast and in-plane zoom of the views that a prediction should survive, the plain one first;
 inside the range that training varies. Not from the paper."""
@@ -128,7 +129,7 @@ def _tiled_slabs(
             logits = _tile_logits(network, source, (row, column, line), tile, device, flips)
             if not sums.numel():
                 shape = (len(logits), tile[0], *padded[1:])
-                kind = torch.float16 if np.prod(shape) > 4 * SLAB else torch.float32
+                kind = torch.float16 if np.prod(shape) > HALVED else torch.float32
                 sums = torch.zeros(shape, dtype=kind)
             place = (slice(None), slice(column, column + tile[1]), slice(line, line + tile[2]))
             sums[:, *place] += (logits * weights).to(sums.dtype)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from MedSSLLib.config.commands import LiveConfig, live_options
+from MedSSLLib.config.commands import live_options
 from MedSSLLib.config.run import RunConfig
 from MedSSLLib.core import interrupts
 from MedSSLLib.core.events import Events
@@ -97,7 +97,7 @@ def open_session(
     options = live_options(context.config)
     context = context.with_options(options)
     start = find_start(project, context.config.init)
-    context = _in_short_steps(in_slices(context, start).starting_from(start), options)
+    context = in_slices(context, start).starting_from(start)
     keeper = Keeper(context.folder, events)
     maker = _Maker(context, keeper)
     watch = Watch(project, context.warn)
@@ -167,17 +167,6 @@ class _Maker:
         tensors, facts = load_tensors(run.folder / "checkpoint" / "live.safetensors")
         weights = {**unprefixed("module", tensors), **unprefixed("average", tensors)}
         return Earlier(weights, run.data.values, int(facts["state"]["step"]))
-
-
-def _in_short_steps(context: TrainingContext, options: LiveConfig) -> TrainingContext:
-    """With small patches in 2D, unless the settings say otherwise."""
-    config, start = context.config, context.start
-    dim = config.dim
-    if dim == "auto" and start is not None and start.recorded:
-        dim = "2d" if start.plan.dim == 2 else "3d"
-    if dim != "2d" or config.training.voxels is not None or config.resume:
-        return context
-    return context.override({"training.voxels": options.slice_voxels})
 
 
 def _plan(context: TrainingContext, drawn: DrawnCase | None) -> Plan:

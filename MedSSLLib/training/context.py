@@ -26,7 +26,7 @@ from MedSSLLib.project.project import Project
 from MedSSLLib.project.relocation import missing_words
 from MedSSLLib.training.checkpoint import transfer, unprefixed
 from MedSSLLib.training.devices import make_fabric, precision_of, resolve_device, resolve_precision
-from MedSSLLib.training.field import grid_for, scan_sides, structure_sides
+from MedSSLLib.training.field import grid_for, plan_around, scan_sides, structure_sides
 from MedSSLLib.training.run_folder import (
     RunData,
     RunFolder,
@@ -239,23 +239,29 @@ def _new_plan(
     training, project = context.config.training, context.project
     headers = readable_headers(cases)
 
-    def planned(grid: float | None) -> Plan:
+    def planned(voxels: int | None, grid: float | None) -> Plan:
         return make_plan(
             headers,
             modality=project.modalities,
             channels=project.channels,
             dim=dim,
-            voxel_budget=training.voxels,
+            voxel_budget=voxels,
             grid=grid,
         )
 
+    def fixed(grid: float | None) -> Plan:
+        return planned(training.voxels, grid)
+
     if training.grid != "auto":
-        return planned(training.grid)
-    plain = planned(None)
+        return fixed(training.grid)
+    plain = fixed(None)
     sides = structure_sides(project, labelled, plain)
     if sides is None:
         return plain
-    return planned(grid_for(sides, scan_sides(headers, plain), planned))
+    extent = scan_sides(headers, plain)
+    if training.voxels or context.config.preset == "paper":
+        return fixed(grid_for(sides, extent, fixed))
+    return plan_around(sides, extent, planned)
 
 
 def fill_cache(

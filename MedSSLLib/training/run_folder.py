@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _CONFIG = "config.json"
+_ENDING = 1.0  # seconds within which a process that ends lets go of its run
 _PACKAGES = ("torch", "monai", "numpy", "SimpleITK", "lightning-fabric")
 
 _Part = TypeVar("_Part", bound=BaseModel)
@@ -311,7 +312,7 @@ def owned(folder: Path) -> Iterator[None]:
     A stop request and half-written files left from before are cleared away.
     """
     try:
-        with FileLock(folder / ".lock"):
+        with FileLock(folder / ".lock", timeout=_ENDING):
             (folder / "stop").unlink(missing_ok=True)
             for left in folder.rglob(".tmp-*"):  # by a process that was killed while it wrote
                 left.unlink(missing_ok=True)

@@ -41,6 +41,7 @@ def annotate(user, truth, name, indices):
     assert segmentation is panel.view.segmentation
 
 
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_the_test_that_slicer_runs_trains_and_predicts(application):
     """Testing/slicer/MedSSLTrainTest.py, with the application's part played by the bench."""

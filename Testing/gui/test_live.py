@@ -294,6 +294,7 @@ def test_slicer_closed_while_live_is_on(painter):
     assert painter.user.store.case("heart_01").annotated.slices == ((2, (4,)),)
 
 
+@pytest.mark.long
 @pytest.mark.timeout(1800)
 def test_a_killed_process_is_told_of_and_gone_on_with(painter):
     from MedSSLGui.jobs import processes

@@ -13,9 +13,11 @@ from conftest import ROOT, in_loop, wait_until
 pytestmark = pytest.mark.timeout(600)
 
 
-def medssl(*arguments):
-    command = [sys.executable, "-m", "MedSSLLib", *map(str, arguments)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+def medssl(*commands):
+    """Commands one after the other, in one process that loads torch once."""
+    words = [[str(word) for word in command] for command in commands]
+    program = f"import sys, MedSSLLib.cli.main as m; sys.exit(max(map(m.main, {words!r})))"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
@@ -32,10 +34,12 @@ def trained(user, cohort, tmp_path_factory):
             shutil.copy(cohort / "images" / name, images / name)
         shutil.copy(cohort / "labels" / "heart_01.nii.gz", labels / "heart_01.nii.gz")
         few = ("--preset", "quick", "--steps", 40)
-        medssl("init", made / "p", "--images", images, "--labels", labels)
-        medssl("finetune", made / "p", "--name", "fine", *few)
         more = ("--from", "fine", "--rounds", 1, "--name", "self")
-        medssl("selftrain", made / "p", *more, "--preset", "quick", "--steps", 4)
+        medssl(
+            ("init", made / "p", "--images", images, "--labels", labels),
+            ("finetune", made / "p", "--name", "fine", *few),
+            ("selftrain", made / "p", *more, "--preset", "quick", "--steps", 4),
+        )
     project = Path(tmp_path_factory.mktemp("work")) / "p"
     shutil.copytree(made / "p", project)
     for run in ("fine", "self"):

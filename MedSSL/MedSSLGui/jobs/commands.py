@@ -105,7 +105,7 @@ def finetune(project, settings):
 
 
 def selftrain(project, settings):
-    """settings: source (a finished run, or ""), init, rounds, matching, preset, minutes, device, name."""
+    """settings: source (a finished run, or ""), init, rounds, preset, minutes, device, name."""
     start = (
         ("--from", settings["source"])
         if settings["source"]
@@ -116,7 +116,6 @@ def selftrain(project, settings):
         project,
         start,
         ("--rounds", settings["rounds"]),
-        ("--matching", settings["matching"]),
         ("--preset", settings["preset"]),
         length(settings["minutes"]),
         ("--device", settings["device"]),
@@ -209,7 +208,7 @@ def take(project, source, name):
 
 
 def goOn(project, run, accepted, rejected, settings):
-    """Self-training from a run whose pseudo-labels were looked at. settings: rounds, matching, preset, minutes."""
+    """Self-training from a run whose pseudo-labels were looked at. settings: rounds, preset, minutes."""
     return command(
         "selftrain",
         project,
@@ -217,7 +216,6 @@ def goOn(project, run, accepted, rejected, settings):
         ("--accept", ",".join(accepted)),
         ("--reject", ",".join(rejected)),
         ("--rounds", settings["rounds"]),
-        ("--matching", settings["matching"]),
         ("--preset", settings["preset"]),
         length(settings["minutes"]),
     )

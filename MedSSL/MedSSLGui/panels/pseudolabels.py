@@ -112,7 +112,7 @@ class PseudoLabelList:
         if folder is None:
             return
         decisions, ui = Decisions(folder), self.ui
-        settings = {"rounds": 1, "matching": "inter", "preset": "standard", "minutes": None}
+        settings = {"rounds": 1, "preset": "standard", "minutes": None}
         settings.update(self.session.trainSettings())
         arguments = commands.goOn(
             self.store.folder,

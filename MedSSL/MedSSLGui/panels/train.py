@@ -36,9 +36,6 @@ class TrainPanel(Panel):
                 (_("Mixing"), "mixing"),
             ],
         )
-        fillCombo(
-            ui.matchingComboBox, [(_("across scans"), "inter"), (_("within a scan"), "intra")]
-        )
         setUpTable(ui.runsTable, [_("Run"), _("Kind"), _("State"), _("Dice"), _("Start")], 0)
         self.view = makeCurveView(ui.curvesHolder, runWords())
         ui.curvesHolder.layout().addWidget(self.view.widget)
@@ -88,7 +85,6 @@ class TrainPanel(Panel):
             "minutes": ui.trainMinutesSpinBox.value,
             "device": "auto",
             "rounds": ui.roundsSpinBox.value,
-            "matching": chosen(ui.matchingComboBox),
             "source": picked if picked in models else newest,
         }
 

@@ -99,9 +99,9 @@ class Effort:
         return tuple(found)
 
     def config(self, command: str, name: str, seed: int, **given: Any) -> RunConfig:
-        """The settings of a training; all ways have the same network, patch and batch."""
+        """The settings of a training; all ways have the same network and batch."""
         overrides: dict[str, Any] = {"name": name, "seed": seed, "device": self.device, "dim": "2d"}
-        overrides |= {"training.batch": 4, "training.voxels": 128 * 128}
+        overrides |= {"training.batch": 4}
         overrides |= dict(self.settings or {}) | given
         return configured(command, overrides=overrides)  # type: ignore[arg-type]
 

@@ -251,7 +251,7 @@ def test_the_raw_data_set_of_nnunet_has_its_form(module, data, tmp_path):
     assert seen["description"]["numTraining"] == 1
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_monai_script_trains_and_predicts_on_an_oblique_grid(data, tmp_path):
     done = subprocess.run(
         [

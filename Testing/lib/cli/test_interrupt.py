@@ -80,10 +80,10 @@ def _hear() -> None:
 
 MOMENTS = [
     ("MedSSLLib.core.errors", signal.SIGINT),
-    ("argparse", signal.SIGTERM),
-    ("pydantic", signal.SIGINT),
+    pytest.param("argparse", signal.SIGTERM, marks=pytest.mark.long),
+    pytest.param("pydantic", signal.SIGINT, marks=pytest.mark.long),
     ("torch._C", signal.SIGTERM),
-    ("torch.nn", signal.SIGINT),
+    pytest.param("torch.nn", signal.SIGINT, marks=pytest.mark.long),
     ("MedSSLLib.training.trainer", signal.SIGINT),
 ]
 

@@ -52,6 +52,10 @@ def test_what_is_drawn_is_learnt_shown_scored_and_kept(person):
         live.wait_for("preview", case="case1", knows=2)
         assert digest(path) == before, "a preview changes nothing that is drawn"
 
+        with LiveProcess(person.folder) as second:
+            assert second.end("close") == 1, "one process a project"
+            assert "in use by process" in second.said and str(live.pid) in second.said
+
         live.ask("suggest 3")
         slices = [live.wait_for("suggestion") for _ in range(3)]
         assert all(one["case"] in ("case0", "case1", "case2") for one in slices)
@@ -121,17 +125,13 @@ def test_a_corrected_slice_is_scored_against_what_was_predicted_before_it_was_dr
     assert len(scores) == 1 and scores[0]["dice"] == second["dice"]
 
 
-def test_a_second_process_is_refused_and_says_why(person):
+@pytest.mark.long
+@pytest.mark.parametrize("how, code", [("close", 0), ("TERM", 3)])
+def test_where_nothing_was_drawn_nothing_is_left(person, how, code):
     with LiveProcess(person.folder) as live:
         live.wait_for("progress", state="waiting")
-        with LiveProcess(person.folder) as second:
-            assert second.end("close") == 1
-            assert "in use by process" in second.said and str(live.pid) in second.said
-        assert live.end("close") == 0
-    assert not (person.folder / "runs" / "live-1").exists(), "nothing was drawn, nothing is left"
-    with LiveProcess(person.folder) as third:
-        third.wait_for("progress", state="waiting")
-        assert third.end("TERM") == 3
+        assert live.end(how) == code
+    assert not (person.folder / "runs" / "live-1").exists()
 
 
 @pytest.mark.parametrize("how", [pytest.param("TERM", marks=pytest.mark.long), "KILL"])
@@ -157,11 +157,13 @@ def test_a_stopped_process_goes_on_where_it_was(person, how):
         assert min(e["step"] for e in live.of("progress") if e["step"]) > 12
         assert live.end() == 0
     assert RunFolder(folder).data.labelled == ("case0", "case1")
-    with LiveProcess(person.folder, "--resume", "--name", "live-1") as live:
-        live.wait_for("progress", state="training")
-        assert live.end() == 0, "a live run that was finished may go on"
+    if how == "TERM":
+        with LiveProcess(person.folder, "--resume", "--name", "live-1") as live:
+            live.wait_for("progress", state="training")
+            assert live.end() == 0, "a live run that was finished may go on"
 
 
+@pytest.mark.long
 def test_a_time_limit_ends_as_a_finished_run(person):
     person.draw("case0", 5, 6)
     with LiveProcess(person.folder, "--minutes", "0.03") as live:

@@ -621,7 +621,7 @@ def test_the_paper_preset_leaves_out_what_the_paper_does_not_have():
 
 
 def test_the_recipe_decides_what_is_not_given():
-    assert (SelfTrainConfig().rounds, SelfTrainConfig().weight) == (2, 0)
+    assert (SelfTrainConfig().rounds, SelfTrainConfig().weight) == (5, 0)
     contrast = SelfTrainConfig(recipe="contrast", weight=0.3)
     assert (contrast.rounds, contrast.weight) == (3, 0.3)
 

@@ -11,7 +11,15 @@ from MedSSLLib.images import io
 from MedSSLLib.images.geometry import Geometry, Volume
 from MedSSLLib.images.labels import Annotated
 from MedSSLLib.project.project import Project
-from MedSSLLib.training.field import AROUND, grid_for, scan_sides, structure_sides
+from MedSSLLib.training.field import (
+    AROUND,
+    FEW_VOXELS,
+    MOST_COARSE,
+    grid_for,
+    plan_around,
+    scan_sides,
+    structure_sides,
+)
 from MedSSLLib.training.run_folder import RunFolder
 from Testing.lib.case_helpers import each
 from Testing.lib.core_helpers import loud, tiny_config
@@ -56,6 +64,36 @@ def test_a_patch_shows_the_structures_with_their_surroundings(size, spacing, bud
     else:
         assert grid <= 4.2 * min(spacing) and not (shown(plain) >= -0.5).all()
         assert not (shown(planned(grid / 1.08)) >= -0.5).all(), "no coarser than it has to be"
+
+
+@each(
+    ("size", "spacing", "sides", "patch", "mm"),
+    [
+        # a heart: 64 pixels show 1.5 times 103 mm, but for half a step of the patch
+        ((256, 240, 10), (1.5, 1.5, 10.0), (80, 103, 103), (64, 64), 2.22),
+        # fits as it is: small in the scan, so what surrounds it is shown
+        ((256, 240, 10), (1.5, 1.5, 10.0), (80, 40, 40), (128, 128), 1.5),
+        # would be more than twice as coarse: the usual patch, coarser too
+        ((256, 240, 10), (1.5, 1.5, 10.0), (80, 160, 160), (128, 128), 1.69),
+        # volumes: the usual patch
+        ((120, 120, 120), (1.0, 1.0, 1.0), (40, 50, 30), None, 1.5),
+    ],
+)
+def test_large_structures_of_slices_have_a_small_patch_on_a_coarser_grid(
+    size, spacing, sides, patch, mm
+):
+    scans = [geometry(size, spacing)]
+
+    def planned(voxels, grid):
+        return make_plan(scans, modality="MR", voxel_budget=voxels, grid=grid)
+
+    plain = planned(None, None)
+    found = plan_around(np.asarray(sides, float), scan_sides(scans, plain), planned)
+    assert found.spacing[1] == pytest.approx(mm, rel=0.06)
+    if patch is not None:
+        assert found.patch == patch
+        assert (np.prod(found.patch) <= FEW_VOXELS) == (patch == (64, 64))
+        assert found.spacing[1] <= MOST_COARSE * spacing[0]
 
 
 @pytest.fixture

@@ -156,6 +156,9 @@ class LiveConfig(Frozen):
         True,
         description="Unlabelled scans teach too, once the loss on the drawn slices is flat.",
     )
+    mixing_after: int = Field(
+        300, ge=0, description="Steps after which they do at latest, flat or not."
+    )
     mixing_cases: int = Field(
         6, ge=1, description="Scans whose pseudo-labels are held and renewed for mixing."
     )

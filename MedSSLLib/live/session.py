@@ -91,6 +91,14 @@ class Session:
     def _may_mix(self) -> bool:
         return self.options.mixing and self._pseudo is None and bool(self.teaching.others)
 
+    @property
+    def _time_to_mix(self) -> bool:
+        """Whether unlabelled scans come in now, as what is drawn has been learnt."""
+        assert self.learner is not None
+        if self.teaching.fresh or not self._may_mix:
+            return False
+        return self.learner.plateau.flat or self.learner.step >= self.options.mixing_after
+
     def run(self) -> None:
         """Until a request, the time limit or the end of the requests says so.
 
@@ -219,7 +227,7 @@ class Session:
         learner = self.learner
         if learner is None or self.state != "training" or self.shown.urgent:
             return False
-        if learner.plateau.flat and not self.teaching.fresh and self._may_mix:
+        if self._time_to_mix:
             self._pseudo = PseudoLabels(learner, self.teaching.others)
             learner.plateau.reset()
         if self._pseudo is not None and not self.teaching.fresh:

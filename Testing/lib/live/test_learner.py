@@ -122,6 +122,21 @@ def test_unlabelled_scans_teach_once_the_loss_is_flat_but_never_a_test_case(pers
     assert (held != IGNORE).all()
 
 
+def test_they_teach_after_so_many_steps_though_a_person_goes_on_drawing(person, stack):
+    given = {"options__mixing_after": "17", "options__least_steps": "1000"}
+    session = session_of(person, stack, optimiser__lr="1e-2", options__most_steps="2000", **given)
+    begun = None
+    for index in range(2, 9):
+        person.draw("case0", index)
+        session.look()
+        for _ in range(8):
+            train(session, 1)
+            if session._pseudo is not None and begun is None:
+                begun = session.learner.step
+    # a slice came at step 16, and is new for four steps
+    assert begun is not None and 20 <= begun <= 24, "not before what is new has been learnt"
+
+
 def test_the_rate_rises_and_stays(person, stack):
     session = session_of(person, stack, options__warmup_steps="4")
     person.draw("case0", 5)

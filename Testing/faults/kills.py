@@ -167,18 +167,19 @@ def _read_back(person, drawn, wrong):
         if before != after:
             wrong.append(f"{name}: its label file was changed")
         files += 1
-    for path in (person.folder / "runs").rglob("*"):
-        if path.name.startswith(".") or not path.is_file():
-            continue
-        try:
-            if path.suffix == ".json":
-                json.loads(path.read_text(encoding="utf-8"))
-            elif path.suffix == ".safetensors":
-                load_tensors(path)
-        except Exception as error:
-            wrong.append(f"{path.name}: {error}")
-        files += 1
-    return files
+    return files + sum(_is_whole(path, wrong) for path in (person.folder / "runs").rglob("[!.]*.*"))
+
+
+def _is_whole(path, wrong):
+    """Whether a file is one that is read back; what is wrong with it goes to the list."""
+    try:
+        if path.suffix == ".json":
+            json.loads(path.read_text(encoding="utf-8"))
+        elif path.suffix == ".safetensors":
+            load_tensors(path)
+    except Exception as error:
+        wrong.append(f"{path.name}: {error}")
+    return path.suffix in (".json", ".safetensors")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ class MedSSLParameters:
     budget: Annotated[int, WithinRange(1, 1000)] = 3
     trainMinutes: Annotated[float, WithinRange(0, 100000)] = 0.0
     mixup: Annotated[float, WithinRange(0, 10)] = 0.0
-    rounds: Annotated[int, WithinRange(1, 20)] = 5
+    rounds: Annotated[int, WithinRange(0, 20)] = 0
     freezeEncoder: bool = False
     uncertainty: bool = True
     quality: bool = False

@@ -193,7 +193,7 @@ def _selftrain_arguments(parser: argparse.ArgumentParser) -> None:
         "--rounds",
         type=positive(int),
         metavar="N",
-        help="rounds of pseudo-labels (default: 5, 3 with contrast)",
+        help="rounds of pseudo-labels (default: 5; 2 with --preset quick, 3 with contrast)",
     )
     parser.add_argument(
         "--matching",
@@ -309,11 +309,12 @@ def warn_of_unused(
     if not config.resume:
         return
     from MedSSLLib.cli.tables import setting_rows
+    from MedSSLLib.config.run import as_begun
     from MedSSLLib.methods.options import own_options
     from MedSSLLib.training.run_folder import resumable
 
     run = resumable(project, config)
-    stored = run.config
+    stored = as_begun(run.config)
     given = {key: value for key, value in given.items() if key not in ("name", "device")}
     if given.get("precision") == run.precision:
         given.pop("precision", None)
@@ -381,7 +382,7 @@ COMMANDS = (
         "PROJECT (--from RUN | --init RUN|none) [options]",
         (
             "medssl selftrain heart --from finetune-1 --minutes 20",
-            "medssl selftrain heart --init pgl-a --labelled case03 --rounds 2 --matching intra",
+            "medssl selftrain heart --init pgl-a --labelled case03 --rounds 2",
             "medssl selftrain heart --from selftrain-1 --accept case05,case09 --reject case11",
         ),
         "Rounds of pseudo-labels and of training on labelled images mixed with pseudo-labelled "

@@ -154,10 +154,13 @@ class LiveConfig(Frozen):
 
     mixing: bool = Field(
         True,
-        description="Unlabelled scans teach too, once the loss on the drawn slices is flat.",
+        description="Unlabelled scans teach too, once the loss on the drawn slices is flat, or "
+        "after `mixing_after` steps.",
     )
     mixing_after: int = Field(
-        300, ge=0, description="Steps after which they do at latest, flat or not."
+        300,
+        ge=0,
+        description="Steps after which they do at latest; counted anew when the classes change.",
     )
     mixing_cases: int = Field(
         6, ge=1, description="Scans whose pseudo-labels are held and renewed for mixing."

@@ -61,8 +61,8 @@ class TrainingConfig(Frozen):
     voxels: int | None = Field(
         None,
         ge=512,
-        description="Voxels of a patch; None = by dimension, fewer where a coarser grid shows the "
-        "labelled structures.",
+        description="Voxels of a patch; None = by dimension, in 2D fewer where a coarser grid "
+        "shows the labelled structures (not in preset paper).",
     )
     grid: Positive | Literal["auto"] | None = Field(
         "auto",
@@ -263,10 +263,18 @@ _CAME_LATER: dict[str, dict[str, Any]] = {
 }
 
 
+# Options of earlier versions that the plan of a run, which is recorded, has made needless.
+_GONE: dict[str, tuple[str, ...]] = {"live": ("slice_voxels",)}
+
+
 def as_begun(config: RunConfig) -> RunConfig:
-    """The settings of a run that has begun, with the options that it could not yet record."""
+    """The settings of a run that has begun, with the options that it could not yet record, and
+    without those that are no more.
+    """
     kind = config.method if config.command == "pretrain" else config.command
-    return config.override({"options": _CAME_LATER.get(kind, {}) | config.options})
+    options = _CAME_LATER.get(kind, {}) | config.options
+    kept = {key: value for key, value in options.items() if key not in _GONE.get(kind, ())}
+    return config.override({"options": kept})
 
 
 def _preset(command: CommandName, preset: Preset) -> dict[str, Any]:

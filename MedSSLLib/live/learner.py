@@ -98,6 +98,7 @@ class Learner:
         trainer: takes the steps.
         mixed_cases: names of the cases whose pseudo-labels teach.
         started_whole: whether decoder and classifier came with the start.
+        first_step: steps before the classes were what they are.
         classes: names, with background.
         values: label values, with background.
     """
@@ -130,6 +131,7 @@ class Learner:
         loop = loop_config(context.config, LIVE_STAGE, budget)
         self.trainer = Trainer(self.plain, loop, context.fabric, context.folder, context.events)
         self.started_whole = False
+        self.first_step = 0 if earlier is None else earlier.step
         if earlier is not None:
             self._take_over(earlier.tensors, earlier.values)
             self.trainer.state.step = earlier.step

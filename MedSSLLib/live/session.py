@@ -97,7 +97,8 @@ class Session:
         assert self.learner is not None
         if self.teaching.fresh or not self._may_mix:
             return False
-        return self.learner.plateau.flat or self.learner.step >= self.options.mixing_after
+        steps = self.learner.step - self.learner.first_step
+        return self.learner.plateau.flat or steps >= self.options.mixing_after
 
     def run(self) -> None:
         """Until a request, the time limit or the end of the requests says so.

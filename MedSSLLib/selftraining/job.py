@@ -32,6 +32,7 @@ class Job:
         first: steps and seconds of stage 1 where it is trained here.
         rows: metrics of the finished rounds.
         good: the last network that is worth keeping.
+        fitting: rounds that the time limit has room for, once a prediction has been timed.
     """
 
     context: TrainingContext
@@ -44,6 +45,7 @@ class Job:
     first: dict[str, Any] = field(default_factory=lambda: {"steps": 0, "seconds": 0.0})
     rows: list[dict[str, Any]] = field(default_factory=list)
     good: SegmentationNet | None = None
+    fitting: int | None = None
 
     @property
     def targets(self) -> tuple[Case, ...]:
@@ -67,10 +69,29 @@ class Job:
         )
 
     @property
+    def rounds(self) -> int:
+        """How many rounds are made."""
+        return self.options.rounds if self.fitting is None else self.fitting
+
+    def fit_rounds(self, predicted: float) -> None:
+        """Make as many rounds as there is time for, and say so where they are fewer than asked.
+
+        Args:
+            predicted: seconds that the first prediction of pseudo-labels took.
+        """
+        self.fitting = self.schedule.affordable(self.spent, predicted)
+        if self.fitting < self.options.rounds:
+            self.context.warn(
+                f"Predicting the pseudo-labels takes {predicted / 60:.1f} minutes each time, so "
+                f"{self.fitting} of {self.options.rounds} rounds are made. For more of them give "
+                "more --minutes."
+            )
+
+    @property
     def schedule(self) -> Schedule:
         """How the time is shared out."""
         first = 0.0 if self.model else self.options.first_share
-        rounds, closing = self.options.rounds, 0.0
+        rounds, closing = self.rounds, 0.0
         if self.options.keep == "best":
             closing = (rounds + 1) * PREDICTIONS / len(self.targets)
         return Schedule(self.context.config, rounds, first, closing)

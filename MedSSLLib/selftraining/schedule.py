@@ -11,6 +11,7 @@ from MedSSLLib.training.stages import stage_budget
 LEAST_OF_ROUND = (
     0.25  # of its equal share, that a round trains even where predictions take the rest
 )
+MOST_PREDICTING = 0.5  # share of a time limit that predictions may take; not from the paper
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,18 @@ class Schedule:
         else:
             budget.after(steps=self.rounds * self._steps)
         return budget
+
+    def affordable(self, spent: float, predicted: float) -> int:
+        """How many rounds there is time for: predictions take at most half of what is left.
+
+        Args:
+            spent: seconds before the first prediction of pseudo-labels.
+            predicted: seconds that it took.
+        """
+        if not self._minutes or not predicted:
+            return self.rounds
+        room = MOST_PREDICTING * (self._minutes - spent) / predicted - self.closing
+        return max(1, min(self.rounds, int(room)))
 
     def round(self, number: int, spent: float, predicted: float) -> Budget:
         """The budget of a round whose pseudo-labels have been made.

@@ -100,7 +100,8 @@ def run_selftrain(project: Project, config: RunConfig, events: Events) -> Path:
         net = first = _stage_one(job)
         nets = {"first": first}
         try:
-            for number in range(1, options.rounds + 1):
+            number = 0
+            while (number := number + 1) <= job.rounds:
                 net = nets[f"round-{number}"] = _round(job, number, net, first)
                 discard_entries(context.folder / "pseudo")
         except GuardError as error:
@@ -161,6 +162,8 @@ def _round(
     folder = context.folder / "pseudo" / name
     summary = _pseudo_labels(job, teacher, folder, number)
     job.good = teacher
+    if number == 1:
+        job.fit_rounds(summary.get("seconds", 0.0))
     net = build_network(context, job.data.plan, None)
     net.load_state_dict((first if job.options.restart else teacher).state_dict())
     metrics = _finished(context, name, net)

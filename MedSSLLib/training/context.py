@@ -200,6 +200,8 @@ def choose_plan(
 ) -> Plan:
     """The plan of the run that goes on, of the run that is started from, or a new one.
 
+    With an encoder whose pre-training left patch and grid to the plan, both are those of a new one.
+
     Args:
         context: of the run.
         cases: whose headers a new plan is made from.
@@ -222,6 +224,8 @@ def choose_plan(
             f"--dim {config.dim} contradicts the {theirs.dim}D encoder of {start.name!r}",
             remedy="Leave --dim out, or pre-train again in that dimension",
         )
+    if config.command != "pretrain" and _left_open(start.config):
+        return _with_field_of(_new_plan(context, cases, theirs.dim, labelled), theirs, config)
     asked = isinstance(config.training.grid, float)
     if config.training.voxels is None and not asked:
         return theirs
@@ -231,6 +235,25 @@ def choose_plan(
     taken: dict[str, Any] = {"patch": fitted.patch} if config.training.voxels else {}
     taken |= {"spacing": fitted.spacing} if asked else {}
     return theirs.model_copy(update=taken)
+
+
+def _left_open(config: RunConfig) -> bool:
+    """Whether the settings are those of a pre-training whose patch and grid followed from scan
+    sizes alone, as it reads no label.
+    """
+    asked = config.training.voxels is not None or isinstance(config.training.grid, float)
+    return config.command == "pretrain" and not asked
+
+
+def _with_field_of(fitted: Plan, theirs: Plan, config: RunConfig) -> Plan:
+    """An encoder's plan with the patch and the grid that a run from random weights would take,
+    where its levels fit them.
+    """
+    levels = len(config.network.widths)
+    if fitted.strides[:levels] != theirs.strides[:levels]:
+        return theirs
+    field = {"patch": fitted.patch, "spacing": fitted.spacing, "strides": fitted.strides}
+    return theirs.model_copy(update=field)
 
 
 def _new_plan(

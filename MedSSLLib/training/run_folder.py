@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _CONFIG = "config.json"
-_ENDING = 1.0  # seconds within which a process that ends lets go of its run
+_ENDING = 2.0  # seconds within which a process that ends lets go of its run
 _PACKAGES = ("torch", "monai", "numpy", "SimpleITK", "lightning-fabric")
 
 _Part = TypeVar("_Part", bound=BaseModel)

@@ -22,6 +22,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from email.message import Message
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +38,12 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=120.0, help="time that pip-audit may take")
     options = parser.parse_args()
     bad = audited(options.seconds) + known_here()
-    bill_of_materials()
     for line in bad:
         print(f"VULNERABLE {line}")
+    try:
+        bill_of_materials()
+    except Exception as error:
+        print(f"bill of materials: NOT WRITTEN ({type(error).__name__}: {error})")
     return 1 if bad else 0
 
 
@@ -156,6 +160,17 @@ def release(version: str) -> tuple[int, ...]:
     return tuple(numbers)
 
 
+def _licence(facts: Message) -> str:
+    """A distribution's licence: its expression, first line of the text, or classifiers."""
+    classifiers = [
+        text.rpartition(" :: ")[2]
+        for text in facts.get_all("Classifier") or ()
+        if text.startswith("License ::")
+    ]
+    first = (facts.get("License") or "").partition("\n")[0]
+    return facts.get("License-Expression") or first or " AND ".join(classifiers)
+
+
 def bill_of_materials() -> None:
     """Write the CycloneDX file: every installed distribution with its version and licence."""
     # pip-audit brings both packages
@@ -169,7 +184,7 @@ def bill_of_materials() -> None:
     bom = Bom()
     for found in importlib.metadata.distributions():
         facts = found.metadata
-        given = facts.get("License-Expression") or (facts.get("License") or "").partition("\n")[0]
+        given = _licence(facts)
         bom.components.add(
             Component(
                 name=normal(facts["Name"]),

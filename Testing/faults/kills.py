@@ -113,22 +113,23 @@ def killed(project, command, least):
 def killed_live(folder, kills):
     """A row of one person who goes on drawing while live training is killed again and again."""
     rng = np.random.default_rng(len("live"))
-    person = Person(folder)
-    slices = [(f"case{case}", index) for case in range(4) for index in range(1, 11)]
+    cases = 1 + kills // 5  # ten slices each, at most two of which are drawn between two kills
+    person = Person(folder, cases)
+    slices = [(f"case{case}", index) for case in range(cases) for index in range(1, 11)]
     row = {"command": "live", "method": "", "kills": 0, "restarts": 0, "files": 0, "wrong": []}
     drawn = {}
     while row["kills"] < kills:
         goes_on = [] if (run := _unfinished(person)) is None else ["--resume", "--name", run]
-        row["restarts"] += not goes_on
+        row["restarts"] += not goes_on and row["kills"] > 0
         with LiveProcess(person.folder, *goes_on) as live:
             time.sleep(rng.uniform(0, 8))  # starting takes some of them
             for _ in range(rng.integers(1, 3)):
                 name, index = slices[len(drawn)]
-                live.ask(f"show {name} 2 {index}")
                 drawn[name, index] = None
                 person.draw(name, index)
                 time.sleep(rng.uniform(0, 4))
-            live.end("KILL")
+            if (code := live.end("KILL")) != -9:
+                row["wrong"].append(f"it had ended with {code}: {live.said[-300:]}")
         row["kills"] += 1
         row["files"] += _read_back(person, drawn, row["wrong"])
         print({"kills": row["kills"], "drawn": len(drawn), "wrong": row["wrong"]}, flush=True)
@@ -137,7 +138,8 @@ def killed_live(folder, kills):
         live.wait_for("progress", state="idle")
         if live.end() != 0:
             row["wrong"].append(f"it does not go on: {live.said[-300:]}")
-    known = RunFolder(person.folder / "runs" / (run or "live-1")).data.annotated
+    newest = sorted((person.folder / "runs").iterdir(), key=lambda path: path.stat().st_mtime)[-1]
+    known = RunFolder(newest).data.annotated
     found = {(name, n) for name, parts in known.items() for part in parts for n in part["indices"]}
     if found != set(drawn):
         row["wrong"].append(f"the run knows {len(found)} of {len(drawn)} slices")

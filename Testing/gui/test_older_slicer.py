@@ -166,7 +166,7 @@ def test_numbers_keep_the_range_of_their_widgets(user):
         ("pretrainMinutesSpinBox", 0, 100000),
         ("trainMinutesSpinBox", 0, 100000),
         ("mixupSpinBox", 0, 10),
-        ("roundsSpinBox", 1, 20),
+        ("roundsSpinBox", 0, 20),
         ("budgetSpinBox", 1, 1000),
     ):
         widget = user.find(name)

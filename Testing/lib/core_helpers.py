@@ -151,5 +151,5 @@ def tiny_config(command="finetune", **overrides) -> RunConfig:
         "dim": "3d",
     }
     values |= {key.replace("__", "."): value for key, value in overrides.items()}
-    method = values.pop("method", "supervised")
-    return RunConfig.build(command, method=method, overrides=values)
+    method, preset = values.pop("method", "supervised"), values.pop("preset", "standard")
+    return RunConfig.build(command, method=method, preset=preset, overrides=values)

@@ -115,7 +115,7 @@ def selftrain(project, settings):
         "selftrain",
         project,
         start,
-        ("--rounds", settings["rounds"]),
+        ("--rounds", settings["rounds"] or None),
         ("--preset", settings["preset"]),
         length(settings["minutes"]),
         ("--device", settings["device"]),
@@ -215,7 +215,7 @@ def goOn(project, run, accepted, rejected, settings):
         ("--from", run),
         ("--accept", ",".join(accepted)),
         ("--reject", ",".join(rejected)),
-        ("--rounds", settings["rounds"]),
+        ("--rounds", settings["rounds"] or None),
         ("--preset", settings["preset"]),
         length(settings["minutes"]),
     )

@@ -5,7 +5,7 @@ that takes a fixed number of steps a second trains meanwhile; both are assumptio
 of waited for, so that a run does not depend on the speed of the computer it runs on. Ways:
 
 * ``live``: the slice that live training suggests, its proposal corrected, unlabelled scans mixed
-  in once the loss is flat.
+  in once the loss is flat, or after 300 steps.
 * ``live-no-mixing``: the same from what is drawn alone.
 * ``even``: evenly spaced slices, drawn from nothing; a training at the end, as long as live
   training was until then.
@@ -52,7 +52,7 @@ from MedSSLLib.training.run_folder import versions
 WAYS = ("live", "live-no-mixing", "even", "complete")
 LEVELS = (0.7, 0.8, 0.85)
 SLICES_PER_CASE = 3  # slices of a case that is completed
-EFFORT_VERSION = 1
+EFFORT_VERSION = 2  # 1: every way had patches of 128x128
 RESULTS = "effort.json"
 
 
@@ -99,7 +99,9 @@ class Effort:
         return tuple(found)
 
     def config(self, command: str, name: str, seed: int, **given: Any) -> RunConfig:
-        """The settings of a training; all ways have the same network and batch."""
+        """The settings of a training: network and batch are the same in all ways, patch and grid as
+        each has them by itself.
+        """
         overrides: dict[str, Any] = {"name": name, "seed": seed, "device": self.device, "dim": "2d"}
         overrides |= {"training.batch": 4}
         overrides |= dict(self.settings or {}) | given

@@ -137,6 +137,27 @@ def test_they_teach_after_so_many_steps_though_a_person_goes_on_drawing(person, 
     assert begun is not None and 20 <= begun <= 24, "not before what is new has been learnt"
 
 
+def test_a_new_class_is_learnt_before_unlabelled_scans_come_in(person, stack):
+    given = {"options__mixing_after": "17", "options__least_steps": "1000"}
+    session = session_of(person, stack, optimiser__lr="1e-2", options__most_steps="2000", **given)
+    person.draw("case0", 4, 5, 6)
+    session.look()
+    train(session, 20)
+    assert session._pseudo is not None
+    person.project.set_labels({0: "background", 1: "blob", 2: "spot"})
+    person.project.save()
+
+    def spot(array):
+        array[7, 9:11, 9:11] = 2
+
+    person.write("case0", [4, 5, 6, 7], spot)
+    session.look()
+    train(session, 15)
+    assert session._pseudo is None, "the model hardly knows the class"
+    train(session, 5)
+    assert session._pseudo is not None
+
+
 def test_the_rate_rises_and_stays(person, stack):
     session = session_of(person, stack, options__warmup_steps="4")
     person.draw("case0", 5)

@@ -8,7 +8,7 @@ import pytest
 
 from MedSSLLib.benchmark.protocol import _finished
 from MedSSLLib.cli import tables
-from MedSSLLib.config.commands import SelfTrainConfig
+from MedSSLLib.config.commands import SelfTrainConfig, live_options
 from MedSSLLib.config.run import RunConfig, as_begun
 from MedSSLLib.core.errors import CancelledError, InputError
 from MedSSLLib.core.events import Events
@@ -151,3 +151,9 @@ def test_the_report_lists_all_options_and_marks_the_changed_ones(tmp_path):
     )
     assert all(f"options.{name}" in everything for name in load_method("gcl").Config.model_fields)
     assert "null" in everything and "null" not in changed
+
+
+def test_a_live_run_of_an_earlier_version_goes_on_without_what_its_plan_tells():
+    before = {"slice_voxels": 16384, "known_after": 7}
+    config = RunConfig.build("live", overrides={"options": before})
+    assert live_options(as_begun(config)).known_after == 7

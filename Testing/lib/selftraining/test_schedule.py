@@ -54,6 +54,23 @@ def test_a_round_trains_even_where_predictions_take_all_the_time():
     assert stages == pytest.approx([24, LEAST_OF_ROUND * 18, LEAST_OF_ROUND * 18])
 
 
+@each(
+    ("minutes", "prediction", "spent", "rounds"),
+    [
+        (20, 30, 0, 5),
+        (20, 240, 0, 2),  # half of 20 minutes holds two predictions of four
+        (20, 240, 600, 1),
+        (1, 600, 0, 1),  # one is always made
+        (None, 600, 0, 5),  # steps are counted, not time
+    ],
+)
+def test_fewer_rounds_are_made_where_predictions_would_take_the_time(
+    minutes, prediction, spent, rounds
+):
+    length = {"steps": 100} if minutes is None else {"minutes": minutes}
+    assert schedule(5, 0.0, **length).affordable(spent, prediction) == rounds
+
+
 def test_steps_are_shared_out_and_the_time_left_counts_all_of_them():
     stages, told, spent = run(schedule(2, 0.25, steps=800), 20.0)
     assert stages == pytest.approx([20, 30, 30])

@@ -13,6 +13,7 @@ import torch
 
 from MedSSLLib.cli.tables import run_row
 from MedSSLLib.config.commands import SelfTrainConfig, self_train_options
+from MedSSLLib.config.run import RunConfig
 from MedSSLLib.core.errors import CancelledError, GuardError, InputError
 from MedSSLLib.core.events import Events
 from MedSSLLib.finetuning.finetune import run_finetune
@@ -618,6 +619,12 @@ def test_the_paper_preset_leaves_out_what_the_paper_does_not_have():
     found = (paper.pseudo_weight, paper.drawn_share, paper.shapes, paper.restart)
     assert found == (0, 0, False, True)
     assert (paper.recipe, paper.rounds, paper.weight) == ("contrast", 3, 0.1)
+
+
+@pytest.mark.parametrize(("preset", "rounds"), [("quick", 2), ("standard", 5), ("paper", 3)])
+def test_rounds_of_the_presets(preset, rounds):
+    config = RunConfig.build("selftrain", preset=preset, method="local-contrast")
+    assert self_train_options(config).rounds == rounds
 
 
 def test_the_recipe_decides_what_is_not_given():

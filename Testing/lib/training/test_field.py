@@ -10,11 +10,10 @@ from MedSSLLib.finetuning.finetune import run_finetune
 from MedSSLLib.images import io
 from MedSSLLib.images.geometry import Geometry, Volume
 from MedSSLLib.images.labels import Annotated
+from MedSSLLib.pretraining.pretrain import run_pretrain
 from MedSSLLib.project.project import Project
 from MedSSLLib.training.field import (
     AROUND,
-    FEW_VOXELS,
-    MOST_COARSE,
     grid_for,
     plan_around,
     scan_sides,
@@ -91,8 +90,6 @@ def test_large_structures_of_slices_have_a_small_patch_on_a_coarser_grid(
     found = plan_around(np.asarray(sides, float), scan_sides(scans, plain), planned)
     assert found.spacing[1] == pytest.approx(mm, rel=0.06)
     assert found.patch == patch
-    assert (np.prod(found.patch) <= FEW_VOXELS) == (patch == (64, 64))
-    assert found.spacing[1] <= MOST_COARSE * spacing[0]
 
 
 @pytest.fixture
@@ -125,3 +122,29 @@ def test_the_setting_decides(project, grid, finest):
     events, _ = loud()
     plan = RunFolder(run_finetune(project, config.override({"dim": "2d"}), events)).plan
     assert plan.spacing[1:] == pytest.approx((finest, finest), rel=0.04)
+
+
+def plan_of(project, command, **changes):
+    """The plan of a 2D run of two steps whose patch is left to the plan."""
+    config = tiny_config(command, training__steps=2, training__voxels=None, **changes)
+    train = run_pretrain if command == "pretrain" else run_finetune
+    events, _ = loud()
+    return RunFolder(train(project, config.override({"dim": "2d"}), events)).plan
+
+
+@pytest.mark.parametrize(
+    ("preset", "patch", "mm"), [("standard", (64, 64), 2.163), ("paper", (96, 96), 2.0)]
+)
+def test_a_run_takes_the_small_patch_but_for_the_published_scale(project, preset, patch, mm):
+    plan = plan_of(project, "finetune", preset=preset)
+    assert plan.patch == patch and plan.spacing[1:] == pytest.approx((mm, mm), rel=0.04)
+
+
+def test_runs_from_an_encoder_and_from_random_weights_have_the_same_field(project):
+    """Pre-training reads no label, so its own patch and grid follow from the scans alone."""
+    encoder = plan_of(project, "pretrain", method="simclr", name="encoder")
+    assert encoder.patch == (96, 96) and encoder.spacing[1] == 2.0
+    random, tuned = plan_of(project, "finetune"), plan_of(project, "finetune", init="encoder")
+    assert tuned == random and random.patch == (64, 64)
+    asked = plan_of(project, "pretrain", method="simclr", name="asked", training__grid=3.0)
+    assert plan_of(project, "finetune", init="asked") == asked, "what was asked for is kept"

@@ -13,7 +13,7 @@ from MedSSLLib.data.random import Stream, random_stream
 from MedSSLLib.methods import load_method
 from MedSSLLib.project.manifest import FILE_NAME, Case
 from MedSSLLib.project.project import Project
-from MedSSLLib.training.context import readable_headers
+from MedSSLLib.training.planning import readable_headers
 
 TEST_FRACTION = 0.3  # of the patients with a label, where no test case is named; not from the paper
 MOST_TEST = 40  # test patients at most then; not from the paper

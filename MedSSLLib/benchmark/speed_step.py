@@ -177,7 +177,8 @@ def _project(folder: Path, grid: Geometry) -> Project:
 def _trainer(context: TrainingContext, step: Step, batch: int) -> Trainer:
     """The real trainer and task over a real cache."""
     from MedSSLLib.pretraining.pretrain import build_task
-    from MedSSLLib.training.context import choose_plan, fill_cache
+    from MedSSLLib.training.context import fill_cache
+    from MedSSLLib.training.planning import choose_plan
     from MedSSLLib.training.stages import loop_config
 
     plan = choose_plan(context, context.project.pool)

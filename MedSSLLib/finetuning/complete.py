@@ -40,12 +40,12 @@ from MedSSLLib.project.manifest import Case
 from MedSSLLib.project.project import Project
 from MedSSLLib.training.context import (
     TrainingContext,
-    choose_plan,
     fill_cache,
     open_context,
     record,
 )
 from MedSSLLib.training.devices import resolve_precision
+from MedSSLLib.training.planning import choose_plan
 from MedSSLLib.training.run_folder import RunFolder, find_start
 from MedSSLLib.training.stages import build_network, finish, fit, stage_budget
 

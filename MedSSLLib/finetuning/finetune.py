@@ -32,13 +32,13 @@ from MedSSLLib.project.manifest import Case
 from MedSSLLib.project.project import Project
 from MedSSLLib.training.context import (
     TrainingContext,
-    choose_plan,
     fill_cache,
     labelled_cases,
     open_context,
     record,
 )
 from MedSSLLib.training.holdout import HOLDOUT_FROM, SLICES_TO_JUDGE, hold_out
+from MedSSLLib.training.planning import choose_plan
 from MedSSLLib.training.run_folder import find_start
 from MedSSLLib.training.stages import build_network, finish, fit, stage_budget
 

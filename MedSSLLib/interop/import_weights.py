@@ -26,8 +26,8 @@ from MedSSLLib.networks.unet import Encoder, build_encoder
 from MedSSLLib.project.project import Project
 from MedSSLLib.project.runs import WEIGHTS
 from MedSSLLib.training.checkpoint import TransferReport, load_tensors, save_tensors, transfer
-from MedSSLLib.training.context import readable_headers
 from MedSSLLib.training.model_card import write_model_card
+from MedSSLLib.training.planning import readable_headers
 from MedSSLLib.training.run_folder import RunFolder, open_run, owned, write_config
 
 SAFE_UNPICKLER = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 10)

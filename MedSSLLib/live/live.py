@@ -30,7 +30,8 @@ from MedSSLLib.live.watch import DrawnCase, Watch
 from MedSSLLib.project.project import Project
 from MedSSLLib.project.runs import LIVE_LOCK
 from MedSSLLib.training.checkpoint import load_tensors, unprefixed
-from MedSSLLib.training.context import TrainingContext, choose_plan, open_context
+from MedSSLLib.training.context import TrainingContext, open_context
+from MedSSLLib.training.planning import choose_plan
 from MedSSLLib.training.run_folder import find_start
 
 PREVIEWS = "previews"

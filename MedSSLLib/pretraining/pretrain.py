@@ -37,7 +37,6 @@ from MedSSLLib.project.runs import WEIGHTS
 from MedSSLLib.training.checkpoint import save_tensors, unprefixed
 from MedSSLLib.training.context import (
     TrainingContext,
-    choose_plan,
     fill_cache,
     make_encoder,
     open_context,
@@ -45,6 +44,7 @@ from MedSSLLib.training.context import (
 )
 from MedSSLLib.training.devices import gather_embeddings, seed_step, sum_over_processes
 from MedSSLLib.training.model_card import write_model_card
+from MedSSLLib.training.planning import choose_plan
 from MedSSLLib.training.run_folder import find_start
 from MedSSLLib.training.stages import make_trainer, stage_budget
 

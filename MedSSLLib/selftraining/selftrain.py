@@ -50,13 +50,13 @@ from MedSSLLib.selftraining.start import (
 from MedSSLLib.training.checkpoint import load_stage, save_stage
 from MedSSLLib.training.context import (
     TrainingContext,
-    choose_plan,
     fill_cache,
     labelled_cases,
     open_context,
     record,
 )
 from MedSSLLib.training.holdout import hold_out
+from MedSSLLib.training.planning import choose_plan
 from MedSSLLib.training.run_folder import find_start
 from MedSSLLib.training.stages import (
     build_network,

@@ -22,7 +22,7 @@ from MedSSLLib.data.cache import Cache
 from MedSSLLib.data.plan import make_plan
 from MedSSLLib.images.labels import IGNORE
 from MedSSLLib.project.project import Project
-from MedSSLLib.training.context import readable_headers
+from MedSSLLib.training.planning import readable_headers
 from Testing.gpu.cohort import quantised, write_cohort
 
 ROOT = Path(__file__).parents[2]

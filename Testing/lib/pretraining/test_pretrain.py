@@ -200,7 +200,8 @@ def test_methods_that_make_their_own_corruptions_get_clean_views(project):
     from contextlib import ExitStack
 
     from MedSSLLib.pretraining.pretrain import build_task
-    from MedSSLLib.training.context import choose_plan, fill_cache, open_context
+    from MedSSLLib.training.context import fill_cache, open_context
+    from MedSSLLib.training.planning import choose_plan
 
     noisy = {"augment__noise": 1.0, "augment__blur": 1.0}
     for method, changed in (("restoration", False), ("byol", True)):

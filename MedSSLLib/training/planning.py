@@ -1,4 +1,6 @@
-"""How coarse the grid must be for a patch to show the structures with what surrounds them.
+"""The plan of a run: that of the run it goes on with, or starts from, or a new one.
+
+A new one is as coarse as it must be for a patch to show the structures with what surrounds them.
 
 A patch that ends inside a structure cannot tell where that structure lies: with 64x64 voxels at the
 1.5 mm of cardiac MR a patch is smaller than many hearts, and a model of one labelled volume takes
@@ -8,21 +10,134 @@ whatever is as bright for one. The rule is not from the papers.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from MedSSLLib.config.run import RunConfig
 from MedSSLLib.core.errors import InputError
-from MedSSLLib.data.plan import Plan, image_axes
+from MedSSLLib.data.plan import INTENSITIES, Plan, image_axes, make_plan
 from MedSSLLib.images import io
 from MedSSLLib.images.geometry import Geometry
 from MedSSLLib.images.labels import IGNORE, class_indices, sparse_label
 from MedSSLLib.project.manifest import Case
 from MedSSLLib.project.project import Project
 
+if TYPE_CHECKING:
+    from MedSSLLib.training.context import TrainingContext
+
 AROUND = 1.5  # side of the field over that of all structures together; not from the paper
 FEW_VOXELS = 64 * 64  # of a slice on a coarser grid; not from the paper
 MOST_COARSE = 2.0  # grid over the scans' spacing up to which so few are taken; not from the paper
 _FINER, _COARSEST = 1.04, 4.0  # steps of the search, and its end, over the scans' spacing
+
+
+def readable_headers(cases: Sequence[Case]) -> list[Geometry]:
+    """Geometries of the cases whose header can be read.
+
+    Unreadable ones are refused later, when cached.
+    """
+    found = []
+    for case in cases:
+        try:
+            found.append(io.read_header(case.images[0]))
+        except InputError:
+            continue
+    return found
+
+
+def choose_plan(
+    context: TrainingContext,
+    cases: Sequence[Case],
+    auto: Literal["auto", "2d", "3d"] = "auto",
+    labelled: Sequence[Case] = (),
+) -> Plan:
+    """The plan of the run that goes on, of the run that is started from, or a new one.
+
+    With an encoder whose pre-training left patch and grid to the plan, both are those of a new one.
+
+    Args:
+        context: of the run.
+        cases: whose headers a new plan is made from.
+        auto: what ``--dim auto`` means in a new one.
+        labelled: whose structures decide what ``training.grid=auto`` means in a new one.
+
+    Raises:
+        InputError: no case can be read, or `--dim` contradicts the encoder that is taken over.
+    """
+    config, start = context.config, context.start
+    if config.resume:
+        return context.run.plan
+    plan = _new_plan(context, cases, auto if config.dim == "auto" else config.dim, labelled)
+    if start is None or not start.recorded:
+        return plan
+    theirs = start.plan.model_copy(update={"intensities": INTENSITIES})
+    if config.dim != "auto" and theirs.dim != int(config.dim[0]):
+        raise InputError(
+            f"--dim {config.dim} contradicts the {theirs.dim}D encoder of {start.name!r}",
+            remedy="Leave --dim out, or pre-train again in that dimension",
+        )
+    if config.command != "pretrain" and _left_open(start.config):
+        return _with_field_of(_new_plan(context, cases, theirs.dim, labelled), theirs, config)
+    asked = isinstance(config.training.grid, float)
+    if config.training.voxels is None and not asked:
+        return theirs
+    fitted = _new_plan(context, cases, theirs.dim)
+    if fitted.strides != theirs.strides:
+        return theirs
+    taken: dict[str, Any] = {"patch": fitted.patch} if config.training.voxels else {}
+    taken |= {"spacing": fitted.spacing} if asked else {}
+    return theirs.model_copy(update=taken)
+
+
+def _left_open(config: RunConfig) -> bool:
+    """Whether the settings are those of a pre-training whose patch and grid followed from scan
+    sizes alone, as it reads no label.
+    """
+    asked = config.training.voxels is not None or isinstance(config.training.grid, float)
+    return config.command == "pretrain" and not asked
+
+
+def _with_field_of(fitted: Plan, theirs: Plan, config: RunConfig) -> Plan:
+    """An encoder's plan with the patch and the grid that a run from random weights would take,
+    where its levels fit them.
+    """
+    levels = len(config.network.widths)
+    if fitted.strides[:levels] != theirs.strides[:levels]:
+        return theirs
+    field = {"patch": fitted.patch, "spacing": fitted.spacing, "strides": fitted.strides}
+    return theirs.model_copy(update=field)
+
+
+def _new_plan(
+    context: TrainingContext, cases: Sequence[Case], dim: str | int, labelled: Sequence[Case] = ()
+) -> Plan:
+    training, project = context.config.training, context.project
+    headers = readable_headers(cases)
+
+    def planned(voxels: int | None, grid: float | None) -> Plan:
+        return make_plan(
+            headers,
+            modality=project.modalities,
+            channels=project.channels,
+            dim=dim,
+            voxel_budget=voxels,
+            grid=grid,
+        )
+
+    def fixed(grid: float | None) -> Plan:
+        return planned(training.voxels, grid)
+
+    if training.grid != "auto":
+        return fixed(training.grid)
+    plain = fixed(None)
+    sides = structure_sides(project, labelled, plain)
+    if sides is None:
+        return plain
+    extent = scan_sides(headers, plain)
+    if training.voxels or context.config.preset == "paper":
+        return fixed(grid_for(sides, extent, fixed))
+    return plan_around(sides, extent, planned)
 
 
 def structure_sides(project: Project, cases: Sequence[Case], plan: Plan) -> np.ndarray | None:

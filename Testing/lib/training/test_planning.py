@@ -12,7 +12,7 @@ from MedSSLLib.images.geometry import Geometry, Volume
 from MedSSLLib.images.labels import Annotated
 from MedSSLLib.pretraining.pretrain import run_pretrain
 from MedSSLLib.project.project import Project
-from MedSSLLib.training.field import (
+from MedSSLLib.training.planning import (
     AROUND,
     grid_for,
     plan_around,

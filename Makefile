@@ -11,6 +11,8 @@
 VENV ?= .venv
 ARGS ?=
 JOBS ?= auto
+# whole files to a process, those with few but long tests first (see conftest.py)
+SPREAD = -n $(JOBS) --dist loadfile --no-loadscope-reorder
 PIP  ?=
 CANDIDATES = python3 python3.12 python3.13 python3.11 python3.14
 PYTHON ?= $(shell for p in $(CANDIDATES); do \
@@ -36,15 +38,17 @@ demo: $(VENV)/.with-demo
 	$(RUN) -m MedSSLLib demo $(ARGS)
 
 test: $(VENV)/.with-test
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(JOBS) --dist loadfile -m "not long" $(ARGS)
+	OMP_NUM_THREADS=1 $(RUN) -m pytest $(SPREAD) -m "not long" $(ARGS)
 
+# these wait for processes half of the time, so that two cores have room for three of them
+test-gui: JOBS = $(shell echo $$(( ($$(getconf _NPROCESSORS_ONLN) * 3 + 1) / 2 )))
 test-gui: $(VENV)/.with-gui
 	OMP_NUM_THREADS=1 QT_QPA_PLATFORM=offscreen ITK_GLOBAL_DEFAULT_THREADER=Platform \
-	$(RUN) -m pytest -n $(JOBS) --dist loadfile -m "not long" Testing/gui $(ARGS)
+	$(RUN) -m pytest $(SPREAD) -m "not long" Testing/gui $(ARGS)
 
 test-long: $(VENV)/.with-gui
 	OMP_NUM_THREADS=1 QT_QPA_PLATFORM=offscreen ITK_GLOBAL_DEFAULT_THREADER=Platform \
-	$(RUN) -m pytest -n $(JOBS) --dist loadfile -m long Testing/lib Testing/gui $(ARGS)
+	$(RUN) -m pytest $(SPREAD) -m long Testing/lib Testing/gui $(ARGS)
 
 lint: $(VENV)/.with-dev
 	$(RUN) -m ruff check .

@@ -19,6 +19,14 @@ os.environ.setdefault("ITK_GLOBAL_DEFAULT_THREADER", "Platform")
 os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
 
 
+LONG = ("test_click_path", "test_live", "test_models", "test_real_slicer", "test_situations")
+
+
+def pytest_collection_modifyitems(items):
+    """Files with few but long tests begin first; the others fill up each process's time."""
+    items.sort(key=lambda item: (*LONG, item.path.stem).index(item.path.stem))
+
+
 def _missing():
     """Why the bench cannot start here, "" when it can."""
     for name in ("PySide6.QtWidgets", "slicer"):

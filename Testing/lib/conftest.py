@@ -17,6 +17,21 @@ from MedSSLLib.images.geometry import Geometry, Volume
 from MedSSLLib.project.project import Project
 
 ROOT = Path(__file__).resolve().parents[2]
+LONG = (
+    "test_gpu_run",
+    "test_live",
+    "test_selftrain",
+    "test_interrupt",
+    "test_outside",
+    "test_resume",
+    "test_demo",
+    "test_export",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with few but long tests begin first; the others fill up each process's time."""
+    items.sort(key=lambda item: (*LONG, item.path.stem).index(item.path.stem))
 
 
 def rotation(x: float, y: float, z: float) -> np.ndarray:

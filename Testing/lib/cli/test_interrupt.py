@@ -136,8 +136,15 @@ def test_no_command_is_forgotten():
     }
 
 
+# the others are interrupted at the same moments
+IN_SHORT = ("init", "status", "complete", "finetune", "selftrain", "predict", "live", "demo")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize(
+    "command",
+    [pytest.param(name, marks=() if name in IN_SHORT else pytest.mark.long) for name in COMMANDS],
+)
 def test_every_command_that_is_interrupted_ends_quietly(project, command):
     words, sign = COMMANDS[command]
     place = str(project.folder.parent)

@@ -218,3 +218,29 @@ def test_a_segmentation_run_of_the_same_classes_predicts_at_once(person, stack):
         assert later.state == "waiting" and later.learner.taught
         found = later.learner.trainer.final_weights()
         assert all(torch.equal(found[name], weights[name]) for name in weights)
+
+
+def test_a_session_goes_on_from_its_checkpoint_with_what_was_drawn(person):
+    with ExitStack() as stack:
+        session = session_of(person, stack, options__mixing="false")
+        person.draw("case0", 5, 6)
+        session.look()
+        train(session, 15)
+        session.keeper.checkpoint(session.teaching)
+        name, step = session.keeper.folder.name, session.learner.step
+        before = {key: value.clone() for key, value in session.learner.net.state_dict().items()}
+        known = session.learner.labels.whole("case0").copy()
+        train(session, 3)  # lost with the process
+        session.learner.close()
+    person.draw("case1", 4)
+    with ExitStack() as stack:
+        session = session_of(person, stack, options__mixing="false", resume=True, name=name)
+        session.look()
+        assert session.learner.step == step
+        after = session.learner.net.state_dict()
+        assert all(torch.equal(before[key], after[key]) for key in before)
+        assert (session.learner.labels.whole("case0") == known).all()
+        assert session.learner.labels.names == ("case0", "case1"), "drawn while nothing ran"
+        assert session.teaching.fresh, "what is new is learnt first"
+        assert train(session, 2) == 2
+        session.learner.close()

@@ -134,7 +134,8 @@ def test_where_nothing_was_drawn_nothing_is_left(person, how, code):
     assert not (person.folder / "runs" / "live-1").exists()
 
 
-@pytest.mark.parametrize("how", [pytest.param("TERM", marks=pytest.mark.long), "KILL"])
+@pytest.mark.long
+@pytest.mark.parametrize("how", ["TERM", "KILL"])
 def test_a_stopped_process_goes_on_where_it_was(person, how):
     with LiveProcess(person.folder) as live:
         person.draw("case0", 5, 6)

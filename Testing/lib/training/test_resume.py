@@ -29,7 +29,18 @@ def two_classes(tmp_path_factory):
     return project_of(tmp_path_factory.mktemp("two"))
 
 
-@pytest.mark.parametrize("method", ["supervised", "local-contrast", *METHODS])
+OF_ITS_OWN = ("pgl", "gcl")  # with state beyond weights: a target network, meta labels
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        "supervised",
+        "local-contrast",
+        *OF_ITS_OWN,
+        *(pytest.param(name, marks=pytest.mark.long) for name in METHODS if name not in OF_ITS_OWN),
+    ],
+)
 def test_a_killed_run_resumes_to_the_same_bits(project, two_classes, method):
     project = two_classes if method == "local-contrast" else project
     whole = train(project.folder, config(method, name=f"{method}-whole"))

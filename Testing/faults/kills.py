@@ -71,7 +71,7 @@ def main() -> int:
     options.out.write_text(
         json.dumps({"format_version": 1, "runs": rows}, indent=1) + "\n", encoding="utf-8"
     )
-    for command in (*METHODS, "live"):
+    for command in dict.fromkeys(row["command"] for row in rows):
         mine = [row for row in rows if row["command"] == command]
         print(
             f"{command}: {sum(row['kills'] for row in mine)} kills in {len(mine)} runs, "

@@ -17,6 +17,7 @@ from MedSSLLib.core.errors import InputError
 from MedSSLLib.core.files import read_json, write_json
 from MedSSLLib.evaluation.evaluate import averaged_within, bootstrap_interval
 from MedSSLLib.methods import known_methods
+from MedSSLLib.methods.options import own_options
 from MedSSLLib.training.run_folder import versions
 
 BASELINE = "random"
@@ -289,8 +290,10 @@ def unlike(theirs: RunConfig, ours: RunConfig) -> list[str]:
     Options left open do not count.
     """
     there, here = _decisive(theirs), _decisive(ours)
-    for key, value in ours.options.items():
-        here[f"options.{key}"] = json.dumps(value)
+    own = own_options(ours.command, ours.method, ours.options)
+    values = ours.options if own is None else own.model_dump(mode="json")  # "2" is 2
+    for key in ours.options:
+        here[f"options.{key}"] = json.dumps(values[key])
         there[f"options.{key}"] = json.dumps(theirs.options.get(key))
     return [
         f"{key} {there[key]} there, {here[key]} here" for key in here if there[key] != here[key]

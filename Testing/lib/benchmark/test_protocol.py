@@ -16,10 +16,11 @@ from MedSSLLib.benchmark import protocol
 from MedSSLLib.benchmark.data import open_data
 from MedSSLLib.benchmark.protocol import Protocol, run_labels
 from MedSSLLib.benchmark.recommendations import markdown, recommendations
-from MedSSLLib.benchmark.records import differences, parse_row
+from MedSSLLib.benchmark.records import differences, parse_row, unlike
 from MedSSLLib.benchmark.report import filled, write_tables
 from MedSSLLib.benchmark.tables import load_studies, table_rows
 from MedSSLLib.cli.main import main
+from MedSSLLib.config.run import RunConfig
 from MedSSLLib.core.errors import CancelledError, InputError
 from MedSSLLib.methods import METHODS
 from MedSSLLib.project.project import Project
@@ -406,3 +407,14 @@ def test_columns_without_any_value_are_left_out():
     rows = [["a", "–", "1", "–"], ["b", "–", "–", "0"]]
     expected = ["name", "once", "last"], [["a", "1", "–"], ["b", "–", "0"]]
     assert filled(("name", "never", "once", "last"), rows) == expected
+
+
+def test_options_given_as_text_are_those_that_a_run_has_recorded():
+    """A benchmark that is started again with ``--selftrain-set options.rounds=2`` goes on."""
+    recorded = RunConfig.build(
+        "selftrain", overrides={"options": {"rounds": 2, "recipe": "mixing"}}
+    )
+    asked = RunConfig.build("selftrain", overrides={"options.rounds": "2"})
+    assert unlike(recorded, asked) == []
+    more = RunConfig.build("selftrain", overrides={"options.rounds": "3"})
+    assert unlike(recorded, more) == ["options.rounds 2 there, 3 here"]

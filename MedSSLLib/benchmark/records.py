@@ -290,14 +290,20 @@ def unlike(theirs: RunConfig, ours: RunConfig) -> list[str]:
     Options left open do not count.
     """
     there, here = _decisive(theirs), _decisive(ours)
-    own = own_options(ours.command, ours.method, ours.options)
-    values = ours.options if own is None else own.model_dump(mode="json")  # "2" is 2
+    recorded = {key: theirs.options[key] for key in ours.options if key in theirs.options}
+    wanted, found = _read(ours, ours.options), _read(ours, recorded)
     for key in ours.options:
-        here[f"options.{key}"] = json.dumps(values[key])
-        there[f"options.{key}"] = json.dumps(theirs.options.get(key))
+        here[f"options.{key}"] = json.dumps(wanted[key])
+        there[f"options.{key}"] = json.dumps(found[key] if key in recorded else None)
     return [
         f"{key} {there[key]} there, {here[key]} here" for key in here if there[key] != here[key]
     ]
+
+
+def _read(config: RunConfig, options: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Options as the kind of run reads them: "2" is 2."""
+    own = own_options(config.command, config.method, options)
+    return options if own is None else own.model_dump(mode="json")
 
 
 def _decisive(config: RunConfig) -> dict[str, str]:

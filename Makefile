@@ -19,9 +19,8 @@ PYTHON ?= $(shell for p in $(CANDIDATES); do \
 	"$$p" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 \
 	&& command -v "$$p" && break; done)
 RUN = $(VENV)/bin/python
-# bytecode is made afterwards, on all cores
+# bytecode is made where a module is first imported: most of what is installed never is
 INSTALL = $(RUN) -m pip install --quiet --no-compile --disable-pip-version-check $(PIP) -c constraints.txt
-COMPILE = $(RUN) -m compileall -qq -j 0 $(VENV)/lib
 WITH_demo = demo
 WITH_test = demo,test
 WITH_dev = demo,test,dev
@@ -81,5 +80,4 @@ $(VENV)/.with-torch: constraints.txt
 
 $(VENV)/.with-%: $(VENV)/.with-torch pyproject.toml
 	@$(INSTALL) -e ".[$(WITH_$*)]"
-	@$(COMPILE) || true
 	@touch $@ $(if $(filter all,$*),$(addprefix $(VENV)/.with-,demo test dev docs gui))

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from Testing.gpu import prepare, score
 from Testing.lib.core_helpers import write_case
 
 ROOT = Path(__file__).parents[3]
@@ -41,24 +42,28 @@ def data(tmp_path):
     return folder
 
 
-def python(*words):
-    return subprocess.run(
-        [sys.executable, *map(str, words)], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+def strings(*words):
+    return [str(word) for word in words]
 
 
 @pytest.mark.timeout(1800)
-def test_the_dry_run_passes_without_what_is_not_carried_and_is_scored(data, tmp_path):
+def test_the_dry_run_passes_without_what_is_not_carried_and_is_scored(data, tmp_path, capsys):
     carried, out = tmp_path / "carried", tmp_path / "out"
-    prepare = ["-m", "Testing.gpu.prepare", "--data", data, "--out", carried, "--no-wheels"]
-    prepare += ["--choices", 1, "--grid", 1, "--voxels", 512]
-    refused = python(*prepare, "--limit", 0.001)
-    assert refused.returncode == 2 and "more than 0.001" in refused.stderr
+    words = ["--data", data, "--out", carried, "--no-wheels"]
+    words += ["--choices", 1, "--grid", 1, "--voxels", 512]
+    assert prepare.main(strings(*words, "--limit", 0.001)) == 2
+    assert "more than 0.001" in capsys.readouterr().err
     with np.load(carried / "data" / "arrays.npz") as arrays:
         assert [key for key in arrays if key.startswith("label")] == ["label/p0_0"]
 
     words = ["--dry-run", "--data", carried / "data", "--out", out, "--processes", 1]
-    done = python("-c", RUN, *words)
+    done = subprocess.run(
+        [sys.executable, "-c", RUN, *strings(*words)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     found = {path.stem: json.loads(path.read_text("utf-8")) for path in out.glob("*.json")}
     assert set(found) == {"smoke", "checks", "throughput", "tables"}
@@ -68,9 +73,8 @@ def test_the_dry_run_passes_without_what_is_not_carried_and_is_scored(data, tmp_
     assert steps["gcl"] == steps["random"], "rows that are compared are equally long"
     assert steps["gcl+mixing-teacher"] == steps["random+mixing-teacher"] > 1
 
-    score = ["-m", "Testing.gpu.score", "--results", out, "--prepared", carried / "data"]
-    done = python(*score, "--data", data)
-    assert done.returncode == 0, done.stderr
+    words = ["--results", out, "--prepared", carried / "data", "--data", data]
+    assert score.main(strings(*words)) == 0
     records = json.loads((out / "scores.json").read_text("utf-8"))["records"]
     assert {record["row"] for record in records} == set(steps)
     assert all(set(record["dice"]) == {"p3_0", "p3_1"} for record in records)

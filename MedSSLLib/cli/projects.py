@@ -113,6 +113,9 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         "paths", type=Path, nargs="*", metavar="PATH", help="image files or folders"
     )
     parser.add_argument(
+        "--images", type=Path, metavar="PATH", help="the same, as in `medssl init`"
+    )
+    parser.add_argument(
         "--labels",
         type=Path,
         metavar="DIR",
@@ -132,8 +135,9 @@ def add(args: argparse.Namespace, events: Events) -> int:
     project = Project.open(args.project)
     if args.drawn:
         project.set_drawn_plane(args.drawn)
-    if args.paths:
-        new = f"{len(project.add(args.paths, labels=args.labels, metadata=args.metadata))} new"
+    paths = [*args.paths, args.images] if args.images else args.paths
+    if paths:
+        new = f"{len(project.add(paths, labels=args.labels, metadata=args.metadata))} new"
         if there := len(project.already):
             new += f", {there} {'was' if there == 1 else 'were'} there already"
     elif args.labels and not args.metadata:

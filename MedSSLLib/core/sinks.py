@@ -174,7 +174,8 @@ class Bar:
     """A live line a stage on a terminal: stage, bar, count, time left, loss.
 
     The columns are fixed, so that a line fits into 80 characters; further losses, the speed, the
-    course of the loss and a method's own metrics are shown where there is room.
+    course of the loss and a method's own metrics are shown where there is room. What is done stays
+    above the words that follow, so that the last line on the screen says what comes next.
 
     Args:
         kinds: the events shown.
@@ -211,12 +212,19 @@ class Bar:
 
         if event["event"] == "progress":
             self._update(event)
-        elif event["event"] in self._kinds and (words := told(event)):
+            return
+        if event["event"] == "done":
+            self.close()
+        if event["event"] in self._kinds and (words := told(event)):
             style = "yellow" if event["event"] == "warning" else ""
             self._progress.console.print(Text(words, style=style))
 
     def close(self) -> None:
         self._progress.stop()
+        for task in self._tasks.values():
+            self._progress.remove_task(task)
+        self._tasks.clear()
+        self._course.clear()
 
     def _update(self, event: dict[str, Any]) -> None:
         stage, losses = event["stage"], event.get("losses") or {}

@@ -1,5 +1,7 @@
 """What a person meets at a terminal of 80 columns, in a pipe, and after a slip of the fingers."""
 
+import io
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -109,6 +111,25 @@ def test_wide_terminals_show_what_narrow_ones_leave_out(monkeypatch):
         assert ("feature std 0.81" in line) is shown
 
 
+def test_bars_that_are_done_stay_above_the_words_that_follow(terminal, monkeypatch):
+    """On a real terminal, where the last line that is drawn is the last line that is seen."""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    screen = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", screen)
+    bar = Bar(("done",))
+    step = {"event": "progress", "time": 0.0, "stage": "finetune", "steps": 3}
+    for run in ("first", "second"):
+        bar.write(step | {"step": 3})
+        bar.write({"event": "done", "time": 0.0, "command": "finetune", "run": run})
+        print(f"Trained {run}", file=screen)
+    bar.close()
+    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", screen.getvalue()).replace("\r", "\n")
+    shown = [line for line in text.splitlines() if line.strip()]
+    assert shown[-1] == "Trained second"
+    drawn = [index for index, line in enumerate(shown) if line.startswith("finetune")]
+    assert drawn[0] < shown.index("Trained first") < drawn[-1]
+
+
 def test_only_whole_texts_are_shown():
     assert fitting(["loss 0.5", "much too long", "ok"], 13) == "loss 0.5  ok"
     assert fitting(["long"], 3) == ""
@@ -188,7 +209,7 @@ def test_adding_a_folder_again_is_no_mistake(cohort, monkeypatch, capsys):
     captured = capsys.readouterr()
     assert captured.out.startswith("1 new, 4 were there already; in all 5 cases")
     assert captured.err == ""
-    assert main(["add", "heart", "scans"]) == 0
+    assert main(["add", "heart", "--images", "scans"]) == 0
     assert capsys.readouterr().out.startswith("0 new, 5 were there already")
 
 

@@ -112,9 +112,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "paths", type=Path, nargs="*", metavar="PATH", help="image files or folders"
     )
-    parser.add_argument(
-        "--images", type=Path, metavar="PATH", help="the same, as in `medssl init`"
-    )
+    parser.add_argument("--images", type=Path, metavar="PATH", help="the same, as in `medssl init`")
     parser.add_argument(
         "--labels",
         type=Path,

@@ -26,6 +26,7 @@ from MedSSLLib.core.words import (
     metric_words,
     rate_words,
     sparkline,
+    stage_words,
     told,
 )
 
@@ -230,8 +231,9 @@ class Bar:
         stage, losses = event["stage"], event.get("losses") or {}
         if stage not in self._tasks:
             self._progress.start()
+            words = stage_words(printable(stage), STAGE)
             self._tasks[stage] = self._progress.add_task(
-                "", total=event["steps"] or None, stage=printable(stage), count="", left="", note=""
+                "", total=event["steps"] or None, stage=words, count="", left="", note=""
             )
         course = self._course.setdefault(stage, deque(maxlen=240))
         if losses:

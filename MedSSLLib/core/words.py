@@ -164,6 +164,15 @@ def fitting(parts: Iterable[str], room: int) -> str:
     return line
 
 
+def stage_words(stage: str, room: int) -> str:
+    """A stage in so many characters: of ``run: stage`` the run is cut first."""
+    run, colon, last = stage.rpartition(": ")
+    over = len(stage) - room
+    if not colon or over <= 0 or over + 2 > len(run):
+        return stage
+    return f"{run[: -over - 1]}\u2026{colon}{last}"
+
+
 def _value(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"

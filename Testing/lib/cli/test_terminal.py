@@ -17,7 +17,7 @@ from MedSSLLib.cli.main import main
 from MedSSLLib.core.events import Events
 from MedSSLLib.core.packages import install_command, python_program
 from MedSSLLib.core.sinks import Bar
-from MedSSLLib.core.words import fitting, told
+from MedSSLLib.core.words import fitting, stage_words, told
 from MedSSLLib.images.geometry import Geometry
 from MedSSLLib.project.project import Project
 
@@ -128,6 +128,13 @@ def test_bars_that_are_done_stay_above_the_words_that_follow(terminal, monkeypat
     assert shown[-1] == "Trained second"
     drawn = [index for index, line in enumerate(shown) if line.startswith("finetune")]
     assert drawn[0] < shown.index("Trained first") < drawn[-1]
+
+
+def test_of_a_long_stage_the_run_is_cut():
+    assert stage_words("random-2-0-bench: finetune", 18) == "random-\u2026: finetune"
+    assert stage_words("first: finetune", 18) == "first: finetune"
+    for long in ("a stage without a run", "a: stage of many characters"):
+        assert stage_words(long, 18) == long
 
 
 def test_only_whole_texts_are_shown():

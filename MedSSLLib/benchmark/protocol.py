@@ -11,7 +11,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -48,6 +48,8 @@ from MedSSLLib.training.devices import resolve_device, training_precision
 from MedSSLLib.training.run_folder import RunFolder
 
 Settings = Mapping[str, str]
+MEASURED = "measured_steps"
+"""Setting of a result file: the steps that were made in the minutes that were asked for."""
 _TRAINING: tuple[Literal["pretrain", "finetune", "selftrain"], ...] = (
     "pretrain",
     "finetune",
@@ -62,7 +64,7 @@ class Protocol:
     Attributes:
         rows: names that :func:`~MedSSLLib.benchmark.records.parse_row` knows.
         steps: length of every fine-tuning, and again of every self-training after it.
-        minutes: that length in minutes; one of the two.
+        minutes: that length in minutes; as many steps as the first fine-tuning makes in them.
         pretrain_steps, pretrain_minutes: length of every pre-training; one of them.
         preset, seed, device: as in RunConfig.
         settings, pretrain_settings, selftrain_settings: further settings of each kind of run.
@@ -172,6 +174,10 @@ def run_labels(
         runs=len(todo),
         folder=str(results.parent),
     )
+    if protocol.minutes and not protocol.steps and (MEASURED in settings or not records):
+        if MEASURED not in settings:
+            settings[MEASURED] = str(_measured(project, protocol, todo[0], events))
+        protocol = replace(protocol, steps=int(settings[MEASURED]))
     for done, (choice, row) in enumerate(todo, 1):
         if not any(same(record, row, choice.count, choice.number) for record in records):
             records.append(_score(project, protocol, row, choice, events))
@@ -186,6 +192,17 @@ def run_labels(
         write_results(results, project.name, settings, records, protocol.rows)
         events.progress("benchmark", done, len(todo))
     return read_json(results)
+
+
+def _measured(
+    project: Project, protocol: Protocol, first: tuple[Choice, str], events: Events
+) -> int:
+    """The steps that a fine-tuning makes in the minutes of the protocol."""
+    choice, row = first
+    base = BASELINE if BASELINE in protocol.rows else row.partition("+")[0]
+    name = _train(project, protocol, base, choice, events)
+    steps: int = _length(project, name)["steps"]
+    return steps
 
 
 def _require_comparable(project: Project, protocol: Protocol) -> None:
@@ -331,7 +348,7 @@ def _train(project: Project, protocol: Protocol, row: str, choice: Choice, event
             options__recipe=GOES_ON[on_top],
             **annotated,
         )
-        if not _finished(project, config):
+        if not _finished(project, config, protocol):
             _train(project, protocol, base, choice, events)
             _run(run_selftrain, project, config, events)
         return name
@@ -341,7 +358,7 @@ def _train(project: Project, protocol: Protocol, row: str, choice: Choice, event
     if encoder != BASELINE:
         extra |= {"init": f"{encoder}-{protocol.tag}", "freeze_encoder": frozen}
     config = protocol.config("finetune", name, labelled=choice.labelled, **extra)
-    if not _finished(project, config):
+    if not _finished(project, config, protocol):
         if encoder != BASELINE:
             _pretrain(project, protocol, encoder, events)
         _run(run_finetune, project, config, events)
@@ -352,11 +369,11 @@ def _pretrain(project: Project, protocol: Protocol, encoder: str, events: Events
     """Pre-train the encoder unless that was done. One encoder serves all choices."""
     method, settings = pretraining_of(encoder)
     config = protocol.config("pretrain", f"{encoder}-{protocol.tag}", method=method, **settings)
-    if not _finished(project, config):
+    if not _finished(project, config, protocol):
         _run(run_pretrain, project, config, events)
 
 
-def _finished(project: Project, config: RunConfig) -> bool:
+def _finished(project: Project, config: RunConfig, protocol: Protocol) -> bool:
     """Whether the run is done.
 
     Raises:
@@ -364,6 +381,11 @@ def _finished(project: Project, config: RunConfig) -> bool:
     """
     run = RunFolder(project.run_folder(config.name))
     there = (run.finished or run.has_checkpoint) and run.recorded
+    if there and run.finished and _length(project, config.name)["steps"] == config.training.steps:
+        # the run by which minutes were turned into steps
+        by_the_clock = run.config.training.minutes
+        if by_the_clock and by_the_clock == protocol.minutes:
+            config = config.override({"training.minutes": by_the_clock})
     if there and (found := unlike(run.config, config)):
         raise InputError(
             f"run {config.name!r} has other settings: {'; '.join(found)}",

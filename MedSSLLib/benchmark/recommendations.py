@@ -109,7 +109,7 @@ def _longer(study: Study, count: str, row: str) -> str:
     that length, also what self-training has over it.
     """
     baseline, key, unit = baseline_of(row), "steps", "steps"
-    if given(study.settings, "minutes"):
+    if given(study.settings, "minutes") and not given(study.settings, "measured_steps"):
         key, unit = "training_s", "s"
     own = mean_of(record.get(key) for record in study.compared(count, row))
     base = mean_of(record.get(key) for record in study.compared(count, baseline))

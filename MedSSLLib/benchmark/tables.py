@@ -102,7 +102,9 @@ class Study:
             if steps := given(self.settings, f"{prefix}steps"):
                 parts.append(f"{name} {steps} steps")
             elif minutes := given(self.settings, f"{prefix}minutes"):
-                parts.append(f"{name} {minutes} min")
+                measured = given(self.settings, "measured_steps") if not prefix else ""
+                steps = f" ({measured} steps)" if measured else ""
+                parts.append(f"{name} {minutes} min{steps}")
         return ", ".join(parts)
 
 

@@ -352,7 +352,7 @@ def _fill_in(args: argparse.Namespace) -> None:
 
 def _forecast(protocol: Protocol, runs: int, test_cases: int) -> str:
     """How much is to be done, and how long it takes where minutes say so."""
-    from MedSSLLib.benchmark.records import BASELINE, parse_row
+    from MedSSLLib.benchmark.records import BASELINE, GOES_ON, parse_row
     from MedSSLLib.core.words import duration_words
 
     rows = [parse_row(row) for row in protocol.rows]
@@ -361,7 +361,7 @@ def _forecast(protocol: Protocol, runs: int, test_cases: int) -> str:
     work = f"{runs} trainings{before}, each training scored on {test_cases} test cases"
     if protocol.minutes is None or (encoders and protocol.pretrain_minutes is None):
         return f"To do: {work}. The time left shows once the first is done"
-    longer = sum(row.on_top in ("longer", "selftrain") for row in rows) * runs / len(rows)
+    longer = sum(row.on_top in ("longer", *GOES_ON) for row in rows) * runs / len(rows)
     minutes = protocol.minutes * (runs + longer)
     minutes += (protocol.pretrain_minutes or 0) * len(encoders)
     return f"To do: {work}. Training takes {duration_words(60 * minutes)}, predicting comes on top"

@@ -7,6 +7,7 @@ import csv
 import io as streams
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -272,6 +273,42 @@ def test_a_stopped_run_is_taken_up_again_and_self_training_starts_from_its_row(
     with pytest.raises(InputError, match="holds results of"):
         result_file(tmp_path / "r.json", [], data="other")
         run_labels(project, choices, tiny_protocol("random"), tmp_path / "r.json", events)
+
+
+def test_minutes_become_steps_once_so_that_no_row_is_shorter(folder, tmp_path, monkeypatch):
+    """Though the computer is ever busier: each run by the clock would be shorter than the last."""
+    project, choices = open_data(folder, tmp_path / "p", ("1", "2"), 1, seed=0)
+    events, _ = loud()
+    lengths = []
+    run_finetune = protocol.run_finetune
+
+    def slower(project, config, events):
+        if minutes := config.training.minutes:
+            assert minutes == 3.0
+            config = config.override({"training.minutes": 0.01 / (1 + len(lengths))})
+        lengths.append((config.name, config.training.minutes, config.training.steps))
+        run_finetune(project, config, events)
+        if minutes:  # as if these minutes had been what was asked for
+            path = project.run_folder(config.name) / "config.json"
+            content = json.loads(path.read_text())
+            content["config"]["training"]["minutes"] = minutes
+            path.write_text(json.dumps(content))
+
+    monkeypatch.setattr(protocol, "run_finetune", slower)
+    one_round = {"selftrain_settings": TINY | {"options.rounds": "1"}}
+    rows = ("random+mixing", "random")
+    asked = replace(tiny_protocol(*rows, **one_round), steps=None, minutes=3.0)
+    first = run_labels(project, {"1": choices["1"]}, asked, tmp_path / "r.json", events)
+    result = run_labels(project, choices, asked, tmp_path / "r.json", events)
+    assert [minutes is None for _, minutes, _ in lengths] == [False, True], lengths
+    steps = {(r["row"], r["count"]): r["steps"] for r in result["records"]}
+    once = int(result["settings"]["measured_steps"])
+    assert once > 0 and result["settings"]["minutes"] == "3.0"
+    assert steps == {(row, count): once * rows[::-1].index(row) + once for row, count in steps}
+    assert len(steps) == 4
+    assert first["records"] == result["records"][:2]
+    (study,) = load_studies([tmp_path / "r.json"])
+    assert study.length().startswith(f"training 3.0 min ({once} steps)")
 
 
 # ------------------------------------------------------------------------------------------------

@@ -284,7 +284,7 @@ def test_minutes_become_steps_once_so_that_no_row_is_shorter(folder, tmp_path, m
 
     def slower(project, config, events):
         if minutes := config.training.minutes:
-            assert minutes == 3.0
+            assert minutes == 0.05
             config = config.override({"training.minutes": 0.01 / (1 + len(lengths))})
         lengths.append((config.name, config.training.minutes, config.training.steps))
         run_finetune(project, config, events)
@@ -297,18 +297,18 @@ def test_minutes_become_steps_once_so_that_no_row_is_shorter(folder, tmp_path, m
     monkeypatch.setattr(protocol, "run_finetune", slower)
     one_round = {"selftrain_settings": TINY | {"options.rounds": "1"}}
     rows = ("random+mixing", "random")
-    asked = replace(tiny_protocol(*rows, **one_round), steps=None, minutes=3.0)
+    asked = replace(tiny_protocol(*rows, **one_round), steps=None, minutes=0.05)
     first = run_labels(project, {"1": choices["1"]}, asked, tmp_path / "r.json", events)
     result = run_labels(project, choices, asked, tmp_path / "r.json", events)
     assert [minutes is None for _, minutes, _ in lengths] == [False, True], lengths
     steps = {(r["row"], r["count"]): r["steps"] for r in result["records"]}
     once = int(result["settings"]["measured_steps"])
-    assert once > 0 and result["settings"]["minutes"] == "3.0"
+    assert once > 0 and result["settings"]["minutes"] == "0.05"
     assert steps == {(row, count): once * rows[::-1].index(row) + once for row, count in steps}
     assert len(steps) == 4
     assert first["records"] == result["records"][:2]
     (study,) = load_studies([tmp_path / "r.json"])
-    assert study.length().startswith(f"training 3.0 min ({once} steps)")
+    assert study.length().startswith(f"training 0.05 min ({once} steps)")
 
 
 # ------------------------------------------------------------------------------------------------

@@ -169,6 +169,8 @@ class PlainLines:
 
 STAGE, BAR, COUNT, LEFT = 18, 14, 11, 12
 """Widths of the columns of a progress line; what is left of 80 holds the loss."""
+MOST_STAGES = 6
+"""Progress lines at a time, where stages have ended."""
 
 
 class Bar:
@@ -231,6 +233,7 @@ class Bar:
         stage, losses = event["stage"], event.get("losses") or {}
         if stage not in self._tasks:
             self._progress.start()
+            self._forget_ended()
             words = stage_words(printable(stage), STAGE)
             self._tasks[stage] = self._progress.add_task(
                 "", total=event["steps"] or None, stage=words, count="", left="", note=""
@@ -247,6 +250,13 @@ class Bar:
             left="" if left is None else f"{duration(left)} left",
             note=self._note(event, course),
         )
+
+    def _forget_ended(self) -> None:
+        """Keep the lines of a long job on the screen: stages that have ended make room."""
+        finished = {task.id for task in self._progress.tasks if task.finished}
+        ended = [stage for stage, task in self._tasks.items() if task in finished]
+        for stage in ended[: max(0, len(self._tasks) - MOST_STAGES + 1)]:
+            self._progress.remove_task(self._tasks.pop(stage))
 
     def _note(self, event: dict[str, Any], course: Iterable[float]) -> str:
         """The loss first, then what fits."""

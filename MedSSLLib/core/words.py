@@ -84,6 +84,7 @@ def describe(event: dict[str, Any], rate: float = 0.0) -> str:
     rest = []
     for name, value in event.items():
         known = name in ("event", "time", "message", "report")
+        known = known or str(event.get("message", "")).startswith(f"{value}: ")
         if not known and value not in empty and not isinstance(value, list):
             rest.append(f"{name.replace('_', ' ')} {_value(value)}")
     facts = ", ".join(rest)

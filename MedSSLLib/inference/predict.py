@@ -31,6 +31,11 @@ from MedSSLLib.project.project import Project
 from MedSSLLib.project.relocation import missing_words
 from MedSSLLib.training.run_folder import RunFolder
 
+WHY_TAKEN = (
+    "What was taken away lies apart from what is kept, and the training labels show one piece (or "
+    "--components largest was asked for). To keep every piece: --components all."
+)
+
 
 class Predictions(NamedTuple):
     """Label files written, the errors of the cases that could not be predicted, and the entries of
@@ -72,7 +77,7 @@ def run_predict(  # noqa: PLR0913 - the contract of the command
     for text in [*notes, *map(str, refused)]:
         events.emit("warning", message=text)
     written: list[Path] = []
-    quality = {}
+    quality, incomplete = {}, False
     for number, (name, paths) in enumerate(jobs.items(), 1):
         try:
             found, estimate = _predicted(model, name, paths, options, estimator)
@@ -82,6 +87,7 @@ def run_predict(  # noqa: PLR0913 - the contract of the command
             continue
         for words in _noteworthy(model, name, paths if images else (), found):
             events.emit("warning", message=words, case=name)
+        incomplete |= bool(found.taken)
         if estimate:
             quality[name] = estimate
         drop_estimate(out, run, name)
@@ -90,6 +96,7 @@ def run_predict(  # noqa: PLR0913 - the contract of the command
         events.progress("predict", number, len(jobs))
     if not written:
         raise refused[0]
+    _tell_why(events, incomplete)
     if estimator:
         estimator.write(out, quality)
     counts = {"cases": len(written), "refused": len(refused)}
@@ -150,19 +157,23 @@ def _noteworthy(
         yield about_pieces(name, found.taken, model.classes, grid)
 
 
+def _tell_why(events: Events, incomplete: bool) -> None:
+    if incomplete:
+        events.emit("warning", message=WHY_TAKEN)
+
+
 def about_pieces(
     name: str, taken: Mapping[int, tuple[int, int]], classes: Sequence[str], geometry: Geometry
 ) -> str:
-    """A sentence on the pieces (and their voxels) of classes that were found and are taken away."""
+    """A sentence on the pieces (and their voxels) of classes that were found and are taken away;
+    ``WHY_TAKEN`` is said once for all cases.
+    """
     parts = [
         f"{pieces} piece{'s' if pieces > 1 else ''} of {classes[index]} "
         f"({voxels * geometry.voxel_ml:.3g} ml)"
         for index, (pieces, voxels) in taken.items()
     ]
-    return (
-        f"{name}: {', '.join(parts)} found apart from what is kept, and taken away: the training "
-        "labels show one piece, or --components largest. To keep every piece: --components all."
-    )
+    return f"{name}: {', '.join(parts)} taken away."
 
 
 def _estimator(

@@ -130,6 +130,19 @@ def test_bars_that_are_done_stay_above_the_words_that_follow(terminal, monkeypat
     assert drawn[0] < shown.index("Trained first") < drawn[-1]
 
 
+def test_stages_that_have_ended_make_room(terminal, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    bar = Bar(())
+    step = {"event": "progress", "time": 0.0, "steps": 3}
+    for number in range(12):
+        bar.write(step | {"stage": "benchmark", "step": number // 6})
+        bar.write(step | {"stage": f"run {number}", "step": 3})
+        assert len(bar._progress.tasks) <= 6
+    assert [task.fields["stage"] for task in bar._progress.tasks][0] == "benchmark"
+    assert bar._progress.tasks[-1].fields["stage"] == "run 11"
+    bar.close()
+
+
 def test_of_a_long_stage_the_run_is_cut():
     assert stage_words("random-2-0-bench: finetune", 18) == "random-\u2026: finetune"
     assert stage_words("first: finetune", 18) == "first: finetune"
@@ -147,6 +160,8 @@ def test_events_are_told_in_words():
     assert told(start | {"precision": "bf16"}) == "Fine-tuning: run first, on cpu in bfloat16"
     assert told({"event": "done", "time": 0, "command": "init"}) == ""
     assert told({"event": "metric", "message": "Meta labels: a."}) == "Meta labels: a."
+    pieces = {"event": "warning", "message": "heart_01: 2 pieces taken away.", "case": "heart_01"}
+    assert told(pieces) == "warning: heart_01: 2 pieces taken away."
 
 
 # ---------------------------------------------------------------------------------------- tables

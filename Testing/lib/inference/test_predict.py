@@ -444,3 +444,15 @@ def test_an_encoder_segments_nothing(trained, tmp_path):
     with pytest.raises(InputError, match="--init only-encoder"):
         run_predict(trained, "only-encoder", tmp_path, Events())
     assert json.loads((folder / "config.json").read_text())["config"]["command"] == "pretrain"
+
+
+def test_pieces_that_are_taken_away_are_told_of_each_case_and_why_once(trained, tmp_path):
+    events, told = loud()
+    options = PredictOptions(components="largest", device="cpu")
+    project = Project.open(trained.folder)
+    run_predict(project, "model", tmp_path, events, cases="case0,case1", options=options)
+    words = [event["message"] for event in told.of("warning")]
+    cases = [text for text in words if text.endswith("taken away.")]
+    assert [text.split(":")[0] for text in cases] == ["case0", "case1"], words
+    assert "ml)" in cases[0] and "piece" in cases[0]
+    assert sum("--components all" in text for text in words) == 1

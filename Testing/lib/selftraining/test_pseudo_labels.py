@@ -24,6 +24,7 @@ from MedSSLLib.selftraining.pseudo_labels import (
     fill_small_holes,
     pseudo_labelled,
     select_cases,
+    taken_from,
     write_pseudo_labels,
 )
 from Testing.lib.case_helpers import each
@@ -371,3 +372,17 @@ def test_kept_pseudo_labels_become_dense_labels_and_a_missing_file_is_named(tmp_
     assert made.label == tmp_path / "x.nii.gz" and made.annotated is None
     with pytest.raises(InputError, match="y.*is missing"):
         pseudo_labelled(cases, tmp_path, ["x", "y"])
+
+
+def test_pieces_that_are_not_taught_are_told_of_a_few_cases():
+    rows = {f"case{n}": {"taken_away": {"cyst": {"pieces": n, "ml": 0.5}}} for n in range(1, 6)}
+    rows["whole"] = {"taken_away": {}}
+    why, *cases = taken_from({"cases": rows})
+    assert "in 5 of 6 cases" in why and "--clean none" in why
+    assert cases == [
+        "case1: 1 piece of cyst (0.5 ml) not taught.",
+        "case2: 2 pieces of cyst (0.5 ml) not taught.",
+        "case3: 3 pieces of cyst (0.5 ml) not taught.",
+        "... and 2 more like these.",
+    ]
+    assert taken_from({"cases": {"whole": {}}}) == []

@@ -20,6 +20,7 @@ from MedSSLLib.data.plan import Plan, make_plan
 from MedSSLLib.evaluation.calibration import probability_path
 from MedSSLLib.images import io
 from MedSSLLib.images.geometry import Geometry, Volume
+from MedSSLLib.inference import predict
 from MedSSLLib.inference.model import Model, PredictOptions, load_model, network_of, predict_case
 from MedSSLLib.inference.predict import run_predict
 from MedSSLLib.project.project import Project
@@ -446,13 +447,18 @@ def test_an_encoder_segments_nothing(trained, tmp_path):
     assert json.loads((folder / "config.json").read_text())["config"]["command"] == "pretrain"
 
 
-def test_pieces_that_are_taken_away_are_told_of_each_case_and_why_once(trained, tmp_path):
+def test_pieces_that_are_taken_away_are_told_of_each_case_and_why_once(
+    trained, tmp_path, monkeypatch
+):
     events, told = loud()
-    options = PredictOptions(components="largest", device="cpu")
-    project = Project.open(trained.folder)
-    run_predict(project, "model", tmp_path, events, cases="case0,case1", options=options)
+    segmented = predict.segment_case
+    monkeypatch.setattr(
+        predict, "segment_case", lambda *given: segmented(*given)._replace(taken={1: (2, 30)})
+    )
+    options = PredictOptions(device="cpu")
+    predict.run_predict(trained, "model", tmp_path, events, cases="case0,case1", options=options)
     words = [event["message"] for event in told.of("warning")]
     cases = [text for text in words if text.endswith("taken away.")]
     assert [text.split(":")[0] for text in cases] == ["case0", "case1"], words
-    assert "ml)" in cases[0] and "piece" in cases[0]
+    assert f"2 pieces of {trained.classes[1]} (" in cases[0] and "ml)" in cases[0]
     assert sum("--components all" in text for text in words) == 1

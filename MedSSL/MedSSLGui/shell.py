@@ -109,6 +109,7 @@ class Shell(VTKObservationMixin):
             self.panels[name].onFolded()
         else:
             self.open(name)
+            self.panels[name].onOpened()
 
     # -- module --------------------------------------------------------------------------------------------------
 
@@ -179,8 +180,9 @@ class Shell(VTKObservationMixin):
             self.panels["annotate"].fillIn.takeCompletion(event["path"], event.get("case"))
 
     def _onCorrection(self, wanted):
-        self.open("annotate")
+        # first, so that the panel does not open with the case that was annotated last
         self.panels["annotate"].fillIn.takeCorrection(wanted)
+        self.open("annotate")
 
     def _onProjectLeaving(self):
         """Write what was drawn into its own project; its nodes are no cases of the next one."""

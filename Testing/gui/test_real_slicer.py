@@ -104,6 +104,62 @@ def test_exactly_the_shown_case_is_visible(two):
     assert visible_segmentations() == {("heart_02", "annotation")}
 
 
+def test_an_opened_panel_shows_what_it_acts_on(two):
+    """The editor edits heart_01 still: its strokes must not go on unseen over heart_02's image."""
+    two.shell.open("annotate")
+    show_case(two, "heart_01")
+    two.shell.open("review")
+    show_result(two, "heart_02")
+    two.shell.open("annotate")
+    assert visible_segmentations() == {("heart_01", "annotation")}
+    assert background() == "heart_01"
+    two.shell.open("review")
+    assert visible_segmentations() == {("heart_02", "prediction")}
+    assert background() == "heart_02"
+    two.click("correctButton")
+    two.settle()
+    assert two.shell.panels["annotate"].view.name == "heart_02"
+    assert visible_segmentations() == {("heart_02", "annotation")}
+
+
+def background():
+    """Name of the volume in the Red view."""
+    import slicer
+
+    logic = slicer.app.layoutManager().sliceWidget("Red").sliceLogic()
+    identifier = logic.GetSliceCompositeNode().GetBackgroundVolumeID()
+    return slicer.mrmlScene.GetNodeByID(identifier).GetName()
+
+
+@pytest.mark.parametrize("panel", ["review", "annotate"])
+def test_a_volume_that_is_no_case_and_the_cases_do_not_overlie(two, cohort, panel):
+    """Its segmentation is shown alone, and never under the hand that draws on a case meanwhile."""
+    import types
+
+    import slicer
+
+    guest = slicer.util.loadVolume(str(cohort / "images" / "heart_03.nii.gz"), {"name": "guest"})
+    two.shell.open("annotate")
+    show_case(two, "heart_01")
+    two.shell.open(panel)
+    label = cohort / "labels" / "heart_03.nii.gz"
+    file = types.SimpleNamespace(result=lambda: label, remove=lambda: None)
+    job = types.SimpleNamespace(facts={"node": guest, "file": file})
+    two.shell.panels["review"].volumes.take(types.SimpleNamespace(job=job, state="done"))
+    two.settle()
+    display = slicer.util.getNode("guest segmentation").GetDisplayNode()
+    shown = {("heart_01", "annotation")}
+    if panel == "review":
+        assert display.GetVisibility() and background() == "guest"
+        assert visible_segmentations() - shown and not visible_segmentations() & shown
+    else:
+        assert not display.GetVisibility() and background() == "heart_01"
+        assert visible_segmentations() == shown
+    show_case(two, "heart_02")
+    assert visible_segmentations() == {("heart_02", "annotation")}
+    assert not display.GetVisibility()
+
+
 def test_the_cases_of_another_project_are_hidden(two, tmp_path):
     show_case(two, "heart_01")
     two.open_project(tmp_path / "other")
@@ -539,6 +595,7 @@ def test_a_dicom_folder_is_loaded_by_the_plugins(user, tmp_path, monkeypatch):
 
 def test_the_curves_are_in_slicers_own_plot_widget_where_there_is_one(application, monkeypatch):
     import slicer
+    import vtk
     from MedSSLGui.panels import curveview
     from MedSSLGui.project.curves import Curves
     from PySide6 import QtWidgets
@@ -553,13 +610,24 @@ def test_the_curves_are_in_slicers_own_plot_widget_where_there_is_one(applicatio
     monkeypatch.setattr(slicer, "qMRMLPlotWidget", qMRMLPlotWidget, raising=False)
     view = curveview.makeCurveView(None, curveview.runWords())
     assert isinstance(view, curveview.PlotView)
+    parents = []
+
+    def added(caller, event, node):
+        if node.IsA("vtkMRMLPlotViewNode"):
+            parent = node.GetParentLayoutNode()
+            parents.append(parent.GetClassName() if parent else None)
+
+    added.CallDataType = vtk.VTK_OBJECT
+    tag = slicer.mrmlScene.AddObserver(slicer.vtkMRMLScene.NodeAddedEvent, added)
     curves = Curves()
     for step in (1, 2, 3):
         curves.add({"event": "progress", "step": step, "losses": {"loss": 1 / step}})
     view.show(curves, "run")
     chart = slicer.mrmlScene.GetNodeByID(view.widget.node.GetPlotChartNodeID())
     assert chart.GetNumberOfPlotSeriesNodes() == 1 and not chart.GetSaveWithScene()
+    assert parents == ["vtkMRMLScriptedModuleNode"], "the layout would make a view of its own"
     view.show(curves, "run")
     assert len(slicer.util.getNodesByClass("vtkMRMLPlotChartNode")) == 1, "no second one"
+    slicer.mrmlScene.RemoveObserver(tag)
     view.cleanup()
     slicer.bench_clear_scene()

@@ -178,13 +178,16 @@ class PlotView:
     def _makeView(self):
         scene = slicer.mrmlScene
         owner = scene.AddNewNodeByClass("vtkMRMLScriptedModuleNode", "MedSSL curves")
-        self._view = scene.AddNewNodeByClass("vtkMRMLPlotViewNode", "MedSSL curves")
-        self._view.SetLayoutName(f"MedSSL{self._words.name}")
-        # a view whose parent is no layout node is left alone by the layout manager
-        self._view.SetAndObserveParentLayoutNodeID(owner.GetID())
-        for node in (owner, self._view):
+        view = scene.CreateNodeByClass("vtkMRMLPlotViewNode")
+        view.UnRegister(None)
+        view.SetName("MedSSL curves")
+        view.SetLayoutName(f"MedSSL{self._words.name}")
+        # a view whose parent is no layout node is left alone by the layout manager, which looks when it is added
+        view.SetAndObserveParentLayoutNodeID(owner.GetID())
+        for node in (owner, view):
             node.SetHideFromEditors(True)
             node.SetSaveWithScene(False)
+        self._view = scene.AddNode(view)
         self.widget.setMRMLPlotViewNode(self._view)
 
     def _clear(self):

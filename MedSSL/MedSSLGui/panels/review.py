@@ -27,6 +27,7 @@ class ReviewPanel(Panel):
         super().__init__(session)
         self.result, self.comparison, self.rows = None, None, {}
         self._models, self._wanted = [], ""
+        self._isOpen = self._isEntered = False
         ui = self.ui
         setUpTable(
             ui.resultTable,
@@ -38,7 +39,7 @@ class ReviewPanel(Panel):
         )
         kinds = [(_("Segmentation (.seg.nrrd)"), "seg"), (_("NIfTI (.nii.gz)"), "nifti")]
         fillCombo(ui.exportFormatComboBox, [*kinds, (_("Labelmap node"), "node")])
-        self.volumes = VolumeSegmenter(session)
+        self.volumes = VolumeSegmenter(session, lambda: self._isOpen and self._isEntered)
         self.pseudo = PseudoLabelList(session, ui, self.showPseudo)
         self._connect()
         session.queue.finished.connect(self._onFinished)
@@ -352,8 +353,16 @@ class ReviewPanel(Panel):
         volume = self.ui.volumeSelector.currentNode()
         self.ui.segmentVolumeButton.setEnabled(model and volume is not None)
 
+    def onOpened(self):
+        """The selected result is in the views again when another panel showed something else meanwhile."""
+        self._isOpen = True
+        hidden = self._alive() and not self.result.segmentation.GetDisplayNode().GetVisibility()
+        if hidden and self.comparison is None:
+            self.bringUp()
+
     def onFolded(self):
         """Layout and views as they were before a comparison."""
+        self._isOpen = False
         self.endComparison()
 
     def onSceneClosing(self):
@@ -362,7 +371,11 @@ class ReviewPanel(Panel):
         self._wanted = ""
         self._enable()
 
+    def enter(self):
+        self._isEntered = True
+
     def exit(self):
+        self._isEntered = False
         self.endComparison()
 
     def cleanup(self):

@@ -110,6 +110,7 @@ class Shell(VTKObservationMixin):
         else:
             self.open(name)
             self.panels[name].onOpened()
+        self._followKeys()
 
     # -- module --------------------------------------------------------------------------------------------------
 
@@ -130,8 +131,15 @@ class Shell(VTKObservationMixin):
             self.session.guarded(self.session.store.refresh)
         for panel in self.panels.values():
             panel.enter()
-        if not self._shortcuts:
+        self._followKeys()
+
+    def _followKeys(self):
+        """The keys of the Annotate panel work while it is open: else they mark slices of a case that is not in view."""
+        wanted = self.entered and not self.section("annotate").collapsed
+        if wanted and not self._shortcuts:
             self._addShortcuts()
+        elif not wanted:
+            self._removeShortcuts()
 
     def _addShortcuts(self):
         annotate = self.panels["annotate"]
@@ -145,15 +153,18 @@ class Shell(VTKObservationMixin):
             shortcut.activated.connect(call)
             self._shortcuts.append(shortcut)
 
+    def _removeShortcuts(self):
+        for shortcut in self._shortcuts:
+            shortcut.setParent(None)
+            shortcut.deleteLater()
+        self._shortcuts = []
+
     def exit(self):
         """The module is left."""
         self.entered = False
         for panel in self.panels.values():
             panel.exit()
-        for shortcut in self._shortcuts:
-            shortcut.setParent(None)
-            shortcut.deleteLater()
-        self._shortcuts = []
+        self._removeShortcuts()
 
     def cleanup(self):
         """The panel goes away; a running job goes on."""

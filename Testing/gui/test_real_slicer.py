@@ -181,6 +181,22 @@ def test_no_effect_is_active_outside_annotate(two):
     assert editor.activeEffectName() == "", "the brush was chosen for another case"
 
 
+def test_no_key_draws_or_marks_outside_annotate(two):
+    """The editor's Space and 1 to 9 choose a brush, Shift+M marks a slice: of a case that is not in view."""
+    editor = two.find("segmentEditor")
+
+    def keys():
+        return editor.shortcuts_installed, bool(two.shell._shortcuts)
+
+    for name, there in (("annotate", True), ("review", False), ("annotate", True)):
+        two.shell.open(name)
+        assert keys() == (there, there), name
+    two.loaded.widget.exit()
+    assert keys() == (False, False)
+    two.loaded.widget.enter()
+    assert keys() == (True, True)
+
+
 # -- 4 undo ---------------------------------------------------------------------------------------------------------------
 
 

@@ -181,6 +181,21 @@ def test_no_effect_is_active_outside_annotate(two):
     assert editor.activeEffectName() == "", "the brush was chosen for another case"
 
 
+def test_what_comes_late_leaves_the_open_panel_alone(two):
+    """A result that was selected before another panel was opened; it is shown when Review is opened again."""
+    two.shell.open("annotate")
+    show_case(two, "heart_01")
+    two.shell.open("review")
+    table = two.find("resultTable")
+    row = next(n for n in range(table.rowCount()) if table.item(n, 0).text() == "heart_02")
+    table.selectRow(row)
+    two.shell.open("annotate")
+    two.settle()
+    assert visible_segmentations() == {("heart_01", "annotation")} and background() == "heart_01"
+    two.shell.open("review")
+    assert visible_segmentations() == {("heart_02", "prediction")} and background() == "heart_02"
+
+
 def test_no_key_draws_or_marks_outside_annotate(two):
     """The editor's Space and 1 to 9 choose a brush, Shift+M marks a slice: of a case that is not in view."""
     editor = two.find("segmentEditor")
@@ -259,6 +274,23 @@ def test_side_by_side_is_undone(reviewed, end):  # noqa: F811
     else:
         reviewed.shell.open("annotate")
     assert views() == before
+
+
+@pytest.mark.parametrize("mode", [0, 1], ids=["difference", "side by side"])
+def test_a_comparison_that_is_left_early_changes_nothing(reviewed, mode):  # noqa: F811
+    from MedSSLGui.scene import nodes
+
+    reviewed.shell.open("review")
+    before = views(), visible_segmentations()
+    combo = reviewed.find("compareComboBox")
+    combo.setCurrentIndex(combo.findText("first"))
+    reviewed.find("compareModeComboBox").setCurrentIndex(mode)
+    reviewed.click("compareButton")
+    reviewed.shell.open("train")
+    reviewed.settle()
+    assert (views(), visible_segmentations()) == before
+    assert all(nodes.findNode("heart_01", role) is None for role in ("comparison", "difference"))
+    assert "differ" not in reviewed.status()
 
 
 def test_views_are_found_by_what_they_show(drawn):  # noqa: F811

@@ -27,7 +27,7 @@ class ReviewPanel(Panel):
         super().__init__(session)
         self.result, self.comparison, self.rows = None, None, {}
         self._models, self._wanted = [], ""
-        self._isOpen = self._isEntered = False
+        self._isOpen = self._isEntered = self._isLeft = False
         ui = self.ui
         setUpTable(
             ui.resultTable,
@@ -179,7 +179,7 @@ class ReviewPanel(Panel):
 
     def _show(self, result):
         self.endComparison()
-        self._wanted = result
+        self._wanted, self._isLeft = result, False
         self.session.say(_("Showing {case} …").format(case=result.case.name), "busy")
         self.session.stepper.start(
             result.fillSteps(), lambda value: self._onShown(result), self.session.sayError
@@ -189,7 +189,10 @@ class ReviewPanel(Panel):
         if result is not self._wanted or not result.isAlive():
             return  # another case was chosen meanwhile
         self.result = result
-        self.bringUp()
+        if self._isLeft:  # another panel was opened meanwhile
+            result.segmentation.GetDisplayNode().SetVisibility(False)
+        else:
+            self.bringUp()
         self._fillClasses()
         self._fillComparisons()
         self._enable()
@@ -274,15 +277,21 @@ class ReviewPanel(Panel):
         self.comparison = Comparison(self.result)
         self.session.stepper.start(
             self._compareSteps(self.comparison, path, self.ui.compareComboBox.currentText),
-            lambda count: self.session.say(_("They differ in {n} voxels.").format(n=count), "done"),
+            self._onCompared,
             self.session.sayError,
         )
 
+    def _onCompared(self, count):
+        if count is not None:
+            self.session.say(_("They differ in {n} voxels.").format(n=count), "done")
+
     def _compareSteps(self, comparison, path, title):
-        array = yield from voxels.labelFileSteps(path, self.result.image)
+        array = yield from voxels.labelFileSteps(path, comparison.result.image)
+        if comparison.isOver:
+            return None
         ignore = self.store.project.ignore_value
         if ignore is not None:
-            yield from agreeSteps(self.result.label, array, ignore)
+            yield from agreeSteps(comparison.result.label, array, ignore)
         beside = chosen(self.ui.compareModeComboBox) == "beside"
         steps = comparison.besideSteps if beside else comparison.differenceSteps
         return (yield from steps(array, title))
@@ -355,14 +364,14 @@ class ReviewPanel(Panel):
 
     def onOpened(self):
         """The selected result is in the views again when another panel showed something else meanwhile."""
-        self._isOpen = True
+        self._isOpen, self._isLeft = True, False
         hidden = self._alive() and not self.result.segmentation.GetDisplayNode().GetVisibility()
         if hidden and self.comparison is None:
             self.bringUp()
 
     def onFolded(self):
         """Layout and views as they were before a comparison."""
-        self._isOpen = False
+        self._isOpen, self._isLeft = False, True
         self.endComparison()
 
     def onSceneClosing(self):

@@ -10,6 +10,7 @@ from conftest import ROOT, wait_until
 from test_annotate import drawn, marked, paint  # noqa: F401 (fixture)
 from test_review import compare, reviewed  # noqa: F401 (fixture)
 
+sys.path.append(str(ROOT / "MedSSL"))  # for tests that open no panel
 CASES = ("heart_01", "heart_02")
 
 
@@ -75,7 +76,6 @@ def test_qt_signals_of_python_classes_are_refused(application):
 
 
 def test_a_slot_that_raises_does_not_keep_the_others_from_being_called(monkeypatch):
-    sys.path.insert(0, str(ROOT / "MedSSL"))
     from MedSSLGui.signals import Signal
 
     signal, calls, errors = Signal(), [], []
@@ -648,9 +648,22 @@ def test_the_curves_are_in_slicers_own_plot_widget_where_there_is_one(applicatio
     from MedSSLGui.project.curves import Curves
     from PySide6 import QtWidgets
 
-    class qMRMLPlotWidget(QtWidgets.QWidget):
+    class Controller(QtWidgets.QWidget):
+        """Above the plot; its selector takes any chart that comes into the scene, also those of others."""
+
         def setMRMLScene(self, scene):
             self.scene = scene
+
+    class qMRMLPlotWidget(QtWidgets.QWidget):
+        def __init__(self, parent=None):
+            super().__init__(parent)
+            self.controller = Controller(self)
+
+        def plotController(self):
+            return self.controller
+
+        def setMRMLScene(self, scene):
+            self.scene = self.controller.scene = scene
 
         def setMRMLPlotViewNode(self, node):
             self.node = node
@@ -658,6 +671,9 @@ def test_the_curves_are_in_slicers_own_plot_widget_where_there_is_one(applicatio
     monkeypatch.setattr(slicer, "qMRMLPlotWidget", qMRMLPlotWidget, raising=False)
     view = curveview.makeCurveView(None, curveview.runWords())
     assert isinstance(view, curveview.PlotView)
+    controller = view.widget.controller
+    assert view.widget.scene is slicer.mrmlScene and controller.scene is None
+    assert not controller.isVisibleTo(view.widget), "no room for it"
     parents = []
 
     def added(caller, event, node):

@@ -148,6 +148,10 @@ class PlotView:
         self._words = words
         self.widget = getattr(slicer, "qMRMLPlotWidget")(parent)  # noqa: B009 - not in the bench
         self.widget.setMRMLScene(slicer.mrmlScene)
+        # its selector lists no hidden charts, and takes any other one that comes into the scene instead
+        controller = self.widget.plotController()
+        controller.setMRMLScene(None)
+        controller.setVisible(False)
         self.widget.setMinimumHeight(words.height)
         self.widget.setObjectName(words.name)
         self.widget.setToolTip(words.tip)

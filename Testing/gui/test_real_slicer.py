@@ -181,6 +181,18 @@ def test_no_effect_is_active_outside_annotate(two):
     assert editor.activeEffectName() == "", "the brush was chosen for another case"
 
 
+def test_a_click_on_the_selected_result_shows_it_again(two):
+    """As after Segment this volume: the row is selected still, and something else is in view."""
+    from MedSSLGui.scene import nodes
+
+    two.shell.open("review")
+    show_result(two, "heart_02")
+    nodes.showOnly(None)
+    table = two.find("resultTable")
+    table.cellClicked.emit(table.currentRow(), 0)
+    assert visible_segmentations() == {("heart_02", "prediction")}
+
+
 def test_what_comes_late_leaves_the_open_panel_alone(two):
     """A result that was selected before another panel was opened; it is shown when Review is opened again."""
     two.shell.open("annotate")

@@ -50,6 +50,7 @@ class ReviewPanel(Panel):
         ui.predictButton.clicked.connect(lambda: self.predict())
         ui.modelComboBox.currentIndexChanged.connect(lambda index: self.readResults())
         ui.resultTable.itemSelectionChanged.connect(lambda: self._onSelected())
+        ui.resultTable.cellClicked.connect(lambda row, column: self._onClicked())
         for slider in (ui.opacitySlider, ui.outlineSlider, ui.uncertaintySlider):
             slider.valueChanged.connect(lambda value: self._style())
         ui.classVisibilityList.itemChanged.connect(lambda item: self._onVisibility(item))
@@ -160,6 +161,10 @@ class ReviewPanel(Panel):
         name = self._selectedCase()
         if name:
             self.showResult(name)
+
+    def _onClicked(self):
+        if self._wanted is self.result:  # else another one is on its way
+            self._showAgain()
 
     def showResult(self, name):
         """Show a case's prediction over its image."""
@@ -363,8 +368,11 @@ class ReviewPanel(Panel):
         self.ui.segmentVolumeButton.setEnabled(model and volume is not None)
 
     def onOpened(self):
-        """The selected result is in the views again when another panel showed something else meanwhile."""
         self._isOpen, self._isLeft = True, False
+        self._showAgain()
+
+    def _showAgain(self):
+        """The selected result is in the views again when something else was shown meanwhile."""
         hidden = self._alive() and not self.result.segmentation.GetDisplayNode().GetVisibility()
         if hidden and self.comparison is None:
             self.bringUp()

@@ -11,7 +11,7 @@ from slicer.i18n import tr as _
 from .jobs import commands
 from .jobs.calls import CallError, answerSteps
 from .jobs.stepper import runToEnd
-from .scene import grids, segments, views, voxels
+from .scene import grids, nodes, segments, views, voxels
 from .scene.nodes import SceneError
 
 
@@ -61,10 +61,13 @@ def importSteps(volumeNode, segmentationNode, file, classes):
 
 
 class VolumeSegmenter:
-    """The same from the panel: the model runs as a job of the queue, the result comes into the scene."""
+    """The same from the panel: the model runs as a job of the queue, the result comes into the scene.
 
-    def __init__(self, session):
-        self.session = session
+    mayShow(): whether the result may come into the views, which somebody may be drawing in meanwhile.
+    """
+
+    def __init__(self, session, mayShow):
+        self.session, self._mayShow = session, mayShow
 
     def segment(self, model, node):
         """Segment a volume with a run of the open project."""
@@ -90,8 +93,14 @@ class VolumeSegmenter:
         )
 
     def _onImported(self, node, made):
-        views.showVolume(node)
-        text = _("{name} is segmented: {result} in the scene.")
+        made.SetAttribute(nodes.ROLE, nodes.GUEST)
+        if self._mayShow():
+            nodes.showOnly(None)
+            views.showVolume(node)
+            text = _("{name} is segmented: {result} in the scene.")
+        else:
+            text = _("{name} is segmented: {result} in the scene, hidden for now.")
+        made.GetDisplayNode().SetVisibility(self._mayShow())
         self.session.say(text.format(name=node.GetName(), result=made.GetName()), "done")
 
 

@@ -109,6 +109,8 @@ class Shell(VTKObservationMixin):
             self.panels[name].onFolded()
         else:
             self.open(name)
+            self.panels[name].onOpened()
+        self._followKeys()
 
     # -- module --------------------------------------------------------------------------------------------------
 
@@ -129,8 +131,15 @@ class Shell(VTKObservationMixin):
             self.session.guarded(self.session.store.refresh)
         for panel in self.panels.values():
             panel.enter()
-        if not self._shortcuts:
+        self._followKeys()
+
+    def _followKeys(self):
+        """The keys of the Annotate panel work while it is open: else they mark slices of a case that is not in view."""
+        wanted = self.entered and not self.section("annotate").collapsed
+        if wanted and not self._shortcuts:
             self._addShortcuts()
+        elif not wanted:
+            self._removeShortcuts()
 
     def _addShortcuts(self):
         annotate = self.panels["annotate"]
@@ -144,15 +153,18 @@ class Shell(VTKObservationMixin):
             shortcut.activated.connect(call)
             self._shortcuts.append(shortcut)
 
+    def _removeShortcuts(self):
+        for shortcut in self._shortcuts:
+            shortcut.setParent(None)
+            shortcut.deleteLater()
+        self._shortcuts = []
+
     def exit(self):
         """The module is left."""
         self.entered = False
         for panel in self.panels.values():
             panel.exit()
-        for shortcut in self._shortcuts:
-            shortcut.setParent(None)
-            shortcut.deleteLater()
-        self._shortcuts = []
+        self._removeShortcuts()
 
     def cleanup(self):
         """The panel goes away; a running job goes on."""
@@ -179,8 +191,9 @@ class Shell(VTKObservationMixin):
             self.panels["annotate"].fillIn.takeCompletion(event["path"], event.get("case"))
 
     def _onCorrection(self, wanted):
-        self.open("annotate")
+        # first, so that the panel does not open with the case that was annotated last
         self.panels["annotate"].fillIn.takeCorrection(wanted)
+        self.open("annotate")
 
     def _onProjectLeaving(self):
         """Write what was drawn into its own project; its nodes are no cases of the next one."""

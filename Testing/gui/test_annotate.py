@@ -151,7 +151,8 @@ def test_completion_never_overwrites_a_drawn_slice(drawn, cohort):
 
 def test_shortcuts_belong_to_the_panel_only_while_it_is_shown(drawn):
     editor = drawn.find("segmentEditor")
-    assert editor.shortcuts_installed
+    drawn.shell.open("annotate")
+    assert editor.shortcuts_installed and drawn.shell._shortcuts
     drawn.loaded.widget.exit()
     assert not editor.shortcuts_installed and not drawn.shell._shortcuts
     drawn.loaded.widget.enter()

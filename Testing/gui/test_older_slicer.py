@@ -211,6 +211,7 @@ def test_every_control_of_the_open_panel_explains_itself(user):
 
 
 def test_the_keys_do_what_the_buttons_do(user):
+    user.shell.open("annotate")
     keys = {shortcut.key().toString(): shortcut for shortcut in user.shell._shortcuts}
     assert sorted(keys) == ["Shift+A", "Shift+M", "Shift+N", "Shift+P"]
     for key, button in (

@@ -340,7 +340,7 @@ def test_the_annotate_panel_with_live_on(scene, cohort, tmp_path):
         pictures.set_theme(dark)
         suffix = "-dark" if dark else ""
         for width in (350, 420, 500):
-            user.shell.session.say("Slice 7 is accepted.", "done")
+            user.shell.session.say("Slice 4 is accepted.", "done")
             image = pictures.panel(user.loaded, width)
             check(image)
             image.save(str(target / f"annotate-live-{width}{suffix}.png"))
@@ -352,7 +352,7 @@ def test_the_annotate_panel_with_live_on(scene, cohort, tmp_path):
             for where, text in pictures.cut_texts(user.loaded.panel):
                 problems.append((width, where, text))
     pictures.set_theme(False)
-    user.shell.session.say("Slice 7 is accepted.", "done")  # in the colour of this theme
+    user.shell.session.say("Slice 4 is accepted.", "done")  # in the colour of this theme
     user.shell.panels["annotate"].view.jumpTo(2, 6)
     views = [pictures.slice_view(name) for name in ("Red", "Green")]
     pictures.beside(pictures.panel(user.loaded), views, CAPTION).save(

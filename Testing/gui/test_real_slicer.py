@@ -10,6 +10,7 @@ from conftest import ROOT, wait_until
 from test_annotate import drawn, marked, paint  # noqa: F401 (fixture)
 from test_review import compare, reviewed  # noqa: F401 (fixture)
 
+sys.path.append(str(ROOT / "MedSSL"))  # for tests that open no panel
 CASES = ("heart_01", "heart_02")
 
 
@@ -75,7 +76,6 @@ def test_qt_signals_of_python_classes_are_refused(application):
 
 
 def test_a_slot_that_raises_does_not_keep_the_others_from_being_called(monkeypatch):
-    sys.path.insert(0, str(ROOT / "MedSSL"))
     from MedSSLGui.signals import Signal
 
     signal, calls, errors = Signal(), [], []
@@ -104,6 +104,62 @@ def test_exactly_the_shown_case_is_visible(two):
     assert visible_segmentations() == {("heart_02", "annotation")}
 
 
+def test_an_opened_panel_shows_what_it_acts_on(two):
+    """The editor edits heart_01 still: its strokes must not go on unseen over heart_02's image."""
+    two.shell.open("annotate")
+    show_case(two, "heart_01")
+    two.shell.open("review")
+    show_result(two, "heart_02")
+    two.shell.open("annotate")
+    assert visible_segmentations() == {("heart_01", "annotation")}
+    assert background() == "heart_01"
+    two.shell.open("review")
+    assert visible_segmentations() == {("heart_02", "prediction")}
+    assert background() == "heart_02"
+    two.click("correctButton")
+    two.settle()
+    assert two.shell.panels["annotate"].view.name == "heart_02"
+    assert visible_segmentations() == {("heart_02", "annotation")}
+
+
+def background():
+    """Name of the volume in the Red view."""
+    import slicer
+
+    logic = slicer.app.layoutManager().sliceWidget("Red").sliceLogic()
+    identifier = logic.GetSliceCompositeNode().GetBackgroundVolumeID()
+    return slicer.mrmlScene.GetNodeByID(identifier).GetName()
+
+
+@pytest.mark.parametrize("panel", ["review", "annotate"])
+def test_a_volume_that_is_no_case_and_the_cases_do_not_overlie(two, cohort, panel):
+    """Its segmentation is shown alone, and never under the hand that draws on a case meanwhile."""
+    import types
+
+    import slicer
+
+    guest = slicer.util.loadVolume(str(cohort / "images" / "heart_03.nii.gz"), {"name": "guest"})
+    two.shell.open("annotate")
+    show_case(two, "heart_01")
+    two.shell.open(panel)
+    label = cohort / "labels" / "heart_03.nii.gz"
+    file = types.SimpleNamespace(result=lambda: label, remove=lambda: None)
+    job = types.SimpleNamespace(facts={"node": guest, "file": file})
+    two.shell.panels["review"].volumes.take(types.SimpleNamespace(job=job, state="done"))
+    two.settle()
+    display = slicer.util.getNode("guest segmentation").GetDisplayNode()
+    shown = {("heart_01", "annotation")}
+    if panel == "review":
+        assert display.GetVisibility() and background() == "guest"
+        assert visible_segmentations() - shown and not visible_segmentations() & shown
+    else:
+        assert not display.GetVisibility() and background() == "heart_01"
+        assert visible_segmentations() == shown
+    show_case(two, "heart_02")
+    assert visible_segmentations() == {("heart_02", "annotation")}
+    assert not display.GetVisibility()
+
+
 def test_the_cases_of_another_project_are_hidden(two, tmp_path):
     show_case(two, "heart_01")
     two.open_project(tmp_path / "other")
@@ -123,6 +179,49 @@ def test_no_effect_is_active_outside_annotate(two):
     editor.setActiveEffectByName("Paint")
     show_case(two, "heart_02")
     assert editor.activeEffectName() == "", "the brush was chosen for another case"
+
+
+def test_a_click_on_the_selected_result_shows_it_again(two):
+    """As after Segment this volume: the row is selected still, and something else is in view."""
+    from MedSSLGui.scene import nodes
+
+    two.shell.open("review")
+    show_result(two, "heart_02")
+    nodes.showOnly(None)
+    table = two.find("resultTable")
+    table.cellClicked.emit(table.currentRow(), 0)
+    assert visible_segmentations() == {("heart_02", "prediction")}
+
+
+def test_what_comes_late_leaves_the_open_panel_alone(two):
+    """A result that was selected before another panel was opened; it is shown when Review is opened again."""
+    two.shell.open("annotate")
+    show_case(two, "heart_01")
+    two.shell.open("review")
+    table = two.find("resultTable")
+    row = next(n for n in range(table.rowCount()) if table.item(n, 0).text() == "heart_02")
+    table.selectRow(row)
+    two.shell.open("annotate")
+    two.settle()
+    assert visible_segmentations() == {("heart_01", "annotation")} and background() == "heart_01"
+    two.shell.open("review")
+    assert visible_segmentations() == {("heart_02", "prediction")} and background() == "heart_02"
+
+
+def test_no_key_draws_or_marks_outside_annotate(two):
+    """The editor's Space and 1 to 9 choose a brush, Shift+M marks a slice: of a case that is not in view."""
+    editor = two.find("segmentEditor")
+
+    def keys():
+        return editor.shortcuts_installed, bool(two.shell._shortcuts)
+
+    for name, there in (("annotate", True), ("review", False), ("annotate", True)):
+        two.shell.open(name)
+        assert keys() == (there, there), name
+    two.loaded.widget.exit()
+    assert keys() == (False, False)
+    two.loaded.widget.enter()
+    assert keys() == (True, True)
 
 
 # -- 4 undo ---------------------------------------------------------------------------------------------------------------
@@ -187,6 +286,23 @@ def test_side_by_side_is_undone(reviewed, end):  # noqa: F811
     else:
         reviewed.shell.open("annotate")
     assert views() == before
+
+
+@pytest.mark.parametrize("mode", [0, 1], ids=["difference", "side by side"])
+def test_a_comparison_that_is_left_early_changes_nothing(reviewed, mode):  # noqa: F811
+    from MedSSLGui.scene import nodes
+
+    reviewed.shell.open("review")
+    before = views(), visible_segmentations()
+    combo = reviewed.find("compareComboBox")
+    combo.setCurrentIndex(combo.findText("first"))
+    reviewed.find("compareModeComboBox").setCurrentIndex(mode)
+    reviewed.click("compareButton")
+    reviewed.shell.open("train")
+    reviewed.settle()
+    assert (views(), visible_segmentations()) == before
+    assert all(nodes.findNode("heart_01", role) is None for role in ("comparison", "difference"))
+    assert "differ" not in reviewed.status()
 
 
 def test_views_are_found_by_what_they_show(drawn):  # noqa: F811
@@ -539,13 +655,27 @@ def test_a_dicom_folder_is_loaded_by_the_plugins(user, tmp_path, monkeypatch):
 
 def test_the_curves_are_in_slicers_own_plot_widget_where_there_is_one(application, monkeypatch):
     import slicer
+    import vtk
     from MedSSLGui.panels import curveview
     from MedSSLGui.project.curves import Curves
     from PySide6 import QtWidgets
 
-    class qMRMLPlotWidget(QtWidgets.QWidget):
+    class Controller(QtWidgets.QWidget):
+        """Above the plot; its selector takes any chart that comes into the scene, also those of others."""
+
         def setMRMLScene(self, scene):
             self.scene = scene
+
+    class qMRMLPlotWidget(QtWidgets.QWidget):
+        def __init__(self, parent=None):
+            super().__init__(parent)
+            self.controller = Controller(self)
+
+        def plotController(self):
+            return self.controller
+
+        def setMRMLScene(self, scene):
+            self.scene = self.controller.scene = scene
 
         def setMRMLPlotViewNode(self, node):
             self.node = node
@@ -553,13 +683,27 @@ def test_the_curves_are_in_slicers_own_plot_widget_where_there_is_one(applicatio
     monkeypatch.setattr(slicer, "qMRMLPlotWidget", qMRMLPlotWidget, raising=False)
     view = curveview.makeCurveView(None, curveview.runWords())
     assert isinstance(view, curveview.PlotView)
+    controller = view.widget.controller
+    assert view.widget.scene is slicer.mrmlScene and controller.scene is None
+    assert not controller.isVisibleTo(view.widget), "no room for it"
+    parents = []
+
+    def added(caller, event, node):
+        if node.IsA("vtkMRMLPlotViewNode"):
+            parent = node.GetParentLayoutNode()
+            parents.append(parent.GetClassName() if parent else None)
+
+    added.CallDataType = vtk.VTK_OBJECT
+    tag = slicer.mrmlScene.AddObserver(slicer.vtkMRMLScene.NodeAddedEvent, added)
     curves = Curves()
     for step in (1, 2, 3):
         curves.add({"event": "progress", "step": step, "losses": {"loss": 1 / step}})
     view.show(curves, "run")
     chart = slicer.mrmlScene.GetNodeByID(view.widget.node.GetPlotChartNodeID())
     assert chart.GetNumberOfPlotSeriesNodes() == 1 and not chart.GetSaveWithScene()
+    assert parents == ["vtkMRMLScriptedModuleNode"], "the layout would make a view of its own"
     view.show(curves, "run")
     assert len(slicer.util.getNodesByClass("vtkMRMLPlotChartNode")) == 1, "no second one"
+    slicer.mrmlScene.RemoveObserver(tag)
     view.cleanup()
     slicer.bench_clear_scene()

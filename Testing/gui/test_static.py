@@ -286,6 +286,29 @@ def test_the_main_widgets_keep_their_names():
     } <= names
 
 
+def unknown_names(text):
+    """Words in bold that no panel shows."""
+    shown = {" ".join((node.text or "").split()) for path in UI for node in texts(path)}
+    code = "".join(path.read_text() for path in SOURCES)
+    found = [" ".join(word.split()) for word in re.findall(r"\*\*(.+?)\*\*", text, re.S)]
+    return [word for word in found if f'_("{word}")' not in code and not named(word, shown)]
+
+
+def named(word, shown):
+    return word in {part.strip() for each in shown for part in (each, *re.split("[:◀▶]", each))}
+
+
+def texts(path):
+    return ElementTree.parse(path).iter("string")
+
+
+def test_the_tutorial_names_only_what_there_is():
+    tutorial = (ROOT / "Resources" / "Documentation" / "Tutorial.md").read_text(encoding="utf-8")
+    names = {"MedSSL", "PGL", "GCL", "Live"}
+    assert [word for word in unknown_names(tutorial) if word not in names] == []
+    assert unknown_names("**Compare with: reference**") == ["Compare with: reference"]
+
+
 def test_every_widget_the_code_names_is_in_a_ui_file():
     names = {widget.get("name") for path in UI for widget in widgets(path)}
     for path in SOURCES:

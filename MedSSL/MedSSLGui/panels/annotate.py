@@ -362,9 +362,16 @@ class AnnotatePanel(Panel):
         self.save()
         self.editor.exit()
 
+    def onOpened(self):
+        """What another panel showed meanwhile goes: else one would draw unseen, over another case's image."""
+        self.editor.use(True)
+        if self.alive() and not self.view.segmentation.GetDisplayNode().GetVisibility():
+            self.bringUp()
+
     def onFolded(self):
         """Another panel is used now: the mouse draws no more, and what was drawn counts there."""
         self.editor.endEffect()
+        self.editor.use(False)
         self.save()
 
     def onSceneClosing(self):

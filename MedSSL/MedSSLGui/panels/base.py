@@ -33,6 +33,9 @@ class Panel:
     def refresh(self):
         """The project changed."""
 
+    def onOpened(self):
+        """The panel's section was opened."""
+
     def onFolded(self):
         """The panel's section was closed."""
 

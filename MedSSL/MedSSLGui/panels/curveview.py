@@ -148,6 +148,10 @@ class PlotView:
         self._words = words
         self.widget = getattr(slicer, "qMRMLPlotWidget")(parent)  # noqa: B009 - not in the bench
         self.widget.setMRMLScene(slicer.mrmlScene)
+        # its selector lists no hidden charts, and takes any other one that comes into the scene instead
+        controller = self.widget.plotController()
+        controller.setMRMLScene(None)
+        controller.setVisible(False)
         self.widget.setMinimumHeight(words.height)
         self.widget.setObjectName(words.name)
         self.widget.setToolTip(words.tip)
@@ -178,13 +182,16 @@ class PlotView:
     def _makeView(self):
         scene = slicer.mrmlScene
         owner = scene.AddNewNodeByClass("vtkMRMLScriptedModuleNode", "MedSSL curves")
-        self._view = scene.AddNewNodeByClass("vtkMRMLPlotViewNode", "MedSSL curves")
-        self._view.SetLayoutName(f"MedSSL{self._words.name}")
-        # a view whose parent is no layout node is left alone by the layout manager
-        self._view.SetAndObserveParentLayoutNodeID(owner.GetID())
-        for node in (owner, self._view):
+        view = scene.CreateNodeByClass("vtkMRMLPlotViewNode")
+        view.UnRegister(None)
+        view.SetName("MedSSL curves")
+        view.SetLayoutName(f"MedSSL{self._words.name}")
+        # a view whose parent is no layout node is left alone by the layout manager, which looks when it is added
+        view.SetAndObserveParentLayoutNodeID(owner.GetID())
+        for node in (owner, view):
             node.SetHideFromEditors(True)
             node.SetSaveWithScene(False)
+        self._view = scene.AddNode(view)
         self.widget.setMRMLPlotViewNode(self._view)
 
     def _clear(self):

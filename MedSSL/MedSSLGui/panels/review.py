@@ -27,6 +27,7 @@ class ReviewPanel(Panel):
         super().__init__(session)
         self.result, self.comparison, self.rows = None, None, {}
         self._models, self._wanted = [], ""
+        self._isOpen = self._isEntered = self._isLeft = False
         ui = self.ui
         setUpTable(
             ui.resultTable,
@@ -38,7 +39,7 @@ class ReviewPanel(Panel):
         )
         kinds = [(_("Segmentation (.seg.nrrd)"), "seg"), (_("NIfTI (.nii.gz)"), "nifti")]
         fillCombo(ui.exportFormatComboBox, [*kinds, (_("Labelmap node"), "node")])
-        self.volumes = VolumeSegmenter(session)
+        self.volumes = VolumeSegmenter(session, lambda: self._isOpen and self._isEntered)
         self.pseudo = PseudoLabelList(session, ui, self.showPseudo)
         self._connect()
         session.queue.finished.connect(self._onFinished)
@@ -49,6 +50,7 @@ class ReviewPanel(Panel):
         ui.predictButton.clicked.connect(lambda: self.predict())
         ui.modelComboBox.currentIndexChanged.connect(lambda index: self.readResults())
         ui.resultTable.itemSelectionChanged.connect(lambda: self._onSelected())
+        ui.resultTable.cellClicked.connect(lambda row, column: self._onClicked())
         for slider in (ui.opacitySlider, ui.outlineSlider, ui.uncertaintySlider):
             slider.valueChanged.connect(lambda value: self._style())
         ui.classVisibilityList.itemChanged.connect(lambda item: self._onVisibility(item))
@@ -160,6 +162,10 @@ class ReviewPanel(Panel):
         if name:
             self.showResult(name)
 
+    def _onClicked(self):
+        if self._wanted is self.result:  # else another one is on its way
+            self._showAgain()
+
     def showResult(self, name):
         """Show a case's prediction over its image."""
         case, model = self.store.case(name), chosen(self.ui.modelComboBox)
@@ -178,7 +184,7 @@ class ReviewPanel(Panel):
 
     def _show(self, result):
         self.endComparison()
-        self._wanted = result
+        self._wanted, self._isLeft = result, False
         self.session.say(_("Showing {case} …").format(case=result.case.name), "busy")
         self.session.stepper.start(
             result.fillSteps(), lambda value: self._onShown(result), self.session.sayError
@@ -188,7 +194,10 @@ class ReviewPanel(Panel):
         if result is not self._wanted or not result.isAlive():
             return  # another case was chosen meanwhile
         self.result = result
-        self.bringUp()
+        if self._isLeft:  # another panel was opened meanwhile
+            result.segmentation.GetDisplayNode().SetVisibility(False)
+        else:
+            self.bringUp()
         self._fillClasses()
         self._fillComparisons()
         self._enable()
@@ -273,15 +282,21 @@ class ReviewPanel(Panel):
         self.comparison = Comparison(self.result)
         self.session.stepper.start(
             self._compareSteps(self.comparison, path, self.ui.compareComboBox.currentText),
-            lambda count: self.session.say(_("They differ in {n} voxels.").format(n=count), "done"),
+            self._onCompared,
             self.session.sayError,
         )
 
+    def _onCompared(self, count):
+        if count is not None:
+            self.session.say(_("They differ in {n} voxels.").format(n=count), "done")
+
     def _compareSteps(self, comparison, path, title):
-        array = yield from voxels.labelFileSteps(path, self.result.image)
+        array = yield from voxels.labelFileSteps(path, comparison.result.image)
+        if comparison.isOver:
+            return None
         ignore = self.store.project.ignore_value
         if ignore is not None:
-            yield from agreeSteps(self.result.label, array, ignore)
+            yield from agreeSteps(comparison.result.label, array, ignore)
         beside = chosen(self.ui.compareModeComboBox) == "beside"
         steps = comparison.besideSteps if beside else comparison.differenceSteps
         return (yield from steps(array, title))
@@ -352,8 +367,19 @@ class ReviewPanel(Panel):
         volume = self.ui.volumeSelector.currentNode()
         self.ui.segmentVolumeButton.setEnabled(model and volume is not None)
 
+    def onOpened(self):
+        self._isOpen, self._isLeft = True, False
+        self._showAgain()
+
+    def _showAgain(self):
+        """The selected result is in the views again when something else was shown meanwhile."""
+        hidden = self._alive() and not self.result.segmentation.GetDisplayNode().GetVisibility()
+        if hidden and self.comparison is None:
+            self.bringUp()
+
     def onFolded(self):
         """Layout and views as they were before a comparison."""
+        self._isOpen, self._isLeft = False, True
         self.endComparison()
 
     def onSceneClosing(self):
@@ -362,7 +388,11 @@ class ReviewPanel(Panel):
         self._wanted = ""
         self._enable()
 
+    def enter(self):
+        self._isEntered = True
+
     def exit(self):
+        self._isEntered = False
         self.endComparison()
 
     def cleanup(self):

@@ -1,6 +1,7 @@
 """A result beside or against another class map of the same case."""
 
 import numpy as np
+import slicer
 from slicer.i18n import tr as _
 
 from . import nodes, segments, views
@@ -9,11 +10,14 @@ from .resultview import fresh
 
 
 class Comparison:
-    """What a comparison added to the scene and changed in the views; `end` takes all of it back."""
+    """What a comparison added to the scene and changed in the views; `end` takes all of it back.
+
+    Steps that still run then change nothing any more and return None.
+    """
 
     def __init__(self, result):
         self.result = result
-        self._beside = None
+        self._beside, self.isOver = None, False
 
     def differenceSteps(self, other, title):
         """A segmentation of the voxels where another class map differs; returns how many there are."""
@@ -34,6 +38,8 @@ class Comparison:
             yield
         node = fresh(result.case.name, "difference", result.image, parts, _("difference"))
         yield from segments.fillSteps(node, result.image, difference, parts, {})
+        if self._isLate(node):
+            return None
         nodes.showOnly(result.case.name, "difference")
         return count
 
@@ -42,6 +48,8 @@ class Comparison:
         result = self.result
         node = fresh(result.case.name, "comparison", result.image, result.classes, title)
         yield from segments.fillSteps(node, result.image, other, result.classes, {})
+        if self._isLate(node):
+            return None
         self._beside = views.SideBySide()
         first, second = (view.GetID() for view in self._beside.nodes)
         views.showIn(result.segmentation, [first])
@@ -53,8 +61,15 @@ class Comparison:
             yield
         return count
 
+    def _isLate(self, node):
+        """Whether the comparison has ended meanwhile; the node that was made for it goes."""
+        if self.isOver and node.GetScene() is not None:
+            slicer.mrmlScene.RemoveNode(node)
+        return self.isOver
+
     def end(self):
         """Remove what was added, show the result alone, put layout and views back."""
+        self.isOver = True
         case = self.result.case.name
         for role in ("difference", "comparison"):
             nodes.remove(case, role)

@@ -18,7 +18,7 @@ class EmbeddedEditor:
 
     def __init__(self, widget):
         self.widget = widget
-        self._shown = False
+        self._shown = self._used = self._hasKeys = False
         widget.setMRMLScene(slicer.mrmlScene)
         widget.setMaximumNumberOfUndoStates(_UNDO_STATES)
         for name, older in _HIDDEN:
@@ -59,14 +59,28 @@ class EmbeddedEditor:
         if not self._shown:
             self._shown = True
             self.widget.setupViewObservations()
-            self.widget.installKeyboardShortcuts()
+            self._followKeys()
+
+    def use(self, used):
+        """Whether the editor's panel is open: else its keys would choose a brush while other things are in view."""
+        self._used = used
+        self._followKeys()
+
+    def _followKeys(self):
+        wanted = self._shown and self._used
+        if wanted != self._hasKeys:
+            self._hasKeys = wanted
+            if wanted:
+                self.widget.installKeyboardShortcuts()
+            else:
+                self.widget.uninstallKeyboardShortcuts()
 
     def exit(self):
         """The module is left: other modules get the mouse and the keys back."""
         if self._shown:
             self._shown = False
             self.endEffect()
-            self.widget.uninstallKeyboardShortcuts()
+            self._followKeys()
             self.widget.removeViewObservations()
 
     def cleanup(self):

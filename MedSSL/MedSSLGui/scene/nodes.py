@@ -9,7 +9,9 @@ import re
 import slicer
 
 CASE, ROLE = "MedSSL.Case", "MedSSL.Role"
-SEGMENTATIONS = ("annotation", "preview", "prediction", "difference", "comparison", "pseudo")
+GUEST = "guest"
+"""Role of the segmentation of a volume that is no case."""
+SEGMENTATIONS = ("annotation", "preview", "prediction", "difference", "comparison", "pseudo", GUEST)
 """Roles of segmentations, of which exactly those of the shown case are visible."""
 
 

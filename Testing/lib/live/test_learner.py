@@ -172,6 +172,38 @@ def test_a_state_is_told_at_once_though_another_was_told_just_before(person, sta
     assert states == ["training", "paused"]
 
 
+def test_a_shown_scan_that_cannot_be_read_any_more_is_named_and_training_goes_on(person, stack):
+    record = Record()
+    session = session_of(person, stack, Events([record]), options__mixing="false")
+    person.draw("case0", 5, 6)
+    session.look()
+    train(session, 5)
+    shown, case = session.shown, person.project.case("case1")
+
+    def preview():
+        shown.plan_next(session.learner, session.teaching.knows, settled=True, rests=True)
+        while shown.advance(session.learner, session.teaching.knows, settled=True):
+            pass
+
+    session.show("case1", None)
+    preview()
+    assert record.of("preview")[-1]["whole"]
+    content = case.images[0].read_bytes()
+    case.images[0].unlink()
+    for _ in range(3):
+        assert train(session, 1) == 1
+        preview()
+    (warning,) = record.of("warning")
+    assert "case1" in warning["message"] and "cannot be read" in warning["message"]
+    session.show("case1", None)
+    preview()
+    assert len(record.of("warning")) == 2, "once for every time that it is asked for"
+    case.images[0].write_bytes(content)
+    session.show("case1", None)
+    preview()
+    assert record.of("preview")[-1]["step"] == session.learner.step
+
+
 def test_a_new_class_is_learnt_before_unlabelled_scans_come_in(person, stack):
     given = {"options__mixing_after": "17", "options__least_steps": "1000"}
     session = session_of(person, stack, optimiser__lr="1e-2", options__most_steps="2000", **given)

@@ -254,14 +254,17 @@ class Session:
         every = TELL_EVERY.get(state, TELL_OTHERWISE)
         if state == before and time.monotonic() - when < every:
             return
+        learner = self.learner
+        step = 0 if learner is None else learner.step
+        if not self.events.due(LIVE_STAGE, step, 0):  # it would be dropped: the next round tells
+            return
         self._last_told = (state, time.monotonic())
         if state == "idle" and before == "training":
             self.keeper.checkpoint(self.teaching)
-        learner = self.learner
         loss = {} if self._loss is None else {"segmentation": self._loss}
         self.events.progress(
             LIVE_STAGE,
-            0 if learner is None else learner.step,
+            step,
             0,
             loss,
             state=state,

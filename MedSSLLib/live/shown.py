@@ -7,6 +7,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 
+from MedSSLLib.core.errors import InputError
 from MedSSLLib.core.events import Events
 from MedSSLLib.data.cache import Cache
 from MedSSLLib.live.learner import Learner
@@ -69,7 +70,11 @@ class Shown:
         if held is not None and current and held.holds(place):
             self._tell(held, learner)
             return
-        self._begin(case, place, learner, knows, self._asked)
+        try:
+            self._begin(case, place, learner, knows, self._asked)
+        except InputError:
+            self.case = self._pass = None
+            raise
 
     def _begin(
         self, case: Case, place: SlicePlace | None, learner: Learner, knows: int, since: float
@@ -102,7 +107,18 @@ class Shown:
     def plan_next(self, learner: Learner | None, knows: int, *, settled: bool, rests: bool) -> None:
         """Begin a new preview where the weights know something that the last one did not, after
         some steps, or when training has come to rest; not while something drawn is not known yet.
+
+        A case that cannot be read any more is named, and looked at again once it is asked for.
         """
+        try:
+            self._plan_next(learner, knows, settled=settled, rests=rests)
+        except InputError as error:
+            self.case = self._pass = None
+            self._events.emit("warning", message=str(error))
+
+    def _plan_next(
+        self, learner: Learner | None, knows: int, *, settled: bool, rests: bool
+    ) -> None:
         if self.case is None or learner is None or not learner.taught or not settled:
             return
         held = self._held.get(self.case.name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -11,7 +12,8 @@ from MedSSLLib.active_learning.slice_table import Table, Viewer, class_uncertain
 from MedSSLLib.active_learning.strategies import even_order
 from MedSSLLib.active_learning.suggest import Suggestion, SuggestOptions, even_slices, from_table
 from MedSSLLib.core.events import Events
-from MedSSLLib.data.slices import not_empty, slice_operator, slice_spread
+from MedSSLLib.data.plan import image_axes
+from MedSSLLib.data.slices import annotated_along, not_empty, slice_operator, slice_spread
 from MedSSLLib.inference.slice_features import combined_profiles, slice_profiles
 from MedSSLLib.live.learner import Learner
 from MedSSLLib.project.project import Project
@@ -30,6 +32,8 @@ def suggest_live(
     suggested.
     """
     scans = survey(project.pool, events)
+    if learner is not None:
+        scans = [_as_the_model_sees(scan, learner) for scan in scans]
     options = SuggestOptions(count, per_case=PER_CASE, seed=0)
     if learner is None or not learner.taught:
         yield even_slices([scan for scan in scans if not scan.drawn.all()], options, events)
@@ -43,6 +47,17 @@ def suggest_live(
             rows.append((scan, *_looked_at(learner, scan)))
         yield None
     yield _answer(rows, learner, options) if rows else []
+
+
+def _as_the_model_sees(scan: Scan, learner: Learner) -> Scan:
+    """A scan without drawn slices along the axis of the model's slices, which is the one that is
+    drawn along elsewhere: previews hold such slices, so that there is a proposal.
+    """
+    axis = image_axes(scan.geometry, learner.plan)[0]
+    if learner.plan.dim == 3 or axis == scan.axis or scan.drawn.any():
+        return scan
+    drawn = annotated_along(scan.case, axis, scan.geometry.size[axis])
+    return replace(scan, axis=axis, drawn=drawn)
 
 
 def _to_look_at(scans: Sequence[Scan], count: int) -> list[Scan]:

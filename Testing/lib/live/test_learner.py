@@ -1,5 +1,6 @@
 """The model that learns: only drawn slices teach, whatever is drawn then; classes may be added."""
 
+import time
 from contextlib import ExitStack
 
 import numpy as np
@@ -8,9 +9,11 @@ import torch
 
 from MedSSLLib.core.errors import GuardError
 from MedSSLLib.core.events import Events
-from MedSSLLib.images.labels import IGNORE
+from MedSSLLib.images.labels import IGNORE, Annotated
 from MedSSLLib.live.live import open_session
+from MedSSLLib.live.requests import Request
 from MedSSLLib.methods.options import configured
+from Testing.lib.core_helpers import Record
 from Testing.lib.live_helpers import TINY, Person
 
 
@@ -25,10 +28,10 @@ def person(tmp_path):
     return Person(tmp_path, test="case3")
 
 
-def session_of(person, stack, **changes):
+def session_of(person, stack, events=None, **changes):
     given = {key.replace("__", "."): value for key, value in changes.items()}
     config = configured("live", overrides={**TINY, "device": "cpu", **given})
-    return open_session(person.project, config, Events(), stack)
+    return open_session(person.project, config, events or Events(), stack)
 
 
 def train(session, steps):
@@ -135,6 +138,70 @@ def test_they_teach_after_so_many_steps_though_a_person_goes_on_drawing(person, 
                 begun = session.learner.step
     # a slice came at step 16, and is new for four steps
     assert begun is not None and 20 <= begun <= 24, "not before what is new has been learnt"
+
+
+def test_slices_are_suggested_along_the_axis_that_is_drawn_with_a_proposal(person, stack):
+    """A person who draws along i is led to slices along i, which a preview can hold."""
+    record = Record()
+    session = session_of(person, stack, Events([record]), options__mixing="false")
+    person.draw("case0", 5, 6, 7)
+    person.project.set_annotated("case0", Annotated.of([(0, [9, 10])]))
+    person.project.save()
+    session.look()
+    assert session.learner.plan.dim == 2
+    train(session, 5)
+    for _ in session._suggest(4):
+        pass
+    found = record.of("suggestion")
+    assert [event["axis"] for event in found] == [0, 0, 0, 0]
+    assert all(event["proposal"] for event in found)
+    assert {event["case"] for event in found} & {"case1", "case2"}
+
+
+def test_a_state_is_told_at_once_though_another_was_told_just_before(person, stack):
+    record = Record()
+    session = session_of(person, stack, Events([record], min_interval=0.2))
+    person.draw("case0", 5)
+    session.look()
+    session._tell()
+    session._obey(Request("pause"))
+    begun = time.monotonic()
+    while time.monotonic() - begun < 1:
+        session._tell()
+    states = [event["state"] for event in record.of("progress")]
+    assert states == ["training", "paused"]
+
+
+def test_a_shown_scan_that_cannot_be_read_any_more_is_named_and_training_goes_on(person, stack):
+    record = Record()
+    session = session_of(person, stack, Events([record]), options__mixing="false")
+    person.draw("case0", 5, 6)
+    session.look()
+    train(session, 5)
+    shown, case = session.shown, person.project.case("case1")
+
+    def preview():
+        shown.plan_next(session.learner, session.teaching.knows, settled=True, rests=True)
+        while shown.advance(session.learner, session.teaching.knows, settled=True):
+            pass
+
+    session.show("case1", None)
+    preview()
+    assert record.of("preview")[-1]["whole"]
+    content = case.images[0].read_bytes()
+    case.images[0].unlink()
+    for _ in range(3):
+        assert train(session, 1) == 1
+        preview()
+    (warning,) = record.of("warning")
+    assert "case1" in warning["message"] and "cannot be read" in warning["message"]
+    session.show("case1", None)
+    preview()
+    assert len(record.of("warning")) == 2, "once for every time that it is asked for"
+    case.images[0].write_bytes(content)
+    session.show("case1", None)
+    preview()
+    assert record.of("preview")[-1]["step"] == session.learner.step
 
 
 def test_a_new_class_is_learnt_before_unlabelled_scans_come_in(person, stack):

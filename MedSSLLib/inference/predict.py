@@ -160,8 +160,8 @@ def about_pieces(
         for index, (pieces, voxels) in taken.items()
     ]
     return (
-        f"{name}: {', '.join(parts)} found apart from what is kept, and taken away: the training "
-        "labels show one piece, or --components largest. To keep every piece: --components all."
+        f"{name}: left out {' and '.join(parts)}, apart from what is kept. To keep every piece: "
+        "--components all."
     )
 
 

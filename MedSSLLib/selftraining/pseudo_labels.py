@@ -323,17 +323,24 @@ def absent(summary: dict[str, Any]) -> list[str]:
 
 
 def taken_from(summary: dict[str, Any]) -> list[str]:
-    """A sentence per case on pieces that were found and are in no pseudo-label."""
+    """A sentence on pieces that were found and are in no pseudo-label, if there are any."""
+    cases = [case for case, row in summary["cases"].items() if row.get("taken_away")]
+    if not cases:
+        return []
+    pieces: dict[str, int] = {}
+    volume: dict[str, float] = {}
+    for case in cases:
+        for name, one in summary["cases"][case]["taken_away"].items():
+            pieces[name] = pieces.get(name, 0) + one["pieces"]
+            volume[name] = volume.get(name, 0.0) + one["ml"]
+    parts = [
+        f"{count} piece{'s' if count > 1 else ''} of {name} ({volume[name]:.3g} ml)"
+        for name, count in pieces.items()
+    ]
+    listed = ", ".join(cases[:3]) + (f" and {len(cases) - 3} more" if len(cases) > 3 else "")
     return [
-        f"{case}: "
-        + ", ".join(
-            f"{one['pieces']} piece{'s'[: one['pieces'] - 1]} of {name} ({one['ml']:.3g} ml)"
-            for name, one in row["taken_away"].items()
-        )
-        + " found apart from the surest and not taught, as the labels show one piece. To keep "
-        "every piece: --clean none."
-        for case, row in summary["cases"].items()
-        if row.get("taken_away")
+        f"Not taught, as they lie apart from the surest: {' and '.join(parts)}, in {listed}. To "
+        "keep every piece: --clean none."
     ]
 
 

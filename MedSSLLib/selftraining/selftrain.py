@@ -17,7 +17,7 @@ from typing import Any
 from MedSSLLib.config.commands import self_train_options
 from MedSSLLib.config.run import RunConfig
 from MedSSLLib.core.errors import CancelledError, GuardError, InputError
-from MedSSLLib.core.events import Events, at_most
+from MedSSLLib.core.events import Events
 from MedSSLLib.data.cache import Cache
 from MedSSLLib.finetuning.finetune import make_task
 from MedSSLLib.finetuning.labelled_data import LabelledData, add_unlabelled, make_sampler
@@ -218,7 +218,7 @@ def _pseudo_labels(job: Job, teacher: SegmentationNet, folder: Path, number: int
     except GuardError:
         job.good = teacher
         raise
-    for message in (*warnings, *absent_classes(summary), *at_most(taken_from(summary))):
+    for message in (*warnings, *absent_classes(summary), *taken_from(summary)):
         context.warn(message)
     return summary
 

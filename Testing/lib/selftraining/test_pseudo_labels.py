@@ -24,6 +24,7 @@ from MedSSLLib.selftraining.pseudo_labels import (
     fill_small_holes,
     pseudo_labelled,
     select_cases,
+    taken_from,
     write_pseudo_labels,
 )
 from Testing.lib.case_helpers import each
@@ -371,3 +372,12 @@ def test_kept_pseudo_labels_become_dense_labels_and_a_missing_file_is_named(tmp_
     assert made.label == tmp_path / "x.nii.gz" and made.annotated is None
     with pytest.raises(InputError, match="y.*is missing"):
         pseudo_labelled(cases, tmp_path, ["x", "y"])
+
+
+def test_pieces_that_are_not_taught_are_told_in_one_sentence():
+    one = {"taken_away": {"left": {"pieces": 1, "ml": 0.25}}}
+    two = {"taken_away": {"left": {"pieces": 2, "ml": 0.5}, "right": {"pieces": 1, "ml": 1.0}}}
+    summary = {"cases": {"a": one, "b": two, "c": {"taken_away": {}}, "d": one, "e": one}}
+    (said,) = taken_from(summary)
+    assert "5 pieces of left (1.25 ml) and 1 piece of right (1 ml), in a, b, d and 1 more" in said
+    assert taken_from({"cases": {"c": {"taken_away": {}}}}) == []

@@ -233,7 +233,11 @@ def live(args: argparse.Namespace, events: Events) -> None:
     if folder is None:
         say(args, "Nothing was drawn, so nothing was learnt.")
         return
-    say(args, f"Learnt: run {folder.name}, which `medssl predict --run {folder.name}` takes.")
+    from MedSSLLib.cli.tables import shown_path
+    from MedSSLLib.project.next_step import next_line
+
+    say(args, f"Learnt: run {folder.name}. It is in {shown_path(folder)}")
+    say(args, next_line(project, args.project, after="live", run=folder.name))
 
 
 def _latest_encoder(project: Project) -> str | None:

@@ -176,6 +176,9 @@ def evaluate(args: argparse.Namespace, events: Events) -> int:
         args,
         f"{len(result['cases'])} cases scored, written to {args.out}{_left_out(result['errors'])}",
     )
+    scores = {k: dice for k, dice in result["summary"]["dice"]["per_case"].items() if dice}
+    if len(scores) > 1:
+        say(args, f"Next: look at {min(scores, key=lambda k: scores[k])} first, the lowest Dice")
     return 1 if result["errors"] else 0
 
 
@@ -237,6 +240,7 @@ def report(args: argparse.Namespace, events: Events) -> None:
     asked = {"predictions": args.predictions, "references": args.references}
     written = write_run_report(project, args.run, args.out, tolerance_mm=args.tolerance, **asked)
     say(args, f"Report: {written}")
+    say(args, "Next: open it in a browser")
 
 
 def scored_by(project: Project) -> dict[str, Any]:

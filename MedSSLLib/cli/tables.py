@@ -6,10 +6,12 @@ Cells are plain text: nothing in a case name or DICOM field is read as markup.
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from MedSSLLib.cli.command import for_terminal
 from MedSSLLib.core.errors import InputError, printable
 
 if TYPE_CHECKING:
@@ -119,7 +121,7 @@ def print_run(run: Facts) -> None:
         print_table(("setting", "value"), _settings(settings, config.get("precision", "")))
     folder = Path(run["folder"])
     names = sorted(path.name + "/" * path.is_dir() for path in folder.iterdir())
-    print(f"Files in {printable(str(folder))}: {', '.join(map(printable, names))}")
+    print(for_terminal(f"Files in {shown_path(folder)}: {', '.join(names)}", sys.stdout))
 
 
 def _results(metrics: Facts) -> list[tuple[str, str]]:

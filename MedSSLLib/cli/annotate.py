@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -118,7 +119,7 @@ def suggest(args: argparse.Namespace, events: Events) -> None:
     say(
         args,
         "Next: draw them in 3D Slicer's module MedSSL; or elsewhere, and then\n"
-        f"  medssl add {args.project} --labels FOLDER --drawn {plane}",
+        f"  medssl add {shlex.quote(str(args.project))} --labels FOLDER --drawn {plane}",
     )
 
 

@@ -5,6 +5,7 @@ Cells are plain text: nothing in a case name or DICOM field is read as markup.
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Iterable, Sequence
@@ -66,7 +67,7 @@ def run_row(run: Facts) -> Facts:
         "method": training.get("method", ""),
         "start": _start(training),
         "precision": config.get("precision", ""),
-        "state": run["problem"] or _state(run),
+        "state": run["problem"].replace(f"{run['folder']}{os.sep}", "") or _state(run),
         "dice": _dice(metrics),
         "folder": run["folder"],
     }

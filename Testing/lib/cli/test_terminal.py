@@ -2,6 +2,7 @@
 
 import io
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import SimpleITK as sitk
 from MedSSLLib.active_learning.suggest import SuggestOptions, run_suggest
 from MedSSLLib.cli import tables
 from MedSSLLib.cli.annotate import slice_words
+from MedSSLLib.cli.apply import _after_predict
 from MedSSLLib.cli.command import for_terminal
 from MedSSLLib.cli.main import GROUPS, build_parser, main
 from MedSSLLib.core.events import Events
@@ -207,6 +209,28 @@ def test_status_fits_and_leaves_names_whole(cohort, terminal, monkeypatch, capsy
     assert sum(line.startswith("patient_number_00") for line in lines) == 4
     assert "12 x 10 x 6" in lines[3] and "1 x 1 x 5" in lines[3] and "all slices" in lines[3]
     assert lines[-1] == "Next: medssl finetune heart --minutes 10"
+
+
+def test_a_project_without_runs_is_told_how_to_begin(cohort, monkeypatch, capsys):
+    monkeypatch.chdir(cohort)
+    assert main(["runs", "heart"]) == 0
+    assert lines_of(capsys) == ["No runs yet.", "Next: medssl finetune heart --minutes 10"]
+
+
+def test_a_run_that_was_killed_at_its_start_fits_its_line(cohort, terminal, monkeypatch, capsys):
+    (cohort / "heart" / "runs" / "first").mkdir(parents=True)
+    monkeypatch.chdir(cohort)
+    assert main(["runs", "heart"]) == 0
+    (line,) = [line for line in lines_of(capsys) if line.startswith("first")]
+    assert line.split(maxsplit=1)[1].startswith("config.json: does not exist")
+
+
+def test_what_comes_next_can_be_typed_with_spaces_in_names(cohort):
+    project = Project.open(cohort / "heart")
+    project.set_roles(labelled="patient_number_001", test="patient_number_004")
+    argv = ["predict", "my heart", "--run", "first", "--out", "my results"]
+    words = _after_predict(project, build_parser().parse_args(argv))
+    assert shlex.split(words)[2:7] == ["my heart", "--run", "first", "--predictions", "my results"]
 
 
 def test_columns_without_a_value_are_left_out(terminal, capsys):

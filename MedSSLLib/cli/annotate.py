@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -118,7 +119,7 @@ def suggest(args: argparse.Namespace, events: Events) -> None:
     say(
         args,
         "Next: draw them in 3D Slicer's module MedSSL; or elsewhere, and then\n"
-        f"  medssl add {args.project} --labels FOLDER --drawn {plane}",
+        f"  medssl add {shlex.quote(str(args.project))} --labels FOLDER --drawn {plane}",
     )
 
 
@@ -233,7 +234,11 @@ def live(args: argparse.Namespace, events: Events) -> None:
     if folder is None:
         say(args, "Nothing was drawn, so nothing was learnt.")
         return
-    say(args, f"Learnt: run {folder.name}, which `medssl predict --run {folder.name}` takes.")
+    from MedSSLLib.cli.tables import shown_path
+    from MedSSLLib.project.next_step import next_line
+
+    say(args, f"Learnt: run {folder.name}. It is in {shown_path(folder)}")
+    say(args, next_line(project, args.project, after="live", run=folder.name))
 
 
 def _latest_encoder(project: Project) -> str | None:

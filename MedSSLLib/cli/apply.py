@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections.abc import Sized
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -100,7 +101,7 @@ def predict(args: argparse.Namespace, events: Events) -> int:
     if result.quality and not args.quiet:
         tables.print_estimates(result.quality)
     count = len(result.written)
-    noun = "segmentation" if count == 1 else "segmentations"
+    noun = f"segmentation{'s' * (count != 1)}"
     say(
         args,
         f"{count} {noun} written to {args.out}, {_PIECES[args.components]}"
@@ -121,8 +122,8 @@ def _after_predict(project: Project, args: argparse.Namespace) -> str:
     """Scores where test cases with labels were segmented; else somebody has to look."""
     scored = any(case.label for case in project.test)
     if scored and args.images is None:
-        report = f"medssl report {args.project} --run {args.run} --predictions {args.out}"
-        return f"{report} --out {args.run}.html"
+        words = ["report", args.project, "--run", args.run, "--predictions", args.out]
+        return shlex.join(["medssl", *map(str, words), "--out", f"{args.run}.html"])
     return "look at them and correct what is wrong, for instance in 3D Slicer"
 
 
@@ -176,6 +177,9 @@ def evaluate(args: argparse.Namespace, events: Events) -> int:
         args,
         f"{len(result['cases'])} cases scored, written to {args.out}{_left_out(result['errors'])}",
     )
+    scores = {k: dice for k, dice in result["summary"]["dice"]["per_case"].items() if dice}
+    if len(scores) > 1:
+        say(args, f"Next: look at {min(scores, key=lambda k: scores[k])} first, the lowest Dice")
     return 1 if result["errors"] else 0
 
 
@@ -237,6 +241,7 @@ def report(args: argparse.Namespace, events: Events) -> None:
     asked = {"predictions": args.predictions, "references": args.references}
     written = write_run_report(project, args.run, args.out, tolerance_mm=args.tolerance, **asked)
     say(args, f"Report: {written}")
+    say(args, "Next: open it in a browser")
 
 
 def scored_by(project: Project) -> dict[str, Any]:
@@ -310,7 +315,8 @@ def import_weights(args: argparse.Namespace, events: Events) -> None:
     folder, report = run_import(project, args.file, args.name, events, settings)
     say(args, report.text())
     say(args, f"Imported {folder.name}. It is in {shown_path(folder)}")
-    say(args, f"Next: medssl finetune {args.project} --init {folder.name} --minutes 10")
+    typed = shlex.quote(str(args.project))
+    say(args, f"Next: medssl finetune {typed} --init {folder.name} --minutes 10")
 
 
 COMMANDS = (
@@ -326,8 +332,7 @@ COMMANDS = (
             "--uncertainty",
         ),
         "Results lie on the grid of the source image. A case that cannot be segmented is named "
-        "and the others go on; "
-        f"the exit code is then 1. {SEL}",
+        f"and the others go on; the exit code is then 1. {SEL}",
     ),
     Command(
         "evaluate",

@@ -210,6 +210,7 @@ def benchmark(args: argparse.Namespace, events: Events) -> None:
 
     studies = load_studies(files)
     events.images(write_tables(studies, args.out, project))
+    events.emit("done", command="benchmark")  # bars stay above the results
     for study in studies:
         if not args.quiet:
             _print_study(study)
@@ -240,15 +241,13 @@ def _run_speed(args: argparse.Namespace, events: Events) -> None:
     parts = tuple(text.strip() for text in args.parts.split(",") if text.strip())
     options = SpeedOptions(parts, args.pairs, args.threads, args.device, args.quick)
     content = run_speed(options, events, args.out / "speed.json" if args.out else None)
+    files = write_report(content, args.out) if args.out else []
+    events.images(files)
+    events.emit("done", command="benchmark")
     if not args.quiet:
         print_table(SPEED_COLUMNS, speed_rows(content))
-    for text in notes(content):
+    for text in (*notes(content), *(f"Written: {path}" for path in files)):
         say(args, text)
-    if args.out:
-        files = write_report(content, args.out)
-        events.images(files)
-        for path in files:
-            say(args, f"Written: {path}")
 
 
 def _run_effort(args: argparse.Namespace, events: Events) -> None:
@@ -275,12 +274,13 @@ def _run_effort(args: argparse.Namespace, events: Events) -> None:
     name = args.data.resolve().name
     project, _ = open_data(args.data, args.out / "project" / name, (), 1, 0)
     content = run_effort(project, effort, args.out, events)
+    files = write_effort_report(content, args.out)
+    events.images(files)
+    events.emit("done", command="benchmark")
     if not args.quiet:
         print_table(EFFORT_COLUMNS, effort_rows(content))
     for text in effort_notes(content):
         say(args, text)
-    files = write_effort_report(content, args.out)
-    events.images(files)
     say(args, f"Report: {files[-1]}")
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
+import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TextIO
 
 from MedSSLLib.core.errors import InputError, did_you_mean, printable
 from MedSSLLib.core.events import Events
@@ -183,16 +186,33 @@ def print_json(value: object) -> None:
     print(json.dumps(to_json(value), indent=1, ensure_ascii=False, allow_nan=False))
 
 
+def for_terminal(text: str, stream: TextIO) -> str:
+    """A line as a person reads it: control characters escaped, on a terminal folded at spaces.
+
+    Lines with a command to copy stay whole.
+    """
+    text = printable(text)
+    commands = ("medssl ", " -m pip ", "  ")
+    if not stream.isatty() or any(command in text for command in commands):
+        return text
+    return folded(text, shutil.get_terminal_size().columns)
+
+
+def folded(text: str, width: int) -> str:
+    """A text in lines of `width` characters, broken at spaces alone."""
+    return textwrap.fill(text, width, break_long_words=False, break_on_hyphens=False)
+
+
 def announce(args: argparse.Namespace, text: str) -> None:
     """The first line of a command that takes a moment to start, on stderr, unless ``--quiet``.
 
     To be said before PyTorch, MONAI or matplotlib are imported, which takes seconds.
     """
     if not args.quiet:
-        print(printable(text), file=sys.stderr, flush=True)
+        print(for_terminal(text, sys.stderr), file=sys.stderr, flush=True)
 
 
 def say(args: argparse.Namespace, text: str) -> None:
     """A result line for people, on stdout, unless ``--quiet``. Control characters are escaped."""
     if not args.quiet:
-        print("\n".join(printable(line) for line in text.split("\n")), flush=True)
+        print("\n".join(for_terminal(line, sys.stdout) for line in text.split("\n")), flush=True)

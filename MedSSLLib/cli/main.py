@@ -9,15 +9,17 @@ import argparse
 import contextlib
 import errno
 import os
+import shutil
 import sys
+import textwrap
 import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, NoReturn
 
 from MedSSLLib import __version__
 from MedSSLLib.cli import annotate, apply, benchmark, new_method, panel, projects, tools, train
-from MedSSLLib.cli.command import Command
+from MedSSLLib.cli.command import Command, folded, for_terminal
 from MedSSLLib.core import interrupts
 from MedSSLLib.core.errors import (
     CancelledError,
@@ -25,7 +27,6 @@ from MedSSLLib.core.errors import (
     MedSSLError,
     did_you_mean,
     is_out_of_memory,
-    printable,
 )
 from MedSSLLib.core.events import Events, Sink
 from MedSSLLib.core.packages import OPTIONAL, REQUIRED, install_command
@@ -60,9 +61,9 @@ From a folder of scans to segmentations:
   medssl finetune heart --minutes 10 --name first
   medssl predict heart --run first --out segmentations/
 
-Exit codes: 0 done, 1 failed, or some cases left out (the others are taken or written;
-training only warns of them), 2 bad input or usage, 3 cancelled (checkpoint kept),
-4 stopped by a guard (loss not finite, collapse, no memory).
+Exit codes: 0 done, 1 failed, or some cases left out (the others are taken or
+written; training only warns of them), 2 bad input or usage, 3 cancelled
+(checkpoint kept), 4 stopped by a guard (loss not finite, collapse, no memory).
 'medssl COMMAND --help' explains a command."""
 
 
@@ -76,7 +77,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return BAD_INPUT
     parser = build_parser()
     try:
-        args = parser.parse_args(argv)
+        args, unknown = parser.parse_known_args(argv)
+        if unknown:
+            _refuse(parser, args.command, unknown)
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else BAD_INPUT
     try:
@@ -99,6 +102,36 @@ class _Parser(argparse.ArgumentParser):
         else:
             finding = f"{value!r} is none of {', '.join(known)}. {hint}"
         raise argparse.ArgumentError(action, finding.rstrip())
+
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        text = f"{self.prog}: error: {message}"
+        if sys.stderr.isatty():
+            text = folded(text, shutil.get_terminal_size().columns)
+        self.exit(BAD_INPUT, f"{text}\n")
+
+
+def _refuse(parser: argparse.ArgumentParser, command: str, unknown: list[str]) -> None:
+    """Leave with the usage of the command, and the option that was probably meant."""
+    (chosen,) = _within(parser, command)
+    known = _options(chosen)
+    name = next((word.partition("=")[0] for word in unknown if word.startswith("-")), "")
+    hint = did_you_mean(name, sorted(known)) if name else ""
+    chosen.error(f"unrecognized arguments: {' '.join(unknown)}. {hint}".rstrip(". "))
+
+
+def _within(parser: argparse.ArgumentParser, name: str = "") -> list[argparse.ArgumentParser]:
+    """The parsers of the sub-commands, or that of one."""
+    found = []
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            found += [sub for key, sub in action.choices.items() if name in ("", key)]
+    return found
+
+
+def _options(parser: argparse.ArgumentParser) -> set[str]:
+    own = {text for action in parser._actions for text in action.option_strings}
+    return own.union(*map(_options, _within(parser)))
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -124,7 +157,7 @@ def build_parser() -> argparse.ArgumentParser:
                 epilog=examples,
                 formatter_class=raw,
                 allow_abbrev=False,
-                usage=f"medssl {command.name} {command.usage}",
+                usage=_usage(command),
                 description="\n".join(filter(None, (command.help, wrapped(command.detail)))),
             )
             command.arguments(sub)
@@ -140,10 +173,20 @@ def _command_list() -> str:
 
 
 def wrapped(text: str) -> str:
-    """Fold a paragraph for help texts."""
-    import textwrap
+    """Fold a paragraph for help texts, as wide as argparse folds those of options."""
+    return "\n" + textwrap.fill(text, _help_width()) if text else ""
 
-    return "\n" + textwrap.fill(text, 88) if text else ""
+
+def _usage(command: Command) -> str:
+    """``medssl NAME ...``, folded below the name."""
+    start = f"medssl {command.name} "
+    indent = " " * len(f"usage: {start}")
+    lines = folded(command.usage, max(30, _help_width() - len(indent)))
+    return start + lines.replace("\n", f"\n{indent}")
+
+
+def _help_width() -> int:
+    return min(100, max(40, shutil.get_terminal_size().columns - 2))
 
 
 def _scalars(folder: Path) -> Sink:
@@ -199,8 +242,9 @@ def _complain(error: BaseException, debug: bool) -> int:
         return code  # Ctrl-C reaches every process of a parallel run; one line says it
     if debug:
         traceback.print_exception(error)
-    lines = "\n".join(printable(line) for line in message.splitlines())
-    print(f"medssl: {lines}", file=sys.stderr, flush=True)
+    lines = f"medssl: {message}".splitlines()
+    text = "\n".join(for_terminal(line, sys.stderr) for line in lines)
+    print(text, file=sys.stderr, flush=True)
     return code
 
 

@@ -25,7 +25,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 def new_method(args: argparse.Namespace, events: Events) -> None:
     file, kind = write_method(args.name, args.out)
     say(args, f"Written: {file} and {file.with_name(f'test_{file.name}')}")
-    say(args, f"Learn by it: medssl pretrain PROJECT --method {file}:{kind}")
+    say(args, f"Next: medssl pretrain PROJECT --method {file}:{kind}")
 
 
 def write_method(name: str, folder: Path) -> tuple[Path, str]:

@@ -189,6 +189,7 @@ def _set_arguments(parser: argparse.ArgumentParser) -> None:
 
 def set_facts(args: argparse.Namespace, events: Events) -> None:
     from MedSSLLib.core.errors import InputError
+    from MedSSLLib.project.next_step import next_line
     from MedSSLLib.project.project import Project
 
     project = Project.open(args.project)
@@ -222,6 +223,9 @@ def set_facts(args: argparse.Namespace, events: Events) -> None:
     project.save()
     for text in said:
         say(args, f"{text}.")
+    roles = args.labelled is not None or args.test is not None
+    again = bool(roles or args.classes or args.modality)
+    say(args, next_line(project, args.project, after="set" if again else ""))
 
 
 def _set_metadata(project: Project, file: Path) -> str:
@@ -253,6 +257,7 @@ def _relocate_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def relocate(args: argparse.Namespace, events: Events) -> None:
+    from MedSSLLib.project.next_step import next_line
     from MedSSLLib.project.project import Project
 
     project = Project.open(args.project)
@@ -261,6 +266,8 @@ def relocate(args: argparse.Namespace, events: Events) -> None:
     missing = sum(not path.exists() for path in project.files)
     left = f"; {missing} files are still missing" if missing else ""
     say(args, f"{_number(len(changed), 'case')} now read from {args.new}{left}.")
+    if not missing:
+        say(args, next_line(project, args.project))
 
 
 def _report(project: Project, events: Events) -> str:

@@ -5,11 +5,14 @@ Cells are plain text: nothing in a case name or DICOM field is read as markup.
 
 from __future__ import annotations
 
+import os
 import re
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from MedSSLLib.cli.command import for_terminal
 from MedSSLLib.core.errors import InputError, printable
 
 if TYPE_CHECKING:
@@ -64,7 +67,7 @@ def run_row(run: Facts) -> Facts:
         "method": training.get("method", ""),
         "start": _start(training),
         "precision": config.get("precision", ""),
-        "state": run["problem"] or _state(run),
+        "state": run["problem"].replace(f"{run['folder']}{os.sep}", "") or _state(run),
         "dice": _dice(metrics),
         "folder": run["folder"],
     }
@@ -119,7 +122,7 @@ def print_run(run: Facts) -> None:
         print_table(("setting", "value"), _settings(settings, config.get("precision", "")))
     folder = Path(run["folder"])
     names = sorted(path.name + "/" * path.is_dir() for path in folder.iterdir())
-    print(f"Files in {printable(str(folder))}: {', '.join(map(printable, names))}")
+    print(for_terminal(f"Files in {shown_path(folder)}: {', '.join(names)}", sys.stdout))
 
 
 def _results(metrics: Facts) -> list[tuple[str, str]]:

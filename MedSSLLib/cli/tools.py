@@ -18,15 +18,18 @@ def _runs_arguments(parser: argparse.ArgumentParser) -> None:
 
 def runs(args: argparse.Namespace, events: Events) -> None:
     from MedSSLLib.cli import tables
+    from MedSSLLib.project.next_step import next_line
     from MedSSLLib.project.project import Project
 
-    rows = [tables.run_row(run) for run in Project.open(args.project).runs()]
+    project = Project.open(args.project)
+    rows = [tables.run_row(run) for run in project.runs()]
     if args.json:
         print_json(rows)
-    elif rows:
-        tables.print_runs(rows)
-    else:
-        say(args, "No runs yet. Start with: medssl pretrain or medssl finetune.")
+        return
+    tables.print_runs(rows)
+    if not rows:
+        say(args, "No runs yet.")
+    say(args, next_line(project, args.project))
 
 
 def _show_arguments(parser: argparse.ArgumentParser) -> None:

@@ -223,15 +223,23 @@ class Bar:
             self._progress.console.print(Text(words, style=style))
 
     def close(self) -> None:
+        self._no_time_left()
         self._progress.stop()
         for task in self._tasks.values():
             self._progress.remove_task(task)
         self._tasks.clear()
         self._course.clear()
 
+    def _no_time_left(self) -> None:
+        """Take away the time left of stages that are done: it was that of the whole job."""
+        for task in self._progress.tasks:
+            if task.finished:
+                self._progress.update(task.id, left="")
+
     def _update(self, event: dict[str, Any]) -> None:
         stage, losses = event["stage"], event.get("losses") or {}
         if stage not in self._tasks:
+            self._no_time_left()
             self._progress.start()
             self._forget_ended()
             words = stage_words(printable(stage), STAGE)
@@ -261,7 +269,7 @@ class Bar:
     def _note(self, event: dict[str, Any], course: Iterable[float]) -> str:
         """The loss first, then what fits."""
         rate = self._rate.update(event)
-        speed = [rate_words(rate)] if rate else []
+        speed = [rate_words(rate)] if rate and event.get("losses") else []  # scans are no steps
         parts = [*loss_words(event), *speed, sparkline(course), *metric_words(event)]
         return fitting(parts, self._room)
 

@@ -50,14 +50,18 @@ def _told_start(event: dict[str, Any]) -> str:
 def _told_metric(event: dict[str, Any]) -> str:
     if event.get("message"):
         return printable(str(event["message"]))
-    if event.get("stage") == "transfer":
+    stage = str(event.get("stage", ""))
+    if stage.rpartition(": ")[2] == "transfer":
         return f"{event.get('tensors_loaded')} tensors taken over from the encoder"
     if "kept" in event and "cases" in event:
         used = f"{event['kept']} of {event['cases']} pseudo-labels used"
-        return printable(f"{event.get('stage')}: {used}")
+        return printable(f"{stage}: {used}")
+    if stage == "benchmark" and event.get("dice") is not None:
+        choice = f"{event.get('labelled')} labelled, choice {event.get('choice', 0) + 1}"
+        return printable(f"{event.get('row')}, {choice}: Dice {event['dice']:.3f}")
     if "score" in event and event.get("step") is not None:
         dice = f"step {event['step']}: held-out score {_value(event['score'])}"
-        return printable(f"{event.get('stage')}, {dice}")
+        return printable(f"{stage}, {dice}")
     return describe(event)
 
 
@@ -82,13 +86,13 @@ def describe(event: dict[str, Any], rate: float = 0.0) -> str:
         return f"{printable(event['stage'])} {done}  {_progress_note(event, rate)}".rstrip()
     empty: tuple[object, ...] = (None, "", {}, [])
     rest = []
+    message = printable(str(event.get("message", "")))
     for name, value in event.items():
         known = name in ("event", "time", "message", "report")
-        known = known or str(event.get("message", "")).startswith(f"{value}: ")
+        known = known or (name == "case" and message.startswith(f"{value}: "))
         if not known and value not in empty and not isinstance(value, list):
             rest.append(f"{name.replace('_', ' ')} {_value(value)}")
     facts = ", ".join(rest)
-    message = printable(str(event.get("message", "")))
     text = f"{message} ({facts})" if message and facts else message or facts
     lines = [f"  {printable(line)}" for line in str(event.get("report") or "").split("\n") if line]
     return "\n".join([f"{kind}: {text}" if text else kind, *lines])

@@ -14,7 +14,7 @@ from typing import Protocol
 
 import numpy as np
 
-from MedSSLLib.core.errors import InputError
+from MedSSLLib.core.errors import InputError, did_you_mean
 from MedSSLLib.project.manifest import NO_VALUE
 
 PATIENT, POSITION = "patient", "position"
@@ -80,7 +80,10 @@ class MetaLabels:
         for name, reason in self.dropped.items():
             alike.setdefault(reason, []).append(name)
         if alike:
-            groups = [f"{', '.join(names)} ({reason})" for reason, names in alike.items()]
+            groups = [
+                f"{', '.join(names)} ({_of_several(reason) if len(names) > 1 else reason})"
+                for reason, names in alike.items()
+            ]
             sentences.append(f"Not used: {'; '.join(groups)}.")
         return sentences
 
@@ -154,6 +157,17 @@ def build_metalabels(
     return MetaLabels(classes, of_case, counts, dropped)
 
 
+def _of_several(reason: str) -> str:
+    """A reason why a label is not used, said of several."""
+    for one, several in (
+        ("it has", "they have"),
+        ("it holds", "they hold"),
+        ("it groups", "they group"),
+    ):
+        reason = reason.replace(one, several)
+    return reason.replace("name it to", "name one to")
+
+
 def encode(values: Sequence[str | None]) -> tuple[tuple[str, ...], np.ndarray]:
     """Sorted class names and the class index of each value, -1 for empty, NA, nan and the like."""
     texts = ["" if value is None else str(value).strip() for value in values]
@@ -182,7 +196,8 @@ def refuse_unknown_labels(names: Sequence[str], cases: Sequence[CaseFacts]) -> N
     if unknown:
         raise InputError(
             f"meta label {', '.join(map(repr, unknown))} does not exist",
-            remedy=f"Use {', '.join(known)} (upper and lower case differ).",
+            remedy=f"{did_you_mean(unknown[0], known)} There are {', '.join(known)} (upper and "
+            "lower case differ).".lstrip(),
         )
 
 
@@ -217,7 +232,7 @@ def _why_not_chosen(
         if _same_groups(codes, other):
             return f"it groups the cases as {name} does"
     if all(map(_is_number, classes)):
-        return "it holds numbers (name it to use it as categories)"
+        return "it holds numbers; name it to use it as categories"
     if PATIENT in earlier and _same_for_a_patient(codes, earlier[PATIENT]):
         return (
             "all scans of a patient share it, so in a batch it says hardly more than patient "

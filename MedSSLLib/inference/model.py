@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -173,12 +174,13 @@ def load_model(run: RunFolder | Path, device: str = "auto", precision: str = "au
         raise InputError(
             f"run {run.name!r} {found}",
             file=str(run.folder),
-            remedy="See `medssl runs PROJECT` for finished runs",
+            remedy=f"See finished runs: medssl runs {_project(run)}",
         )
     if run.config.command == "pretrain":
         raise InputError(
             f"run {run.name!r} is a pre-trained encoder, it segments nothing yet",
-            remedy=f"Run `medssl finetune PROJECT --init {run.name}` and predict with that run",
+            remedy="Train with labels from it, and take that run: medssl finetune "
+            f"{_project(run)} --init {run.name} --minutes 10",
         )
     data, where = run.data, resolve_device(device)
     network = _network(run)
@@ -196,6 +198,11 @@ def load_model(run: RunFolder | Path, device: str = "auto", precision: str = "au
         temperature=helpful_temperature(run.metrics.get("calibration") or {}),
         single_foreground=data.single_foreground,
     )
+
+
+def _project(run: RunFolder) -> str:
+    """The project of a run, to be typed."""
+    return shlex.quote(str(run.folder.parent.parent))
 
 
 def _network(run: RunFolder) -> SegmentationNet:

@@ -36,10 +36,12 @@ def _command(project: Project, folder: str, after: str, run: str) -> str:
         return f"medssl finetune {folder} --init {run} --minutes 10"
     if after == "finetune" and advice.few_labelled(project.cases):
         return f"medssl selftrain {folder} --from {run} --minutes 20"
-    if after in ("finetune", "selftrain"):
+    if after in ("finetune", "selftrain", "live"):
         return f"medssl predict {folder} --run {run} --out segmentations"
     runs = project.runs()
     step = advice.next_step(project.cases, runs)
+    if after == "set" and labelled:  # the models know what was said before
+        step = "finetune"
     if step == "finetune":
         init = _latest(advice.encoders(runs))
         return f"medssl finetune {folder}{init and f' --init {init}'} --minutes 10"

@@ -119,12 +119,14 @@ def best_of(judgements: Mapping[str, Judgement]) -> str:
 def in_words(judgements: Mapping[str, Judgement], kept: str) -> str:
     """What a person is told where an earlier model is kept."""
     last = list(judgements)[-1]
-    what = "the first model" if kept == "first" else f"that of {kept}"
-    reason = "less Dice on held-out cases"
+    what = "the first model" if kept == "first" else f"the model of {kept}"
+    measured = "Dice on held-out cases"
     if judgements[last].held_out is None:
-        reason = (
-            "less agreement with the labels and between predictions of changed scans; no labelled "
-            "case is held out, which would tell surely"
+        measured = (
+            "agreement with the labels and between predictions of changed scans, as no labelled "
+            "case is held out"
         )
     scores = f"{judgements[last].score:.3f} against {judgements[kept].score:.3f}"
-    return f"Self-training ended worse than it was before ({reason}: {scores}), so {what} is kept."
+    return (
+        f"Self-training ended worse than it was before, so {what} is kept ({scores}; {measured})."
+    )

@@ -14,7 +14,6 @@ import torch
 
 from MedSSLLib.config.commands import Clean, Filter
 from MedSSLLib.core.errors import GuardError, InputError
-from MedSSLLib.core.events import at_most
 from MedSSLLib.core.files import read_json, write_json
 from MedSSLLib.data.preprocessing.image import preprocess_image
 from MedSSLLib.data.preprocessing.label import preprocess_label
@@ -36,7 +35,6 @@ ENTRIES = "preprocessed"  # folder of a round
 GROWTH = 3.0
 # where a structure may be: its least probability, and voxels around; not from the paper
 SURE, MARGIN = 0.01, 4
-SHOWN_CASES = 3  # in a round's words on pieces; summary.json has all
 HOLE_FRACTION = 0.05  # holes up to this fraction of a component are filled; not from the paper
 
 
@@ -325,22 +323,25 @@ def absent(summary: dict[str, Any]) -> list[str]:
 
 
 def taken_from(summary: dict[str, Any]) -> list[str]:
-    """Sentences on pieces that were found and are in no pseudo-label: why, and the first cases."""
-    cases = []
-    for case, row in summary["cases"].items():
-        parts = [
-            f"{one['pieces']} piece{'s'[: one['pieces'] - 1]} of {name} ({one['ml']:.3g} ml)"
-            for name, one in row.get("taken_away", {}).items()
-        ]
-        if parts:
-            cases.append(f"{case}: {', '.join(parts)} not taught.")
+    """A sentence on pieces that were found and are in no pseudo-label, if there are any."""
+    cases = [case for case, row in summary["cases"].items() if row.get("taken_away")]
     if not cases:
         return []
-    why = (
-        f"Pieces apart from the surest were found in {len(cases)} of {len(summary['cases'])} cases "
-        "and are not taught, as the labels show one piece. To keep every piece: --clean none."
-    )
-    return [why, *at_most(cases, SHOWN_CASES)]
+    pieces: dict[str, int] = {}
+    volume: dict[str, float] = {}
+    for case in cases:
+        for name, one in summary["cases"][case]["taken_away"].items():
+            pieces[name] = pieces.get(name, 0) + one["pieces"]
+            volume[name] = volume.get(name, 0.0) + one["ml"]
+    parts = [
+        f"{count} piece{'s' if count > 1 else ''} of {name} ({volume[name]:.3g} ml)"
+        for name, count in pieces.items()
+    ]
+    listed = ", ".join(cases[:3]) + (f" and {len(cases) - 3} more" if len(cases) > 3 else "")
+    return [
+        f"Not taught, as they lie apart from the surest: {' and '.join(parts)}, in {listed}. To "
+        "keep every piece: --clean none."
+    ]
 
 
 def _totals(summary: dict[str, Any]) -> dict[str, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -214,7 +215,8 @@ def labelled_cases(project: Project, config: RunConfig) -> tuple[Case, ...]:
         raise InputError(
             "no case is labelled",
             file=str(project.folder),
-            remedy="Name labelled cases with --labelled, or annotate slices in Slicer",
+            remedy="Name cases that have labels with --labelled, annotate slices in Slicer, or add "
+            f"labels: medssl add {shlex.quote(str(project.folder))} --labels FOLDER",
         )
     if config.annotated_slices:
         cases = tuple(_simulated(project, case, config.annotated_slices) for case in cases)

@@ -241,8 +241,12 @@ def test_arrays_that_are_no_volume_are_refused(trained):
 
 def test_a_run_that_segments_nothing_says_so(project):
     run = medssl.pretrain(project, "simclr", **TINY)
-    with pytest.raises(medssl.InputError, match="pre-trained encoder, it segments nothing yet"):
+    with pytest.raises(
+        medssl.InputError, match="pre-trained encoder, it segments nothing yet"
+    ) as e:
         run.segment(project.case("case0").images[0])
+    folder = run.folder.parent.parent
+    assert f"medssl finetune {folder} --init {run.folder.name} --minutes 10" in str(e.value)
     with pytest.raises(medssl.InputError, match="completes no case"):
         run.completed  # noqa: B018
 

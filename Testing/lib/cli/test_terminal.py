@@ -2,6 +2,7 @@
 
 import io
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,9 @@ import SimpleITK as sitk
 from MedSSLLib.active_learning.suggest import SuggestOptions, run_suggest
 from MedSSLLib.cli import tables
 from MedSSLLib.cli.annotate import slice_words
-from MedSSLLib.cli.main import main
+from MedSSLLib.cli.apply import _after_predict
+from MedSSLLib.cli.command import for_terminal
+from MedSSLLib.cli.main import GROUPS, build_parser, main
 from MedSSLLib.core.events import Events
 from MedSSLLib.core.packages import install_command, python_program
 from MedSSLLib.core.sinks import Bar
@@ -143,11 +146,50 @@ def test_stages_that_have_ended_make_room(terminal, monkeypatch):
     bar.close()
 
 
+def test_bars_of_a_benchmark_stay_above_its_results(monkeypatch, tmp_path, capsys):
+    class Told:
+        def write(self, event):
+            print(event["event"])
+
+        def close(self):
+            pass
+
+    monkeypatch.setattr("MedSSLLib.cli.benchmark._run_labels", lambda args, events: None)
+    monkeypatch.setattr("MedSSLLib.benchmark.tables.load_studies", lambda files: [])
+    monkeypatch.setattr("MedSSLLib.benchmark.report.write_tables", lambda *args: [])
+    argv = ["benchmark", "labels", "--data", "heart", "--out", str(tmp_path)]
+    args = build_parser().parse_args(argv)
+    with Events([Told()]) as events:
+        args.work(args, events)
+    assert lines_of(capsys) == ["done", f"Report: {tmp_path / 'report.html'}"]
+
+
 def test_of_a_long_stage_the_run_is_cut():
     assert stage_words("random-2-0-bench: finetune", 18) == "random-\u2026: finetune"
     assert stage_words("first: finetune", 18) == "first: finetune"
     for long in ("a stage without a run", "a: stage of many characters"):
         assert stage_words(long, 18) == long
+
+
+def test_scans_that_are_read_are_no_steps(terminal):
+    event = {"event": "progress", "stage": "predict", "steps": 9, "losses": {}}
+    bar = Bar(("start",))
+    for step in (1, 2):
+        bar.write(event | {"step": step, "time": float(step)})
+    (task,) = bar._progress.tasks
+    bar.close()
+    assert task.fields["count"] == "2/9" and task.fields["note"] == ""
+
+
+def test_a_stage_that_is_done_shows_no_time_left(terminal):
+    bar = Bar(("start",))
+    event = {"event": "progress", "time": 0.0, "steps": 2, "seconds_left": 60}
+    for stage in ("round-1", "pseudo-2"):
+        bar.write(event | {"stage": stage, "step": 1})
+        bar.write(event | {"stage": stage, "step": 2})
+    left = [task.fields["left"] for task in bar._progress.tasks]
+    bar.close()
+    assert left == ["", "1:00 left"]
 
 
 def test_only_whole_texts_are_shown():
@@ -162,6 +204,11 @@ def test_events_are_told_in_words():
     assert told({"event": "metric", "message": "Meta labels: a."}) == "Meta labels: a."
     pieces = {"event": "warning", "message": "heart_01: 2 pieces taken away.", "case": "heart_01"}
     assert told(pieces) == "warning: heart_01: 2 pieces taken away."
+    taken = {"event": "metric", "stage": "pgl-2: transfer", "tensors_loaded": 54, "report": "..."}
+    assert told(taken) == "54 tensors taken over from the encoder"
+    scored = {"event": "metric", "stage": "benchmark", "row": "pgl", "labelled": 2, "choice": 0}
+    assert told(scored | {"dice": 0.22816}) == "pgl, 2 labelled, choice 1: Dice 0.228"
+    assert told(pieces | {"case": "b"}).endswith("away. (case b)")
 
 
 # ---------------------------------------------------------------------------------------- tables
@@ -177,6 +224,28 @@ def test_status_fits_and_leaves_names_whole(cohort, terminal, monkeypatch, capsy
     assert lines[-1] == "Next: medssl finetune heart --minutes 10"
 
 
+def test_a_project_without_runs_is_told_how_to_begin(cohort, monkeypatch, capsys):
+    monkeypatch.chdir(cohort)
+    assert main(["runs", "heart"]) == 0
+    assert lines_of(capsys) == ["No runs yet.", "Next: medssl finetune heart --minutes 10"]
+
+
+def test_a_run_that_was_killed_at_its_start_fits_its_line(cohort, terminal, monkeypatch, capsys):
+    (cohort / "heart" / "runs" / "first").mkdir(parents=True)
+    monkeypatch.chdir(cohort)
+    assert main(["runs", "heart"]) == 0
+    (line,) = [line for line in lines_of(capsys) if line.startswith("first")]
+    assert line.split(maxsplit=1)[1].startswith("config.json: does not exist")
+
+
+def test_what_comes_next_can_be_typed_with_spaces_in_names(cohort):
+    project = Project.open(cohort / "heart")
+    project.set_roles(labelled="patient_number_001", test="patient_number_004")
+    argv = ["predict", "my heart", "--run", "first", "--out", "my results"]
+    words = _after_predict(project, build_parser().parse_args(argv))
+    assert shlex.split(words)[2:7] == ["my heart", "--run", "first", "--predictions", "my results"]
+
+
 def test_columns_without_a_value_are_left_out(terminal, capsys):
     tables.print_table(("a", "b", "c"), [("1", "", "x"), ("2", "", "y")])
     assert lines_of(capsys)[0].split() == ["a", "c"]
@@ -185,6 +254,26 @@ def test_columns_without_a_value_are_left_out(terminal, capsys):
 def test_a_pipe_gets_whole_lines(capsys):
     tables.print_table(("name", "why"), [("x", "word " * 60)])
     assert len(lines_of(capsys)) == 4
+
+
+def test_words_are_folded_at_spaces_on_a_terminal_and_commands_stay_whole(terminal, monkeypatch):
+    class Screen(io.StringIO):
+        def isatty(self):
+            return True
+
+    words = "hippo: 11 cases (2 labelled, 5 unlabelled, 4 test); MR; classes Anterior, Posterior."
+    assert for_terminal(words, Screen()).splitlines() == [words[:73], words[74:]]
+    assert for_terminal(words, io.StringIO()) == words
+    command = f"Next: medssl predict {'a' * 70} --run first"
+    assert for_terminal(command, Screen()) == command
+
+
+@pytest.mark.parametrize("command", [command for _, group in GROUPS for command in group])
+def test_help_fits_a_terminal_but_for_commands_to_copy(terminal, capsys, command):
+    with pytest.raises(SystemExit):
+        build_parser().parse_args([command.name, "--help"])
+    lines = lines_of(capsys)
+    assert [line for line in lines if len(line) > 80 and not line.startswith("  medssl ")] == []
 
 
 # ----------------------------------------------------------------------------------------- slips
@@ -201,6 +290,10 @@ def test_a_pipe_gets_whole_lines(capsys):
         (["finetune", "heart", "--init", "frist"], "Did you mean 'first'?"),
         (["init", "scans/patient_number_001.nii.gz", "--images", "scans"], "is a file, and a"),
         (["set", "heart"], "nothing is to be set"),
+        (["finetune", "heart", "--int", "first"], "Did you mean '--init'?"),
+        (["finetune", "heart", "--int", "first"], "usage: medssl finetune PROJECT"),
+        (["runs", "heart", "--jsn"], "unrecognized arguments: --jsn. Did you mean '--json'?"),
+        (["benchmark", "labels", "--data", "x", "--out", "y", "--quik"], "mean '--quick'?"),
         (
             ["evaluate", "--predictions", "scans", "--references", "masks", "--out", "m.json"],
             "as a scan does, not a segmentation",
@@ -252,6 +345,7 @@ def test_set_changes_what_init_had_fixed(cohort, monkeypatch, capsys):
     assert main([*argv, "--modality", "CT", "--meta", "table.csv", "--drawn", "axial"]) == 0
     out = capsys.readouterr().out
     assert "Classes: ventricle." in out and "1 test" in out and "train again" in out
+    assert out.splitlines()[-1] == "Next: medssl finetune heart --minutes 10"
     project = Project.open(cohort / "heart")
     assert project.classes == ("background", "ventricle") and project.modality == "CT"
     assert [case.name for case in project.test] == ["patient_number_004"]
@@ -263,7 +357,10 @@ def test_relocate_finds_files_in_their_new_folder(cohort, monkeypatch, capsys):
     monkeypatch.chdir(cohort)
     (cohort / "scans").rename(cohort / "elsewhere")
     assert main(["relocate", "heart", "scans", "elsewhere"]) == 0
-    assert capsys.readouterr().out == "4 cases now read from elsewhere.\n"
+    assert lines_of(capsys) == [
+        "4 cases now read from elsewhere.",
+        "Next: medssl finetune heart --minutes 10",
+    ]
     project = Project.open(cohort / "heart")
     assert all(path.exists() for path in project.files)
     assert {path.parent.name for path in project.files} == {"elsewhere", "masks"}

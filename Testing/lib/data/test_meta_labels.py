@@ -7,7 +7,7 @@ import math
 import os
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -81,6 +81,22 @@ def test_unusable_columns_are_dropped_with_the_reason(values, reason):
     labels = build_metalabels(cohort(column=values), [8] * 4)
     assert labels.names == ("patient", "position") and reason in labels.dropped["column"]
     assert labels.describe()[-1] == f"Not used: column ({labels.dropped['column']})."
+
+
+def test_reasons_are_said_of_one_column_and_of_several():
+    labels = build_metalabels(cohort(column=["1", "2", "1", "2"]), [8] * 4)
+    reason = labels.dropped["column"]
+    assert labels.describe()[-1].endswith(
+        "column (it holds numbers; name it to use it as categories)."
+    )
+    several = replace(labels, dropped={"a": reason, "b": reason})
+    words = "Not used: a, b (they hold numbers; name one to use it as categories)."
+    assert several.describe()[-1] == words
+
+
+def test_an_unknown_column_is_answered_with_what_was_meant():
+    with pytest.raises(InputError, match="Did you mean 'patient'?"):
+        build_metalabels(cohort(), [8] * 4, names=["patent"])
 
 
 def test_a_column_that_all_scans_of_a_patient_share_serves_when_it_is_named():

@@ -211,6 +211,7 @@ def shortened(words: list[str]) -> list[str]:
 
 def without_figures(text: str) -> str:
     """The words of a terminal: numbers and times, and the widths that follow them, masked."""
+    text = re.sub(r"(?<=look at )\S+(?= first)", "#", text)
     text = re.sub(r"\d+ (?:s|min)\b", "#", text)
     text = re.sub(r"(?<![\w_])[+-]?\d+(?:\.\d+)?", "#", text)
     lines = [re.sub(r"[ ─]{2,}", "  ", line).rstrip() for line in text.splitlines()]

@@ -374,15 +374,10 @@ def test_kept_pseudo_labels_become_dense_labels_and_a_missing_file_is_named(tmp_
         pseudo_labelled(cases, tmp_path, ["x", "y"])
 
 
-def test_pieces_that_are_not_taught_are_told_of_a_few_cases():
-    rows = {f"case{n}": {"taken_away": {"cyst": {"pieces": n, "ml": 0.5}}} for n in range(1, 6)}
-    rows["whole"] = {"taken_away": {}}
-    why, *cases = taken_from({"cases": rows})
-    assert "in 5 of 6 cases" in why and "--clean none" in why
-    assert cases == [
-        "case1: 1 piece of cyst (0.5 ml) not taught.",
-        "case2: 2 pieces of cyst (0.5 ml) not taught.",
-        "case3: 3 pieces of cyst (0.5 ml) not taught.",
-        "... and 2 more like these.",
-    ]
-    assert taken_from({"cases": {"whole": {}}}) == []
+def test_pieces_that_are_not_taught_are_told_in_one_sentence():
+    one = {"taken_away": {"left": {"pieces": 1, "ml": 0.25}}}
+    two = {"taken_away": {"left": {"pieces": 2, "ml": 0.5}, "right": {"pieces": 1, "ml": 1.0}}}
+    summary = {"cases": {"a": one, "b": two, "c": {"taken_away": {}}, "d": one, "e": one}}
+    (said,) = taken_from(summary)
+    assert "5 pieces of left (1.25 ml) and 1 piece of right (1 ml), in a, b, d and 1 more" in said
+    assert taken_from({"cases": {"c": {"taken_away": {}}}}) == []

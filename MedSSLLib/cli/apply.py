@@ -279,6 +279,14 @@ def export(args: argparse.Namespace, events: Events) -> None:
     from MedSSLLib.interop.export import run_export
 
     say(args, f"Written to {run_export(project, args.run, args.to, args.out, events)}")
+    say(args, f"Next: {_AFTER_EXPORT[args.to].format(out=shlex.quote(str(args.out)))}")
+
+
+_AFTER_EXPORT = {
+    "bundle": "{out}/docs/README.md says how MONAI runs it",
+    "torchscript": "load it with torch.jit.load; an extra file in it has grid and intensities",
+    "onnx": "load it with onnxruntime; its metadata have grid and intensities",
+}
 
 
 def _import_arguments(parser: argparse.ArgumentParser) -> None:

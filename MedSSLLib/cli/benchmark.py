@@ -217,6 +217,8 @@ def benchmark(args: argparse.Namespace, events: Events) -> None:
         for text in recommendations(study):
             say(args, f"{study.data}: {text}")
     say(args, f"Report: {args.out / 'report.html'}")
+    if args.kind == "labels":
+        say(args, "Next: the same command with more --counts, --choices or --methods goes on")
 
 
 def _print_study(study: Study) -> None:

@@ -77,6 +77,9 @@ def examine(folder: Path | None = None) -> dict[str, Any]:
     return facts
 
 
+READY = "All is ready.\nNext: medssl demo, or medssl init heart --images scans/"
+
+
 def as_text(facts: dict[str, Any]) -> str:
     """The findings for people."""
     devices = _device_names(facts["devices"])
@@ -100,7 +103,7 @@ def as_text(facts: dict[str, Any]) -> str:
     for problem in facts["problems"]:
         kind = "Problem" if problem["fatal"] else "Advice"
         lines += ["", f"{kind}: {problem['what']}", f"    {problem['fix']}"]
-    return "\n".join([*lines, "", "All is ready." if facts["ok"] else "Training cannot work yet."])
+    return "\n".join([*lines, "", READY if facts["ok"] else "Training cannot work yet."])
 
 
 def _import_all(names: list[str]) -> tuple[dict[str, str], dict[str, Any]]:

@@ -43,14 +43,17 @@ def _show_arguments(parser: argparse.ArgumentParser) -> None:
 
 def show(args: argparse.Namespace, events: Events) -> None:
     from MedSSLLib.cli import tables
+    from MedSSLLib.project.next_step import next_line
     from MedSSLLib.project.project import Project
     from MedSSLLib.project.runs import summary
 
-    run = summary(Project.open(args.project).require_run(args.run))
+    project = Project.open(args.project)
+    run = summary(project.require_run(args.run))
     if args.json:
         print_json(run)
-    else:
-        tables.print_run(run)
+        return
+    tables.print_run(run)
+    say(args, next_line(project, args.project))
 
 
 def _settings_arguments(parser: argparse.ArgumentParser) -> None:
@@ -95,6 +98,7 @@ def settings(args: argparse.Namespace, events: Events) -> None:
         print_json([dict(zip(names, row, strict=True)) for row in rows])
         return
     tables.print_table(("--set KEY", "value", "what it is"), rows)
+    say(args, f"Next: medssl {args.for_command} PROJECT --set KEY=VALUE changes one")
 
 
 def _doctor_arguments(parser: argparse.ArgumentParser) -> None:
@@ -155,6 +159,7 @@ def demo(args: argparse.Namespace, events: Events) -> None:
     say(args, result.verdict())
     say(args, f"Picture: {result.picture}")
     say(args, f"Report: {result.report}")
+    say(args, "Next: medssl init heart --images scans/ begins with scans of your own")
 
 
 def _free_folder() -> Path:

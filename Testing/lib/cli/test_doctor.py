@@ -25,7 +25,9 @@ def test_this_environment_is_complete_and_named():
     assert facts["packages"]["torch"]["version"] and facts["devices"]["threads"] >= 1
     assert facts["memory_gib"] > 0 and facts["disk_gib"] > 0 and facts["threads"]["cores"] >= 1
     text = doctor.as_text(facts)
-    assert "All is ready." in text and facts["packages"]["monai"]["version"] in text
+    assert (
+        "All is ready.\nNext: medssl demo" in text and facts["packages"]["monai"]["version"] in text
+    )
     json.dumps(facts, allow_nan=False)
 
 

@@ -714,6 +714,7 @@ def test_runs_and_show_tell_what_a_run_folder_holds(project, capsys):
     assert main(["show", str(project), "first"]) == 0
     text = capsys.readouterr().out
     assert "optimiser.lr" in text and "0.5" in text and "0.812" in text and "config.json" in text
+    assert text.splitlines()[-1].startswith("Next: medssl ")
 
 
 def test_runs_and_show_say_the_start_the_number_format_and_the_rounds(project, capsys):
@@ -780,6 +781,9 @@ def test_settings_lists_every_key_with_its_default(capsys):
         "resume",
         "options",
     }
+    assert main(["settings", "finetune"]) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == "Next: medssl finetune PROJECT --set KEY=VALUE changes one"
 
 
 @each("setting", ["preset=quick", "command=selftrain", "method=pgl", "resume=true"])

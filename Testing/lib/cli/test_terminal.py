@@ -161,7 +161,9 @@ def test_bars_of_a_benchmark_stay_above_its_results(monkeypatch, tmp_path, capsy
     args = build_parser().parse_args(argv)
     with Events([Told()]) as events:
         args.work(args, events)
-    assert lines_of(capsys) == ["done", f"Report: {tmp_path / 'report.html'}"]
+    first, report, last = lines_of(capsys)
+    assert (first, report) == ("done", f"Report: {tmp_path / 'report.html'}")
+    assert last.startswith("Next: the same command with more --counts")
 
 
 def test_of_a_long_stage_the_run_is_cut():

@@ -167,7 +167,10 @@ def evaluate(args: argparse.Namespace, events: Events) -> int:
     from MedSSLLib.project.project import Project
 
     known = scored_by(Project.open(args.project)) if args.project else {}
-    result = evaluate_folder(args.predictions, args.references, args.out, args.tolerance, **known)
+    result = evaluate_folder(
+        args.predictions, args.references, args.out, args.tolerance, **known, events=events
+    )
+    events.emit("done", command="evaluate")  # bars stay above the results
     _warn_of_unscored(result, events)
     if not args.quiet:
         tables.print_metrics(result)
@@ -238,8 +241,16 @@ def report(args: argparse.Namespace, events: Events) -> None:
     announce(args, f"Writing the report of {args.run} ...")
     from MedSSLLib.reporting.run_report import write_run_report
 
-    asked = {"predictions": args.predictions, "references": args.references}
-    written = write_run_report(project, args.run, args.out, tolerance_mm=args.tolerance, **asked)
+    written = write_run_report(
+        project,
+        args.run,
+        args.out,
+        tolerance_mm=args.tolerance,
+        predictions=args.predictions,
+        references=args.references,
+        events=events,
+    )
+    events.emit("done", command="report")  # bars stay above the last lines
     say(args, f"Report: {written}")
     say(args, "Next: open it in a browser")
 

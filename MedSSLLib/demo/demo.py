@@ -284,7 +284,9 @@ def _train_and_score(
             with clock.time(f"testing, {row.words}"):
                 _predict(project, row.run, settings.device, inner)
                 predictions = _predictions(project, row.run)
-                scored.append(score_predictions(project, predictions, row.words, TOLERANCE_MM))
+                scored.append(
+                    score_predictions(project, predictions, row.words, TOLERANCE_MM, inner)
+                )
     return tuple(scored)
 
 

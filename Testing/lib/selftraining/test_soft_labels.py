@@ -297,7 +297,11 @@ def test_a_run_with_soft_pseudo_labels(tmp_path, dim):
     found = {}
     for soft in (True, False):
         folder = selftrain.run_selftrain(
-            project, settings(name=f"soft-{soft}", dim=dim, options__soft=soft), Events()
+            project,
+            settings(
+                name=f"soft-{soft}", dim=dim, options__soft=soft, options__confident=0.9 * soft
+            ),
+            Events(),
         )
         entries = {path.name for path in folder.glob("pseudo/round-*/probabilities/*")}
         assert entries == ({"case1", "case2"} if soft else set())

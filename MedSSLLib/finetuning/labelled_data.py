@@ -12,7 +12,7 @@ from MedSSLLib.core.errors import InputError
 from MedSSLLib.data.cache import Cache
 from MedSSLLib.data.patch_samplers import SegmentationSampler
 from MedSSLLib.data.plan import Plan
-from MedSSLLib.images.components import piece_facts, undivided_on_slices
+from MedSSLLib.images.components import connected_on_slices, piece_facts
 from MedSSLLib.project.manifest import Case
 from MedSSLLib.training.context import TrainingContext
 
@@ -33,7 +33,7 @@ class LabelledData:
         annotated = {case.name: case.annotated.to_json() for case in cases if case.annotated}
         connected: list[int] = []
         if len(annotated) == len(cases):
-            connected = undivided_on_slices(self.labels(whole=False), classes)
+            connected = connected_on_slices(self.labels(whole=False), classes)
         single, foreground = piece_facts(self.labels(whole=True), classes)
         return {
             "labelled": _names(self.training),

@@ -222,7 +222,7 @@ def piece_facts(labels: Iterable[np.ndarray], classes: int) -> tuple[list[int], 
     return sorted(single - {0}), 0 in single
 
 
-def undivided_on_slices(labels: Iterable[np.ndarray], classes: int) -> list[int]:
+def connected_on_slices(labels: Iterable[np.ndarray], classes: int) -> list[int]:
     """Foreground classes that annotated slices show in one piece, on average; [] without such a
     slice.
 

@@ -278,7 +278,7 @@ def shows_air(path: str | os.PathLike[str]) -> bool:
     return bool(float(stored.min()) * slope + offset < _AIR)
 
 
-def remarks(path: str | os.PathLike[str]) -> list[tuple[str, str]]:
+def notices(path: str | os.PathLike[str]) -> list[tuple[str, str]]:
     """What a user should know about an image that can be used, as (general words, words for this
     file) each: a NIfTI file whose forms differ or say nothing, or that is not in millimetres; NRRD
     and MetaImage files that leave such things unsaid; DICOM that is shown inverted.

@@ -23,7 +23,7 @@ def unlike_training(plan: Plan, paths: Sequence[Path], grid: Geometry) -> list[s
         paths: the images of a case, one per channel.
         grid: the first image's.
     """
-    found = [f"{general} ({words})" for path in paths for general, words in io.remarks(path)]
+    found = [f"{general} ({words})" for path in paths for general, words in io.notices(path)]
     lengths = [length for length in plan.spacing if length is not None]
     smallest = sorted(grid.spacing)[: len(lengths)]  # of a plan in 2D, those within slices
     ratio = float(np.exp(np.mean(np.log(smallest)) - np.mean(np.log(lengths))))

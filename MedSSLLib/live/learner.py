@@ -19,7 +19,7 @@ from MedSSLLib.data.plan import Plan
 from MedSSLLib.finetuning.labelled_data import make_sampler
 from MedSSLLib.finetuning.mixing_task import Mix, MixingTask
 from MedSSLLib.finetuning.segmentation_task import SegmentationTask
-from MedSSLLib.images.components import piece_facts, undivided_on_slices
+from MedSSLLib.images.components import connected_on_slices, piece_facts
 from MedSSLLib.inference.model import Model
 from MedSSLLib.live.labels import FreshSlice, LiveLabels, LiveSampler
 from MedSSLLib.networks.ema import WeightAverage
@@ -276,7 +276,7 @@ class Learner:
         """
         maps = [self.labels.whole(name) for name in self.labels.names]
         single, foreground = piece_facts(maps, len(self.classes))
-        return single, foreground, undivided_on_slices(maps, len(self.classes))
+        return single, foreground, connected_on_slices(maps, len(self.classes))
 
     def keep_checkpoint(self) -> None:
         """Write the trainer's checkpoint.

@@ -15,10 +15,10 @@ from MedSSLLib.images.geometry import Geometry
 from MedSSLLib.images.io import (
     case_name,
     check_label,
+    notices,
     read_header,
     read_label,
     recorded_slices,
-    remarks,
     segment_names,
     slices_with_structures,
 )
@@ -203,7 +203,7 @@ def _remarks(cases: Iterable[Case]) -> list[str]:
     found: dict[str, list[str]] = {}
     for case in cases:
         for image in case.images:
-            for general, particular in remarks(image):
+            for general, particular in notices(image):
                 found.setdefault(general, []).append(f"{case.name}: {particular}")
     return [
         f"{general}, in {len(lines)} image{'s' * (len(lines) > 1)} ({lines[0]})"
@@ -287,7 +287,7 @@ def _check_grid(case: Case) -> None:
     try:
         check_label(case.label, grid, case=case.name)
     except InputError as error:
-        odd = "; ".join(f"{general}: {words}" for general, words in remarks(case.images[0]))
+        odd = "; ".join(f"{general}: {words}" for general, words in notices(case.images[0]))
         if not odd:
             raise
         finding = f"{error.finding} (of its image, {odd})"

@@ -91,13 +91,13 @@ def form_remarks(path: Path) -> list[tuple[str, str]]:
     """
     header = read_nifti_header(path)
     of_q, of_s = header.codes
-    remarks: list[tuple[str, str]] = []
+    notices: list[tuple[str, str]] = []
     if header.scale != 1.0:
         unit = _UNIT_NAMES[header.units & 7]
         lengths = _lengths(np.abs(header.sizes[1:4]) * header.scale)
-        remarks.append((f"the header gives lengths in {unit}", f"voxels are taken as {lengths} mm"))
+        notices.append((f"the header gives lengths in {unit}", f"voxels are taken as {lengths} mm"))
     if of_q <= 0 and of_s <= 0:
-        remarks.append(
+        notices.append(
             (
                 "the header does not say how the image lies in the patient (sform and qform codes "
                 "0)",
@@ -108,14 +108,14 @@ def form_remarks(path: Path) -> list[tuple[str, str]]:
     if of_q > 0 and of_s > 0 and not _same_place(header):
         used = "sform" if of_s == 1 and not _sheared(header.sform) else "qform"
         sform, qform = _described(header, header.sform), _described(header, header.qform)
-        remarks.append(
+        notices.append(
             (
                 "sform and qform place the image differently",
                 f"sform (code {of_s}) {_in_words(sform)}, qform (code {of_q}) {_in_words(qform)}; "
                 f"the {used} is used, as in 3D Slicer, and a label must lie there too",
             )
         )
-    return remarks
+    return notices
 
 
 def _described(header: NiftiHeader, affine: np.ndarray) -> Geometry:

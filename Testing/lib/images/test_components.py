@@ -8,6 +8,7 @@ from scipy import ndimage
 
 from MedSSLLib.images import components
 from MedSSLLib.images.components import (
+    connected_on_slices,
     kept_pieces,
     largest_components,
     piece_facts,
@@ -15,7 +16,6 @@ from MedSSLLib.images.components import (
     richest_components,
     surest_components,
     taken_away,
-    undivided_on_slices,
 )
 from MedSSLLib.images.labels import IGNORE
 from Testing.lib.case_helpers import each
@@ -124,17 +124,17 @@ def test_classes_that_annotated_slices_show_in_one_piece():
     volume[2:7, 4:7, 0:3] = volume[2:7, 4:7, 6:9] = 2
     volume[0:3, 8:11, 0:3] = volume[6:9, 8:11, 0:3] = 3
     volume[0:9, 9:12, 5:7] = volume[8, 9:12, 5:12] = volume[7:9, 9:12, 10:12] = 4
-    assert undivided_on_slices([on_slices(volume, (1, 4, 7))], 6) == [1]
-    assert undivided_on_slices([on_slices(volume, (1, 2, 3, 4, 5, 6, 7))], 6) == [1, 4], (
+    assert connected_on_slices([on_slices(volume, (1, 4, 7))], 6) == [1]
+    assert connected_on_slices([on_slices(volume, (1, 2, 3, 4, 5, 6, 7))], 6) == [1, 4], (
         "one slice of seven shows two"
     )
-    assert undivided_on_slices([on_slices(volume, (0, 5, 10), axis=1)], 6) == [1, 4], (
+    assert connected_on_slices([on_slices(volume, (0, 5, 10), axis=1)], 6) == [1, 4], (
         "across it 3 is two"
     )
-    assert undivided_on_slices(
+    assert connected_on_slices(
         [on_slices(volume, (1, 5, 9), axis=1), on_slices(volume, (2, 4, 6))], 6
     ) == [1, 4]
-    assert undivided_on_slices([], 3) == []
+    assert connected_on_slices([], 3) == []
 
 
 def test_the_surest_piece_is_kept_and_those_nearly_as_sure():

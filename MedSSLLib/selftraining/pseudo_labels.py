@@ -35,7 +35,7 @@ ENTRIES = "preprocessed"  # folder of a round
 GROWTH = 3.0
 # where a structure may be: its least probability, and voxels around; not from the paper
 SURE, MARGIN = 0.01, 4
-STEPS = 200  # of the confidence that is written, which has little to pack then
+CONFIDENCE_STEPS = 200  # of the confidence that is written, which has little to pack then
 HOLE_FRACTION = 0.05  # holes up to this fraction of a component are filled; not from the paper
 
 
@@ -136,7 +136,8 @@ def _write_case(
     plain, cleaned = _classes(model, likely, options)
     taken = taken_away(plain, np.where(plain == cleaned, plain, 0))
     seen = _classes(model, own, options)[1] if drawn else cleaned
-    confidence = (np.rint(likely.max(0) * STEPS) / STEPS).astype(np.float32)
+    confidence = likely.max(0)
+    confidence = (np.rint(confidence * CONFIDENCE_STEPS) / CONFIDENCE_STEPS).astype(np.float32)
     classes = np.where(person == IGNORE, cleaned, person)
     values = as_label_values(classes, project.values)
     like = case.images[0]

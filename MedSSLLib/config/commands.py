@@ -168,6 +168,12 @@ class LiveConfig(Frozen):
     pseudo_weight: float = Field(
         0.5, ge=0, description="Weight of a pseudo-labelled voxel against a drawn one (BCP: 0.5)."
     )
+    confident: float = Field(
+        0.9,
+        ge=0,
+        le=1,
+        description="Least probability of a pseudo-labelled voxel that counts; 0 = all.",
+    )
     known_after: int = Field(
         12, ge=1, description="Steps on new slices after which a preview counts as knowing them."
     )

@@ -23,7 +23,8 @@ LARGEST = 2**25  # voxels of a scan that is pseudo-labelled; not from a paper
 class PseudoLabels:
     """Class maps that the model has made of some cases, for mixing.
 
-    What a person has drawn of a case stands in its map as drawn. Cases take turns to be renewed.
+    What a person has drawn of a case stands in its map as drawn; where the model is not confident
+    nothing counts. Cases take turns to be renewed.
 
     Attributes:
         learner: the model.
@@ -32,6 +33,7 @@ class PseudoLabels:
 
     def __init__(self, learner: Learner, cases: Sequence[Case]) -> None:
         self.learner = learner
+        self._confident = learner.options.confident
         self._cases = list(cases)
         self._turn = 0
         self.held = LiveLabels(learner.labels.cache)
@@ -63,8 +65,11 @@ class PseudoLabels:
             yield
         single, _, connected = learner.pieces()
         kept = learner.model((*single, *connected)).kept(classes, likely)
+        decided = fill_small_holes(kept)
+        # what clean-up has changed is certain
+        decided[(likely < self._confident) & (decided == classes)] = IGNORE
         drawn = learner.labels.whole(case.name)
-        self.held.hold(case.name, np.where(drawn == IGNORE, fill_small_holes(kept), drawn))
+        self.held.hold(case.name, np.where(drawn == IGNORE, decided, drawn))
 
     def sampler(self) -> SegmentationSampler | None:
         """Patches of the cases in which a structure was found; None without such a case."""

@@ -11,6 +11,7 @@ from MedSSLLib.core.errors import GuardError
 from MedSSLLib.core.events import Events
 from MedSSLLib.images.labels import IGNORE, Annotated
 from MedSSLLib.live.live import open_session
+from MedSSLLib.live.pseudo import PseudoLabels
 from MedSSLLib.live.requests import Request
 from MedSSLLib.methods.options import configured
 from Testing.lib.core_helpers import Record
@@ -112,7 +113,8 @@ def test_it_rests_when_the_loss_is_flat_and_wakes_when_something_is_drawn(person
 
 
 def test_unlabelled_scans_teach_once_the_loss_is_flat_but_never_a_test_case(person, stack):
-    session = session_of(person, stack, optimiser__lr="1e-2", options__most_steps="150")
+    given = {"options__most_steps": "150", "options__confident": "0"}
+    session = session_of(person, stack, optimiser__lr="1e-2", **given)
     person.draw("case0", 4, 5, 6)
     person.draw("case1", 5, 6, 7)
     session.look()
@@ -123,6 +125,25 @@ def test_unlabelled_scans_teach_once_the_loss_is_flat_but_never_a_test_case(pers
     held = session._pseudo.held.whole("case0")
     assert (held[kept != IGNORE] == kept[kept != IGNORE]).all(), "what is drawn stands as drawn"
     assert (held != IGNORE).all()
+
+
+def test_where_the_model_is_not_confident_nothing_is_taught(person, stack):
+    session = session_of(person, stack, options__mixing="false", options__confident="0.7")
+    person.draw("case0", 4, 5, 6)
+    session.look()
+    train(session, 20)
+    learner, case = session.learner, person.project.case("case2")
+    pseudo = PseudoLabels(learner, [case])
+    for _ in pseudo.renew():
+        pass
+    cache = pseudo.held.cache
+    with learner.predicting() as model:
+        found = model.on_grid(cache.image("case2", (0, 0, 0), cache.shape("case2")[1:])).numpy()
+    held, unsure = pseudo.held.whole("case2"), found.max(0) < 0.7
+    assert (held == IGNORE).any() and (held != IGNORE).any()
+    assert not (held == IGNORE)[~unsure].any()
+    as_predicted = held == found.argmax(0)
+    assert not as_predicted[unsure].any(), "but where clean-up decides otherwise"
 
 
 def test_they_teach_after_so_many_steps_though_a_person_goes_on_drawing(person, stack):

@@ -169,7 +169,7 @@ class LiveConfig(Frozen):
         0.5, ge=0, description="Weight of a pseudo-labelled voxel against a drawn one (BCP: 0.5)."
     )
     confident: float = Field(
-        0.9,
+        0.0,
         ge=0,
         le=1,
         description="Least probability of a pseudo-labelled voxel that counts; 0 = all.",

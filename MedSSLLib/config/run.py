@@ -260,7 +260,6 @@ _VIEWS: dict[CommandName, dict[str, Any]] = {
 _CAME_LATER: dict[str, dict[str, Any]] = {
     "selftrain": {"shapes": False, "drawn_share": 0.0, "recipe": "contrast", "keep": "last"},
     "gcl": {"pixel_level": -1},
-    "live": {"confident": 0.0},
 }
 
 

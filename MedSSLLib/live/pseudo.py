@@ -23,8 +23,8 @@ LARGEST = 2**25  # voxels of a scan that is pseudo-labelled; not from a paper
 class PseudoLabels:
     """Class maps that the model has made of some cases, for mixing.
 
-    What a person has drawn of a case stands in its map as drawn; where the model is less
-    confident than it must be (``options.confident``) nothing counts. Cases take turns to be renewed.
+    What a person has drawn of a case stands in its map as drawn; where the model is less confident
+    than ``options.confident`` nothing counts. Cases take turns to be renewed.
 
     Attributes:
         learner: the model.

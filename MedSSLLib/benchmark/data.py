@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -211,3 +212,31 @@ def require_one_dimension(project: Project, dim: str, methods: Sequence[str]) ->
                 f"{', '.join(of_slices)} learns from slices, the other rows would train on volumes",
                 remedy="Give --set dim=2d and --pretrain-set dim=2d",
             )
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One choice of labelled volumes.
+
+    The number as in the file of splits, which choice it is, and the cases.
+    """
+
+    count: str
+    number: int
+    labelled: tuple[str, ...]
+
+    def run(self, row: str, tag: str) -> str:
+        """Name of the run of a row."""
+        return f"{row}-{self.count}-{self.number}-{tag}".replace("+", "-")
+
+
+def planned(
+    choices: Mapping[str, Sequence[Sequence[str]]], rows: Sequence[str]
+) -> list[tuple[Choice, str]]:
+    """What is to be trained and scored, in order: every row on every choice of labelled volumes."""
+    todo = []
+    for count, some in choices.items():
+        for number, labelled in enumerate(some):
+            choice = Choice(count, number, tuple(labelled))
+            todo += [(choice, row) for row in rows]
+    return todo

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from MedSSLLib import __version__
-from MedSSLLib.benchmark.data import require_one_dimension
+from MedSSLLib.benchmark.data import Choice, planned, require_one_dimension
 from MedSSLLib.benchmark.records import (
     BASELINE,
     GOES_ON,
@@ -216,34 +216,6 @@ def _require_comparable(project: Project, protocol: Protocol) -> None:
     require_one_dimension(project, protocol.config("finetune", "").dim, methods)
 
 
-def planned(
-    choices: Mapping[str, Sequence[Sequence[str]]], rows: Sequence[str]
-) -> list[tuple[Choice, str]]:
-    """What is to be trained and scored, in order: every row on every choice of labelled volumes."""
-    todo = []
-    for count, some in choices.items():
-        for number, labelled in enumerate(some):
-            choice = Choice(count, number, tuple(labelled))
-            todo += [(choice, row) for row in rows]
-    return todo
-
-
-@dataclass(frozen=True)
-class Choice:
-    """One choice of labelled volumes.
-
-    The number as in the file of splits, which choice it is, and the cases.
-    """
-
-    count: str
-    number: int
-    labelled: tuple[str, ...]
-
-    def run(self, row: str, tag: str) -> str:
-        """Name of the run of a row."""
-        return f"{row}-{self.count}-{self.number}-{tag}".replace("+", "-")
-
-
 def _score(
     project: Project, protocol: Protocol, row: str, choice: Choice, events: Events
 ) -> dict[str, Any]:
@@ -348,7 +320,7 @@ def _train(project: Project, protocol: Protocol, row: str, choice: Choice, event
             options__recipe=GOES_ON[on_top],
             **annotated,
         )
-        if not _finished(project, config, protocol):
+        if not _finished(project, config, protocol.minutes):
             _train(project, protocol, base, choice, events)
             _run(run_selftrain, project, config, events)
         return name
@@ -358,7 +330,7 @@ def _train(project: Project, protocol: Protocol, row: str, choice: Choice, event
     if encoder != BASELINE:
         extra |= {"init": f"{encoder}-{protocol.tag}", "freeze_encoder": frozen}
     config = protocol.config("finetune", name, labelled=choice.labelled, **extra)
-    if not _finished(project, config, protocol):
+    if not _finished(project, config, protocol.minutes):
         if encoder != BASELINE:
             _pretrain(project, protocol, encoder, events)
         _run(run_finetune, project, config, events)
@@ -369,12 +341,12 @@ def _pretrain(project: Project, protocol: Protocol, encoder: str, events: Events
     """Pre-train the encoder unless that was done. One encoder serves all choices."""
     method, settings = pretraining_of(encoder)
     config = protocol.config("pretrain", f"{encoder}-{protocol.tag}", method=method, **settings)
-    if not _finished(project, config, protocol):
+    if not _finished(project, config, protocol.minutes):
         _run(run_pretrain, project, config, events)
 
 
-def _finished(project: Project, config: RunConfig, protocol: Protocol) -> bool:
-    """Whether the run is done.
+def _finished(project: Project, config: RunConfig, minutes: float | None = None) -> bool:
+    """Whether the run is done; ``minutes`` are those that were turned into steps.
 
     Raises:
         InputError: the run of that name, done or begun, has other settings.
@@ -384,7 +356,7 @@ def _finished(project: Project, config: RunConfig, protocol: Protocol) -> bool:
     if there and run.finished and _length(project, config.name)["steps"] == config.training.steps:
         # the run by which minutes were turned into steps
         by_the_clock = run.config.training.minutes
-        if by_the_clock and by_the_clock == protocol.minutes:
+        if by_the_clock and by_the_clock == minutes:
             config = config.override({"training.minutes": by_the_clock})
     if there and (found := unlike(run.config, config)):
         raise InputError(

@@ -1,4 +1,4 @@
-"""``predict``, ``evaluate``, ``export``, ``import``, ``report``: using a trained model."""
+"""``predict``, ``evaluate``, ``export``, ``import``: using a trained model."""
 
 from __future__ import annotations
 
@@ -206,55 +206,6 @@ def _first(names: list[str]) -> str:
     return ", ".join(names[:5]) + (" ..." if len(names) > 5 else "")
 
 
-def _report_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("project", type=Path, metavar="PROJECT")
-    parser.add_argument("--run", required=True, metavar="RUN")
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE.html")
-    parser.add_argument(
-        "--predictions",
-        type=Path,
-        metavar="DIR",
-        help="segmentations by this run, to score and show",
-    )
-    parser.add_argument(
-        "--references",
-        type=Path,
-        metavar="DIR",
-        help="labels that no training has read: scores the "
-        "pseudo-labels of every round of self-training",
-    )
-    parser.add_argument(
-        "--tolerance",
-        type=positive(float),
-        default=1.0,
-        metavar="MM",
-        help="tolerance of surface Dice (default: 1 mm)",
-    )
-    output_options(parser, events=False)
-
-
-def report(args: argparse.Namespace, events: Events) -> None:
-    from MedSSLLib.project.project import Project
-
-    project = Project.open(args.project)
-    project.require_run(args.run)
-    announce(args, f"Writing the report of {args.run} ...")
-    from MedSSLLib.reporting.run_report import write_run_report
-
-    written = write_run_report(
-        project,
-        args.run,
-        args.out,
-        tolerance_mm=args.tolerance,
-        predictions=args.predictions,
-        references=args.references,
-        events=events,
-    )
-    events.emit("done", command="report")  # bars stay above the last lines
-    say(args, f"Report: {written}")
-    say(args, "Next: open it in a browser")
-
-
 def scored_by(project: Project) -> dict[str, Any]:
     """What a project says of its labels to those who score: classes, and which slices count."""
     return {
@@ -401,19 +352,5 @@ COMMANDS = (
         "whether it was taken. "
         "MONAI's DynUNet with residual blocks fits by name; of others the convolutions are taken "
         "by shape, in order.",
-    ),
-    Command(
-        "report",
-        "Write a run's report as one HTML file.",
-        _report_arguments,
-        report,
-        "PROJECT --run RUN --out FILE.html [options]",
-        (
-            "medssl report heart --run finetune-1 --out report.html",
-            "medssl report heart --run finetune-1 --predictions segmentations/ --out report.html",
-        ),
-        "Curves, settings and environment; with --predictions also scores and overlays of the "
-        "best, the median "
-        "and the worst case. The file is self-contained.",
     ),
 )

@@ -305,8 +305,8 @@ def _run_labels(args: argparse.Namespace, events: Events) -> Project:
         raise InputError(
             f"--counts {args.counts!r} is not a list of numbers", remedy="Example: --counts 1,2,8"
         )
-    from MedSSLLib.benchmark.data import open_data
-    from MedSSLLib.benchmark.protocol import Protocol, planned, run_labels
+    from MedSSLLib.benchmark.data import open_data, planned
+    from MedSSLLib.benchmark.protocol import Protocol, run_labels
 
     protocol = Protocol(
         tuple(_row(text.strip()) for text in args.methods.split(",")),
@@ -380,8 +380,7 @@ COMMANDS = (
         (
             "medssl benchmark labels --data heart --quick --out first-look",
             "medssl benchmark labels --data heart --counts 1,2,8 --choices 3 --methods "
-            "random,pgl,pgl+selftrain "
-            "--minutes-per-run 10 --pretrain-minutes 30 --out heart-benchmark",
+            "random,pgl,pgl+mixing --minutes-per-run 10 --pretrain-minutes 30 --out compared",
             "medssl benchmark tables --results a/results.json b/results.json --out both",
             "medssl benchmark effort --data heart --slices 12 --seeds 1 --out heart-effort",
             "medssl benchmark speed --out speed",
@@ -393,10 +392,9 @@ COMMANDS = (
         "trains on three slices of every labelled volume. A count that splits.json lacks takes the "
         "first volumes of the next larger one. Takes hours, with --quick minutes; run it again to "
         "go on where it was stopped, or to add methods and counts; other settings need another "
-        "--out. No data are changed. effort lets a scripted person draw and measures how many "
-        "slices, voxels and how much contour it takes until test cases reach a Dice of 0.70, 0.80 "
-        "and 0.85. speed measures this computer, without data: what training, "
-        "prediction and augmentation cost over the bare "
-        "network and against MONAI, in some ten minutes.",
+        "--out. effort lets a scripted person draw and measures slices, voxels and contour until "
+        "test cases reach a Dice of 0.70, 0.80 and 0.85. speed measures this computer, without "
+        "data: what training, prediction and augmentation cost over the bare network and against "
+        "MONAI, in some ten minutes.",
     ),
 )

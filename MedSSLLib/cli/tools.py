@@ -1,11 +1,20 @@
-"""``runs``, ``show``, ``demo``, ``settings``, ``doctor``: finding one's way."""
+"""``runs``, ``show``, ``report``, ``demo``, ``settings``, ``doctor``: finding one's way."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-from MedSSLLib.cli.command import Command, announce, method, output_options, print_json, say, seed
+from MedSSLLib.cli.command import (
+    Command,
+    announce,
+    method,
+    output_options,
+    positive,
+    print_json,
+    say,
+    seed,
+)
 from MedSSLLib.cli.train import TYPED
 from MedSSLLib.core.events import Events
 
@@ -54,6 +63,55 @@ def show(args: argparse.Namespace, events: Events) -> None:
         return
     tables.print_run(run)
     say(args, next_line(project, args.project))
+
+
+def _report_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("project", type=Path, metavar="PROJECT")
+    parser.add_argument("--run", required=True, metavar="RUN")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE.html")
+    parser.add_argument(
+        "--predictions",
+        type=Path,
+        metavar="DIR",
+        help="segmentations by this run, to score and show",
+    )
+    parser.add_argument(
+        "--references",
+        type=Path,
+        metavar="DIR",
+        help="labels that no training has read: scores the "
+        "pseudo-labels of every round of self-training",
+    )
+    parser.add_argument(
+        "--tolerance",
+        type=positive(float),
+        default=1.0,
+        metavar="MM",
+        help="tolerance of surface Dice (default: 1 mm)",
+    )
+    output_options(parser, events=False)
+
+
+def report(args: argparse.Namespace, events: Events) -> None:
+    from MedSSLLib.project.project import Project
+
+    project = Project.open(args.project)
+    project.require_run(args.run)
+    announce(args, f"Writing the report of {args.run} ...")
+    from MedSSLLib.reporting.run_report import write_run_report
+
+    written = write_run_report(
+        project,
+        args.run,
+        args.out,
+        tolerance_mm=args.tolerance,
+        predictions=args.predictions,
+        references=args.references,
+        events=events,
+    )
+    events.emit("done", command="report")  # bars stay above the last lines
+    say(args, f"Report: {written}")
+    say(args, "Next: open it in a browser")
 
 
 def _settings_arguments(parser: argparse.ArgumentParser) -> None:
@@ -185,6 +243,20 @@ COMMANDS = (
         show,
         "PROJECT RUN [--json]",
         ("medssl show heart finetune-1",),
+    ),
+    Command(
+        "report",
+        "Write a run's report as one HTML file.",
+        _report_arguments,
+        report,
+        "PROJECT --run RUN --out FILE.html [options]",
+        (
+            "medssl report heart --run finetune-1 --out report.html",
+            "medssl report heart --run finetune-1 --predictions segmentations/ --out report.html",
+        ),
+        "Curves, settings and environment; with --predictions also scores and overlays of the "
+        "best, the median "
+        "and the worst case. The file is self-contained.",
     ),
     Command(
         "demo",

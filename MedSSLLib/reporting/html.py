@@ -46,7 +46,10 @@ dl + p, ul + p, ul + .scroll { margin-top: 16px; }
 .card:only-child { max-width: 260px; }
 .card span { color: var(--soft); font-size: 13px; display: block; }
 .card b + span { color: var(--ink); font-weight: 550; margin-top: 3px; }
-.scroll { overflow-x: auto; margin-bottom: 18px; }
+/* a shadow on the right as long as there is more of a table: it stays, the cover scrolls away with the table's end */
+.scroll { overflow-x: auto; margin-bottom: 18px; background:
+  linear-gradient(270deg, var(--card) 12px, transparent) 100% 0/32px 100% no-repeat local,
+  linear-gradient(270deg, rgba(127, 127, 127, .45), transparent) 100% 0/16px 100% no-repeat scroll; }
 table { border-collapse: collapse; width: 100%; font-size: 14px; font-variant-numeric: tabular-nums; }
 caption { text-align: left; color: var(--accent); font-size: 14px; font-weight: 600; padding-bottom: 2px; }
 th { text-align: left; font-weight: 600; color: var(--soft); font-size: 12.5px; }

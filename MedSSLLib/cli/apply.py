@@ -15,8 +15,8 @@ from MedSSLLib.cli.command import (
     device_options,
     output_options,
     parse_settings,
-    positive,
     say,
+    tolerance_option,
 )
 from MedSSLLib.core.events import Events
 
@@ -145,13 +145,7 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", type=Path, required=True, metavar="FILE", help="JSON file to write"
     )
-    parser.add_argument(
-        "--tolerance",
-        type=positive(float),
-        default=1.0,
-        metavar="MM",
-        help="tolerance of surface Dice (default: 1 mm)",
-    )
+    tolerance_option(parser)
     parser.add_argument(
         "--project",
         type=Path,

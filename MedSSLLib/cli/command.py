@@ -53,6 +53,17 @@ def output_options(parser: argparse.ArgumentParser, *, events: bool = True) -> N
     group.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
 
+def tolerance_option(parser: argparse.ArgumentParser) -> None:
+    """``--tolerance`` of commands that score."""
+    parser.add_argument(
+        "--tolerance",
+        type=positive(float),
+        default=1.0,
+        metavar="MM",
+        help="tolerance of surface Dice (default: 1 mm)",
+    )
+
+
 def device_options(group: argparse._ArgumentGroup) -> None:
     """``--device --precision``."""
     group.add_argument("--device", metavar="NAME", help="auto (default), cpu, cuda or cuda:N")

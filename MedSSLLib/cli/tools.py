@@ -10,10 +10,10 @@ from MedSSLLib.cli.command import (
     announce,
     method,
     output_options,
-    positive,
     print_json,
     say,
     seed,
+    tolerance_option,
 )
 from MedSSLLib.cli.train import TYPED
 from MedSSLLib.core.events import Events
@@ -82,13 +82,7 @@ def _report_arguments(parser: argparse.ArgumentParser) -> None:
         help="labels that no training has read: scores the "
         "pseudo-labels of every round of self-training",
     )
-    parser.add_argument(
-        "--tolerance",
-        type=positive(float),
-        default=1.0,
-        metavar="MM",
-        help="tolerance of surface Dice (default: 1 mm)",
-    )
+    tolerance_option(parser)
     output_options(parser, events=False)
 
 

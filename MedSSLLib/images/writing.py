@@ -28,7 +28,9 @@ _INTERPOLATORS = {
 
 
 FAST = 1
-"""Level of compression: the usual 6 took half of the time of a prediction for a few per cent."""
+"""Level of compression: the usual 6 takes six times as long for volumes of floats and makes them no
+smaller; label maps, of some kilobytes, are half as large with it.
+"""
 
 
 def write_image(

@@ -11,24 +11,31 @@ grey matter, 3 white matter; cortex, cisterns and air are background.
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import cycle, zip_longest
+from itertools import cycle
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from scipy import ndimage
 
 from MedSSLLib.core.errors import InputError
-from MedSSLLib.core.files import atomic_path, write_json
+from MedSSLLib.demo.acquisition import mr_values
 from MedSSLLib.demo.atlas import CENTRE, EXTENT, Atlas, load_atlas
-from MedSSLLib.images import io
+from MedSSLLib.demo.deformation import (
+    KNOTS,
+    all_values_at,
+    flow_of,
+    index_grid,
+    random_pose,
+    random_velocity,
+    rotation_matrix,
+    values_at,
+)
+from MedSSLLib.demo.folders import About, Progress, Subject, write_folder
 from MedSSLLib.images.geometry import Geometry, Volume
 
 CLASSES = {"1": "lateral ventricles", "2": "deep grey matter", "3": "white matter"}
-_KNOTS = 5.0  # mm between nodes of the velocity field
 
 
 @dataclass(frozen=True)
@@ -59,15 +66,6 @@ SCANNERS = {
 """How each scanner acquires."""
 
 
-@dataclass(frozen=True)
-class Subject:
-    """One simulated scan (uint16), its label (uint8) on the same grid, and its metadata."""
-
-    image: Volume
-    label: Volume
-    metadata: dict[str, str]
-
-
 def blurred(atlas: Atlas, scanner: Scanner) -> Atlas:
     """The atlas under a Gaussian of 0.35 voxels of a scanner.
 
@@ -89,9 +87,9 @@ def simulate_subject(atlas: Atlas, name: str, generator: np.random.Generator) ->
     geometry, tilted = sample_grid(scanner, generator)
     displacement = sample_displacement(atlas, widening, generator)
     points = _template_points(geometry, generator)
-    knots = (points - atlas.origin) / _KNOTS
-    points = points + np.moveaxis(_interpolate_all(displacement, knots), 0, -1)
-    maps = _interpolate_all(atlas.maps, points - atlas.origin)
+    knots = (points - atlas.origin) / KNOTS
+    points = points + np.moveaxis(all_values_at(displacement, knots), 0, -1)
+    maps = all_values_at(atlas.maps, points - atlas.origin)
     image = _acquire(maps, scanner, generator)
     metadata = {
         "scanner": name,
@@ -107,7 +105,7 @@ def sample_grid(scanner: Scanner, generator: np.random.Generator) -> tuple[Geome
     The tilts turn about L, P and S.
     """
     angles = np.deg2rad([generator.uniform(*limits) for limits in scanner.tilts])
-    direction = _rotation(angles) @ np.array(scanner.axes, dtype=float).T
+    direction = rotation_matrix(angles) @ np.array(scanner.axes, dtype=float).T
     extent = np.abs(np.array(scanner.axes)) @ EXTENT
     size = np.round(extent / scanner.spacing).astype(int)
     isocentre = generator.uniform(-15, 15, 3)  # scanner coordinates of the field's centre
@@ -121,32 +119,13 @@ def sample_grid(scanner: Scanner, generator: np.random.Generator) -> tuple[Geome
     return geometry, bool(np.any(angles != 0))
 
 
-def _rotation(angles: np.ndarray) -> np.ndarray:
-    """Rotation matrix: about the first axis, then the second, then the third (radians)."""
-    matrix = np.eye(3)
-    for axis, angle in enumerate(angles):
-        turn = np.eye(3)
-        i, j = [a for a in range(3) if a != axis]
-        turn[i, i] = turn[j, j] = np.cos(angle)
-        turn[i, j], turn[j, i] = -np.sin(angle), np.sin(angle)
-        matrix = turn @ matrix
-    return matrix
-
-
 def _template_points(geometry: Geometry, generator: np.random.Generator) -> np.ndarray:
     """Template position (RAS mm, ``[k, j, i, 3]``) of every voxel under a random pose."""
-    index = _indices(geometry.shape)[..., ::-1]
+    index = index_grid(geometry.shape)[..., ::-1]
     middle = geometry.points((np.array(geometry.size) - 1) / 2)
     relative = (geometry.points(index) - middle) * np.array([-1.0, -1.0, 1.0])  # LPS to RAS
-    turned = _rotation(np.deg2rad(generator.normal(0, 4, 3)))
-    scaled = turned @ np.diag(generator.uniform(0.92, 1.08, 3))
-    pose = scaled + np.triu(generator.normal(0, 0.02, (3, 3)), 1)
+    pose = random_pose(generator, degrees=4, stretch=0.08, shear=0.02)
     return relative @ pose.T + CENTRE + generator.normal(0, 2.5, 3)
-
-
-def _indices(shape: tuple[int, ...]) -> np.ndarray:
-    """The index of every element of an array, ``[*shape, ndim]``."""
-    return np.moveaxis(np.indices(shape), 0, -1)
 
 
 def sample_displacement(
@@ -158,39 +137,12 @@ def sample_displacement(
 
     ``widening``: mm by which the walls of the ventricles move outwards (negative: inwards).
     """
-    x, y, z = (int(np.ceil(n / _KNOTS)) + 1 for n in atlas.maps.shape[1:])
-    velocity = np.zeros((3, x, y, z))
-    for sigma, amplitude in ((5.0, 3.0), (2.0, 1.2)):
-        noise = ndimage.gaussian_filter(
-            generator.normal(size=velocity.shape), (0, sigma, sigma, sigma)
-        )
-        velocity += amplitude * noise / noise.std()
-    nodes = _indices((x, y, z)) * _KNOTS
-    slope = np.stack(np.gradient(ndimage.gaussian_filter(_interpolate(atlas.maps[3], nodes), 1.2)))
+    x, y, z = (int(np.ceil(n / KNOTS)) + 1 for n in atlas.maps.shape[1:])
+    velocity = random_velocity((x, y, z), ((5.0, 3.0), (2.0, 1.2)), generator)
+    nodes = index_grid((x, y, z)) * KNOTS
+    slope = np.stack(np.gradient(ndimage.gaussian_filter(values_at(atlas.maps[3], nodes), 1.2)))
     velocity += widening * slope / np.abs(slope).max()
-    return _exponential(velocity / _KNOTS) * _KNOTS
-
-
-def _exponential(velocity: np.ndarray, squarings: int = 5) -> np.ndarray:
-    """Displacement (in nodes) of the flow of a stationary velocity field after unit time."""
-    grid = _indices(velocity.shape[1:])
-    flow = velocity / 2**squarings
-    for _ in range(squarings):
-        flow = flow + _interpolate_all(flow, grid + np.moveaxis(flow, 0, -1))
-    return flow
-
-
-def _interpolate(values: np.ndarray, places: np.ndarray) -> np.ndarray:
-    """Linear interpolation of ``values`` at continuous indices ``[..., ndim]``.
-
-    Outside, the edge value goes on.
-    """
-    return ndimage.map_coordinates(values, np.moveaxis(places, -1, 0), order=1, mode="nearest")
-
-
-def _interpolate_all(channels: np.ndarray, places: np.ndarray) -> np.ndarray:
-    """As :func:`_interpolate`, for every channel; stacked."""
-    return np.stack([_interpolate(values, places) for values in channels])
+    return flow_of(velocity / KNOTS) * KNOTS
 
 
 def _acquire(maps: np.ndarray, scanner: Scanner, generator: np.random.Generator) -> np.ndarray:
@@ -203,14 +155,7 @@ def _acquire(maps: np.ndarray, scanner: Scanner, generator: np.random.Generator)
     signal = np.clip(
         signal + generator.normal(0, 0.03) * grey + generator.normal(0, 0.03) * white, 0, None
     )
-    axes = np.meshgrid(*(np.linspace(-1, 1, n) for n in t1.shape), indexing="ij", sparse=True)
-    bias = sum(generator.normal(0, 0.12) * a + generator.normal(0, 0.08) * a * a for a in axes)
-    signal = signal * np.exp(bias)
-    sigma = scanner.noise * generator.uniform(0.7, 1.3)
-    noisy = np.hypot(
-        signal + generator.normal(0, sigma, t1.shape), generator.normal(0, sigma, t1.shape)
-    )
-    return np.clip(noisy * scanner.gain * generator.uniform(0.7, 1.4), 0, 65535).astype(np.uint16)
+    return mr_values(signal, scanner.noise, scanner.gain, generator)
 
 
 def _label(maps: np.ndarray) -> np.ndarray:
@@ -225,7 +170,7 @@ def simulate_cohort(
     *,
     subjects: int = 24,
     seed: int = 0,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Path:
     """Write a cohort as a folder; the same seed gives the same files.
 
@@ -243,68 +188,19 @@ def simulate_cohort(
         )
     folder, template = Path(out), load_atlas()
     atlases = {name: blurred(template, scanner) for name, scanner in SCANNERS.items()}
-    rows = []
-    for index, scanner in zip(range(subjects), cycle(SCANNERS), strict=False):
-        name = f"subject{index + 1:02d}"
-        subject = simulate_subject(atlases[scanner], scanner, np.random.default_rng([seed, index]))
-        io.write_image(folder / "images" / f"{name}.nii.gz", subject.image)
-        io.write_image(folder / "labels" / f"{name}.nii.gz", subject.label)
-        rows.append({"case": name, "patient": name, **subject.metadata})
-        if progress is not None:
-            progress(index + 1, subjects)
-    with (
-        atomic_path(folder / "metadata.csv") as path,
-        path.open("w", newline="", encoding="utf-8") as stream,
-    ):
-        writer = csv.DictWriter(stream, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    splits = _splits(rows, seed)
-    write_json(folder / "splits.json", splits)
-    write_json(folder / "dataset.json", _dataset(splits))
+
+    def made() -> Iterator[tuple[str, Subject]]:
+        for index, scanner in zip(range(subjects), cycle(SCANNERS), strict=False):
+            generator = np.random.default_rng([seed, index])
+            subject = simulate_subject(atlases[scanner], scanner, generator)
+            yield f"subject{index + 1:02d}", subject
+
+    about = About(
+        "Simulated brains",
+        "T1-weighted brain scans simulated from the ICBM152 template",
+        "MR",
+        CLASSES,
+        subjects,
+    )
+    write_folder(folder, about, made(), seed, progress)
     return folder
-
-
-def _splits(rows: list[dict[str, str]], seed: int) -> dict[str, Any]:
-    """Last quarter for testing; of the rest, five choices of 1, 2 and 8 labelled."""
-    generator = np.random.default_rng([seed, len(rows), 1])
-    pool, test = rows[: -(len(rows) // 4)], rows[-(len(rows) // 4) :]
-    labelled = {}
-    for count in (1, 2, 8):
-        if count <= len(pool):
-            labelled[str(count)] = [_choice(pool, count, generator) for _ in range(5)]
-    return {
-        "unit": "case",
-        "test": [row["case"] for row in test],
-        "pool": [row["case"] for row in pool],
-        "labelled": labelled,
-        "classes": CLASSES,
-    }
-
-
-def _dataset(splits: dict[str, Any]) -> dict[str, Any]:
-    """The cohort in the Decathlon's form, so that class names are known to whoever reads it."""
-
-    def entries(names: list[str]) -> list[dict[str, str]]:
-        files = [f"{name}.nii.gz" for name in names]
-        return [{"image": f"images/{file}", "label": f"labels/{file}"} for file in files]
-
-    return {
-        "name": "Simulated brains",
-        "description": "T1-weighted brain scans simulated from the ICBM152 template",
-        "modality": {"0": "MR"},
-        "labels": {"0": "background", **CLASSES},
-        "training": entries(splits["pool"]),
-        "test": entries(splits["test"]),
-    }
-
-
-def _choice(pool: list[dict[str, str]], n: int, generator: np.random.Generator) -> list[str]:
-    """Names of ``n`` random subjects; scanners, in random order, take turns."""
-    queues: dict[str, list[str]] = {}
-    for index in generator.permutation(len(pool)):
-        queues.setdefault(pool[index]["scanner"], []).append(pool[index]["case"])
-    turns: list[str] = []
-    for group in zip_longest(*queues.values()):
-        turns += [name for name in group if name is not None]
-    return sorted(turns[:n])

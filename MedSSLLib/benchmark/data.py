@@ -12,6 +12,7 @@ from MedSSLLib.core.files import load_json
 from MedSSLLib.data.plan import make_plan
 from MedSSLLib.data.random import Stream, random_stream
 from MedSSLLib.methods import load_method
+from MedSSLLib.project.layouts import Source, discover
 from MedSSLLib.project.manifest import FILE_NAME, Case
 from MedSSLLib.project.project import Project
 from MedSSLLib.training.planning import readable_headers
@@ -29,13 +30,14 @@ def open_data(
     The first call makes the project.
 
     The user's project, if ``data`` is one, is not changed. Without ``splits.json`` and test cases,
-    test cases are drawn from the patients with a label; choices are drawn from the cases with a
-    label that are left. Of a count that ``splits.json`` lacks, choices are the first volumes of its
-    choices of the next larger count (see choices_of).
+    test cases are drawn from the patients with a label; so they are where those that a
+    ``dataset.json`` names have no label, as in the Decathlon: these are scans without a label then.
+    Choices are drawn from the cases with a label that are left. Of a count that ``splits.json``
+    lacks, choices are the first volumes of its choices of the next larger count (see choices_of).
 
     Args:
-        data: a project, a folder with images/, labels/ and perhaps splits.json, or a Decathlon
-            folder.
+        data: a project, a folder with images/, labels/ and perhaps splits.json, or a Decathlon or
+            nnU-Net folder, perhaps with splits.json too.
         folder: where the project is kept.
         counts: numbers of labelled volumes, or 'all'.
         choices: how many choices of each.
@@ -49,12 +51,10 @@ def open_data(
     if (folder / FILE_NAME).exists():
         project = Project.open(folder)
     else:
-        project = (
-            _copied(data, folder)
-            if (data / FILE_NAME).is_file()
-            else _created(data, folder, splits)
-        )
-        if not project.test:
+        theirs = (data / FILE_NAME).is_file()
+        project = _copied(data, folder) if theirs else _created(data, folder, splits)
+        scored = [case for case in project.test if case.label]
+        if not (project.test if theirs else scored):
             _draw_test(project, seed)
         project.set_roles(labelled="")
         project.save()
@@ -80,39 +80,47 @@ def _created(data: Path, folder: Path, splits: Any) -> Project:
             remedy="Give a project, or a folder with images/ and labels/",
         )
     images = data / "images" if (data / "images").is_dir() else data
-    test = [] if splits is None else _named(splits, "test", data, images)
-    labels: Path | None = data / "labels"
+    labels: Path | None = data / "labels" if (data / "labels").is_dir() else None
     metadata = data / "metadata.csv"
     if (data / "dataset.json").is_file():  # it names the labels itself
         images, labels = data, None
-    return Project.create(
+    test = [] if splits is None else _tested(splits, data, discover([images], labels))
+    project = Project.create(
         folder,
         images,
-        labels=labels if labels and labels.is_dir() else None,
+        labels=labels,
         metadata=metadata if metadata.is_file() else None,
         test=",".join(test),
     )
+    if test:  # none but these, whatever a dataset.json says
+        project.set_roles(labelled="", test=",".join(test))
+    return project
 
 
-def _named(splits: Any, key: str, data: Path, images: Path) -> list[str]:
-    """Case names of a list in the splits.
+def _tested(splits: Any, data: Path, source: Source) -> list[str]:
+    """Names of the test cases in the splits, among the cases that there are.
 
-    The list may name patients: the part of a case name before the first '_'.
+    The splits may name patients: the part of a case name before the first '_'.
     """
-    from MedSSLLib.images.io import case_name, find_images
-
+    path = data / "splits.json"
     try:
-        wanted, by_patient = set(map(str, splits[key])), splits.get("unit") == "patient"
+        wanted, by_patient = set(map(str, splits["test"])), splits.get("unit") == "patient"
     except (KeyError, TypeError, AttributeError):
         raise InputError(
-            f"does not hold {key!r}",
-            file=data / "splits.json",
+            "does not hold 'test'",
+            file=path,
             remedy='Write {"test": [...], "labelled": {"2": [[...], ...]}}, or remove the file',
         ) from None
     found = []
-    for name in map(case_name, find_images(images)):
-        if name in wanted or (by_patient and name.split("_")[0] in wanted):
-            found.append(name)
+    for case in source.cases:
+        if case.name in wanted or (by_patient and case.name.split("_")[0] in wanted):
+            found.append(case.name)
+    if wanted and not found:
+        raise InputError(
+            f"names no test case that there is: {', '.join(sorted(wanted)[:3])}",
+            file=path,
+            remedy="Name cases as their files are called, without the extension",
+        )
     return found
 
 

@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from MedSSLLib.benchmark.records import BASELINE, base_row, baseline_of, difference, given
+from MedSSLLib.benchmark.records import (
+    BASELINE,
+    GOES_ON,
+    base_row,
+    baseline_of,
+    difference,
+    given,
+    parse_row,
+)
 from MedSSLLib.benchmark.tables import (
     NOTES,
     SHOWN,
@@ -16,6 +24,10 @@ from MedSSLLib.benchmark.tables import (
     shown,
     table_row,
 )
+from MedSSLLib.core.words import duration_words
+
+if TYPE_CHECKING:
+    from MedSSLLib.benchmark.protocol import Protocol
 
 LEAST_CHOICES = 3  # of labelled volumes, for a recommendation; not from the paper
 LONGER = 1.05  # times the baseline's length: a time limit is not kept to the second
@@ -137,3 +149,17 @@ def markdown(studies: Sequence[Study]) -> str:
         parts.append("\n".join(f"- {text}" for text in recommendations(study)))
     parts += NOTES
     return "\n\n".join(parts) + "\n"
+
+
+def forecast(protocol: Protocol, runs: int, test_cases: int) -> str:
+    """How much is to be done, and how long it takes where minutes say so."""
+    rows = [parse_row(row) for row in protocol.rows]
+    encoders = {row.encoder for row in rows} - {BASELINE}
+    before = f" and {len(encoders)} pre-training{'s' * (len(encoders) > 1)}" if encoders else ""
+    work = f"{runs} trainings{before}, each training scored on {test_cases} test cases"
+    if protocol.minutes is None or (encoders and protocol.pretrain_minutes is None):
+        return f"To do: {work}. The time left shows once the first is done"
+    longer = sum(row.on_top in ("longer", *GOES_ON) for row in rows) * runs / len(rows)
+    minutes = protocol.minutes * (runs + longer)
+    minutes += (protocol.pretrain_minutes or 0) * len(encoders)
+    return f"To do: {work}. Training takes {duration_words(60 * minutes)}, predicting comes on top"

@@ -16,11 +16,11 @@ from MedSSLLib.cli.command import (
     seed,
 )
 from MedSSLLib.cli.tables import print_table
+from MedSSLLib.cli.tools import data_set_arguments, make_data_set
 from MedSSLLib.core.errors import InputError
 from MedSSLLib.core.events import Events
 
 if TYPE_CHECKING:
-    from MedSSLLib.benchmark.protocol import Protocol
     from MedSSLLib.benchmark.tables import Study
     from MedSSLLib.project.project import Project
 
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 def _arguments(parser: argparse.ArgumentParser) -> None:
     kinds = parser.add_subparsers(
         dest="kind",
-        metavar="labels|tables|effort|speed",
+        metavar="labels|tables|effort|speed|data",
         required=True,
-        help="run it, tables only, drawing, or times",
+        help="run it, tables only, drawing, times, or data to run it on",
         prog="medssl benchmark",
     )
     labels = kinds.add_parser("labels", help="run the protocol", allow_abbrev=False)
@@ -50,7 +50,9 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
         "speed", help="steps, predictions and views against the bare work", allow_abbrev=False
     )
     _speed_arguments(speed)
-    for sub in (labels, tables, effort, speed):
+    data = kinds.add_parser("data", help="make a data set, without a network", allow_abbrev=False)
+    data_set_arguments(data)
+    for sub in (labels, tables, effort, speed, data):
         sub.add_argument(
             "--out", type=Path, required=sub is not speed, metavar="DIR", help="folder of results"
         )
@@ -198,6 +200,7 @@ def benchmark(args: argparse.Namespace, events: Events) -> None:
         "labels": "Comparing ways of training",
         "effort": "Drawing by script",
         "speed": "Timing this computer",
+        "data": "Drawing subjects",
     }
     announce(args, f"{words.get(args.kind, 'Reading results')} ...")
     if args.kind in _RUN_APART:
@@ -286,7 +289,7 @@ def _run_effort(args: argparse.Namespace, events: Events) -> None:
     say(args, f"Report: {files[-1]}")
 
 
-_RUN_APART = {"speed": _run_speed, "effort": _run_effort}
+_RUN_APART = {"speed": _run_speed, "effort": _run_effort, "data": make_data_set}
 
 
 def _row(text: str) -> str:
@@ -307,6 +310,7 @@ def _run_labels(args: argparse.Namespace, events: Events) -> Project:
         )
     from MedSSLLib.benchmark.data import open_data, planned
     from MedSSLLib.benchmark.protocol import Protocol, run_labels
+    from MedSSLLib.benchmark.recommendations import forecast
 
     protocol = Protocol(
         tuple(_row(text.strip()) for text in args.methods.split(",")),
@@ -327,7 +331,7 @@ def _run_labels(args: argparse.Namespace, events: Events) -> Project:
         args.data, args.out / "project" / name, counts, args.choices, args.seed
     )
     scored = sum(bool(case.label) for case in project.test)
-    say(args, _forecast(protocol, len(planned(choices, protocol.rows)), scored))
+    say(args, forecast(protocol, len(planned(choices, protocol.rows)), scored))
     run_labels(project, choices, protocol, args.out / "results.json", events)
     return project
 
@@ -352,23 +356,6 @@ def _fill_in(args: argparse.Namespace) -> None:
             setattr(args, option, quick if args.quick else usual)
 
 
-def _forecast(protocol: Protocol, runs: int, test_cases: int) -> str:
-    """How much is to be done, and how long it takes where minutes say so."""
-    from MedSSLLib.benchmark.records import BASELINE, GOES_ON, parse_row
-    from MedSSLLib.core.words import duration_words
-
-    rows = [parse_row(row) for row in protocol.rows]
-    encoders = {row.encoder for row in rows} - {BASELINE}
-    before = f" and {len(encoders)} pre-training{'s' * (len(encoders) > 1)}" if encoders else ""
-    work = f"{runs} trainings{before}, each training scored on {test_cases} test cases"
-    if protocol.minutes is None or (encoders and protocol.pretrain_minutes is None):
-        return f"To do: {work}. The time left shows once the first is done"
-    longer = sum(row.on_top in ("longer", *GOES_ON) for row in rows) * runs / len(rows)
-    minutes = protocol.minutes * (runs + longer)
-    minutes += (protocol.pretrain_minutes or 0) * len(encoders)
-    return f"To do: {work}. Training takes {duration_words(60 * minutes)}, predicting comes on top"
-
-
 COMMANDS = (
     Command(
         "benchmark",
@@ -376,7 +363,8 @@ COMMANDS = (
         _arguments,
         benchmark,
         "labels --data DIR|PROJECT --out DIR [options] | tables --results FILE... --out DIR | "
-        "effort --data DIR|PROJECT --out DIR [options] | speed [--out DIR]",
+        "effort --data DIR|PROJECT --out DIR [options] | speed [--out DIR] | "
+        "data NAME --out DIR [options]",
         (
             "medssl benchmark labels --data heart --quick --out first-look",
             "medssl benchmark labels --data heart --counts 1,2,8 --choices 3 --methods "
@@ -384,6 +372,7 @@ COMMANDS = (
             "medssl benchmark tables --results a/results.json b/results.json --out both",
             "medssl benchmark effort --data heart --slices 12 --seeds 1 --out heart-effort",
             "medssl benchmark speed --out speed",
+            "medssl benchmark data head-ct --out head-ct",
         ),
         "Trains every method on the same labelled volumes, scores test cases, and says which one "
         "to take, with its evidence, from 3 choices of labelled volumes up. Every run has the same "
@@ -395,6 +384,7 @@ COMMANDS = (
         "--out. effort lets a scripted person draw and measures slices, voxels and contour until "
         "test cases reach a Dice of 0.70, 0.80 and 0.85. speed measures this computer, without "
         "data: what training, prediction and augmentation cost over the bare network and against "
-        "MONAI, in some ten minutes.",
+        "MONAI, in some ten minutes. data makes a set of simulated subjects of one real body from "
+        "files that small packages carry; its card.md says what is real.",
     ),
 )

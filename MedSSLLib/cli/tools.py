@@ -10,6 +10,7 @@ from MedSSLLib.cli.command import (
     announce,
     method,
     output_options,
+    positive,
     print_json,
     say,
     seed,
@@ -175,8 +176,8 @@ def _demo_arguments(parser: argparse.ArgumentParser) -> None:
         "--data",
         default="simulated",
         metavar="WHICH",
-        help="simulated (default, needs no network), hippocampus (downloaded) or a folder with "
-        "images and labels",
+        help="simulated (default, needs no network), hippocampus (downloaded), a set of `medssl "
+        "benchmark data`, or a folder with images and labels",
     )
     parser.add_argument(
         "--budget",
@@ -219,6 +220,30 @@ def _free_folder() -> Path:
     while (folder := Path("medssl-demo" if number == 1 else f"medssl-demo-{number}")).exists():
         number += 1
     return folder
+
+
+def data_set_arguments(data: argparse.ArgumentParser) -> None:
+    """Of `medssl benchmark data`."""
+    data.add_argument("name", metavar="NAME", help="chest-ct, spine-ct, spine-mr or head-ct")
+    data.add_argument(
+        "--subjects", type=positive(int), default=24, metavar="N", help="how many (default: 24)"
+    )
+    data.add_argument(
+        "--seed", type=seed, default=0, metavar="N", help="seed of everything random (default: 0)"
+    )
+
+
+def make_data_set(args: argparse.Namespace, events: Events) -> None:
+    """`medssl benchmark data`: simulated subjects in a folder."""
+    from MedSSLLib.demo.sets import write_sample_set
+
+    def progress(done: int, total: int) -> None:
+        events.progress("simulate", done, total)
+
+    write_sample_set(args.name, args.out, subjects=args.subjects, seed=args.seed, progress=progress)
+    events.emit("done", command="benchmark")
+    say(args, f"What it is: {args.out / 'card.md'}")
+    say(args, f"Next: medssl benchmark labels --data {args.out} --quick --out first-look")
 
 
 COMMANDS = (

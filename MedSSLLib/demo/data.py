@@ -10,6 +10,7 @@ from MedSSLLib.core.errors import InputError, MedSSLError
 from MedSSLLib.core.events import Events
 from MedSSLLib.core.files import load_json
 from MedSSLLib.data.random import Stream, random_stream
+from MedSSLLib.demo.recipes import SAMPLE_SETS
 from MedSSLLib.project.project import Project
 
 LABELLED = 2
@@ -64,9 +65,11 @@ def gather(data: str, out: Path, seed: int, events: Events) -> Cohort:
         return _simulated(out / "cohort", seed, events)
     if data in _DOWNLOADS:
         return _downloaded(_DOWNLOADS[data], out / "download")
+    if data in SAMPLE_SETS:
+        return _sampled(data, out / "cohort", seed, events)
     folder = Path(data)
     if not folder.is_dir():
-        known = ", ".join(("simulated", *_DOWNLOADS))
+        known = ", ".join(("simulated", *_DOWNLOADS, *SAMPLE_SETS))
         raise InputError(
             "is not a folder",
             file=folder,
@@ -94,6 +97,19 @@ def _simulated(folder: Path, seed: int, events: Events) -> Cohort:
         "than real ones."
     )
     return Cohort("brains", folder, words, load_json(folder / "splits.json"))
+
+
+def _sampled(name: str, folder: Path, seed: int, events: Events) -> Cohort:
+    from MedSSLLib.demo.sets import write_sample_set
+
+    recipe = write_sample_set(
+        name,
+        folder,
+        seed=seed,
+        progress=lambda done, total: events.progress("simulate", done, total),
+    )
+    words = f"{recipe.title}: 24 simulated patients of one body. Real: {recipe.real}."
+    return Cohort(name, folder, words, load_json(folder / "splits.json"))
 
 
 def _downloaded(task: str, folder: Path) -> Cohort:

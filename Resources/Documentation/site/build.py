@@ -33,6 +33,7 @@ PAGES = {
         "Resources/Documentation/Live",
         "Resources/Documentation/Python",
         "Resources/Documentation/Methods",
+        "Resources/Documentation/Data",
         "Resources/Documentation/Results",
     ),
     "Behind it": (

@@ -2,6 +2,7 @@
 
 import gc
 import os
+import shutil
 import sys
 import time
 import traceback
@@ -63,6 +64,9 @@ def pytest_unconfigure(config):
         sys.stderr.flush()
         os._exit(config.bench_exit_status)
 
+
+BRIEF_MINUTES = 0.02
+SMALL = 16, 56  # the heart, of 72 voxels in the plane
 
 WATCH = []
 """The watch that measures how long the window stands still, while one runs (fixture `watch`)."""
@@ -147,6 +151,30 @@ class Driver:
         self.click("openProjectButton")
         assert self.store.isOpen(), self.status()
 
+    def open_with(self, folder, paths):
+        """A project with these files as cases; the panel adds them once, later ones are copies of that project.
+
+        `folder` lies as deep below the folder of all tests as every `tmp_path / NAME`, for the paths in the project.
+        """
+        names = [Path(path).name.partition(".")[0] for path in paths]
+        made = folder.parents[1] / " ".join(["added", *names]) / folder.name
+        if made.is_dir():
+            shutil.copytree(made, folder)
+        self.open_project(folder)
+        if not made.is_dir():
+            self.shell.panels["data"].addPaths([str(path) for path in paths])
+            self.settle()
+            shutil.copytree(folder, made)
+        self.settle()
+        assert self.store.cases, self.status()
+        assert all(case.images[0].is_file() for case in self.store.cases)
+
+    def train_briefly(self, name):
+        """Into the box of a training's time limit; a tenth of a minute, the least a person can give, is long here."""
+        box = self.find(name)
+        box.setDecimals(2)
+        box.setValue(BRIEF_MINUTES)
+
     def settle(self, seconds=60.0):
         """Until helpers and steps have ended."""
         session = self.shell.session
@@ -209,3 +237,15 @@ def cohort(tmp_path_factory):
             env={**os.environ, "PYTHONPATH": str(ROOT)},
         )
     return folder
+
+
+def small_cases(cohort, folder, numbers):
+    """Images of the cohort, cut to their middle, into a folder: networks are as quick on them as they can be."""
+    import SimpleITK as sitk
+
+    folder.mkdir(parents=True)
+    for number in numbers:
+        name = f"heart_{number:02d}.nii.gz"
+        image = sitk.ReadImage(str(cohort / name))
+        low, high = SMALL
+        sitk.WriteImage(image[low:high, low:high, :], str(folder / name))

@@ -6,16 +6,19 @@ from conftest import wait_until
 
 
 @pytest.fixture()
-def drawn(user, cohort, tmp_path):
-    """A project of two cases, the first one shown for annotation."""
-    user.open_project(tmp_path / "project")
-    user.shell.panels["data"].addPaths(
-        [str(cohort / "images" / f"heart_{n:02d}.nii.gz") for n in (1, 2)]
-    )
-    user.settle()
-    user.click("loadCaseButton")
-    user.settle()
+def opened(user, cohort, tmp_path):
+    """A project of two cases."""
+    images = [cohort / "images" / f"heart_{n:02d}.nii.gz" for n in (1, 2)]
+    user.open_with(tmp_path / "project", images)
     return user
+
+
+@pytest.fixture()
+def drawn(opened):
+    """A project of two cases, the first one shown for annotation."""
+    opened.click("loadCaseButton")
+    opened.settle()
+    return opened
 
 
 def paint(user, index, columns=slice(20, 30), segment="class_1", erase=False):

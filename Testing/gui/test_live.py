@@ -112,9 +112,7 @@ class Painter:
 @pytest.fixture()
 def painter(user, cohort, tmp_path):
     """A project of six cases with three classes, the first case shown, Live on."""
-    user.open_project(tmp_path / "heart study")
-    user.shell.panels["data"].addPaths([str(cohort / "images")])
-    user.settle()
+    user.open_with(tmp_path / "heart study", [cohort / "images"])
     user.store.setClasses(CLASSES)
     user.store.updateCase("heart_06", role="test")
     painter = Painter(user, cohort)
@@ -323,7 +321,7 @@ def test_live_waits_while_a_job_runs(painter):
     painter.mark(4)
     painter.until("annotation", case="heart_01")
     user.find("trainPresetComboBox").setCurrentIndex(0)
-    user.find("trainMinutesSpinBox").setValue(0.05)
+    user.train_briefly("trainMinutesSpinBox")
     user.click("fineTuneButton")
     assert wait_until(lambda: user.queue.current is not None, 20)
     assert "waits while this runs: Fine-tuning" in user.find("liveLabel").text()

@@ -3,18 +3,18 @@
 import numpy as np
 import pytest
 from conftest import wait_until
-from test_annotate import drawn, marked, paint  # noqa: F401 (fixture)
+from test_annotate import drawn, marked, opened, paint  # noqa: F401 (fixtures)
 
 CLASSES = [(n, name, (1, 0, 0), "") for n, name in ((1, "structure"), (2, "b"), (3, "c"))]
 
 
 @pytest.fixture()
-def three(drawn):  # noqa: F811
+def three(opened):  # noqa: F811
     """The first case shown, with three classes."""
-    drawn.store.setClasses(CLASSES)
-    drawn.click("loadCaseButton")
-    drawn.settle()
-    return drawn
+    opened.store.setClasses(CLASSES)
+    opened.click("loadCaseButton")
+    opened.settle()
+    return opened
 
 
 def view_of(user):

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, in_loop, wait_until
+from conftest import ROOT, in_loop, small_cases, wait_until
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -27,12 +27,8 @@ def trained(user, cohort, tmp_path_factory):
     made = Path(tmp_path_factory.getbasetemp()) / "trained"
     if not made.is_dir():
         images, labels = made / "images", made / "labels"
-        for folder in (images, labels):
-            folder.mkdir(parents=True)
-        for number in (1, 2, 3):
-            name = f"heart_{number:02d}.nii.gz"
-            shutil.copy(cohort / "images" / name, images / name)
-        shutil.copy(cohort / "labels" / "heart_01.nii.gz", labels / "heart_01.nii.gz")
+        small_cases(cohort / "images", images, (1, 2, 3))
+        small_cases(cohort / "labels", labels, (1,))
         few = ("--preset", "quick", "--steps", 40)
         more = ("--from", "fine", "--rounds", 1, "--name", "self")
         medssl(
@@ -74,7 +70,7 @@ def test_pseudo_labels_are_looked_at_and_decided(trained):
     run = user.find("pseudoRunComboBox").currentText()
     kept = json.loads((project / "runs" / run / "pseudo" / "decisions.json").read_text())
     assert kept == {"seen": sorted([first, second]), "chosen": {first: "accept", second: "reject"}}
-    user.find("trainMinutesSpinBox").setValue(0.05)
+    user.train_briefly("trainMinutesSpinBox")
     user.find("roundsSpinBox").setValue(1)
     user.click("continueSelfTrainButton")
     user.finish_jobs()
@@ -100,12 +96,13 @@ def test_a_model_is_shared(trained, tmp_path):
     assert user.find("modelComboBox").currentText() == "shared", "the newest one"
 
 
-def test_a_volume_that_is_no_case_is_segmented(trained, cohort):
+def test_a_volume_that_is_no_case_is_segmented(trained):
     """A volume that is no case: from the panel, then by the logic, with the same result."""
     import slicer
 
     user = trained
-    node = slicer.util.loadVolume(str(cohort / "images" / "heart_02.nii.gz"), {"name": "guest"})
+    image = user.store.case("heart_02").images[0]
+    node = slicer.util.loadVolume(str(image), {"name": "guest"})
     cases = [case.name for case in user.store.cases]
     in_loop(lambda: user.find("volumeSelector").setCurrentNode(node), "Choose a volume")
     user.click("segmentVolumeButton")
@@ -119,7 +116,7 @@ def test_a_volume_that_is_no_case_is_segmented(trained, cohort):
     voxels = [
         slicer.util.arrayFromSegmentBinaryLabelmap(each, identifier, node) for each in (made, again)
     ]
-    assert (voxels[0] == voxels[1]).all() and voxels[0].shape == (12, 72, 72)
+    assert (voxels[0] == voxels[1]).all() and voxels[0].shape == (12, 40, 40)
     assert [case.name for case in user.store.cases] == cases, "it is no case"
     with pytest.raises(RuntimeError, match="nothing"):
         user.loaded.widget.logic.process(node, None, user.store.folder / "runs" / "nothing")

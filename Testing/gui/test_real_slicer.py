@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 from conftest import ROOT, wait_until
-from test_annotate import drawn, marked, paint  # noqa: F401 (fixture)
+from test_annotate import drawn, marked, opened, paint  # noqa: F401 (fixtures)
 from test_review import compare, reviewed  # noqa: F401 (fixture)
 
 sys.path.append(str(ROOT / "MedSSL"))  # for tests that open no panel
@@ -33,10 +33,8 @@ def two(user, cohort, tmp_path):
 
     from MedSSLLib.images.io import read_image
 
-    user.open_project(tmp_path / "p")
     paths = [cohort / "images" / f"{name}.nii.gz" for name in CASES]
-    user.shell.panels["data"].addPaths([str(path) for path in paths])
-    user.settle()
+    user.open_with(tmp_path / "p", paths)
     user.store.setClasses([(n, name, (1, n / 3, 0), "") for n, name in enumerate("abc", 1)])
     arrays = {}
     for name in CASES:

@@ -31,10 +31,8 @@ def reviewed(user, cohort, tmp_path):
     """Two runs that differ in known voxels, and a reference; the first case's result of `second` is shown."""
     from MedSSLLib.images.io import read_image
 
-    user.open_project(tmp_path / "p")
     image = cohort / "images" / "heart_01.nii.gz"
-    user.shell.panels["data"].addPaths([str(image)])
-    user.settle()
+    user.open_with(tmp_path / "p", [image])
     user.store.setClasses(
         [(n, name, (1, n / 3, 0), "") for n, name in ((1, "a"), (2, "b"), (3, "c"))]
     )

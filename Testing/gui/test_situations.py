@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, wait_until
-from test_annotate import drawn, marked, paint  # noqa: F401 (fixture)
+from conftest import ROOT, small_cases, wait_until
+from test_annotate import drawn, marked, opened, paint  # noqa: F401 (fixtures)
 
 DATA = Path(os.environ.get("MEDSSL_DATA") or ROOT.parent / "shared" / "data")
 
@@ -241,8 +241,9 @@ def test_a_scene_closed_while_a_job_runs(saved, cohort):
 
 @pytest.mark.timeout(600)
 def test_a_cancelled_pretraining_is_resumed_by_its_button(user, cohort, tmp_path):
+    small_cases(cohort / "images", tmp_path / "images", (1, 2))
     user.open_project(tmp_path / "p")
-    user.shell.panels["data"].addPaths([str(cohort / "images")])
+    user.shell.panels["data"].addPaths([str(tmp_path / "images")])
     user.settle()
     user.find("pretrainPresetComboBox").setCurrentIndex(0)
     steps, kept = [], []

@@ -23,7 +23,7 @@ from Testing.gpu.results import Results, Setting
 GCL_SECONDS, MODEL_SECONDS = 240.0, 150.0
 """Of the encoder, and of every model; shorter alike where less time is left."""
 MARGIN = 30.0  # seconds for starting processes, predictions and writing
-TINY_SECONDS = 2.0
+TINY_SECONDS = 0.8
 ROWS = ("random", "random+mixing-teacher")
 Arrays = dict[str, np.ndarray]
 

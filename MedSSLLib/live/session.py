@@ -205,8 +205,8 @@ class Session:
                     continue
                 for item in found:
                     place = (item.axis, item.index)
-                    held = False
-                    if learner is not None and learner.taught:
+                    held, pays = False, self.teaching.scores.proposals_pay
+                    if learner is not None and learner.taught and pays:
                         case, knows = project.case(item.case), self.teaching.knows
                         held = self.shown.propose(case, place, learner, knows)
                     self.events.emit(
@@ -216,6 +216,7 @@ class Session:
                         index=item.index,
                         why=item.reason,
                         proposal=held,
+                        proposals_pay=pays,
                     )
                     yield
                 if not found:

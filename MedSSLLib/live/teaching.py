@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -26,33 +26,51 @@ from MedSSLLib.project.manifest import Case
 
 SCORED_AT_ONCE = 8  # new slices of a change that are predicted before they are learnt from
 MOST_KEPT = 400  # predictions of slices kept, so that a correction is scored against the same one
+LAST = 5  # slices that tell how good the model is by now
 FRESH_AT_ONCE = 24  # new slices that are favoured; of more, those that came last
 
 # makes the model when there is something to learn, or anew where the classes have changed
 MakeLearner = Callable[[Learner | None, DrawnCase | None], Learner]
 
 
-def slice_score(predicted: np.ndarray, drawn: np.ndarray, classes: int) -> tuple[float, float]:
-    """Dice and the share of voxels that the person changed, over counted voxels.
+class SliceScore(NamedTuple):
+    """How a prediction of a slice compares with what was drawn there, over counted voxels.
+
+    Attributes:
+        dice: mean over the classes that either shows, 1 where neither shows one.
+        changed: of the voxels that are a structure in either the share whose class differs, 0 where
+            there is none.
+        wrong: voxels whose class differs: the work of correcting the prediction.
+        drawn: voxels of structures as drawn: the work of drawing them from nothing.
+    """
+
+    dice: float
+    changed: float
+    wrong: int
+    drawn: int
+
+
+def slice_score(predicted: np.ndarray, drawn: np.ndarray, classes: int) -> SliceScore:
+    """Compare a prediction with what a person has drawn.
 
     Args:
         predicted: class map of the slice, 2D.
         drawn: class map of the same shape, IGNORE where nothing is drawn.
         classes: number of classes with background.
-
-    Returns:
-        The mean Dice over the classes that either shows, 1 where neither shows one; and of the
-        voxels that are a structure in either the share whose class differs, 0 where there is none.
     """
     counted = drawn != IGNORE
     found = np.where(counted, predicted, 0)
     wanted = np.where(counted, drawn, 0)
     dice = np.asarray(dice_per_class(found, wanted, classes))
     known = dice[~np.isnan(dice)]
-    structure = (found > 0) | (wanted > 0)
-    differing = int((found != wanted).sum())
-    share = differing / int(structure.sum()) if structure.any() else 0.0
-    return (float(known.mean()) if len(known) else 1.0), share
+    structure = int(((found > 0) | (wanted > 0)).sum())
+    wrong = int((found != wanted).sum())
+    return SliceScore(
+        dice=float(known.mean()) if len(known) else 1.0,
+        changed=wrong / structure if structure else 0.0,
+        wrong=wrong,
+        drawn=int((wanted > 0).sum()),
+    )
 
 
 @dataclass
@@ -92,22 +110,33 @@ class Scores:
         predicted = self.predicted(case, place)
         if predicted is None or predicted.shape != drawn.shape:
             return None
-        dice, changed = slice_score(predicted, drawn, classes)
+        score = slice_score(predicted, drawn, classes)
         first = self.rows.get((case, place), {"proposed": proposed})
         row = {
             "case": case,
             "axis": place[0],
             "index": place[1],
-            "dice": round(dice, 4),
-            "changed": round(changed, 4),
+            "dice": round(score.dice, 4),
+            "changed": round(score.changed, 4),
+            "wrong": score.wrong,
+            "drawn": score.drawn,
             "proposed": first["proposed"],
         }
         self.rows[case, place] = row
         return row
 
-    def summary(self, last: int = 5) -> dict[str, Any]:
+    @property
+    def proposals_pay(self) -> bool:
+        """Whether correcting the predictions of the last slices took fewer voxels than drawing them
+        from nothing; not before there is one. Not from a paper.
+        """
+        # rows of earlier versions do not say
+        rows = [row for row in self.rows.values() if "wrong" in row][-LAST:]
+        return bool(rows) and sum(row["wrong"] for row in rows) <= sum(row["drawn"] for row in rows)
+
+    def summary(self) -> dict[str, Any]:
         """Means over the slices that were first drawn last, for ``metrics.json``."""
-        rows = list(self.rows.values())[-last:]
+        rows = list(self.rows.values())[-LAST:]
         if not rows:
             return {}
         return {
@@ -271,7 +300,7 @@ class Teaching:
                 name, place, drawn.plane(place), len(learner.classes), proposed(place)
             )
             if row is not None:
-                self._events.emit("score", **row)
+                self._events.emit("score", **row, proposals_pay=self.scores.proposals_pay)
 
     def _retell(self) -> None:
         """Let the model train on what is drawn now."""

@@ -232,6 +232,25 @@ def test_proposals_that_nobody_touched_go_away(three):
     assert not label_of(three)[2].any()
 
 
+def test_nothing_is_filled_in_while_correcting_it_would_be_more_work(three, tmp_path):
+    panel = three.shell.panels["annotate"]
+    live, view = panel.live, view_of(three)
+    live.preview = preview_of(three)
+    found = np.ones(view.size[::-1], np.uint8)
+    assert show(live.preview, tmp_path / "p.npy", found)
+
+    def come_to(index, pays):
+        live.proposing.note({"proposals_pay": pays})
+        view.jumpTo(2, index)
+        live.proposing._wanted = ("heart_01", 2, index)
+        live.proposing.fillWanted()
+        return label_of(three)[index]
+
+    assert not come_to(6, False).any() and panel.proposals.waiting() == {}
+    assert "Draw slice 7" in three.status()
+    assert (come_to(7, True) == 1).all() and panel.proposals.waiting() == {2: [7]}
+
+
 def test_undo_of_an_earlier_stroke_does_not_mark_the_proposals_slice(three):
     """Undo takes the proposal away as well, since it came later; that slice is nobody's drawing."""
     paint(three, 4)

@@ -162,6 +162,7 @@ class LivePart:
             self._show()
 
     def _onScore(self, event):
+        self.proposing.note(event)
         if self.scores.add(event):
             self._show()
 

@@ -25,6 +25,7 @@ class Proposing:
         """What an earlier process suggested."""
         self._skipped, self._shown, self._askedAt = set(), None, -_PATIENCE_SECONDS
         self._walks = self._tells = False
+        self._pays = True  # whether correcting what the model would draw is less work than drawing
         self.panel.slices.wanted = []
 
     def letGo(self):
@@ -120,7 +121,12 @@ class Proposing:
         here = panel.view.name == case and panel.axis() == axis
         if not here or panel.view.shownSlice(axis) != index:
             return
-        if not plane.any():
+        if not self._pays:
+            text = _(
+                "Draw slice {n}: on the last slices the model would have been more work to correct than to draw."
+            )
+            self.session.say(text.format(n=sliceNumber(index)))
+        elif not plane.any():
             text = _("The model finds nothing on slice {n}. Mark it, if that is right, or draw.")
             self.session.say(text.format(n=sliceNumber(index)))
         elif panel.proposals.offer(index, plane, self.store.classes()):
@@ -138,9 +144,14 @@ class Proposing:
             self.live.process.ask("suggest", self.ui.budgetSpinBox.value)
         self.session.say(_("Choosing slices …"), "busy")
 
+    def note(self, event):
+        """Take from an event whether proposals save work by now."""
+        self._pays = event.get("proposals_pay", self._pays)
+
     def onSuggestion(self, event):
         """One of the slices that were asked for; Next opens the first one."""
         panel = self.panel
+        self.note(event)
         self._askedAt = -_PATIENCE_SECONDS
         panel.slices.wanted.append({**event, "reason": event.get("why", "")})
         panel.slices.spread()

@@ -232,9 +232,9 @@ def _suggested(session: Session, trial: _Trial) -> tuple[str, SlicePlace]:
 
 
 def _proposal(session: Session, name: str, place: SlicePlace) -> np.ndarray | None:
-    """What the model proposes for a slice; None before there is a model."""
+    """What the model proposes for a slice; None while it proposes nothing."""
     learner = session.learner
-    if learner is None or not learner.taught:
+    if learner is None or not session.teaching.scores.proposals_pay:
         return None
     cache, case = learner.labels.cache, session.teaching.watch.project.case(name)
     cache.prepare([case]).require_all()

@@ -171,11 +171,15 @@ def test_slices_are_suggested_along_the_axis_that_is_drawn_with_a_proposal(perso
     session.look()
     assert session.learner.plan.dim == 2
     train(session, 5)
-    for _ in session._suggest(4):
-        pass
-    found = record.of("suggestion")
-    assert [event["axis"] for event in found] == [0, 0, 0, 0]
-    assert all(event["proposal"] for event in found)
+    for paying in (False, True):
+        if paying:  # correcting one voxel of two that were to be drawn
+            session.teaching.scores.rows["case0", (0, 9)] = {"wrong": 1, "drawn": 2}
+        for _ in session._suggest(4):
+            pass
+        found = record.of("suggestion")[-4:]
+        assert [event["axis"] for event in found] == [0, 0, 0, 0]
+        assert [event["proposal"] for event in found] == [paying] * 4
+        assert [event["proposals_pay"] for event in found] == [paying] * 4
     assert {event["case"] for event in found} & {"case1", "case2"}
 
 

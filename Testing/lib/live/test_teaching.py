@@ -14,29 +14,32 @@ from Testing.lib.core_helpers import tiny_project
 def test_dice_and_changed_share_by_hand():
     drawn = np.array([[1, 1, 0, 0], [2, 2, 0, 0]], np.uint8)
     found = np.array([[1, 0, 0, 0], [2, 2, 2, 0]], np.uint8)
-    dice, changed = slice_score(found, drawn, 3)
-    assert dice == pytest.approx((2 * 1 / 3 + 2 * 2 / 5) / 2)
-    assert changed == pytest.approx(2 / 5)  # of five voxels that are a structure in either, two
+    score = slice_score(found, drawn, 3)
+    assert score.dice == pytest.approx((2 * 1 / 3 + 2 * 2 / 5) / 2)
+    assert score.changed == pytest.approx(2 / 5)  # of five voxels of a structure in either, two
+    assert (score.wrong, score.drawn) == (2, 4)
 
 
 def test_what_is_not_drawn_does_not_count():
     drawn = np.array([[1, IGNORE, 0, IGNORE]], np.uint8)
-    assert slice_score(np.array([[1, 1, 0, 1]], np.uint8), drawn, 2) == (1.0, 0.0)
+    assert slice_score(np.array([[1, 1, 0, 1]], np.uint8), drawn, 2) == (1.0, 0.0, 0, 1)
     assert slice_score(np.array([[1, 0, 1, 0]], np.uint8), drawn, 2) == (
         pytest.approx(2 / 3),
         pytest.approx(1 / 2),
+        1,
+        1,
     )
 
 
 def test_an_empty_slice_that_is_left_empty_is_right():
     empty = np.zeros((2, 2), np.uint8)
-    assert slice_score(empty, empty, 3) == (1.0, 0.0)
-    assert slice_score(empty + 1, empty, 3) == (0.0, 1.0)
+    assert slice_score(empty, empty, 3) == (1.0, 0.0, 0, 0)
+    assert slice_score(empty + 1, empty, 3) == (0.0, 1.0, 4, 0)
 
 
 def test_a_class_that_neither_shows_does_not_count():
     one = np.array([[1, 0]], np.uint8)
-    assert slice_score(one, one, 5) == (1.0, 0.0)
+    assert slice_score(one, one, 5) == (1.0, 0.0, 0, 1)
 
 
 def test_a_slice_keeps_the_prediction_from_before_it_was_first_drawn():
@@ -52,6 +55,23 @@ def test_a_slice_keeps_the_prediction_from_before_it_was_first_drawn():
     row = scores.note("a", place, other, 2, False)
     assert (row["dice"], row["changed"], row["proposed"]) == (0.0, 1.0, True)
     assert scores.summary() == {"slices": 1, "dice": 0.0, "changed": 1.0}
+
+
+def test_proposals_pay_once_correcting_them_is_less_work_than_drawing():
+    scores, drawn = Scores(), np.array([[1, 1, 0, 0]], np.uint8)
+
+    def note(index, *predicted):
+        scores.keep("a", (2, index), np.array([predicted], np.uint8))
+        scores.note("a", (2, index), drawn, 2, False)
+        return scores.proposals_pay
+
+    assert not scores.proposals_pay, "nothing is known yet"
+    assert not note(0, 0, 0, 1, 1), "four voxels to correct, two to draw"
+    assert not note(1, 1, 0, 0, 0) and note(2, 1, 1, 0, 0)
+    assert [note(index, 0, 0, 1, 1) for index in (3, 4, 5, 6)] == [False] * 4
+    assert [note(index, 1, 1, 0, 0) for index in (7, 8, 9)] == [False, False, True], "the last five"
+    scores.rows = {("a", (2, 0)): {"dice": 1.0, "changed": 0.0}}  # written by an earlier version
+    assert not scores.proposals_pay
 
 
 def test_predictions_that_are_kept_are_bounded():

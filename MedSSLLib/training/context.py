@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from lightning_fabric import Fabric
 
 from MedSSLLib.config.run import RunConfig
 from MedSSLLib.core.errors import InputError
@@ -37,6 +36,7 @@ from MedSSLLib.training.run_folder import (
 )
 
 if TYPE_CHECKING:
+    from lightning_fabric import Fabric
     from pydantic import BaseModel
 
 

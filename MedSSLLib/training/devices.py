@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import logging
 from functools import cache
+from typing import TYPE_CHECKING
 
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor
 
 from MedSSLLib.config.run import RunConfig
 from MedSSLLib.core.errors import InputError
 from MedSSLLib.data.random import mixed_seed
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 _PRECISIONS = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
 
@@ -80,6 +83,8 @@ def _multiplies_bfloat16() -> bool:
 
 def make_fabric(config: RunConfig) -> Fabric:
     """A launched Fabric for the run: one process, several on one machine, `torchrun` or SLURM."""
+    from lightning_fabric import Fabric  # takes a second to import, and predictions need none
+
     device = resolve_device(config.device)
     precision = training_precision(config.precision, device)
     if device.type == "cuda":

@@ -9,10 +9,9 @@ from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from MedSSLLib.config.run import OptimiserConfig
@@ -39,6 +38,9 @@ from MedSSLLib.training.devices import (
 )
 from MedSSLLib.training.optimisers import build_optimiser, set_rate, warmup_cosine
 from MedSSLLib.training.task import Task
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 STOP_FILE = "stop"
 

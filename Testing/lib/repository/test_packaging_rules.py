@@ -159,6 +159,16 @@ def test_light_modules_stay_light(module):
     assert done.stdout.split() == []
 
 
+def test_lightning_is_imported_by_trainings_alone():
+    """It takes a second, which every prediction and evaluation would wait for."""
+    early = set()
+    for path in ROOT.glob("MedSSLLib/**/*.py"):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ImportFrom | ast.Import) and "lightning" in ast.unparse(node):
+                early.add(path.name)
+    assert not early
+
+
 def test_workers_that_commands_import_exist():
     """Commands import their workers when they run: a wrong name would be seen by a user only."""
     missing = set()

@@ -154,8 +154,15 @@ class LiveConfig(Frozen):
 
     mixing: bool = Field(
         True,
-        description="Unlabelled scans teach too, once the loss on the drawn slices is flat, or "
-        "after `mixing_after` steps.",
+        description="Unlabelled scans teach too, once the model predicts well what is drawn next "
+        "(`mixing_dice`) and the loss on the drawn slices is flat, or after `mixing_after` steps.",
+    )
+    mixing_dice: float = Field(
+        0.7,
+        ge=0,
+        le=1,
+        description="Least mean Dice of the last five drawn slices, predicted before they were "
+        "learnt from, from which on they teach; 0 = without a condition.",
     )
     mixing_after: int = Field(
         300,

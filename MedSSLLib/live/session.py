@@ -89,7 +89,12 @@ class Session:
 
     @property
     def _may_mix(self) -> bool:
-        return self.options.mixing and self._pseudo is None and bool(self.teaching.others)
+        """Whether unlabelled scans may come in: labels of a poor model would teach its errors."""
+        if not self.options.mixing or self._pseudo is not None:
+            return False
+        recent, least = self.teaching.scores.recent_dice, self.options.mixing_dice
+        good = not least or (recent is not None and recent >= least)
+        return good and bool(self.teaching.others)
 
     @property
     def _time_to_mix(self) -> bool:

@@ -134,6 +134,12 @@ class Scores:
         rows = [row for row in self.rows.values() if "wrong" in row][-LAST:]
         return bool(rows) and sum(row["wrong"] for row in rows) <= sum(row["drawn"] for row in rows)
 
+    @property
+    def recent_dice(self) -> float | None:
+        """Mean Dice of the last slices; None before there are enough of them."""
+        rows = list(self.rows.values())[-LAST:]
+        return float(np.mean([row["dice"] for row in rows])) if len(rows) == LAST else None
+
     def summary(self) -> dict[str, Any]:
         """Means over the slices that were first drawn last, for ``metrics.json``."""
         rows = list(self.rows.values())[-LAST:]

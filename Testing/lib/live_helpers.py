@@ -29,8 +29,9 @@ TINY = {
     "options.flat_steps": "5",
     "options.least_steps": "12",
     "options.most_steps": "40",
+    "options.mixing_dice": "0",
 }
-"""Settings of a process that has learnt and rests within seconds."""
+"""Settings of a process that has learnt and rests within seconds, and mixes however poor it is."""
 
 
 class LiveProcess:

@@ -229,6 +229,28 @@ def test_a_shown_scan_that_cannot_be_read_any_more_is_named_and_training_goes_on
     assert record.of("preview")[-1]["step"] == session.learner.step
 
 
+def test_they_teach_only_once_the_model_predicts_well_what_is_drawn(person, stack):
+    given = {"options__mixing_after": "5", "options__mixing_dice": "0.8"}
+    session = session_of(person, stack, **given)
+    person.draw("case0", 4, 5, 6)
+    session.look()
+    rows = session.teaching.scores.rows
+
+    def mixes(*dice):
+        rows.clear()
+        rows.update({("case1", (2, index)): {"dice": value} for index, value in enumerate(dice)})
+        train(session, 1)
+        return session._pseudo is not None
+
+    assert train(session, 60) < 60 and session.state == "idle", "it does not wait for them"
+    person.draw("case0", 7)
+    session.look()
+    train(session, 6)
+    assert not mixes() and not mixes(1, 1, 1, 1), "too few to tell"
+    assert not mixes(1, 1, 1, 0.7, 0.7, 0.7, 0.8, 0.9), "the last five count"
+    assert mixes(0, 0.7, 0.9, 0.7, 0.9, 0.8)
+
+
 def test_a_new_class_is_learnt_before_unlabelled_scans_come_in(person, stack):
     given = {"options__mixing_after": "17", "options__least_steps": "1000"}
     session = session_of(person, stack, optimiser__lr="1e-2", options__most_steps="2000", **given)

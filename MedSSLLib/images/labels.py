@@ -199,8 +199,8 @@ def class_indices(
         raise InputError(
             f"the label has unknown values {present[unknown][:10].tolist()}, known are "
             f"{known.tolist()}",
-            remedy='Correct the label, or add the values to "labels" in medssl.json; one for voxels of '
-            'which nothing is known is named "ignore" there.',
+            remedy='Correct the label, or add the values to "labels" in medssl.json; one that says '
+            'nothing is known there is named "ignore".',
         )
     if present.size and present[0] >= 0 and present[-1] < _TABLE:
         lookup = np.zeros(present[-1] + 1, np.uint8)

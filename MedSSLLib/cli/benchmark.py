@@ -154,7 +154,7 @@ def _effort_arguments(effort: argparse.ArgumentParser) -> None:
         ("slices", int, 16, "most slices (default: 16)"),
         ("seeds", int, 3, "repetitions (default: 3)"),
         ("seconds", float, 30.0, "of a person for a slice; counted, not waited for (default: 30)"),
-        ("rate", float, 2.0, "steps a second of training meanwhile (default: 2)"),
+        ("rate", float, 10.0, "steps a second of training meanwhile (default: 10)"),
         ("tests", int, None, "test cases scored (default: all)"),
     )
     for name, kind, usual, words in numbers:

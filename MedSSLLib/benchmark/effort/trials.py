@@ -4,8 +4,8 @@ A scripted person draws slices from hidden labels. It takes a fixed time a slice
 that takes a fixed number of steps a second trains meanwhile; both are assumptions, counted instead
 of waited for, so that a run does not depend on the speed of the computer it runs on. Ways:
 
-* ``live``: the slice that live training suggests, its proposal corrected, unlabelled scans mixed
-  in once the loss is flat, or after 300 steps.
+* ``live``: the slice that live training suggests, its proposal corrected once proposals pay,
+  unlabelled scans mixed in as live training does by itself.
 * ``live-no-mixing``: the same from what is drawn alone.
 * ``even``: evenly spaced slices, drawn from nothing; a training at the end, as long as live
   training was until then.
@@ -65,7 +65,8 @@ class Effort:
         slices: most slices drawn.
         seeds: repetitions, each with its own seed.
         seconds: that the person takes for a slice; an assumption.
-        rate: steps a second that training takes meanwhile; an assumption.
+        rate: steps a second that training takes meanwhile; an assumption (one core of a processor
+            with AVX512-BF16 takes 16 of four 64x64 slices).
         tests: test cases that are scored, evenly spaced; None for all.
         device: as in RunConfig.
         settings: further settings of every training.
@@ -75,7 +76,7 @@ class Effort:
     slices: int = 16
     seeds: int = 3
     seconds: float = 30.0
-    rate: float = 2.0
+    rate: float = 10.0
     tests: int | None = None
     device: str = "auto"
     settings: Mapping[str, str] | None = None

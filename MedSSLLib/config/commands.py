@@ -169,9 +169,14 @@ class LiveConfig(Frozen):
         ge=0,
         description="Steps after which they do at latest; counted anew when the classes change.",
     )
-    mixing_cases: int = Field(
-        6, ge=1, description="Scans whose pseudo-labels are held and renewed for mixing."
+    mixing_agreement: float = Field(
+        0.85,
+        ge=0,
+        le=1,
+        description="Least Dice between the segmentations of a scan and of the same scan made "
+        "smaller, for it to teach; 0 = all teach.",
     )
+    mixing_cases: int = Field(12, ge=1, description="Scans that are predicted in turn for mixing.")
     pseudo_weight: float = Field(
         0.5, ge=0, description="Weight of a pseudo-labelled voxel against a drawn one (BCP: 0.5)."
     )

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+import torch
 
 from MedSSLLib.core.errors import InputError
 from MedSSLLib.data.patch_samplers import SegmentationSampler
+from MedSSLLib.evaluation.metrics import foreground_dice
 from MedSSLLib.finetuning.labelled_data import make_sampler
 from MedSSLLib.images.labels import IGNORE
 from MedSSLLib.inference.model import Model
+from MedSSLLib.inference.sliding_window import predict_varied
 from MedSSLLib.live.labels import LiveLabels
 from MedSSLLib.live.learner import Learner
 from MedSSLLib.live.previews import CHUNK
@@ -18,13 +21,16 @@ from MedSSLLib.project.manifest import Case
 from MedSSLLib.selftraining.pseudo_labels import fill_small_holes
 
 LARGEST = 2**25  # voxels of a scan that is pseudo-labelled; not from a paper
+SMALLER = (1.0, 0.85)  # contrast and size of the changed scan; not from a paper
 
 
 class PseudoLabels:
     """Class maps that the model has made of some cases, for mixing.
 
     What a person has drawn of a case stands in its map as drawn; where the model is less confident
-    than ``options.confident`` nothing counts. Cases take turns to be renewed.
+    than ``options.confident`` nothing counts. Cases take turns to be renewed. One on which the
+    model contradicts itself, when the scan is made smaller, does not teach until it no longer does:
+    on scans of another kind than the drawn ones a model fails, and would learn its failure.
 
     Attributes:
         learner: the model.
@@ -34,6 +40,7 @@ class PseudoLabels:
     def __init__(self, learner: Learner, cases: Sequence[Case]) -> None:
         self.learner = learner
         self._confident = learner.options.confident
+        self._agreement = learner.options.mixing_agreement
         self._cases = list(cases)
         self._turn = 0
         self.held = LiveLabels(learner.labels.cache)
@@ -57,12 +64,20 @@ class PseudoLabels:
         if np.prod(size) > LARGEST:
             return
         classes, likely = np.empty(size, np.uint8), np.empty(size, np.float32)
+        smaller = np.empty(size, np.uint8)
         for first in range(0, size[0], step := chunk_of(size, learner.plan.patch)):
             last = min(first + step, size[0])
+            image = cache.image(case.name, (first, 0, 0), (last, *size[1:]))
             with learner.predicting() as model:
-                part = _predicted(model, cache.image(case.name, (first, 0, 0), (last, *size[1:])))
-            classes[first:last], likely[first:last] = part
+                classes[first:last], likely[first:last] = _predicted(model, image)
             yield
+            if self._agreement:
+                with learner.predicting() as model:
+                    smaller[first:last] = _predicted_smaller(model, image)
+                yield
+        if self._agreement and foreground_dice(classes, smaller) < self._agreement:
+            self.held.drop(case.name)
+            return
         single, _, connected = learner.pieces()
         kept = learner.model((*single, *connected)).kept(classes, likely)
         decided = fill_small_holes(kept)
@@ -91,3 +106,9 @@ def _predicted(model: Model, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]
     """Classes and their probabilities ``[d, h, w]`` of a preprocessed image."""
     found, index = model.on_grid(image).max(0)
     return index.numpy().astype(np.uint8), found.numpy()
+
+
+def _predicted_smaller(model: Model, image: np.ndarray) -> np.ndarray:
+    """Classes ``[d, h, w]`` of a preprocessed image, predicted from it at a smaller size."""
+    likely = predict_varied(model.network, image, model.plan, model.device, SMALLER)
+    return likely.argmax(0).to(torch.uint8).numpy()

@@ -30,6 +30,7 @@ TINY = {
     "options.least_steps": "12",
     "options.most_steps": "40",
     "options.mixing_dice": "0",
+    "options.mixing_agreement": "0",
 }
 """Settings of a process that has learnt and rests within seconds, and mixes however poor it is."""
 

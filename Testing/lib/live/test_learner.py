@@ -9,7 +9,9 @@ import torch
 
 from MedSSLLib.core.errors import GuardError
 from MedSSLLib.core.events import Events
+from MedSSLLib.evaluation.metrics import foreground_dice
 from MedSSLLib.images.labels import IGNORE, Annotated
+from MedSSLLib.inference.sliding_window import predict_varied
 from MedSSLLib.live.live import open_session
 from MedSSLLib.live.pseudo import PseudoLabels
 from MedSSLLib.live.requests import Request
@@ -144,6 +146,32 @@ def test_where_the_model_is_not_confident_nothing_is_taught(person, stack):
     assert not (held == IGNORE)[~unsure].any()
     as_predicted = held == found.argmax(0)
     assert not as_predicted[unsure].any(), "but where clean-up decides otherwise"
+
+
+def test_a_scan_on_which_the_model_contradicts_itself_does_not_teach(person, stack):
+    given = {"options__mixing": "false", "options__most_steps": "150", "options__flat_gain": "0"}
+    session = session_of(person, stack, optimiser__lr="1e-2", **given)
+    person.draw("case0", 4, 5, 6)
+    session.look()
+    train(session, 100)
+    learner, case = session.learner, person.project.case("case2")
+    cases, cache = PseudoLabels(learner, [case]), learner.labels.cache
+    cache.prepare([case]).require_all()
+    image = cache.image("case2", (0, 0, 0), cache.shape("case2")[1:])
+    with learner.predicting() as model:
+        plain = model.on_grid(image).argmax(0).numpy()
+        scaled = predict_varied(model.network, image, model.plan, model.device, (1.0, 0.85))
+    agreed = foreground_dice(plain, scaled.argmax(0).numpy())
+    assert 0 < agreed < 1, "else this shows nothing"
+
+    def teaches(least):
+        cases._agreement = least
+        for _ in cases.renew():
+            assert learner.net.training, "a step may come between two pieces of the work"
+        return bool(cases.held.counts("case2"))
+
+    assert teaches(agreed - 0.01) and not teaches(agreed + 0.01), "nor as it was labelled before"
+    assert cases.sampler() is None and teaches(0) and cases.sampler().cases == ("case2",)
 
 
 def test_they_teach_after_so_many_steps_though_a_person_goes_on_drawing(person, stack):

@@ -162,7 +162,7 @@ def in_slices(context: TrainingContext, start: RunFolder | None) -> TrainingCont
     """In 2D where neither the user nor an encoder says otherwise.
 
     A few drawn slices hold little of a 3D patch. On a hippocampus with 3 drawn slices, 200 steps in
-    2D took as long as about 30 in 3D (see bench/NOTES.md).
+    2D took less time than 40 in 3D and gave more (see Testing/bench/NOTES.md).
     """
     if start is not None or context.config.dim != "auto":
         return context

@@ -17,6 +17,7 @@ from MedSSLLib.core.errors import GuardError
 from MedSSLLib.data.patch_samplers import SegmentationSampler
 from MedSSLLib.data.plan import Plan
 from MedSSLLib.finetuning.labelled_data import make_sampler
+from MedSSLLib.finetuning.mean_teacher import statistics_kept
 from MedSSLLib.finetuning.mixing_task import Mix, MixingTask
 from MedSSLLib.finetuning.segmentation_task import SegmentationTask
 from MedSSLLib.images.components import connected_on_slices, piece_facts
@@ -194,8 +195,6 @@ class Learner:
         self.plain.sampler = self._sampler
         if self._mixing is not None:
             self._mixing.sampler = self._sampler
-        # new slices are learnt from as they are, the others mixed
-        self.trainer.task = self._mixing if self._mixing and not shown else self.plain
 
     def mix_with(self, other: SegmentationSampler | None) -> None:
         """Mix drawn slices with `other` patches, whose labels are pseudo-labels; None: no more."""
@@ -225,7 +224,7 @@ class Learner:
         Raises:
             GuardError: the loss is not finite, or there is no memory.
         """
-        losses = self.trainer.next_step(self._loader)
+        losses = self._step()
         loss = math.fsum(float(value) for value in losses.values())
         if not math.isfinite(loss):
             raise GuardError(
@@ -235,6 +234,19 @@ class Learner:
             )
         self.plateau.note(loss)
         return loss
+
+    def _step(self) -> dict[str, Tensor]:
+        """A step on drawn slices as they are, or every other time mixed with unlabelled scans.
+
+        New slices are learnt from as they are. The running statistics of batch normalisation stay
+        those of drawn slices: of mixed ones they made predictions a fifth too large.
+        """
+        if self._mixing is None or self._sampler.fresh or self.step % 2:
+            self.trainer.task = self.plain
+            return self.trainer.next_step(self._loader)
+        self.trainer.task = self._mixing
+        with statistics_kept(self.net):
+            return self.trainer.next_step(self._loader)
 
     @contextmanager
     def predicting(self) -> Iterator[Model]:

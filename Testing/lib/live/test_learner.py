@@ -129,6 +129,32 @@ def test_unlabelled_scans_teach_once_the_loss_is_flat_but_never_a_test_case(pers
     assert (held != IGNORE).all()
 
 
+def test_mixed_steps_come_every_other_time_and_leave_the_statistics_to_drawn_slices(person, stack):
+    session = session_of(person, stack, options__most_steps="1000", options__least_steps="1000")
+    person.draw("case0", 4, 5, 6)
+    session.look()
+    learner = session.learner
+    train(session, 8)
+    case, cache = person.project.case("case2"), learner.labels.cache
+    cache.prepare([case]).require_all()
+    pseudo = PseudoLabels(learner, [case])
+    pseudo.held.hold("case2", np.ones(cache.shape("case2")[1:], np.uint8))
+    learner.mix_with(pseudo.sampler())
+
+    def moved(names):
+        """Which tensors of these names a step changes."""
+        before = {name: tensor.clone() for name, tensor in learner.net.state_dict().items()}
+        learner.advance()
+        after = learner.net.state_dict()
+        return {name for name in before if names in name and (after[name] != before[name]).any()}
+
+    running = [bool(moved("running_mean")) for _ in range(4)]
+    assert running in ([False, True] * 2, [True, False] * 2)
+    if learner.step % 2:
+        learner.advance()
+    assert moved("weight") and learner.trainer.task is learner._mixing, "mixed images teach"
+
+
 def test_where_the_model_is_not_confident_nothing_is_taught(person, stack):
     session = session_of(person, stack, options__mixing="false", options__confident="0.7")
     person.draw("case0", 4, 5, 6)

@@ -33,7 +33,7 @@ class Anatomy:
         grey: Hounsfield units or the signal of MR near [0, 1], ``[k, j, i]``.
         classes: how much of a voxel each class fills, ``[class, k, j, i]`` in [0, 1].
         geometry: of the voxels.
-        beyond: what lies outside, as :func:`numpy.pad` names it: the mirror image, or the edge.
+        beyond: what lies outside, as ``numpy.pad`` names it: the mirror image, or the edge.
     """
 
     grey: np.ndarray

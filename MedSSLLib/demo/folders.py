@@ -15,9 +15,6 @@ from MedSSLLib.core.files import atomic_path, write_json
 from MedSSLLib.images import io
 from MedSSLLib.images.geometry import Volume
 
-Progress = Callable[[int, int], None]
-"""Told how many subjects are written, and of how many."""
-
 
 @dataclass(frozen=True)
 class Subject:
@@ -55,7 +52,7 @@ def write_folder(
     about: About,
     made: Iterable[tuple[str, Subject]],
     seed: int,
-    progress: Progress | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> None:
     """Write named subjects as they are made; the last quarter of them is for testing.
 

@@ -6,7 +6,7 @@ a random diffeomorphism, scanned by one of two protocols.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import cycle
 from pathlib import Path
@@ -27,7 +27,7 @@ from MedSSLLib.demo.deformation import (
     random_velocity,
     values_at,
 )
-from MedSSLLib.demo.folders import About, Progress, Subject, write_folder
+from MedSSLLib.demo.folders import About, Subject, write_folder
 from MedSSLLib.demo.recipes import SAMPLE_SETS, Acquisition, SampleSet, card
 from MedSSLLib.images.geometry import Geometry, Volume
 
@@ -103,9 +103,9 @@ def write_sample_set(
     *,
     subjects: int = 24,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> SampleSet:
-    """Write a set of :data:`SAMPLE_SETS` into a new folder; the same seed gives the same files.
+    """Write a set of ``SAMPLE_SETS`` into a new folder; the same seed gives the same files.
 
     They are ``images/``, ``labels/``, ``metadata.csv``, ``splits.json``, ``dataset.json`` and
     ``card.md``. Subject n does not depend on how many follow, and has a deformation of its own.

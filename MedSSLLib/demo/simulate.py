@@ -11,7 +11,7 @@ grey matter, 3 white matter; cortex, cisterns and air are background.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
@@ -32,7 +32,7 @@ from MedSSLLib.demo.deformation import (
     rotation_matrix,
     values_at,
 )
-from MedSSLLib.demo.folders import About, Progress, Subject, write_folder
+from MedSSLLib.demo.folders import About, Subject, write_folder
 from MedSSLLib.images.geometry import Geometry, Volume
 
 CLASSES = {"1": "lateral ventricles", "2": "deep grey matter", "3": "white matter"}
@@ -170,7 +170,7 @@ def simulate_cohort(
     *,
     subjects: int = 24,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Path:
     """Write a cohort as a folder; the same seed gives the same files.
 

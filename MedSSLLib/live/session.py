@@ -210,8 +210,10 @@ class Session:
                     continue
                 for item in found:
                     place = (item.axis, item.index)
-                    held, pays = False, self.teaching.scores.proposals_pay
-                    if learner is not None and learner.taught and pays:
+                    held = pays = False
+                    if learner is not None and learner.taught:
+                        pays = self.teaching.scores.proposals_pay(learner.step)
+                    if learner is not None and pays:
                         case, knows = project.case(item.case), self.teaching.knows
                         held = self.shown.propose(case, place, learner, knows)
                     self.events.emit(

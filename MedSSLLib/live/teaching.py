@@ -104,14 +104,24 @@ class Scores:
             self._before.popitem(last=False)
 
     def note(
-        self, case: str, place: SlicePlace, drawn: np.ndarray, classes: int, proposed: bool
+        self,
+        case: str,
+        place: SlicePlace,
+        drawn: np.ndarray,
+        classes: int,
+        *,
+        proposed: bool,
+        step: int,
     ) -> dict[str, Any] | None:
-        """Score a slice against what was predicted of it; None where nothing was."""
+        """Score a slice against what was predicted of it; None where nothing was.
+
+        `step` is the model's when it was predicted; a slice that is corrected keeps its first one.
+        """
         predicted = self.predicted(case, place)
         if predicted is None or predicted.shape != drawn.shape:
             return None
         score = slice_score(predicted, drawn, classes)
-        first = self.rows.get((case, place), {"proposed": proposed})
+        first = {"proposed": proposed, "step": step} | self.rows.get((case, place), {})
         row = {
             "case": case,
             "axis": place[0],
@@ -120,19 +130,24 @@ class Scores:
             "changed": round(score.changed, 4),
             "wrong": score.wrong,
             "drawn": score.drawn,
+            "step": first["step"],
             "proposed": first["proposed"],
         }
         self.rows[case, place] = row
         return row
 
-    @property
-    def proposals_pay(self) -> bool:
+    def proposals_pay(self, step: int) -> bool:
         """Whether correcting the predictions of the last slices took fewer voxels than drawing them
         from nothing; not before there is one. Not from a paper.
+
+        A model that has trained twice as long since, up to `step`, is another one, and is given the
+        benefit of the doubt.
         """
         # rows of earlier versions do not say
         rows = [row for row in self.rows.values() if "wrong" in row][-LAST:]
-        return bool(rows) and sum(row["wrong"] for row in rows) <= sum(row["drawn"] for row in rows)
+        telling = [row for row in rows if 2 * row["step"] >= step]
+        wrong, drawn = (sum(row[key] for row in telling) for key in ("wrong", "drawn"))
+        return bool(rows) and wrong <= drawn
 
     @property
     def recent_dice(self) -> float | None:
@@ -303,10 +318,16 @@ class Teaching:
                 self.scores.keep(name, place, layout.in_source(plane, place))
         for place in places:
             row = self.scores.note(
-                name, place, drawn.plane(place), len(learner.classes), proposed(place)
+                name,
+                place,
+                drawn.plane(place),
+                len(learner.classes),
+                proposed=proposed(place),
+                step=learner.step,
             )
             if row is not None:
-                self._events.emit("score", **row, proposals_pay=self.scores.proposals_pay)
+                pays = self.scores.proposals_pay(learner.step)
+                self._events.emit("score", **row, proposals_pay=pays)
 
     def _retell(self) -> None:
         """Let the model train on what is drawn now."""

@@ -235,7 +235,7 @@ def _suggested(session: Session, trial: _Trial) -> tuple[str, SlicePlace]:
 def _proposal(session: Session, name: str, place: SlicePlace) -> np.ndarray | None:
     """What the model proposes for a slice; None while it proposes nothing."""
     learner = session.learner
-    if learner is None or not session.teaching.scores.proposals_pay:
+    if learner is None or not session.teaching.scores.proposals_pay(learner.step):
         return None
     cache, case = learner.labels.cache, session.teaching.watch.project.case(name)
     cache.prepare([case]).require_all()

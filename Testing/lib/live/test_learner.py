@@ -227,7 +227,11 @@ def test_slices_are_suggested_along_the_axis_that_is_drawn_with_a_proposal(perso
     train(session, 5)
     for paying in (False, True):
         if paying:  # correcting one voxel of two that were to be drawn
-            session.teaching.scores.rows["case0", (0, 9)] = {"wrong": 1, "drawn": 2}
+            session.teaching.scores.rows["case0", (0, 9)] = {
+                "wrong": 1,
+                "drawn": 2,
+                "step": session.learner.step,
+            }
         for _ in session._suggest(4):
             pass
         found = record.of("suggestion")[-4:]

@@ -45,15 +45,18 @@ def test_a_class_that_neither_shows_does_not_count():
 def test_a_slice_keeps_the_prediction_from_before_it_was_first_drawn():
     scores, place = Scores(), (2, 5)
     drawn = np.array([[1, 0]], np.uint8)
-    assert scores.is_new("a", place) and scores.note("a", place, drawn, 2, False) is None
+    assert (
+        scores.is_new("a", place)
+        and scores.note("a", place, drawn, 2, proposed=False, step=0) is None
+    )
     scores.keep("a", place, drawn)
-    row = scores.note("a", place, drawn, 2, True)
-    assert (row["dice"], row["changed"], row["proposed"]) == (1.0, 0.0, True)
+    row = scores.note("a", place, drawn, 2, proposed=True, step=3)
+    assert (row["dice"], row["changed"], row["proposed"], row["step"]) == (1.0, 0.0, True, 3)
     scores.learnt("a", [place])
     assert not scores.is_new("a", place) and scores.is_new("b", place)
     other = np.array([[0, 1]], np.uint8)
-    row = scores.note("a", place, other, 2, False)
-    assert (row["dice"], row["changed"], row["proposed"]) == (0.0, 1.0, True)
+    row = scores.note("a", place, other, 2, proposed=False, step=9)
+    assert (row["dice"], row["changed"], row["proposed"], row["step"]) == (0.0, 1.0, True, 3)
     assert scores.summary() == {"slices": 1, "dice": 0.0, "changed": 1.0}
 
 
@@ -62,16 +65,18 @@ def test_proposals_pay_once_correcting_them_is_less_work_than_drawing():
 
     def note(index, *predicted):
         scores.keep("a", (2, index), np.array([predicted], np.uint8))
-        scores.note("a", (2, index), drawn, 2, False)
-        return scores.proposals_pay
+        scores.note("a", (2, index), drawn, 2, proposed=False, step=10)
+        return scores.proposals_pay(20)
 
-    assert not scores.proposals_pay, "nothing is known yet"
+    assert not scores.proposals_pay(20), "nothing is known yet"
     assert not note(0, 0, 0, 1, 1), "four voxels to correct, two to draw"
     assert not note(1, 1, 0, 0, 0) and note(2, 1, 1, 0, 0)
     assert [note(index, 0, 0, 1, 1) for index in (3, 4, 5, 6)] == [False] * 4
     assert [note(index, 1, 1, 0, 0) for index in (7, 8, 9)] == [False, False, True], "the last five"
+    assert [note(index, 0, 0, 1, 1) for index in (10, 11, 12)] == [True, True, False]
+    assert not scores.proposals_pay(20) and scores.proposals_pay(21), "trained twice as long since"
     scores.rows = {("a", (2, 0)): {"dice": 1.0, "changed": 0.0}}  # written by an earlier version
-    assert not scores.proposals_pay
+    assert not scores.proposals_pay(20)
 
 
 def test_predictions_that_are_kept_are_bounded():

@@ -20,6 +20,7 @@ from typing import Any
 from MedSSLLib.core.errors import InputError, MedSSLError
 from MedSSLLib.core.locks import FileLock as FileLock
 
+TEMPORARY = ".tmp-"  #: how every half-written file or folder is named
 _JSON_LIMIT = 256 * 2**20
 _CHUNK = 4 * 2**20
 _DETACHED = {
@@ -40,7 +41,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     with explained_os_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         # the random part comes first, so that every extension (".nii.gz") stays last
-        temporary = target.with_name(f".tmp-{secrets.token_hex(6)}-{target.name[-120:]}")
+        temporary = target.with_name(f"{TEMPORARY}{secrets.token_hex(6)}-{target.name[-120:]}")
         try:
             yield temporary
             _sync(temporary)
@@ -61,7 +62,7 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     target = Path(path)
     with explained_os_errors(target):
-        temporary = target.with_name(f".tmp-{secrets.token_hex(6)}-{target.name[-120:]}")
+        temporary = target.with_name(f"{TEMPORARY}{secrets.token_hex(6)}-{target.name[-120:]}")
         temporary.mkdir(parents=True)
         try:
             yield temporary
@@ -73,6 +74,18 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
             _sync_folder(target.parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def clear_temporary(folder: Path) -> None:
+    """Remove what a process that was killed while it wrote left in `folder` and below: the
+    half-written files and half-filled folders of :func:`atomic_path`, :func:`atomic_folder` and
+    of whatever else names its temporary ones alike.
+    """
+    for left in list(folder.rglob(f"{TEMPORARY}*")):
+        if left.is_dir() and not left.is_symlink():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)
 
 
 def require_room(folder: Path, size: int) -> None:

@@ -36,7 +36,9 @@ VOXELS_3D = 96 * 1024  # patch budget; not from the paper
 # largest / median spacing from which slices are worked on one by one; not from the paper
 ANISOTROPY_2D = 3.0
 ANISOTROPIC = 1.5  # from here on a volume counts as having a slice direction; not from the paper
-INTENSITIES = 2  # the rule by which intensities are normalised (see normalisation.py)
+# rules by which intensities are normalised (see normalisation.py)
+LINEAR_CT = 2  # CT linearly from -1024 to 325 HU, as in PGL; for images without CT still the newest
+COMPRESSED_CT = 3  # CT with soft tissue kept apart
 FEWEST_SLICES_3D = 8  # thinner stacks are worked on slice by slice; not from the paper
 SMALLEST_MAP = 4  # voxels an axis keeps at least at the coarsest level; not from the paper
 _ANATOMICAL = {"L": 0, "R": 0, "P": 1, "A": 1, "S": 2, "I": 2}
@@ -72,7 +74,8 @@ class Plan(BaseModel):
     )
     intensities: int = Field(
         default=1,
-        description="The rule by which intensities are normalised; 1 where none is named.",
+        description="The rule by which intensities are normalised: 3 where there is CT, 2 "
+        "elsewhere, fewer in runs of earlier versions (1 where none is named).",
     )
 
 
@@ -112,15 +115,16 @@ def make_plan(
     skip = 3 - n_dim
     budget = voxel_budget or (VOXELS_2D if n_dim == 2 else VOXELS_3D)
     patch, strides = _patch_and_strides(extent[skip:], target[skip:], budget)
+    modalities = _modalities(modality, channels)
     return Plan(
         dim=n_dim,
         spacing=(None if n_dim == 2 else between, within, within),
         slice_axis="own" if canonical is None else canonical,
-        modality=_modalities(modality, channels),
+        modality=modalities,
         channels=channels,
         patch=patch,
         strides=strides,
-        intensities=INTENSITIES,
+        intensities=COMPRESSED_CT if "CT" in map(str.upper, modalities) else LINEAR_CT,
     )
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import SimpleITK as sitk  # noqa: N813
 
 from MedSSLLib.core.errors import InputError, MedSSLError
-from MedSSLLib.core.files import atomic_path
+from MedSSLLib.core.files import TEMPORARY, atomic_path
 from MedSSLLib.images.formats.integrity import check_whole
 from MedSSLLib.images.formats.nifti import is_nifti, keep_forms, read_nifti_header
 from MedSSLLib.images.geometry import Geometry, Volume
@@ -96,7 +96,7 @@ def _into_temporary(
     ):
         sitk.WriteImage(image, os.fspath(target), useCompression=True)
         return
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".tmp-") as folder:
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=TEMPORARY) as folder:
         plain = Path(folder) / "image.nii"
         sitk.WriteImage(image, os.fspath(plain))
         with open(plain, "rb") as stream, open(target, "wb") as raw:

@@ -11,7 +11,7 @@ import numpy as np
 from MedSSLLib.core.errors import InputError, is_out_of_memory, naming
 from MedSSLLib.core.events import Events
 from MedSSLLib.core.files import refuse_overwriting, require_folder
-from MedSSLLib.data.plan import INTENSITIES
+from MedSSLLib.data.plan import LINEAR_CT
 from MedSSLLib.evaluation.calibration import probability_path
 from MedSSLLib.evaluation.quality import drop_estimate
 from MedSSLLib.images import io
@@ -194,12 +194,11 @@ def _warn_of_run(run: RunFolder, model: Model, options: PredictOptions, events: 
             "and averaging over them may make it worse. Train with --set augment.flip=0.5, or "
             "leave --flips out.",
         )
-    if model.plan.intensities != INTENSITIES:
+    if model.plan.intensities < LINEAR_CT:
         events.emit(
             "warning",
-            message=f"Run {run.name} was trained with intensities normalised by an earlier rule "
-            f"({model.plan.intensities}, now {INTENSITIES}), so its predictions may be worse than "
-            "they were. Train it again.",
+            message=f"Run {run.name} was trained with intensities normalised by a rule that is no "
+            "longer there, so its predictions may be worse than they were. Train it again.",
         )
 
 

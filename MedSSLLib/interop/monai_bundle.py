@@ -62,8 +62,13 @@ _WRITTEN_OUT = (
 )
 _CONSTANTS = {
     normalisation: (
+        "COMPRESSED_CT",
         "HU_RANGE",
+        "HU_CENTRE",
+        "HU_WIDTH",
         "HU_SCALE",
+        "LINEAR_RANGE",
+        "LINEAR_SCALE",
         "PERCENTILES",
         "PEAK",
         "LEAST_SHARE",
@@ -246,6 +251,7 @@ def _before(model: Model) -> list[dict[str, Any]]:
             "spacing": list(plan.spacing),
             "slice_axis": plan.slice_axis,
             "modality": list(plan.modality),
+            "intensities": plan.intensities,
         },
         {"_target_": "DivisiblePadd", "keys": "image", "k": steps, "method": "end", "mode": "edge"},
     ]

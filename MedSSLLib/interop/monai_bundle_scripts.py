@@ -39,7 +39,8 @@ class PlanGridd(MapTransform):
         keys: images to change.
         spacing: grid spacing d, h, w in mm; None keeps the image's own.
         slice_axis: what d is: 0 = L, 1 = P, 2 = S, or 'own' for the axis with the largest spacing.
-        modality: one name per channel; 'CT' has a fixed window.
+        modality: one name per channel; 'CT' has a fixed scale.
+        intensities: the rule of the training by which they are normalised.
     """
 
     def __init__(
@@ -48,9 +49,11 @@ class PlanGridd(MapTransform):
         spacing: Sequence[float | None],
         slice_axis: int | str,
         modality: Sequence[str],
+        intensities: int,
     ) -> None:
         super().__init__(keys)
         self.spacing, self.slice_axis, self.modality = spacing, slice_axis, modality
+        self.intensities = intensities
 
     def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
         changed = dict(data)
@@ -78,7 +81,7 @@ class PlanGridd(MapTransform):
             affine[:3, number] *= ratio
         arrays = []
         for channel, modality in zip(image, self.modality, strict=True):
-            normal = normalise(np.asarray(channel), modality)
+            normal = normalise(np.asarray(channel), modality, self.intensities)
             arrays.append(resample_separably(normal, operators))
         tensor = torch.from_numpy(np.ascontiguousarray(np.stack(arrays)))
         return _with_affine(tensor, affine, image.meta)

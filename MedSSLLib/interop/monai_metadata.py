@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from MedSSLLib import __version__
+from MedSSLLib.data.plan import COMPRESSED_CT, Plan
 from MedSSLLib.data.preprocessing import normalisation
 from MedSSLLib.inference.model import Model
 
@@ -84,16 +85,32 @@ def plan_facts(model: Model) -> dict[str, Any]:
         "undivided": list(model.connected_on_slices),
         "connected": model.single_foreground,
         "size_multiple": np.prod(model.plan.strides, axis=0).tolist(),
-        "hounsfield_range": normalisation.HU_RANGE,
-        "hounsfield_scale": normalisation.HU_SCALE,
+        **_hounsfield(model.plan),
         "percentiles": normalisation.PERCENTILES,
         "preprocessing": "orient to d, h, w; clip CT in Hounsfield units to hounsfield_range, "
+        "where hounsfield_arcsinh is not null subtract its first number, divide by its second and "
+        "take the arcsinh, then "
         "subtract the first and divide by the second number of hounsfield_scale; clip others to "
         "percentiles of the voxels that are not background, to zero mean and unit deviation over "
         "those; background is padding (a value that fills half a face of the volume or two of its "
         "corners, set to the lower end where it is brighter) and values darker than nearly all "
         "others that far more voxels have than have values near them; resample to the plan's "
         "spacing; pad each axis at its end, with the edge value, to a multiple of size_multiple",
+    }
+
+
+def _hounsfield(plan: Plan) -> dict[str, Any]:
+    """Numbers by which CT in Hounsfield units is scaled under the plan's rule."""
+    if plan.intensities < COMPRESSED_CT:
+        return {
+            "hounsfield_range": normalisation.LINEAR_RANGE,
+            "hounsfield_arcsinh": None,
+            "hounsfield_scale": normalisation.LINEAR_SCALE,
+        }
+    return {
+        "hounsfield_range": normalisation.HU_RANGE,
+        "hounsfield_arcsinh": (normalisation.HU_CENTRE, normalisation.HU_WIDTH),
+        "hounsfield_scale": normalisation.HU_SCALE,
     }
 
 

@@ -17,7 +17,7 @@ from MedSSLLib.core.errors import InputError
 from MedSSLLib.core.events import Events, at_most
 from MedSSLLib.core.files import write_text
 from MedSSLLib.data.cache import Cache
-from MedSSLLib.data.plan import INTENSITIES, Plan
+from MedSSLLib.data.plan import LINEAR_CT, Plan
 from MedSSLLib.images import io
 from MedSSLLib.images.labels import IGNORE, class_indices, simulate_annotation, slice_axis
 from MedSSLLib.networks.unet import Encoder, build_encoder
@@ -288,7 +288,7 @@ def _require_same_data(run: RunFolder, now: RunData) -> None:
         )
     if before.fingerprint is None or before.fingerprint == now.fingerprint:
         return
-    if run.plan.intensities != INTENSITIES:
+    if run.plan.intensities < LINEAR_CT:
         raise InputError(
             f"run {run.name!r} was begun by an earlier version of MedSSL, which normalised "
             "intensities by another rule",

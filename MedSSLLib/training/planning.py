@@ -16,7 +16,7 @@ import numpy as np
 
 from MedSSLLib.config.run import RunConfig
 from MedSSLLib.core.errors import InputError
-from MedSSLLib.data.plan import INTENSITIES, Plan, image_axes, make_plan
+from MedSSLLib.data.plan import LINEAR_CT, Plan, image_axes, make_plan
 from MedSSLLib.images import io
 from MedSSLLib.images.geometry import Geometry
 from MedSSLLib.images.labels import IGNORE, class_indices, sparse_label
@@ -71,7 +71,8 @@ def choose_plan(
     plan = _new_plan(context, cases, auto if config.dim == "auto" else config.dim, labelled)
     if start is None or not start.recorded:
         return plan
-    theirs = start.plan.model_copy(update={"intensities": INTENSITIES})
+    rule = max(start.plan.intensities, LINEAR_CT)  # the one before is no longer there
+    theirs = start.plan.model_copy(update={"intensities": rule})
     if config.dim != "auto" and theirs.dim != int(config.dim[0]):
         raise InputError(
             f"--dim {config.dim} contradicts the {theirs.dim}D encoder of {start.name!r}",
@@ -116,7 +117,7 @@ def _new_plan(
     headers = readable_headers(cases)
 
     def planned(voxels: int | None, grid: float | None) -> Plan:
-        return make_plan(
+        made = make_plan(
             headers,
             modality=project.modalities,
             channels=project.channels,
@@ -124,6 +125,9 @@ def _new_plan(
             voxel_budget=voxels,
             grid=grid,
         )
+        if context.config.preset != "paper":
+            return made
+        return made.model_copy(update={"intensities": LINEAR_CT})  # as in PGL
 
     def fixed(grid: float | None) -> Plan:
         return planned(training.voxels, grid)

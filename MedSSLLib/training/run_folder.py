@@ -19,7 +19,7 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 from MedSSLLib import __version__
 from MedSSLLib.config.run import RunConfig, as_begun
 from MedSSLLib.core.errors import InputError
-from MedSSLLib.core.files import FileLock, read_json, write_json
+from MedSSLLib.core.files import FileLock, clear_temporary, read_json, write_json
 from MedSSLLib.data.plan import Plan
 from MedSSLLib.project.project import Project
 from MedSSLLib.project.runs import RUN_FORMAT, RUN_VERSION, WEIGHTS, begun
@@ -309,13 +309,12 @@ def owned(folder: Path) -> Iterator[None]:
     A run that ends before its settings are written, or is refused before its first checkpoint,
     leaves nothing.
 
-    A stop request and half-written files left from before are cleared away.
+    A stop request, half-written files and half-filled folders left from before are cleared away.
     """
     try:
         with FileLock(folder / ".lock", timeout=_ENDING):
             (folder / "stop").unlink(missing_ok=True)
-            for left in folder.rglob(".tmp-*"):  # by a process that was killed while it wrote
-                left.unlink(missing_ok=True)
+            clear_temporary(folder)
             yield
     except InputError:
         if not begun(folder):

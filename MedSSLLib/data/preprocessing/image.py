@@ -8,7 +8,7 @@ import numpy as np
 
 from MedSSLLib.core.errors import InputError
 from MedSSLLib.data.plan import Plan, canonical_axes
-from MedSSLLib.data.preprocessing.normalisation import grey_scale
+from MedSSLLib.data.preprocessing.normalisation import GreyScale, grey_scale
 from MedSSLLib.data.preprocessing.resampling import (
     axis_operators,
     cubic,
@@ -58,20 +58,20 @@ def preprocess_image(
     operators = axis_operators(oriented(source, code), grid, cubic)
     result = np.empty((len(channels), *grid.shape), dtype)
     for target, channel, modality in zip(result, channels, plan.modality, strict=True):
-        _on_grid(orient(channel, code).array, modality, operators, target)
+        array = orient(channel, code).array
+        _on_grid(array, grey_scale(array, modality, plan.intensities), operators, target)
     return result, grid
 
 
 def _on_grid(
     array: np.ndarray,
-    modality: str,
+    scale: GreyScale,
     operators: Sequence[np.ndarray | None],
     target: np.ndarray,
 ) -> None:
     """Normalise and resample an oriented image into ``target``, some slices at a time, so that
     memory holds no second image.
     """
-    scale = grey_scale(array, modality)
     padding, (d, h, w) = scale.padding(array), operators
     step = max(1, _BLOCK // max(array[0].size, target[0].size))
     for first in range(0, len(target), step):

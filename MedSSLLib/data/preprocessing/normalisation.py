@@ -12,10 +12,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from MedSSLLib.core.errors import InputError
+from MedSSLLib.data.plan import COMPRESSED_CT
 from MedSSLLib.images.components import Pieces, pieces_of
 
-HU_RANGE = (-1024.0, 325.0)  # PGL, section 3.1
-HU_SCALE = (-200.0, 300.0)  # mean and deviation of CT, the same for every scan; not from the paper
+HU_RANGE = (-1024.0, 3071.0)  # what 12 bits hold; not from the papers
+HU_CENTRE, HU_WIDTH = 40.0, 40.0  # soft tissue, whose contrasts are kept; not from the papers
+HU_SCALE = (0.0, 1.5)  # mean and deviation of CT so compressed, the same for every scan
+LINEAR_RANGE = (-1024.0, 325.0)  # PGL, section 3.1
+LINEAR_SCALE = (-200.0, 300.0)  # mean and deviation of CT, the same for every scan
 PERCENTILES = (0.5, 99.5)  # not from the paper
 PEAK = 5.0  # a value that so many times as many voxels have as have any value near it
 LEAST_SHARE = 0.001  # ... and at least this share of all, can be background
@@ -35,6 +39,7 @@ class GreyScale:
         mean, deviation: of the clipped values of the anatomy.
         painted: intervals of padding that is brighter than ``low`` and is set to it where it is
             joined to the border of the volume.
+        compressed: whether a clipped value v becomes arcsinh((v - HU_CENTRE) / HU_WIDTH) first.
     """
 
     low: float
@@ -42,6 +47,7 @@ class GreyScale:
     mean: float
     deviation: float
     painted: tuple[Interval, ...] = ()
+    compressed: bool = False
 
     def padding(self, array: np.ndarray) -> np.ndarray | None:
         """Where the volume has padding that is set to ``low``; None for nowhere."""
@@ -59,30 +65,42 @@ class GreyScale:
         np.clip(result, self.low, self.high, out=result)
         if padding is not None:
             result[padding] = self.low
+        if self.compressed:
+            result -= np.float32(HU_CENTRE)
+            result /= np.float32(HU_WIDTH)
+            np.arcsinh(result, out=result)
         result -= np.float32(self.mean)
         result /= np.float32(self.deviation)
         return result
 
 
-def normalise(array: np.ndarray, modality: str) -> np.ndarray:
+def normalise(array: np.ndarray, modality: str, rule: int = COMPRESSED_CT) -> np.ndarray:
     """Float32 of the same shape, by :func:`grey_scale`.
 
     Raises:
         InputError: the image is constant.
     """
-    scale = grey_scale(array, modality)
+    scale = grey_scale(array, modality, rule)
     return scale.apply(array, scale.padding(array))
 
 
-def grey_scale(array: np.ndarray, modality: str) -> GreyScale:
+def grey_scale(array: np.ndarray, modality: str, rule: int = COMPRESSED_CT) -> GreyScale:
     """How an image ``[d, h, w]`` is normalised.
 
-    CT in Hounsfield units is clipped to -1024..325 (PGL) and scaled alike in every scan. Others,
+    CT in Hounsfield units is scaled alike in every scan, and compressed: about 40 HU the scale is
+    steep, since the tissues of brain or abdomen are 10 to 40 HU apart, while air, lung and bone
+    stay apart from each other, which a window would clip. By the rules before it is clipped to
+    -1024..325 as in PGL, where the same tissues are a tenth of a deviation apart. Others,
     and CT that was stored with an offset or cut to tissue, are clipped to their 0.5 and 99.5
     percentiles and scaled to zero mean and unit deviation, of the voxels that are not background
     (not from the paper). Background is padding, a value that fills half a face of the volume or two
     of its corners; and a value darker than nearly all others that stands out from the values near
     it. Noise around a scan is not background: it counts, as in scans that have none.
+
+    Args:
+        array: grey values.
+        modality: 'CT', or anything else.
+        rule: the plan's ``intensities``.
 
     Raises:
         InputError: the image is constant.
@@ -95,8 +113,11 @@ def grey_scale(array: np.ndarray, modality: str) -> GreyScale:
     padding = _padding(array, sample)
     rest = _without(sample, padding)
     if modality.upper() == "CT" and _in_hounsfield(rest):
-        (low, high), (mean, deviation) = HU_RANGE, HU_SCALE
+        compressed = rule >= COMPRESSED_CT
+        low, high = HU_RANGE if compressed else LINEAR_RANGE
+        mean, deviation = HU_SCALE if compressed else LINEAR_SCALE
     else:
+        compressed = False
         inside = _without_dark_peaks(rest)
         low, high = np.percentile(inside, PERCENTILES) if inside.size else (0.0, 0.0)
         clipped = inside.clip(low, high)
@@ -104,7 +125,9 @@ def grey_scale(array: np.ndarray, modality: str) -> GreyScale:
             low, high, clipped, padding = sample.min(), sample.max(), sample, []
         mean, deviation = clipped.mean(), clipped.std()
     bright = tuple(interval for interval in padding if interval[1] > low)
-    return GreyScale(float(low), float(high), float(mean), float(deviation), bright)
+    return GreyScale(
+        float(low), float(high), float(mean), float(deviation), bright, compressed=compressed
+    )
 
 
 def _padding(array: np.ndarray, sample: np.ndarray) -> list[Interval]:

@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
-from MedSSLLib.data.preprocessing.normalisation import GreyScale, grey_scale, normalise
+from MedSSLLib.data.plan import COMPRESSED_CT, LINEAR_CT
+from MedSSLLib.data.preprocessing.normalisation import (
+    HU_CENTRE,
+    HU_SCALE,
+    HU_WIDTH,
+    GreyScale,
+    grey_scale,
+    normalise,
+)
 from Testing.lib.case_helpers import each
 
 SHAPE = (24, 48, 44)
@@ -162,8 +170,24 @@ def test_tissue_of_the_value_of_padding_stays():
 def test_ct_is_scaled_alike_in_every_scan():
     hu = np.concatenate([np.full(500, -1000.0), np.linspace(-200, 300, 3000), np.full(500, 2500.0)])
     shuffled = np.random.default_rng(0).permutation(hu)
-    values = normalise(shuffled.reshape(10, 20, 20), "CT").ravel()
-    np.testing.assert_allclose(values, (shuffled.clip(-1024, 325) + 200) / 300, atol=1e-6)
+    array = shuffled.reshape(10, 20, 20)
+    linear = (shuffled.clip(-1024, 325) + 200) / 300
+    np.testing.assert_allclose(normalise(array, "CT", LINEAR_CT).ravel(), linear, atol=1e-6)
+    soft = (shuffled - HU_CENTRE) / HU_WIDTH  # arcsinh as a logarithm, in float64
+    expected = (np.log(soft + np.sqrt(soft**2 + 1)) - HU_SCALE[0]) / HU_SCALE[1]
+    np.testing.assert_allclose(normalise(array, "CT").ravel(), expected, atol=1e-5)
+
+
+def test_tissues_of_ct_stay_apart():
+    """Fluid, white and grey matter, fat, lung, air, trabecular and cortical bone, metal."""
+    tissues = np.array([-1024, -1000, -850, -100, 0, 8, 29, 37, 60, 150, 325, 700, 1500, 3000.0])
+    array = np.random.default_rng(0).permutation(np.tile(tissues, 64)).reshape(8, 8, -1)
+    first = [np.flatnonzero(array == tissue)[0] for tissue in tissues]
+    old, new = (normalise(array, "CT", rule).ravel()[first] for rule in (LINEAR_CT, COMPRESSED_CT))
+    assert (np.diff(new) > 0).all() and np.abs(new).max() < 3.5
+    brain = (tissues >= 8) & (tissues <= 37)
+    assert np.ptp(new[brain]) > 4 * np.ptp(old[brain])
+    assert np.diff(new)[[1, 9, 10]].min() > 0.05, "air, lung and bone too"
 
 
 @each("stray", [-1, -500])
@@ -173,8 +197,9 @@ def test_ct_with_an_offset_does_not_become_hounsfield_units_by_a_stray_voxel(str
     air = np.random.default_rng(2).normal(24, 15, (60, *SHAPE[1:])).clip(0).astype(scan.dtype)
     array = np.concatenate([scan, air])
     array[3, 4, 5] = stray
-    assert grey_scale(array, "CT").high > 900
-    assert grey_scale(SCANS["CT in air"], "CT").high == 325
+    scale = grey_scale(array, "CT")
+    assert scale.high > 900 and not scale.compressed
+    assert grey_scale(SCANS["CT in air"], "CT").compressed
 
 
 def test_what_is_applied_to_parts_is_applied_to_the_whole():

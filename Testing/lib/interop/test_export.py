@@ -15,10 +15,10 @@ from monai.data import MetaTensor
 
 from MedSSLLib.cli.main import main
 from MedSSLLib.core.errors import InputError, MedSSLError
-from MedSSLLib.data.plan import make_plan
+from MedSSLLib.data.plan import COMPRESSED_CT, LINEAR_CT, make_plan
 from MedSSLLib.data.preprocessing.image import preprocess_image
 from MedSSLLib.images import io
-from MedSSLLib.images.geometry import Volume
+from MedSSLLib.images.geometry import Geometry, Volume
 from MedSSLLib.inference.model import Model, load_model, network_of
 from MedSSLLib.inference.predict import run_predict
 from MedSSLLib.interop import export
@@ -57,12 +57,14 @@ def cohort(tmp_path_factory):
     return Project.create(folder / "project", folder / "images", labels=folder / "labels")
 
 
-def make_run(project, name, dim, norm="batch", one_piece=(), undivided=(), connected=False):
+def make_run(
+    project, name, dim, norm="batch", one_piece=(), undivided=(), connected=False, **planned
+):
     """A run with random weights and uneven statistics, every class about as likely as the
     others.
     """
     plan = make_plan([io.read_header(c.images[0]) for c in project.cases], modality="MR", dim=dim)
-    plan = plan.model_copy(update={"strides": plan.strides[:3]})
+    plan = plan.model_copy(update={"strides": plan.strides[:3], **planned})
     config = tiny_config(name=name, network__widths=(4, 8, 8), network__norm=norm, dim=dim)
     folder = project.run_folder(name)
     folder.mkdir(parents=True)
@@ -252,6 +254,26 @@ def test_monai_runs_the_bundle_to_the_labels_of_predict(cohort, dim, norm, piece
         )
         assert set(np.unique(mine.array)) <= {0, 3, 7} and len(np.unique(mine.array)) > 1, case.name
         assert (mine.array == other.array).mean() > (0.99 if dim == "2d" else 0.998), case.name
+
+
+@pytest.mark.parametrize("rule", [LINEAR_CT, COMPRESSED_CT])
+def test_a_bundle_scales_ct_as_the_run_did(tmp_path, rule):
+    hu = np.random.default_rng(0).uniform(-1000, 400, (16, 20, 24)).astype(np.float32)
+    io.write_image(tmp_path / "i" / "a.nii.gz", Volume(hu, Geometry((24, 20, 16))))
+    project = Project.create(tmp_path / "p", tmp_path / "i")
+    model = make_run(project, "ct", "3d", modality=("CT",), intensities=rule)
+    bundle = write_bundle(model, tmp_path / "bundle", "ct", "", None)
+    dataset = run_bundle(bundle, tmp_path / "out", tmp_path / "i").parser
+    theirs = dataset.get_parsed_content("dataset")[0]["image"].numpy()
+    x, _, _ = padded(model, project.cases[0])
+    np.testing.assert_allclose(theirs, x[0].numpy(), atol=1e-3)
+    facts = plan_facts(model)
+    values = hu.clip(*facts["hounsfield_range"]).astype(float)
+    if facts["hounsfield_arcsinh"]:
+        centre, width = facts["hounsfield_arcsinh"]
+        values = np.arcsinh((values - centre) / width)
+    mean, deviation = facts["hounsfield_scale"]
+    assert x.max() == pytest.approx((values.max() - mean) / deviation, abs=1e-3)
 
 
 def test_a_bundle_keeps_the_pieces_that_predictions_keep():

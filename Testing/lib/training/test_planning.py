@@ -5,7 +5,8 @@ alone.
 import numpy as np
 import pytest
 
-from MedSSLLib.data.plan import make_plan
+from MedSSLLib.data.plan import COMPRESSED_CT, LINEAR_CT, make_plan
+from MedSSLLib.data.preprocessing.image import preprocess_image
 from MedSSLLib.finetuning.finetune import run_finetune
 from MedSSLLib.images import io
 from MedSSLLib.images.geometry import Geometry, Volume
@@ -138,6 +139,22 @@ def plan_of(project, command, **changes):
 def test_a_run_takes_the_small_patch_but_for_the_published_scale(project, preset, patch, mm):
     plan = plan_of(project, "finetune", preset=preset)
     assert plan.patch == patch and plan.spacing[1:] == pytest.approx((mm, mm), rel=0.04)
+
+
+def test_ct_is_compressed_but_for_the_published_scale_and_older_encoders(project):
+    """What an encoder was trained on is what a run from it sees, whatever is the default now."""
+    project.set_modality("CT")
+    assert plan_of(project, "pretrain", method="simclr", name="new").intensities == COMPRESSED_CT
+    old = plan_of(project, "pretrain", method="pgl", preset="paper", name="old")
+    assert old.intensities == LINEAR_CT, "PGL, section 3.1"
+    for encoder, rule in (("new", COMPRESSED_CT), ("old", LINEAR_CT)):
+        assert plan_of(project, "finetune", init=encoder).intensities == rule
+    scan = Volume(
+        np.linspace(-1000, 300, 96 * 96 * 6).reshape(6, 96, 96),
+        geometry((96, 96, 6), (2.0, 2.0, 8.0)),
+    )
+    image, _ = preprocess_image(scan, old.model_copy(update={"spacing": (None, 2.0, 2.0)}))
+    assert image.max() == pytest.approx(5 / 3) and image.min() == pytest.approx(-8 / 3)
 
 
 def test_runs_from_an_encoder_and_from_random_weights_have_the_same_field(project):

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from MedSSLLib.core.errors import InputError, MedSSLError
+from MedSSLLib.core.files import TEMPORARY
 from MedSSLLib.data.plan import Plan
 from MedSSLLib.training.run_folder import (
     RunFolder,
@@ -101,3 +102,16 @@ def test_a_run_folder_has_one_owner_and_forgets_old_stop_requests(project):
             pass
     with owned(folder):
         pass
+
+
+def test_what_a_killed_process_left_half_written_is_cleared_away(project):
+    """Files, and folders with files in them: labels on the scan's grid are put together in one."""
+    folder = started(project, tiny_config(name="killed"))
+    half = folder / "pseudo" / "round-1" / f"{TEMPORARY}ab12"
+    half.mkdir(parents=True)
+    (half / "image.nii").write_bytes(b"half")
+    (half.parent / f"{TEMPORARY}cd34-c0.nii.gz").write_bytes(b"half")
+    kept = half.parent / "c0.nii.gz"
+    kept.write_bytes(b"whole")
+    with owned(folder):
+        assert list(half.parent.iterdir()) == [kept]

@@ -79,7 +79,7 @@ def _prepare_data(context: TrainingContext) -> LabelledData:
     cases = labelled_cases(context.project, context.config)
     plan = choose_plan(context, context.project.pool, labelled=cases)
     cache, cases = fill_cache(context, plan, cases, labels=True)
-    training, held_out = hold_out(context, cases)
+    training, held_out = hold_out(context, cache, cases)
     check_structures(context, cache, training)
     _warn_of_idle_settings(context, training, held_out)
     unlabelled: tuple[Case, ...] = ()

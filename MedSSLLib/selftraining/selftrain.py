@@ -123,7 +123,7 @@ def _prepare_data(context: TrainingContext) -> LabelledData:
     cases = labelled_cases(context.project, context.config)
     plan = choose_plan(context, context.project.pool, labelled=cases)
     cache, cases = fill_cache(context, plan, cases, labels=True)
-    training, held_out = hold_out(context, cases)
+    training, held_out = hold_out(context, cache, cases)
     require_all_classes(context.project, cache, training)
     others = add_unlabelled(context, cache, cases)
     # their labels, where they have some, stay closed

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
+import numpy as np
+
 from MedSSLLib.config.run import RunConfig
+from MedSSLLib.data.cache import Cache
 from MedSSLLib.data.random import Stream, random_stream
 from MedSSLLib.project.manifest import Case
 from MedSSLLib.training.context import TrainingContext
@@ -14,23 +17,34 @@ HOLDOUT_FROM = 10  # labelled cases from which some are held out; not from the p
 HOLDOUT_MOST = 8  # held-out cases at most; not from the paper
 # annotated slices from which a sparsely annotated case may be held out; not from the paper
 SLICES_TO_JUDGE = 5
+KNOWN_TO_JUDGE = 0.5  # share of its voxels that a whole label must know; not from the paper
 
 Split = tuple[tuple[Case, ...], tuple[Case, ...]]  # training and held-out cases
 
 
-def hold_out(context: TrainingContext, cases: Sequence[Case]) -> Split:
+def hold_out(context: TrainingContext, cache: Cache, cases: Sequence[Case]) -> Split:
     """Split the labelled cases of a run into training and held-out ones.
 
     A case whose label trained the weights that the run starts from would flatter the validation,
     the choice of the best step and the predicted quality. Where none is left to hold out, a warning
     says so. A run that goes on keeps its split.
+
+    Args:
+        context: of the run.
+        cache: which has their labels.
+        cases: the labelled cases.
     """
     if context.config.resume:
         return _parted(cases, context.run.data.validation)
     start = context.start
     seen = _patients_seen(context, start) if start else set()
-    split = split_holdout(cases, context.config, seen, _held_out_before(cases, start))
-    if start is not None and seen and not split[1] and split_holdout(cases, context.config)[1]:
+    config, strokes = context.config, strokes_alone(cache, cases)
+    split = split_holdout(cases, config, seen, _held_out_before(cases, start), strokes)
+    if start is not None and seen and not split[1]:
+        could_have = split_holdout(cases, config, strokes=strokes)[1]
+    else:
+        could_have = ()
+    if start is not None and could_have:
         context.warn(
             f"No labelled case is held out: run {start.name!r}, from which this one starts, was "
             "trained on all of their patients, so they cannot judge it. The last weights are kept "
@@ -46,18 +60,31 @@ def _patients_seen(context: TrainingContext, start: RunFolder) -> set[str]:
     return {patients.get(name, name) for name in start.labels_seen}
 
 
+def strokes_alone(cache: Cache, cases: Sequence[Case]) -> set[str]:
+    """Names of cases whose label file has an ignore value nearly everywhere, and no record of
+    slices: strokes.
+    """
+    found = set()
+    for case in cases:
+        known = sum(cache.counts(case.name).values())
+        if case.annotated is None and known < KNOWN_TO_JUDGE * np.prod(cache.shape(case.name)[1:]):
+            found.add(case.name)
+    return found
+
+
 def split_holdout(
     cases: Sequence[Case],
     config: RunConfig,
     seen: Collection[str] = (),
     before: Collection[str] = (),
+    strokes: Collection[str] = (),
 ) -> Split:
     """Training and held-out cases, every patient on one side.
 
-    With fewer than 10 labelled cases none is held out. Cases with only a few annotated slices
-    neither count nor are held out: a handful of slices, some without any structure, cannot tell
-    good weights from bad ones, and training needs them more. Slices that are partly drawn do not
-    count for this.
+    With fewer than 10 labelled cases none is held out. Cases with only a few annotated slices, or
+    with strokes alone, neither count nor are held out: a handful of slices, some without any
+    structure, cannot tell good weights from bad ones, and training needs them more; strokes leave
+    out the borders. Slices that are partly drawn do not count for this.
 
     Args:
         cases: the labelled cases.
@@ -65,10 +92,12 @@ def split_holdout(
         seen: patients who are never held out.
         before: names of the cases to hold out again where none of their patients is seen; else
             others are drawn.
+        strokes: names of the cases whose label is strokes, see :func:`strokes_alone`.
     """
     sparse = set()
     for case in cases:
-        if case.annotated and case.annotated.whole.count < SLICES_TO_JUDGE:
+        few = case.annotated and case.annotated.whole.count < SLICES_TO_JUDGE
+        if few or case.name in strokes:
             sparse.add(case.patient)
     telling = [case for case in cases if case.patient not in sparse]
     patients = sorted({case.patient for case in telling})

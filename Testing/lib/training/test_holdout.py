@@ -10,6 +10,7 @@ import pytest
 
 from MedSSLLib.core.files import write_json
 from MedSSLLib.finetuning.finetune import run_finetune
+from MedSSLLib.images import io
 from MedSSLLib.images.labels import Annotated
 from MedSSLLib.pretraining.pretrain import run_pretrain
 from MedSSLLib.project.manifest import Case
@@ -57,6 +58,24 @@ def test_partly_drawn_slices_do_not_make_a_case_one_that_can_be_held_out():
     )
 
 
+def test_labels_of_strokes_alone_train_but_do_not_judge(tmp_path):
+    """Fourteen labels, eight of which know 2 of 6 slices: six are too few to hold any out."""
+    strokes = [f"case{i}" for i in range(8)]
+    project = tiny_project(tmp_path, 14, shape=(6, 8, 8))
+    assert train(project, "whole", ALL)[1]["validation"]
+    for case in project.cases[:8]:
+        volume = io.read_label(case.label, io.read_header(case.images[0]))
+        label = volume.array.copy()
+        label[2:] = 255
+        io.write_image(case.label, replace(volume, array=label))
+    names = dict(zip(project.values, project.classes, strict=True))
+    project.set_labels({**names, 255: "ignore"})
+    _, data = train(project, "strokes", ALL)
+    assert data["validation"] == [] and sorted(data["labelled"]) == sorted(ALL)
+    some = split_holdout(CASES, tiny_config(training__holdout=0.4), strokes={"c00", "c05"})[1]
+    assert some and patients(some).isdisjoint({"p00", "p02"})
+
+
 @each("seed", range(5))
 def test_patients_who_were_seen_are_not_held_out(seed):
     seen = patients(CASES) - {"p03", "p07"}
@@ -85,7 +104,7 @@ def test_a_run_that_goes_on_keeps_its_split(tmp_path):
         },
     )
     context = SimpleNamespace(run=RunFolder(tmp_path), config=tiny_config(resume=True))
-    training, held_out = hold_out(context, CASES)
+    training, held_out = hold_out(context, None, CASES)
     assert [case.name for case in held_out] == ["c05", "c20"] and len(training) == 22
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from MedSSLLib.benchmark.lengths import lines_of_lengths
 from MedSSLLib.benchmark.recommendations import LEAST_CHOICES, markdown, recommendations
 from MedSSLLib.benchmark.records import BASELINE, differences
 from MedSSLLib.benchmark.tables import (
@@ -25,7 +26,13 @@ from MedSSLLib.core.errors import InputError
 from MedSSLLib.core.files import atomic_path
 from MedSSLLib.project.project import Project
 from MedSSLLib.reporting.html import Cell, Page
-from MedSSLLib.reporting.plots import dice_against_labels, paired_cases, save, training_curves
+from MedSSLLib.reporting.plots import (
+    dice_against_labels,
+    dice_against_steps,
+    paired_cases,
+    save,
+    training_curves,
+)
 from MedSSLLib.reporting.run_report import RESEARCH, add_environment, footer, losses
 
 
@@ -57,6 +64,7 @@ def write_tables(studies: Sequence[Study], out: Path, project: Project | None = 
     page = Page("What each label is worth", _lead(studies), kicker="MedSSL benchmark")
     for study, prefix in zip(studies, _prefixes(studies), strict=True):
         written += _add_study(page, study, out / "figures", prefix)
+    written += _add_lengths(page, studies, out / "figures")
     if project is not None:
         _add_training(page, project, studies)
     add_environment(page, studies[0].versions)
@@ -110,6 +118,17 @@ def _add_study(page: Page, study: Study, figures: Path, prefix: str) -> list[Pat
     written = []
     for name, (figure, _) in drawn.items():
         written.append(save(figure, figures / f"{_file_name(name)}.png"))
+    return written
+
+
+def _add_lengths(page: Page, studies: Sequence[Study], figures: Path) -> list[Path]:
+    written = []
+    for data, lines in lines_of_lengths(studies).items():
+        page.section(f"What longer training buys: {data}")
+        caption = "The same choices of labelled volumes at every length; the band: 95 % interval."
+        page.figures((dice_against_steps(lines), caption))
+        path = figures / f"{_file_name(data)}-lengths.png"
+        written.append(save(dice_against_steps(lines), path))
     return written
 
 

@@ -23,6 +23,7 @@ import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 
 from MedSSLLib.core.files import atomic_path
 
@@ -197,6 +198,31 @@ def dice_against_labels(
         )
     axes.set_xticks(range(len(counts)), list(map(str, counts)))
     axes.set(xlabel=xlabel, ylabel="mean Dice", xlim=(-0.5, len(counts) - 0.5))
+    legend_above(figure)
+    return figure
+
+
+@styled
+def dice_against_steps(
+    results: Mapping[str, Mapping[int, tuple[float, float, float]]],
+) -> Figure:
+    """Mean Dice against the length of training, with intervals.
+
+    Args:
+        results: line to ``{training steps in all: (mean, low, high)}``.
+    """
+    figure = Figure(figsize=(6.2, 3.8))
+    axes = figure.add_subplot()
+    for number, (name, points) in enumerate(results.items()):
+        color = PALETTE[number % len(PALETTE)]
+        steps = sorted(points)
+        mean, low, high = np.array([points[step] for step in steps]).T
+        axes.fill_between(steps, low, high, color=color, alpha=0.15, linewidth=0)
+        axes.plot(steps, mean, color=color, marker="o", label=name)
+    axes.set(xlabel="training steps", ylabel="mean Dice", xscale="log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     legend_above(figure)
     return figure
 

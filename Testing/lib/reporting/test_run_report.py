@@ -32,6 +32,7 @@ from MedSSLLib.reporting.overlays import (
 from MedSSLLib.reporting.plots import (
     class_spread,
     dice_against_labels,
+    dice_against_steps,
     paired_cases,
     reliability_diagram,
     running_mean,
@@ -144,6 +145,7 @@ def test_figures_draw_what_they_are_given():
         lambda: class_spread({"case": {EVIL: None}}),
         lambda: volume_agreement({"c": [(1, 1)]}),
         lambda: dice_against_labels({EVIL: {1: (0.5, 0.4, 0.6), 8: (0.8, 0.7, 0.9)}}),
+        lambda: dice_against_steps({EVIL: {100: (0.5, 0.4, 0.6)}}),
         lambda: reliability_diagram(
             {"count": [3, 0], "confidence": [0.4, 0], "accuracy": [0.5, 0]}, 0.1
         ),

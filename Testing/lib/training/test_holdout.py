@@ -60,7 +60,6 @@ def test_partly_drawn_slices_do_not_make_a_case_one_that_can_be_held_out():
 
 def test_labels_of_strokes_alone_train_but_do_not_judge(tmp_path):
     """Fourteen labels, eight of which know 2 of 6 slices: six are too few to hold any out."""
-    strokes = [f"case{i}" for i in range(8)]
     project = tiny_project(tmp_path, 14, shape=(6, 8, 8))
     assert train(project, "whole", ALL)[1]["validation"]
     for case in project.cases[:8]:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from MedSSLLib.benchmark.lengths import lines_of_lengths
 from MedSSLLib.benchmark.recommendations import LEAST_CHOICES, markdown, recommendations
 from MedSSLLib.benchmark.records import BASELINE, differences
 from MedSSLLib.benchmark.tables import (
@@ -17,6 +16,7 @@ from MedSSLLib.benchmark.tables import (
     case_rows,
     csv_text,
     dice_interval,
+    lines_of_lengths,
     mean_of,
     shown,
     table_row,

@@ -16,8 +16,8 @@ from MedSSLLib.data.plan import COMPRESSED_CT
 from MedSSLLib.images.components import Pieces, pieces_of
 
 HU_RANGE = (-1024.0, 3071.0)  # what 12 bits hold; not from the papers
-HU_CENTRE, HU_WIDTH = 40.0, 40.0  # soft tissue, whose contrasts are kept; not from the papers
-HU_SCALE = (0.0, 1.5)  # mean and deviation of CT so compressed, the same for every scan
+HU_CENTRE, HU_WIDTH = 40.0, 20.0  # soft tissue, whose contrasts are kept; not from the papers
+HU_SCALE = (0.0, 1.75)  # mean and deviation of CT so compressed, the same for every scan
 LINEAR_RANGE = (-1024.0, 325.0)  # PGL, section 3.1
 LINEAR_SCALE = (-200.0, 300.0)  # mean and deviation of CT, the same for every scan
 PERCENTILES = (0.5, 99.5)  # not from the paper

@@ -2,9 +2,8 @@
 
 import numpy as np
 
-from MedSSLLib.benchmark.lengths import lines_of_lengths
 from MedSSLLib.benchmark.report import write_tables
-from MedSSLLib.benchmark.tables import load_studies
+from MedSSLLib.benchmark.tables import lines_of_lengths, load_studies
 from Testing.lib.benchmark_helpers import record, result_file
 
 

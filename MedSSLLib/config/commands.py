@@ -88,6 +88,13 @@ class SelfTrainConfig(Frozen):
         description="Of so many samples one is pseudo-labelled alone; 0 = none. Not from the "
         "paper.",
     )
+    plain_every: int = Field(
+        2,
+        ge=0,
+        description="Of so many steps of mixing one has patches as they are, labelled and "
+        "pseudo-labelled ones, and only these move the statistics of batch normalisation; 0 = "
+        "none. Not from the paper.",
+    )
     confident: float = Field(
         0.9,
         ge=0,

@@ -258,7 +258,13 @@ _VIEWS: dict[CommandName, dict[str, Any]] = {
 
 # What runs of earlier versions go on with: options that came later, as they were before.
 _CAME_LATER: dict[str, dict[str, Any]] = {
-    "selftrain": {"shapes": False, "drawn_share": 0.0, "recipe": "contrast", "keep": "last"},
+    "selftrain": {
+        "shapes": False,
+        "drawn_share": 0.0,
+        "recipe": "contrast",
+        "keep": "last",
+        "plain_every": 0,
+    },
     "gcl": {"pixel_level": -1},
 }
 

@@ -53,6 +53,7 @@ class Batch:
         meta: class index per meta label, ``[b]``, -1 where missing.
         targets: soft targets ``[b, v, k, *s]``, whose sum over classes is the voxel's weight; None
             without.
+        plain: whether mixing leaves its patches as they are.
     """
 
     images: Tensor
@@ -60,6 +61,7 @@ class Batch:
     labels: Tensor | None = None
     meta: dict[str, Tensor] = field(default_factory=dict)
     targets: Tensor | None = None
+    plain: bool = False
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,7 @@ class HostBatch:
         meta: as in :class:`Batch`.
         cases: names of the samples' cases.
         targets: soft targets of the windows, ``[b, v, k, *w]``.
+        plain: as in :class:`Batch`.
     """
 
     windows: Tensor
@@ -85,6 +88,7 @@ class HostBatch:
     meta: dict[str, Tensor] = field(default_factory=dict)
     cases: tuple[str, ...] = ()
     targets: Tensor | None = None
+    plain: bool = False
 
     def pin(self) -> HostBatch:
         """A copy in page-locked memory, for asynchronous transfer."""
@@ -114,4 +118,4 @@ def make_views(host: HostBatch, patch: Sequence[int], device: torch.device) -> B
                 targets = soft.unflatten(0, (-1, views)) * (labels != IGNORE).unsqueeze(2)
     apply_intensity(images, host.changes)
     meta = {name: value.to(device, non_blocking=True) for name, value in host.meta.items()}
-    return Batch(images.unflatten(0, (-1, views)), geometry, labels, meta, targets)
+    return Batch(images.unflatten(0, (-1, views)), geometry, labels, meta, targets, host.plain)

@@ -64,6 +64,25 @@ def sample_roles(
     return ((index - before) % 2 * ~alone).astype(np.int64), alone.astype(np.int64)
 
 
+def sample_whole(
+    n: int, start: int, patch: Sequence[int]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Roles without mixing: a sample is the labelled patch or the other one, in turn.
+
+    Args:
+        n: samples.
+        start: how many were drawn before, over all batches.
+        patch: voxels an axis, s axes.
+
+    Returns:
+        Lower and upper corners ``[n, s]`` of the whole patch, `outside` and `alone` as in
+        :func:`sample_roles`.
+    """
+    low = np.zeros((n, len(patch)), np.int64)
+    alone = np.arange(start, start + n) % 2
+    return low, low + np.asarray(patch), np.zeros_like(alone), alone
+
+
 def rectangle_mask(low: Tensor, high: Tensor, patch: Sequence[int]) -> Tensor:
     """Whether a voxel lies in its sample's rectangle.
 

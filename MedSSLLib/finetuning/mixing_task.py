@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
@@ -20,10 +20,11 @@ from MedSSLLib.data.mixing import (
     prediction_targets,
     sample_rectangles,
     sample_roles,
+    sample_whole,
 )
 from MedSSLLib.data.patch_samplers import SegmentationSampler
 from MedSSLLib.data.random import Stream, own_samples, random_stream
-from MedSSLLib.finetuning.mean_teacher import TEACHER_DECAY, TeacherStudent, ramp
+from MedSSLLib.finetuning.mean_teacher import TEACHER_DECAY, TeacherStudent, ramp, statistics_kept
 from MedSSLLib.finetuning.segmentation_task import SegmentationTask
 from MedSSLLib.losses.dice_ce import soft_segmentation_loss
 from MedSSLLib.networks.ema import ema_update
@@ -44,6 +45,9 @@ class Mix:
             paper.
         threshold: least probability of a voxel of the teacher that counts (UniMatch: 0.95).
         soft: whether the teacher's targets are probabilities.
+        plain_every: of so many steps one has patches as they are, labelled and pseudo-labelled
+            ones, and only these move the running statistics of batch normalisation: those of mixed
+            patches made structures too large. 0 = no such steps. Not from the paper.
     """
 
     weight: float = 0.5
@@ -51,6 +55,7 @@ class Mix:
     alone_every: int = ALONE_EVERY
     threshold: float = 0.0
     soft: bool = False
+    plain_every: int = 0
 
 
 class Mixture(NamedTuple):
@@ -66,8 +71,7 @@ class MixingTask(SegmentationTask):
     """Dice and cross-entropy of one batch in which every image is put together from two.
 
     A rectangle of a labelled patch lies in one with pseudo-labels, or the other way round, and
-    their targets alike (BCP, arXiv 2305.00673); see :mod:`MedSSLLib.data.mixing`. As all images of
-    a step are mixed, so are the statistics of batch normalisation.
+    their targets alike (BCP, arXiv 2305.00673); see :mod:`MedSSLLib.data.mixing`.
 
     Attributes:
         other: draws patches with pseudo-labels, as many as `sampler`.
@@ -89,13 +93,18 @@ class MixingTask(SegmentationTask):
         second = self.other.sample(step, micro_batch, micro_batches)
         n = self.sampler.batch
         mine = own_samples(n, micro_batch, micro_batches)
-        rng = random_stream(self.sampler.seed, step, Stream.MIXING)
-        low, high = sample_rectangles(rng, n, self.sampler.patch, self.mix.share)
-        outside, alone = sample_roles(n, step * n, self.mix.alone_every)
+        every = self.mix.plain_every
+        plain = bool(every) and step % every == every - 1
+        if plain:
+            low, high, outside, alone = sample_whole(n, step // every * n, self.sampler.patch)
+        else:
+            rng = random_stream(self.sampler.seed, step, Stream.MIXING)
+            low, high = sample_rectangles(rng, n, self.sampler.patch, self.mix.share)
+            outside, alone = sample_roles(n, step * n, self.mix.alone_every)
         drawn = {"low": low, "high": high, "outside": outside, "alone": alone}
         meta = {name: torch.from_numpy(value[mine]) for name, value in drawn.items()}
         second = second.pin() if self.device.type == "cuda" else second
-        return replace(first, meta={**first.meta, **meta}), second
+        return replace(first, meta={**first.meta, **meta}, plain=plain), second
 
     def device_batch(self, host: tuple[HostBatch, HostBatch]) -> tuple[Batch, Batch]:  # type: ignore[override]
         """Both batches on the device."""
@@ -104,11 +113,17 @@ class MixingTask(SegmentationTask):
     def losses(self, batch: tuple[Batch, Batch], progress: float) -> dict[str, Tensor]:  # type: ignore[override]
         """The segmentation loss of the mixture."""
         mixture = self.mixture(*batch, *self.pseudo_targets(batch[1]))
-        return {
-            "segmentation": soft_segmentation_loss(
-                self.module.all_logits(mixture.images), mixture.targets, sum_over_processes
-            )
-        }
+        with self.statistics(batch[0]):
+            logits = self.module.all_logits(mixture.images)
+        return {"segmentation": soft_segmentation_loss(logits, mixture.targets, sum_over_processes)}
+
+    def statistics(self, first: Batch) -> AbstractContextManager[None]:
+        """Within the context a forward pass moves the statistics of batch normalisation only where
+        they are to be those of this step's patches.
+        """
+        if first.plain or not self.mix.plain_every:
+            return nullcontext()
+        return statistics_kept(self.module)
 
     def mixture(self, first: Batch, second: Batch, labels: Tensor, targets: Tensor) -> Mixture:
         """The mixed batch.
@@ -153,7 +168,7 @@ class TeacherMixingTask(Task):
     The teacher labels a patch as it is, the student learns from the same patch with changed
     intensities, mixed with a labelled one (UniMatch, arXiv 2208.09910; BCP). The weight of these
     labels rises as that of Mean Teacher does. The teacher normalises by the running statistics of
-    the mixed images that the student has seen.
+    the student's patches, mixed ones where ``plain_every`` is 0.
 
     Attributes:
         mixing: the task on mixed patches; its network is the student, its `other` sampler draws
@@ -200,7 +215,8 @@ class TeacherMixingTask(Task):
             )
         self._sure = (likely.amax(1) >= mix.threshold).float().mean()
         mixture = mixing.mixture(first, strong, likely.argmax(1).to(torch.uint8), targets)
-        logits = self.module.student.all_logits(mixture.images)
+        with mixing.statistics(first):
+            logits = self.module.student.all_logits(mixture.images)
         return {"segmentation": soft_segmentation_loss(logits, mixture.targets, sum_over_processes)}
 
     def after_step(self, progress: float) -> None:

@@ -72,7 +72,8 @@ class MixedContrastTask(Task):
         """The segmentation loss and the weighted contrast of the mixture."""
         mixing, meta = self.mixing, batch[0].meta
         mixture = mixing.mixture(*batch, *mixing.pseudo_targets(batch[1]))
-        logits, features = self.module.all_outputs(mixture.images)
+        with mixing.statistics(batch[0]):
+            logits, features = self.module.all_outputs(mixture.images)
         anchors = sample_anchors(mixture.labels, mixing.classes, meta["noise"])
         partner = meta["partner"] if self.matching == "inter" else None
         contrast = local_contrast(
@@ -164,6 +165,7 @@ def round_task(
         alone_every=o.alone_every,
         threshold=o.confident,
         soft=o.soft,
+        plain_every=o.plain_every,
     )
     task = MixingTask(
         labelled.module,

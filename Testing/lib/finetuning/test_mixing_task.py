@@ -11,6 +11,7 @@ from MedSSLLib.finetuning.mean_teacher import TEACHER_DECAY, ramp
 from MedSSLLib.finetuning.mixing_task import Mix, MixingTask, TeacherMixingTask
 from MedSSLLib.images.labels import IGNORE
 from MedSSLLib.losses.dice_ce import dice_ce, dice_ce_soft
+from MedSSLLib.selftraining.round_tasks import MixedContrastTask
 from Testing.lib.semi_helpers import CPU, network, plan, reader, sampler
 
 
@@ -74,6 +75,48 @@ def test_a_rectangle_of_the_whole_patch_is_plain_training():
     assert torch.equal(mixture.labels[inner], first.labels[inner, 0])
     outer = [i for i in range(8) if i % 2]
     assert torch.equal(mixture.images[outer], second.images[outer, 0])
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_every_other_step_has_patches_as_they_are(parts):
+    """Labelled and pseudo-labelled ones in turn, also over the parts of a batch."""
+    made = task(mix=Mix(plain_every=2))
+    for step in (0, 1, 2, 3):
+        for part in range(parts):
+            first, second = made.device_batch(made.host_batch(step, part, parts))
+            mixture = made.mixture(first, second, *made.pseudo_targets(second))
+            assert first.plain is (step % 2 == 1)
+            sides = [
+                [torch.equal(image, side.images[n, 0]) for side in (first, second)]
+                for n, image in enumerate(mixture.images)
+            ]
+            if not first.plain:
+                assert not any(own for own, _ in sides), "some are of the teacher alone"
+                continue
+            index = range(part, 8, parts)
+            assert sides == [[n % 2 == 0, n % 2 == 1] for n in index]
+            for n, own in enumerate(mixture.labels):
+                source = first if sides[n][0] else second
+                assert torch.equal(own, source.labels[n, 0])
+
+
+@pytest.mark.parametrize("kind", ["mixing", "teacher", "contrast"])
+@pytest.mark.parametrize("every", [0, 2])
+def test_only_patches_as_they_are_move_the_statistics(kind, every):
+    made = task(mix=Mix(plain_every=every), labelled=kind != "teacher")
+    if kind == "teacher":
+        made = TeacherMixingTask(made)
+    if kind == "contrast":
+        made = MixedContrastTask(mixing=made, matching="inter", weight=0.1)
+    net = made.module.student if kind == "teacher" else made.module
+    means = [norm for norm in net.modules() if isinstance(norm, torch.nn.BatchNorm2d)]
+    for step in range(4):
+        before = [norm.running_mean.clone() for norm in means]
+        made.losses(batches(made, step), 0.5)
+        moved = [
+            not torch.equal(norm.running_mean, b) for norm, b in zip(means, before, strict=True)
+        ]
+        assert means and set(moved) == {every == 0 or step % 2 == 1}
 
 
 def test_voxels_of_sparse_labels_that_are_unknown_stay_unknown():

@@ -295,6 +295,7 @@ def test_what_mixing_reads(project, monkeypatch, weight):
         options__weight=weight,
         options__rectangle=[0.2, 0.3],
         options__alone_every=3,
+        options__plain_every=3,
         options__confident=0.6,
         training__foreground=0.25,
     )
@@ -304,7 +305,7 @@ def test_what_mixing_reads(project, monkeypatch, weight):
     assert getattr(joint, "weight", 0.0) == weight
     assert mixing.sampler.cases == ("case0",) and sorted(mixing.other.cases) == ["case1", "case2"]
     assert mixing.sampler.seed != mixing.other.seed and mixing.other.foreground == 0.25
-    assert mixing.mix == Mix(share=(0.2, 0.3), alone_every=3, threshold=0.6)
+    assert mixing.mix == Mix(share=(0.2, 0.3), alone_every=3, threshold=0.6, plain_every=3)
     assert mixing.other.soft.folder == folder / "pseudo" / "round-1"
 
 

@@ -1,8 +1,8 @@
-"""Short commands of the library as forks of one process that has imported it, behind the `PythonSlicer` stand-in.
+"""Commands of the library as forks of a process that has imported it, behind the `PythonSlicer` stand-in.
 
 A start of Python with numpy and SimpleITK takes a third of a second of processor time, and nearly every test has
-several. The launcher stays a process of its own: asking it (SIGTERM) asks the fork, and its end is the fork's end.
-This file is the server, the fork and the launcher's part (run without `site`, so it imports little).
+several; one with PyTorch takes five. The launcher stays a process of its own: asking it (SIGTERM) asks the fork, and
+its end is the fork's end. This file is the server, the fork and the launcher's part (run without `site`, so it imports little).
 """
 
 import json
@@ -13,10 +13,16 @@ import subprocess
 import sys
 
 ROOT = os.path.abspath(os.path.join(os.path.dirname(__file__), "..", "..", ".."))
-COMMANDS = ("add", "facts", "pack", "phantoms", "results", "unpack")
-"""What is forked: commands that need no PyTorch, none of which starts processes of its own."""
+FORKED = {
+    ("MedSSLLib.images.thumbnails",): ("add", "facts", "pack", "phantoms", "results", "unpack"),
+    ("MedSSLLib.inference.predict", "MedSSLLib.selftraining.selftrain"): (
+        *("complete", "import", "predict", "pretrain", "selftrain", "share", "suggest", "take"),
+    ),
+}
+"""What is forked, by the modules that are imported for it first. Live is not: its whole tree of processes is tested."""
 REAL = "MEDSSL_BENCH_REAL"
 """In the environment of a job: start a Python of its own for it, as the application does."""
+_SERVERS = []  # their pipes stay open
 
 
 def script(folder):
@@ -24,44 +30,45 @@ def script(folder):
     python = f'"{sys.executable}"'
     if sys.platform != "linux":
         return f'#!/bin/sh\n{python} "$@"\n'
-    address = _serve(folder)
-    forked = "|".join(f'"-m MedSSLLib {name}"' for name in COMMANDS)
-    return (
-        f'#!/bin/sh\ncase "${REAL}$1 $2 $3" in\n'
-        f'{forked}) {python} -I -S "{__file__}" {address} "$@" ;;\n'
-        f'*) {python} "$@" ;;\nesac\n'
-    )
+    lines = ["#!/bin/sh", f'case "${REAL}$1 $2 $3" in']
+    for modules, commands in FORKED.items():
+        words = "|".join(f'"-m MedSSLLib {name}"' for name in commands)
+        address = _serve(folder, modules)
+        lines.append(f'{words}) {python} -I -S "{__file__}" {address} "$@" ;;')
+    return "\n".join([*lines, f'*) {python} "$@" ;;', "esac", ""])
 
 
-def _serve(folder):
-    """Start the server; the name of its socket. It ends with this process, whose pipe it reads."""
+def _serve(folder, modules):
+    """Start a server; the name of its socket. It ends with this process, whose pipe it reads."""
     listener = socket.socket(socket.AF_UNIX)
     address = f"medssl-bench-{os.getpid()}-{os.urandom(8).hex()}"
     listener.bind(f"\0{address}")
     listener.listen()
     path = os.pathsep.join(filter(None, (ROOT, os.environ.get("PYTHONPATH"))))
     flags = {"PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8", "PYTHONUTF8": "1"}
-    _serve.process = subprocess.Popen(
-        [sys.executable, __file__, "--serve", str(listener.fileno())],
+    server = subprocess.Popen(
+        [sys.executable, "-P", __file__, "--serve", str(listener.fileno()), *modules],
         stdin=subprocess.PIPE,
         pass_fds=[listener.fileno()],
         cwd=folder,
         env={**os.environ, **flags, "PYTHONPATH": path},
     )
     listener.close()
+    _SERVERS.append(server)
     return address
 
 
-def _server(listener):
+def _server(listener, modules):
+    """Fork for each that connects. Nothing is imported before the first one does."""
+    import importlib
     import select
-
-    import MedSSLLib.cli.main
-    import MedSSLLib.images.thumbnails  # noqa: F401 (with numpy and SimpleITK)
 
     while True:
         ready, _, _ = select.select([listener, 0], [], [])
         if 0 in ready:
             return
+        for module in ("MedSSLLib.cli.main", *modules):
+            importlib.import_module(module)
         connection, _ = listener.accept()
         if os.fork() == 0:
             listener.close()
@@ -82,8 +89,11 @@ def _bury():
 def _forked(connection):
     """Become what the launcher was asked for."""
     text, streams, _, _ = socket.recv_fds(connection, 1 << 20, 3)
-    while not text.endswith(b"\n"):
+    while b"\n" not in text:
         text += connection.recv(1 << 20)
+    text, _, stop = text.partition(b"\n")
+    if stop:  # asked to stop before it began
+        os.kill(os.getpid(), signal.SIGTERM)
     asked = json.loads(text)
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
@@ -145,6 +155,6 @@ def _launch(address, words):
 
 if __name__ == "__main__":
     if sys.argv[1] == "--serve":
-        _server(socket.socket(fileno=int(sys.argv[2])))
+        _server(socket.socket(fileno=int(sys.argv[2])), sys.argv[3:])
     else:
         sys.exit(_launch(sys.argv[1], sys.argv[2:]))

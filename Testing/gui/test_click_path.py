@@ -52,7 +52,7 @@ def test_from_a_folder_to_segmentations(user, cohort, tmp_path, watch, monkeypat
     import slicer
     from slicer_bench import forks
 
-    monkeypatch.setenv(forks.REAL, "1")
+    monkeypatch.setenv(forks.REAL, "1")  # until there is a model, each command starts its Python
     project = tmp_path / "Prüfung mit Leerzeichen"
     user.open_project(project)
     # 1 data: some volumes from the scene, the others from a folder
@@ -108,6 +108,7 @@ def test_from_a_folder_to_segmentations(user, cohort, tmp_path, watch, monkeypat
     user.click("fineTuneButton")
     user.finish_jobs()
     assert "done" in user.status(), user.find("logEdit").toPlainText()
+    monkeypatch.delenv(forks.REAL)
     assert user.shell.panels["train"].curves.series, "losses were plotted"
     assert user.find("runsTable").rowCount() == 2
     user.find("roundsSpinBox").setValue(1)

@@ -14,7 +14,7 @@ import tomllib
 from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
 LIBRARY, TESTS = "MedSSLLib", "Testing/lib"
@@ -117,8 +117,9 @@ def replaced(text: str, span: Span, new: str) -> str:
 def span_of(text: str, name: str) -> Span:
     """The span of a function or class, by its qualified name. Raises ValueError without one."""
     starts = list(accumulate((len(line) for line in text.splitlines(True)), initial=0))
-    nodes = [ast.parse(text)]
-    for part in name.split("."):
+    first, *others = name.split(".")
+    nodes = [node for node in _named(text) if node.name == first]
+    for part in others:
         inside = [child for node in nodes for child in ast.walk(node)]
         nodes = [node for node in inside if getattr(node, "name", None) == part]
     places = [node for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)]
@@ -126,6 +127,12 @@ def span_of(text: str, name: str) -> Span:
         raise ValueError(f"{len(places)} functions are named {name!r}")
     decorators = [decorator.lineno for decorator in places[0].decorator_list]
     return Span(starts[min([places[0].lineno, *decorators]) - 1], starts[places[0].end_lineno])
+
+
+@lru_cache(maxsize=64)
+def _named(text: str) -> list[Any]:
+    """Every node of a source that has a name: most files have several faults."""
+    return [node for node in ast.walk(ast.parse(text)) if hasattr(node, "name")]
 
 
 @lru_cache(maxsize=64)

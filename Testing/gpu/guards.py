@@ -43,7 +43,8 @@ def check_waiting(setting: Setting, results: Results) -> None:
     """No step waits for the card, where batches are ready; and the memory that it takes."""
     size = TINY if setting.tiny else SIZE
     for dim in (2, 3):
-        for kind in kinds(dim):
+        # a processor waits for nothing, so that a dry run shows no more than that this runs
+        for kind in ("supervised", "mean-teacher", "gcl") if setting.tiny else kinds(dim):
             with tempfile.TemporaryDirectory() as folder:
                 trainer = placed_trainer(kind, dim, setting, size, Path(folder))
                 error = _steps_without_waiting(trainer, setting, 1 if setting.tiny else 3)

@@ -122,6 +122,8 @@ def check_steps(setting: Setting, results: Results) -> None:
         for kind in kinds(dim):
             expected = gradient_step(kind, dim, torch.device("cpu"), "float32", size)
             for precision in formats:
+                if setting.tiny and precision == "float32" and kind not in ("supervised", "gcl"):
+                    continue  # the same step on the same processor
                 found = gradient_step(kind, dim, setting.device, precision, size)
                 ok, facts = compare(found, expected, precision)
                 results.add(f"step {kind} {dim}d {precision}", ok, **facts)

@@ -6,6 +6,7 @@ voxels into the scene or out of it, on a made-up volume and labels. Prints the l
 
 import argparse
 import json
+import os
 import platform
 import shutil
 import sys
@@ -161,6 +162,9 @@ def main(arguments):
     parser.add_argument("--out")
     options = parser.parse_args(arguments)
     import slicer_bench
+    from slicer_bench import forks
+
+    os.environ[forks.REAL] = "1"  # as long as in Slicer
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -45,7 +45,10 @@ def application(tmp_path_factory):
         pytest.skip(reason)
     import slicer_bench
 
-    return slicer_bench.start(str(tmp_path_factory.mktemp("bin")))
+    started = slicer_bench.start(str(tmp_path_factory.mktemp("bin")))
+    gc.collect()
+    gc.freeze()  # each test collects what its panel leaves, and need not look at all of Slicer
+    return started
 
 
 @pytest.hookimpl(trylast=True)

@@ -75,6 +75,8 @@ _WORK = """
 @pytest.mark.timeout(300)
 def test_projects_open_and_the_panels_show_without_torch_and_pydantic(tmp_path):
     pytest.importorskip("PySide6")
+    from slicer_bench import forks
+
     (tmp_path / "sitecustomize.py").write_text(_SITE)
     code = textwrap.dedent(_WORK).format(
         root=str(ROOT),
@@ -87,7 +89,7 @@ def test_projects_open_and_the_panels_show_without_torch_and_pydantic(tmp_path):
         [sys.executable, "-c", code],
         capture_output=True,
         text=True,
-        env={**os.environ, "PYTHONPATH": path, "QT_QPA_PLATFORM": "offscreen"},
+        env={**os.environ, "PYTHONPATH": path, "QT_QPA_PLATFORM": "offscreen", forks.REAL: "1"},
     )
     assert done.returncode == 0 and "all of it" in done.stdout, done.stdout + done.stderr
 

@@ -47,10 +47,12 @@ def test_the_test_that_slicer_runs_trains_and_predicts(application):
 
 
 @pytest.mark.timeout(1500)
-def test_from_a_folder_to_segmentations(user, cohort, tmp_path, watch):
+def test_from_a_folder_to_segmentations(user, cohort, tmp_path, watch, monkeypatch):
     import SimpleITK as sitk
     import slicer
+    from slicer_bench import forks
 
+    monkeypatch.setenv(forks.REAL, "1")  # until there is a model, each command starts its Python
     project = tmp_path / "Prüfung mit Leerzeichen"
     user.open_project(project)
     # 1 data: some volumes from the scene, the others from a folder
@@ -106,6 +108,7 @@ def test_from_a_folder_to_segmentations(user, cohort, tmp_path, watch):
     user.click("fineTuneButton")
     user.finish_jobs()
     assert "done" in user.status(), user.find("logEdit").toPlainText()
+    monkeypatch.delenv(forks.REAL)
     assert user.shell.panels["train"].curves.series, "losses were plotted"
     assert user.find("runsTable").rowCount() == 2
     user.find("roundsSpinBox").setValue(1)

@@ -222,3 +222,48 @@ def test_tasks_run_in_small_steps(application):
     stepper.start(work(2), results.append)
     assert wait_until(lambda: not stepper.isBusy(), 10)
     assert results == [40, 2] and str(errors[0]) == "no"
+
+
+# -- short commands, which the bench forks ----------------------------------------------------------------------------
+
+
+def medssl(queue, *words):
+    from MedSSLGui.jobs.runner import Job
+
+    queue.add(Job("test", ["-m", "MedSSLLib", *map(str, words), "--events", "-"]))
+
+
+def test_a_forked_command_is_what_a_started_one_is(queue, cohort, tmp_path, monkeypatch):
+    from slicer_bench import forks
+
+    image, found = cohort / "images" / "heart_01.nii.gz", []
+    for real in ("", "1"):
+        monkeypatch.setenv(forks.REAL, real)
+        for words in (
+            ("facts", tmp_path / "none"),
+            ("unpack", tmp_path, "--read", "a", "image", image),
+        ):
+            queue.seen.clear()
+            queue.outcomes.clear()
+            medssl(queue, *words)
+            assert wait_until(lambda: queue.outcomes, 30)
+            events = [{key: event[key] for key in event if key != "time"} for event in queue.seen]
+            outcome = queue.outcomes[0]
+            found.append((events, outcome.state, outcome.exitCode, outcome.message, outcome.log))
+    assert found[:2] == found[2:]
+    assert [facts[1:3] for facts in found[:2]] == [("failed", 2), ("done", 0)]
+
+
+@pytest.mark.parametrize("end, code", [("cancel", 3), ("kill", None)])
+def test_a_forked_command_hears_and_ends_with_its_launcher(queue, tmp_path, end, code):
+    medssl(queue, "phantoms", tmp_path, "--count", 2000)
+    written = lambda: len(list(tmp_path.rglob("*.nii.gz")))  # noqa: E731
+    assert wait_until(written, 30)
+    getattr(queue if end == "cancel" else queue.runner, end)()
+    assert wait_until(lambda: queue.outcomes, 10)
+    assert code is None or queue.outcomes[0].exitCode == code
+    assert queue.outcomes[0].state == ("cancelled" if code else "crashed")
+    wait_until(lambda: False, 0.3)
+    count = written()
+    wait_until(lambda: False, 0.5)
+    assert written() == count < 4000

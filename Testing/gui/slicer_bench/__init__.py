@@ -77,10 +77,12 @@ def _fill_packages():
 
 
 def _python_slicer(folder):
-    """A `PythonSlicer` on PATH, as in Slicer: a launcher that starts the interpreter as its child."""
+    """A `PythonSlicer` on PATH, as in Slicer."""
+    from . import forks
+
     path = os.path.join(folder, "PythonSlicer")
     with open(path, "w") as script:
-        script.write(f'#!/bin/sh\n"{sys.executable}" "$@"\n')
+        script.write(forks.script(folder))
     os.chmod(path, os.stat(path).st_mode | stat.S_IXUSR)
     os.environ["PATH"] = folder + os.pathsep + os.environ["PATH"]
     assert shutil.which("PythonSlicer") == path

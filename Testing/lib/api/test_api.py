@@ -286,7 +286,7 @@ def test_ctrl_c_keeps_a_checkpoint_and_the_run_goes_on(project, how):
 
     def work():
         with pytest.raises(medssl.CancelledError) as caught:
-            medssl.finetune(project, name=f"stopped-{how}", on_event=stop, **TINY | {"steps": 200})
+            medssl.finetune(project, name=f"stopped-{how}", on_event=stop, **TINY | {"steps": 20})
         cancelled.append(caught.value)
 
     cancelled = []
@@ -302,7 +302,7 @@ def test_ctrl_c_keeps_a_checkpoint_and_the_run_goes_on(project, how):
     assert not run.finished and list((run.folder / "checkpoint").glob("*.safetensors"))
     assert "Stopped at step" in (run.folder / "log.txt").read_text()
     done = medssl.finetune(project, name=run.name, resume=True, quiet=True, device="cpu")
-    assert done.folder == run.folder and done.finished and done.metrics["steps"] == 200
+    assert done.folder == run.folder and done.finished and done.metrics["steps"] == 20
 
 
 def test_memory_that_runs_out_is_a_guard(project):

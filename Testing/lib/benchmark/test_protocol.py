@@ -285,7 +285,7 @@ def test_minutes_become_steps_once_so_that_no_row_is_shorter(folder, tmp_path, m
     def slower(project, config, events):
         if minutes := config.training.minutes:
             assert minutes == 0.05
-            config = config.override({"training.minutes": 0.01 / (1 + len(lengths))})
+            config = config.override({"training.minutes": 0.003 / (1 + len(lengths))})
         lengths.append((config.name, config.training.minutes, config.training.steps))
         run_finetune(project, config, events)
         if minutes:  # as if these minutes had been what was asked for

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import itertools
 import json
 import math
@@ -15,6 +16,7 @@ pytest.importorskip(
 )
 
 from MedSSLLib.core.errors import InputError
+from MedSSLLib.demo import simulate
 from MedSSLLib.demo.atlas import Atlas, load_atlas
 from MedSSLLib.demo.simulate import (
     CLASSES,
@@ -31,14 +33,21 @@ from Testing.lib.case_helpers import each
 
 @pytest.fixture(scope="module")
 def atlas():
-    return load_atlas()
+    """The template; every cohort of this file is made from it, read and blurred once."""
+    atlas = load_atlas()
+    atlas.maps.flags.writeable = False
+    once = functools.cache(lambda scanner: blurred(atlas, scanner))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(simulate, "load_atlas", lambda: atlas)
+        patch.setattr(simulate, "blurred", lambda template, scanner: once(scanner))
+        yield atlas
 
 
 @pytest.fixture(scope="module")
 def scans(atlas):
     """One subject (one seed) in every scanner: the same anatomy in the same place."""
     return {
-        name: simulate_subject(blurred(atlas, protocol), name, np.random.default_rng(5))
+        name: simulate_subject(simulate.blurred(atlas, protocol), name, np.random.default_rng(5))
         for name, protocol in SCANNERS.items()
     }
 
@@ -154,7 +163,7 @@ def test_noise_in_air_is_rayleigh(scans):
 
 
 @pytest.fixture(scope="module")
-def cohort(tmp_path_factory):
+def cohort(tmp_path_factory, atlas):
     return simulate_cohort(tmp_path_factory.mktemp("cohort"), subjects=5, seed=2)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,8 +31,15 @@ def cached(folder: Path, name: str, array: np.ndarray, modality: str) -> np.ndar
     return cache.image(name, (0, 0, 0), cache.shape(name)[1:])[0]
 
 
+@functools.cache
+def plain(name: str) -> np.ndarray:
+    """Intensities of a scan as it is, which all its changes are compared with."""
+    with tempfile.TemporaryDirectory() as folder:
+        return np.array(cached(Path(folder), "plain", SCANS[name], name[:2]))
+
+
 def compare(folder: Path, name: str, change: Change) -> None:
-    base = cached(folder, "plain", SCANS[name], name[:2])
+    base = plain(name)
     array, place = change(SCANS[name].astype(np.float32))
     now = cached(folder, "changed", array, name[:2])[place]
     off = np.sort(np.abs(now - base)[BODY])[: -60 if place else -90]

@@ -4,7 +4,8 @@ themselves.
 
 import hashlib
 import json
-import subprocess
+import multiprocessing
+import os
 import sys
 from pathlib import Path
 
@@ -21,7 +22,6 @@ from MedSSLLib.methods.options import configured
 from Testing.lib.case_helpers import each
 from Testing.lib.core_helpers import tiny_project
 
-ROOT = Path(__file__).resolve().parents[3]
 SMALL = ["--steps", "2", "--batch", "4", "--device", "cpu"]
 SMALL += ["--set", "network.widths=[4,8]", "--set", "training.voxels=512"]
 TINY = [*SMALL, "--dim", "2d"]
@@ -102,11 +102,22 @@ def test_what_new_method_writes_passes_its_own_test(tmp_path):
     test = tmp_path / "test_my_idea.py"
     for path in (file, test):
         assert "emplate" not in path.read_text(encoding="utf-8")
-    words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(test)]
-    done = subprocess.run(
-        words, capture_output=True, text=True, cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}
-    )
-    assert done.returncode == 0 and "4 passed" in done.stdout, done.stdout
+    told = tmp_path / "told.txt"
+    process = multiprocessing.get_context("fork").Process(target=run_pytest, args=(test, told))
+    process.start()
+    process.join()
+    text = told.read_text(encoding="utf-8")
+    assert process.exitcode == 0 and "4 passed" in text, text
+
+
+def run_pytest(test, told):
+    """Run pytest on a file; in a fork, which has torch already."""
+    os.chdir(test.parent)
+    sys.stdout = open(told, "w", encoding="utf-8")  # noqa: SIM115 (the process ends)
+    options = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
+    code = pytest.main([*options, "--rootdir", str(test.parent), str(test)])
+    sys.stdout.flush()
+    os._exit(code)
 
 
 @each("name", ["pgl", "Sim-CLR", "1st", "a/b", "", "class", "../up"])

@@ -77,6 +77,8 @@ def numbers_in(value) -> list[float]:
 # ------------------------------------------------------------------------------------------------
 # settings
 
+PARSER = build_parser()
+
 
 @settings(max_examples=300, deadline=None)
 @given(
@@ -128,7 +130,7 @@ def test_any_option_of_a_method_is_taken_or_refused_in_words(data):
 def test_any_words_after_set_are_parsed_or_refused(words):
     argv = ["finetune", "p", *(part for word in words for part in ("--set=" + word,))]
     try:
-        train.configuration(build_parser().parse_args(argv), "supervised", {})
+        train.configuration(PARSER.parse_args(argv), "supervised", {})
     except InputError as error:
         assert error.remedy
 

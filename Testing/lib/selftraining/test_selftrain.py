@@ -69,7 +69,7 @@ def settings(**changes):
     values = {
         "method": "local-contrast",
         "dim": "2d",
-        "training__steps": 20,
+        "training__steps": 10,
         "optimiser__lr": 1e-2,
         "options__rounds": 2,
         "options__keep": "last",
@@ -129,7 +129,7 @@ def test_a_run_from_scratch_leaves_pseudo_labels_figures_and_a_model_that_predic
     config = settings(name=f"scratch-{dim}-{recipe}", dim=dim, options__recipe=recipe)
     folder = selftrain.run_selftrain(project, config, events)
     metrics = json.loads((folder / "metrics.json").read_text())
-    assert [row["round"] for row in metrics["rounds"]] == [1, 2] and metrics["steps"] == 20
+    assert [row["round"] for row in metrics["rounds"]] == [1, 2] and metrics["steps"] == 10
     assert {e["stage"] for e in record.of("progress")} >= {
         "stage-1",
         "pseudo-1",

@@ -91,9 +91,8 @@ class SelfTrainConfig(Frozen):
     plain_every: int = Field(
         2,
         ge=0,
-        description="Of so many steps of mixing one has patches as they are, labelled and "
-        "pseudo-labelled ones, and only these move the statistics of batch normalisation; 0 = "
-        "none. Not from the paper.",
+        description="In the last round of mixing, of so many steps one has patches as they are, "
+        "and only these move the statistics of batch normalisation; 0 = none. Not from the paper.",
     )
     confident: float = Field(
         0.9,

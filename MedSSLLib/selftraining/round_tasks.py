@@ -139,6 +139,7 @@ def round_task(
     other: SegmentationSampler,
     classes: int,
     options: SelfTrainConfig,
+    plain_every: int = 0,
 ) -> RoundTask:
     """The task of a round.
 
@@ -147,6 +148,7 @@ def round_task(
         other: draws patches of :func:`round_cases`.
         classes: k with background.
         options: the settings; ``recipe`` chooses.
+        plain_every: as in :class:`Mix`.
     """
     o = options
     if o.recipe == "contrast":
@@ -165,7 +167,7 @@ def round_task(
         alone_every=o.alone_every,
         threshold=o.confident,
         soft=o.soft,
-        plain_every=o.plain_every,
+        plain_every=plain_every,
     )
     task = MixingTask(
         labelled.module,

@@ -282,7 +282,9 @@ def _round_task(
         seed=context.config.seed + number,
         soft=soft,
     )
-    task = round_task(labelled, other, len(project.classes), options)
+    # before the last round it pays more that structures grow: first models find too little of them
+    plain_every = options.plain_every if number == job.rounds else 0
+    task = round_task(labelled, other, len(project.classes), options, plain_every)
     place(task.module, context.device, data.plan.dim)
     return task
 

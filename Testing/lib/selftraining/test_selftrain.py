@@ -291,7 +291,7 @@ def test_what_mixing_reads(project, monkeypatch, weight):
     monkeypatch.setattr(selftrain, "fit", fit)
     config = settings(
         name=f"mixing-{weight}",
-        options__rounds=1,
+        options__rounds=2,
         options__weight=weight,
         options__rectangle=[0.2, 0.3],
         options__alone_every=3,
@@ -301,12 +301,13 @@ def test_what_mixing_reads(project, monkeypatch, weight):
     )
     folder = selftrain.run_selftrain(project, config, Events())
     joint = seen[-1]
-    mixing = joint.mixing if weight else joint
+    earlier, mixing = (task.mixing if weight else task for task in seen[-2:])
+    assert earlier.mix.plain_every == 0, "patches as they are in the last round alone"
     assert getattr(joint, "weight", 0.0) == weight
     assert mixing.sampler.cases == ("case0",) and sorted(mixing.other.cases) == ["case1", "case2"]
     assert mixing.sampler.seed != mixing.other.seed and mixing.other.foreground == 0.25
     assert mixing.mix == Mix(share=(0.2, 0.3), alone_every=3, threshold=0.6, plain_every=3)
-    assert mixing.other.soft.folder == folder / "pseudo" / "round-1"
+    assert mixing.other.soft.folder == folder / "pseudo" / "round-2"
 
 
 def test_a_run_from_a_run_takes_its_labelled_cases_where_the_project_has_none(tmp_path):

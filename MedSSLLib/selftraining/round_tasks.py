@@ -148,7 +148,7 @@ def round_task(
         other: draws patches of :func:`round_cases`.
         classes: k with background.
         options: the settings; ``recipe`` chooses.
-        plain_every: as in :class:`Mix`.
+        plain_every: as in :class:`~MedSSLLib.finetuning.mixing_task.Mix`.
     """
     o = options
     if o.recipe == "contrast":

@@ -241,6 +241,7 @@ def _score(
         "command_s": trained,
         "medssl": __version__,
         "precision": protocol.precision,
+        "intensities": RunFolder(project.run_folder(name)).plan.intensities,
     }
 
 

@@ -28,6 +28,7 @@ from MedSSLLib.evaluation.evaluate import bootstrap_interval
 _NOT_COMPARED = ("count", "choices", "rows", "tag")
 # settings that say how long a training is
 _LENGTHS = ("steps", "minutes", "measured_steps")
+_RUN_LENGTHS = ("training.steps", "training.minutes")
 COLUMNS = (
     "data",
     "labelled",
@@ -52,7 +53,6 @@ COLUMNS = (
 )
 
 
-Records = list[Mapping[str, Any]]
 Line = dict[int, tuple[float, float, float]]
 
 
@@ -184,37 +184,46 @@ def dice_interval(records: Sequence[Mapping[str, Any]]) -> tuple[float, float, f
 def lines_of_lengths(studies: Sequence[Study]) -> dict[str, dict[str, Line]]:
     """Data set to its lines, ``{row and labels: {steps: (mean Dice, low, high)}}``.
 
-    Steps are those of a row in all, with the rows that it goes on from. A line joins rows whose
-    settings differ in length alone, and every point of it is over the same choices of labelled
-    volumes. Lines of one point are left out.
+    Steps are those of a row in all, with the rows that it goes on from; the mean, where choices
+    differ in them. A line joins studies whose settings differ in length alone, and every point of
+    it is over the same labelled volumes. Where there are none, or one point only, there is no line.
     """
-    found: dict[tuple[Any, ...], dict[int, Records]] = {}
+    found: dict[tuple[Any, ...], dict[int, dict[str, Mapping[str, Any]]]] = {}
     for study in studies:
-        for record in study.records:
-            name = f"{record['row']}, {len(record['labelled'])} labelled"
-            key = (study.data, name, *_settings_but_length(study.settings))
-            found.setdefault(key, {}).setdefault(record["steps"], []).append(record)
+        for count, row in ((c, r) for c in study.counts for r in study.rows(c)):
+            records = study.of(count, row)
+            steps = mean_of(record.get("steps") for record in records)
+            if steps is None:
+                continue
+            scale = str(records[0].get("intensities", ""))  # a rule of normalisation is a setting
+            settings = {**_settings_but_length(study.settings), "intensities": scale}
+            key = (study.data, f"{row}, {study.volumes(count)} labelled", *sorted(settings.items()))
+            points = found.setdefault(key, {}).setdefault(round(steps), {})
+            points.update({",".join(sorted(r["labelled"])): r for r in records})
     lines: dict[str, dict[str, Line]] = {}
-    for (data, name, *_), points in found.items():
-        if len(points) > 1:
-            lines.setdefault(data, {})[name] = _over_shared_choices(points)
+    for (data, name, *_), line in found.items():
+        shared = set.intersection(*(set(choices) for choices in line.values()))
+        if len(line) < 2 or not shared:
+            continue
+        own = lines.setdefault(data, {})
+        number = sum(other.startswith(name) for other in own)
+        own[f"{name} ({number + 1})" if number else name] = {
+            steps: dice_interval([choices[choice] for choice in sorted(shared)])
+            for steps, choices in sorted(line.items())
+        }
     return lines
 
 
-def _settings_but_length(settings: Mapping[str, str]) -> list[tuple[str, str]]:
+def _settings_but_length(settings: Mapping[str, str]) -> dict[str, str]:
     kept = {k: v for k, v in settings.items() if k not in (*_LENGTHS, *_NOT_COMPARED)}
-    own = ast.literal_eval(settings.get("selftrain_settings") or "{}")
-    kept["selftrain_settings"] = str({k: v for k, v in own.items() if k != "training.steps"})
-    return sorted(kept.items())
-
-
-def _over_shared_choices(points: Mapping[int, Records]) -> Line:
-    choices = [{record["choice"] for record in records} for records in points.values()]
-    shared = set.intersection(*choices)
-    line = {}
-    for steps, records in sorted(points.items()):
-        line[steps] = dice_interval([r for r in records if not shared or r["choice"] in shared])
-    return line
+    for name in ("settings", "selftrain_settings"):
+        own = settings.get(name) or "{}"
+        try:
+            given = ast.literal_eval(own)
+            kept[name] = str({k: v for k, v in given.items() if k not in _RUN_LENGTHS})
+        except (ValueError, SyntaxError, AttributeError):
+            kept[name] = own  # as it is: it joins what has the same
+    return kept
 
 
 def table_rows(studies: Iterable[Study]) -> list[dict[str, Any]]:

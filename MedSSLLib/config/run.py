@@ -74,7 +74,10 @@ class TrainingConfig(Frozen):
         0, ge=0, description="Cross-validation folds before the final fit; 0 = none."
     )
     holdout: float = Field(
-        0.1, ge=0, lt=1, description="Share of cases held out where 10 have 5 slices or more."
+        0.1,
+        ge=0,
+        lt=1,
+        description="Share of cases held out where 10 have 5 slices or more, not strokes alone.",
     )
     validate_every: float = Field(
         0.1, gt=0, le=1, description="Share of the run between validations."

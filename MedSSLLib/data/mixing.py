@@ -65,13 +65,13 @@ def sample_roles(
 
 
 def sample_whole(
-    n: int, start: int, patch: Sequence[int]
+    n: int, turn: int, patch: Sequence[int]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Roles without mixing: a sample is the labelled patch or the other one, in turn.
 
     Args:
-        n: samples.
-        start: how many were drawn before, over all batches.
+        n: samples that are normalised together.
+        turn: even where the first is the labelled one, odd where it is the other.
         patch: voxels an axis, s axes.
 
     Returns:
@@ -79,7 +79,7 @@ def sample_whole(
         :func:`sample_roles`.
     """
     low = np.zeros((n, len(patch)), np.int64)
-    alone = np.arange(start, start + n) % 2
+    alone = (np.arange(n) + turn) % 2
     return low, low + np.asarray(patch), np.zeros_like(alone), alone
 
 

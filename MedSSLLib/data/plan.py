@@ -37,7 +37,7 @@ VOXELS_3D = 96 * 1024  # patch budget; not from the paper
 ANISOTROPY_2D = 3.0
 ANISOTROPIC = 1.5  # from here on a volume counts as having a slice direction; not from the paper
 # rules by which intensities are normalised (see normalisation.py)
-LINEAR_CT = 2  # CT linearly from -1024 to 325 HU, as in PGL; for images without CT still the newest
+LINEAR_CT = 2  # CT clipped as in PGL and scaled linearly; for images without CT still the newest
 COMPRESSED_CT = 3  # CT with soft tissue kept apart
 FEWEST_SLICES_3D = 8  # thinner stacks are worked on slice by slice; not from the paper
 SMALLEST_MAP = 4  # voxels an axis keeps at least at the coarsest level; not from the paper
@@ -74,8 +74,8 @@ class Plan(BaseModel):
     )
     intensities: int = Field(
         default=1,
-        description="The rule by which intensities are normalised: 3 where there is CT, 2 "
-        "elsewhere, fewer in runs of earlier versions (1 where none is named).",
+        description="The rule by which intensities are normalised: 3 where there is CT; 2 "
+        "elsewhere, in preset paper and in what starts from runs of before; 1 where none is named.",
     )
 
 

@@ -94,15 +94,22 @@ class MixingTask(SegmentationTask):
         n = self.sampler.batch
         mine = own_samples(n, micro_batch, micro_batches)
         every = self.mix.plain_every
+        before = step // every if every else 0  # steps without mixing
         plain = bool(every) and step % every == every - 1
-        if plain:
-            low, high, outside, alone = sample_whole(n, step // every * n, self.sampler.patch)
+        if plain:  # both kinds in what is normalised together, this process's part of the batch
+            turn = before + micro_batch
+            low, high, outside, alone = sample_whole(len(mine), turn, self.sampler.patch)
         else:
             rng = random_stream(self.sampler.seed, step, Stream.MIXING)
-            low, high = sample_rectangles(rng, n, self.sampler.patch, self.mix.share)
-            outside, alone = sample_roles(n, step * n, self.mix.alone_every)
+            low, high = (
+                corner[mine]
+                for corner in sample_rectangles(rng, n, self.sampler.patch, self.mix.share)
+            )
+            outside, alone = (
+                role[mine] for role in sample_roles(n, (step - before) * n, self.mix.alone_every)
+            )
         drawn = {"low": low, "high": high, "outside": outside, "alone": alone}
-        meta = {name: torch.from_numpy(value[mine]) for name, value in drawn.items()}
+        meta = {name: torch.from_numpy(value) for name, value in drawn.items()}
         second = second.pin() if self.device.type == "cuda" else second
         return replace(first, meta={**first.meta, **meta}, plain=plain), second
 

@@ -282,8 +282,8 @@ def _round_task(
         seed=context.config.seed + number,
         soft=soft,
     )
-    # before the last round it pays more that structures grow: first models find too little of them
-    plain_every = options.plain_every if number == job.rounds else 0
+    # in a first round it pays more that structures grow: first models find too little of them
+    plain_every = options.plain_every if number == job.rounds > 1 else 0
     task = round_task(labelled, other, len(project.classes), options, plain_every)
     place(task.module, context.device, data.plan.dim)
     return task

@@ -17,7 +17,7 @@ HOLDOUT_FROM = 10  # labelled cases from which some are held out; not from the p
 HOLDOUT_MOST = 8  # held-out cases at most; not from the paper
 # annotated slices from which a sparsely annotated case may be held out; not from the paper
 SLICES_TO_JUDGE = 5
-KNOWN_TO_JUDGE = 0.5  # share of its voxels that a whole label must know; not from the paper
+KNOWN_TO_JUDGE = 0.1  # share of its voxels that a label file must know; not from the paper
 
 Split = tuple[tuple[Case, ...], tuple[Case, ...]]  # training and held-out cases
 
@@ -40,11 +40,16 @@ def hold_out(context: TrainingContext, cache: Cache, cases: Sequence[Case]) -> S
     seen = _patients_seen(context, start) if start else set()
     config, strokes = context.config, strokes_alone(cache, cases)
     split = split_holdout(cases, config, seen, _held_out_before(cases, start), strokes)
-    if start is not None and seen and not split[1]:
-        could_have = split_holdout(cases, config, strokes=strokes)[1]
-    else:
-        could_have = ()
-    if start is not None and could_have:
+    if split[1]:
+        return split
+    if strokes and split_holdout(cases, config, seen)[1]:
+        context.warn(
+            f"No labelled case is held out: the labels of {len(strokes)} cases know less than "
+            f"{KNOWN_TO_JUDGE:.0%} of their voxels, as strokes do, and cannot judge a model. The "
+            "last weights are kept rather than the best. Label whole slices or scans to have some "
+            "held out."
+        )
+    elif start is not None and seen and split_holdout(cases, config, strokes=strokes)[1]:
         context.warn(
             f"No labelled case is held out: run {start.name!r}, from which this one starts, was "
             "trained on all of their patients, so they cannot judge it. The last weights are kept "
@@ -61,7 +66,7 @@ def _patients_seen(context: TrainingContext, start: RunFolder) -> set[str]:
 
 
 def strokes_alone(cache: Cache, cases: Sequence[Case]) -> set[str]:
-    """Names of cases whose label file has an ignore value nearly everywhere, and no record of
+    """Names of cases whose label file has an ignore value in nine of ten voxels, and no record of
     slices: strokes.
     """
     found = set()

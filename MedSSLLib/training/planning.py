@@ -127,7 +127,7 @@ def _new_plan(
         )
         if context.config.preset != "paper":
             return made
-        return made.model_copy(update={"intensities": LINEAR_CT})  # as in PGL
+        return made.model_copy(update={"intensities": LINEAR_CT})  # clipped as in PGL
 
     def fixed(grid: float | None) -> Plan:
         return planned(training.voxels, grid)

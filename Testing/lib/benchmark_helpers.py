@@ -6,6 +6,8 @@ import numpy as np
 
 from MedSSLLib.benchmark import protocol
 from MedSSLLib.benchmark.protocol import Protocol
+from MedSSLLib.data.plan import make_plan
+from MedSSLLib.images.geometry import Geometry
 from MedSSLLib.project.runs import RUN_FORMAT, RUN_VERSION
 from Testing.lib.core_helpers import write_case
 
@@ -53,6 +55,18 @@ def tiny_protocol(*rows, **changes):
     return Protocol(rows, steps=2, pretrain_steps=2, device="cpu", **given)
 
 
+def write_settings(run, config):
+    """``config.json`` with the settings and the plan of a run."""
+    plan = make_plan([Geometry((12, 12, 10))], modality="MR")
+    content = {
+        "format": RUN_FORMAT,
+        "format_version": RUN_VERSION,
+        "config": config.model_dump(mode="json"),
+        "plan": plan.model_dump(mode="json"),
+    }
+    (run / "config.json").write_text(json.dumps(content))
+
+
 def without_training(monkeypatch):
     """Runs that only write what the benchmark reads of them, and perfect predictions; returns the
     list of runs.
@@ -63,12 +77,7 @@ def without_training(monkeypatch):
         calls.append(config)
         run = project.run_folder(config.name)
         run.mkdir(parents=True)
-        content = {
-            "format": RUN_FORMAT,
-            "format_version": RUN_VERSION,
-            "config": config.model_dump(mode="json"),
-        }
-        (run / "config.json").write_text(json.dumps(content))
+        write_settings(run, config)
         (run / "weights.safetensors").touch()
         steps = config.training.steps
         (run / "metrics.json").write_text(json.dumps({"steps": steps, "seconds": steps / 4}))

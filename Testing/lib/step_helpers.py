@@ -41,6 +41,7 @@ SEMI = {
     "inter soft": {"contrast", "pseudo"},
     "mixing": set(),
     "mixing soft": set(),
+    "mixing plain": set(),
     "mixing teacher": set(),
     "mixing contrast": {"contrast"},
 }
@@ -187,7 +188,12 @@ def mixing(kind, facts):
     """Mixing with pseudo-labels of a round, with the contrast, or with a teacher's."""
     soft = soft_labels() if "soft" in kind else None
     other = replace(facts[1], cases=NAMES[2:], soft=soft, labelled="teacher" not in kind)
-    task = MixingTask(*facts, other=other, classes=3, mix=Mix(threshold=0.5 if soft else 0.0))
+    task = MixingTask(
+        *facts,
+        other=other,
+        classes=3,
+        mix=Mix(threshold=0.5 if soft else 0.0, plain_every=2 if "plain" in kind else 0),
+    )
     if "teacher" in kind:
         return TeacherMixingTask(task)
     if "contrast" in kind:

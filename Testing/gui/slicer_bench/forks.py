@@ -122,6 +122,9 @@ def _run(connection, words):
         runpy.run_module(words[1], run_name="__main__", alter_sys=True)
     except SystemExit as end:
         code = end.code or 0
+        if not isinstance(code, int):  # a text is printed, as Python does
+            print(code, file=sys.stderr)
+            code = 1
     except BaseException:
         traceback.print_exc()
         code = 1

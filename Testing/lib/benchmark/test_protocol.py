@@ -25,7 +25,14 @@ from MedSSLLib.config.run import RunConfig
 from MedSSLLib.core.errors import CancelledError, InputError
 from MedSSLLib.methods import METHODS
 from MedSSLLib.project.project import Project
-from Testing.lib.benchmark_helpers import TINY, make_folder, record, result_file, tiny_protocol
+from Testing.lib.benchmark_helpers import (
+    TINY,
+    make_folder,
+    record,
+    result_file,
+    tiny_protocol,
+    write_settings,
+)
 from Testing.lib.case_helpers import each
 from Testing.lib.core_helpers import loud, write_case
 
@@ -237,6 +244,7 @@ def test_a_stopped_run_is_taken_up_again_and_self_training_starts_from_its_row(
             raise CancelledError("Cancelled.")
         run = project.run_folder(config.name)
         (run / "checkpoint").mkdir(parents=True, exist_ok=True)
+        write_settings(run, config)
         (run / "weights.safetensors").touch()
         (run / "metrics.json").write_text('{"steps": 2, "seconds": 1.0}')
 

@@ -77,9 +77,11 @@ def test_a_rectangle_of_the_whole_patch_is_plain_training():
     assert torch.equal(mixture.images[outer], second.images[outer, 0])
 
 
-@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize("parts", [1, 2, 8])
 def test_every_other_step_has_patches_as_they_are(parts):
-    """Labelled and pseudo-labelled ones in turn, also over the parts of a batch."""
+    """Labelled and pseudo-labelled ones in turn in every part of a batch, which is normalised by
+    itself; where a part is one sample, from step to step.
+    """
     made = task(mix=Mix(plain_every=2))
     for step in (0, 1, 2, 3):
         for part in range(parts):
@@ -93,11 +95,21 @@ def test_every_other_step_has_patches_as_they_are(parts):
             if not first.plain:
                 assert not any(own for own, _ in sides), "some are of the teacher alone"
                 continue
-            index = range(part, 8, parts)
-            assert sides == [[n % 2 == 0, n % 2 == 1] for n in index]
+            turn = step // 2 + part
+            assert sides == [[n % 2 == 0, n % 2 == 1] for n in range(turn, turn + len(sides))]
             for n, own in enumerate(mixture.labels):
                 source = first if sides[n][0] else second
                 assert torch.equal(own, source.labels[n, 0])
+
+
+@pytest.mark.parametrize("batch", [1, 2, 4, 8])
+@pytest.mark.parametrize("every", [0, 2, 3])
+def test_a_quarter_of_the_mixed_samples_is_of_the_teacher_alone(batch, every):
+    made, alone = task(batch=batch, mix=Mix(plain_every=every)), []
+    for step in range(24):
+        first, _ = made.host_batch(step, 0, 1)
+        alone += [] if first.plain else first.meta["alone"].tolist()
+    assert np.mean(alone) == 0.25
 
 
 @pytest.mark.parametrize("kind", ["mixing", "teacher", "contrast"])

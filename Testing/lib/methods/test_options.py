@@ -109,7 +109,7 @@ def test_a_run_goes_on_without_the_options_that_came_later(project):
         as_begun(RunConfig.build("selftrain", overrides={"options": given}))
         for given in ({"rounds": 2}, {"rounds": 2, "shapes": True, "drawn_share": 0.5})
     )
-    then = {"recipe": "contrast", "keep": "last"}
+    then = {"recipe": "contrast", "keep": "last", "plain_every": 0}
     assert old.options == {"rounds": 2, "shapes": False, "drawn_share": 0.0} | then
     assert new.options == {"rounds": 2, "shapes": True, "drawn_share": 0.5} | then
     assert as_begun(RunConfig.build("finetune")).options == {}

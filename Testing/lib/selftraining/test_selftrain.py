@@ -280,7 +280,10 @@ def test_what_the_joint_stage_reads(project, monkeypatch):
 
 @each("weight", [0.0, 0.3])
 def test_what_mixing_reads(project, monkeypatch, weight):
-    """Labelled cases on one side, pseudo-labelled ones alone on the other; contrast where asked."""
+    """Labelled cases on one side, pseudo-labelled ones alone on the other; contrast where asked.
+
+    The time has room for two rounds of three.
+    """
     seen = []
     plain = selftrain.fit
 
@@ -289,9 +292,10 @@ def test_what_mixing_reads(project, monkeypatch, weight):
         return plain(context, task, budget, stage)
 
     monkeypatch.setattr(selftrain, "fit", fit)
+    monkeypatch.setattr(selftrain.Job, "fit_rounds", lambda job, _: setattr(job, "fitting", 2))
     config = settings(
         name=f"mixing-{weight}",
-        options__rounds=2,
+        options__rounds=3,
         options__weight=weight,
         options__rectangle=[0.2, 0.3],
         options__alone_every=3,

@@ -59,17 +59,20 @@ def test_partly_drawn_slices_do_not_make_a_case_one_that_can_be_held_out():
 
 
 def test_labels_of_strokes_alone_train_but_do_not_judge(tmp_path):
-    """Fourteen labels, eight of which know 2 of 6 slices: six are too few to hold any out."""
+    """Fourteen labels, eight of which know one voxel of 24: six are too few to hold any out."""
     project = tiny_project(tmp_path, 14, shape=(6, 8, 8))
     assert train(project, "whole", ALL)[1]["validation"]
     for case in project.cases[:8]:
         volume = io.read_label(case.label, io.read_header(case.images[0]))
         label = volume.array.copy()
-        label[2:] = 255
+        known = label[2, :4, :4].copy()
+        label[:] = 255
+        label[2, :4, :4] = known
         io.write_image(case.label, replace(volume, array=label))
     names = dict(zip(project.values, project.classes, strict=True))
     project.set_labels({**names, 255: "ignore"})
-    _, data = train(project, "strokes", ALL)
+    warnings, data = train(project, "strokes", ALL)
+    assert len(warnings) == 1 and "8 cases" in warnings[0] and "10% of their voxels" in warnings[0]
     assert data["validation"] == [] and sorted(data["labelled"]) == sorted(ALL)
     some = split_holdout(CASES, tiny_config(training__holdout=0.4), strokes={"c00", "c05"})[1]
     assert some and patients(some).isdisjoint({"p00", "p02"})

@@ -104,7 +104,7 @@ class SelfTrainConfig(Frozen):
     keep: Literal["best", "last"] = Field(
         "best",
         description="Which model is kept: that of the last round, or an earlier one that does "
-        "better on held-out cases, or without them agrees better. Not from the paper.",
+        "better on held-out cases, or without them clearly agrees better. Not from the paper.",
     )
     drawn_share: float = Field(
         0.5,

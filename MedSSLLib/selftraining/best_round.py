@@ -23,6 +23,7 @@ from MedSSLLib.inference.sliding_window import predict_varied
 
 CASES = 4  # that a model is judged on, evenly spaced; not from the paper
 CHANGES = ((0.8, 1.0), (1.0, 0.85))  # contrast and size of the changed scans; not from the paper
+CLEARLY = 0.01  # by which agreement must be better in an earlier round; not from the paper
 OF_LABELLED = 0.1  # weight of the Dice on cases trained on, of agreement 1; not from the paper
 PREDICTIONS = CASES * (1 + len(CHANGES))
 """How many a judgement takes, about."""
@@ -111,9 +112,16 @@ def agreement(model: Model, image: np.ndarray) -> float:
 
 
 def best_of(judgements: Mapping[str, Judgement]) -> str:
-    """The name of the model to keep, of equals the last one."""
+    """The name of the model to keep: the last one, unless another is better.
+
+    Clearly so where only agreement speaks for it: that of four scans differs between rounds by some
+    thousandths that say nothing.
+    """
     names = list(judgements)
-    return max(names, key=lambda name: (judgements[name].score, names.index(name)))
+    best = max(names, key=lambda name: (judgements[name].score, names.index(name)))
+    last = judgements[names[-1]]
+    least = 0.0 if last.held_out is not None else CLEARLY
+    return best if judgements[best].score > last.score + least else names[-1]
 
 
 def in_words(judgements: Mapping[str, Judgement], kept: str) -> str:

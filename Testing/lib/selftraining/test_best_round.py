@@ -112,6 +112,15 @@ def test_the_best_is_kept_and_of_equals_the_last():
     assert "held-out cases" in in_words(held, best_of(held))
 
 
+def test_some_thousandths_of_agreement_say_nothing():
+    """But those of held-out cases do."""
+    near, far, last = (Judgement(None, 0.9, value) for value in (0.908, 0.93, 0.9))
+    assert best_of({"round-1": near, "round-2": last}) == "round-2"
+    assert best_of({"round-1": near, "round-2": far, "round-3": last}) == "round-2"
+    held = [Judgement(value, 1.0, None) for value in (0.804, 0.8)]
+    assert best_of(dict(zip(("round-1", "round-2"), held, strict=True))) == "round-1"
+
+
 @each("keep", ["best", "last"])
 def test_a_run_keeps_the_better_model_and_says_so(project, monkeypatch, keep):  # noqa: F811
     """The first model is judged best here."""

@@ -44,6 +44,7 @@ class Table:
         drawn: slices that are annotated, boolean ``[rows]``.
         features: ``[rows, f]``, standardised over the usable rows; no columns without an encoder.
         uncertainty: see :func:`class_uncertainty`, ``[rows, classes]``; no columns without a model.
+        structures: see :func:`structure_area`, ``[rows]``; 0 without a model.
     """
 
     scans: tuple[Scan, ...]
@@ -53,6 +54,7 @@ class Table:
     drawn: np.ndarray
     features: np.ndarray
     uncertainty: np.ndarray
+    structures: np.ndarray
 
     @property
     def patients(self) -> list[str]:
@@ -131,7 +133,7 @@ def extract_features(
     """
     cache = Cache(project.cache_folder, viewer.plan)
     kept = _prepared(project, scans, cache, events)
-    usable, levels, uncertain = [], [], []
+    usable, levels, uncertain, structures = [], [], [], []
     for number, scan in enumerate(kept, 1):
         name = scan.case.name
         image, grid = cache.image(name, (0, 0, 0), cache.shape(name)[1:]), cache.geometry(name)
@@ -142,8 +144,10 @@ def extract_features(
         if viewer.model:
             probabilities = _predicted(viewer, scan.case, image, grid, flips)
             uncertain.append(rows @ class_uncertainty(probabilities, grid, axis))
+            structures.append(rows @ structure_area(probabilities, grid, axis))
         else:
             uncertain.append(np.zeros((scan.count, 0)))
+            structures.append(np.zeros(scan.count))
         events.progress("look", number, len(kept))
     shown = np.concatenate(usable)
     features = [np.concatenate(level) for level in zip(*levels, strict=True)]
@@ -156,6 +160,7 @@ def extract_features(
         drawn=np.concatenate([scan.drawn for scan in kept]),
         features=combined_profiles(features, shown),
         uncertainty=np.concatenate(uncertain),
+        structures=np.concatenate(structures),
     )
 
 
@@ -208,9 +213,20 @@ def class_uncertainty(probabilities: Tensor, grid: Geometry, axis: int) -> np.nd
     over models, their entropy is the mean entropy plus the disagreement (the mutual information of
     Houlsby et al. 2011, arXiv 1112.5745).
     """
-    within = [other for other in (0, 1, 2) if other != axis]
-    area = float(np.prod([grid.spacing[2 - other] for other in within]))
+    within, area = _within(grid, axis)
     return np.stack([part.sum(within).numpy() * area for part in _by_class(probabilities)], 1)
+
+
+def structure_area(probabilities: Tensor, grid: Geometry, axis: int) -> np.ndarray:
+    """Area in mm2 of what is segmented on every grid slice along an array axis: ``[n]``."""
+    within, area = _within(grid, axis)
+    return (probabilities.argmax(0) > 0).sum(within).numpy() * area
+
+
+def _within(grid: Geometry, axis: int) -> tuple[list[int], float]:
+    """The array axes of a slice, and the area of one of its pixels in mm2."""
+    within = [other for other in (0, 1, 2) if other != axis]
+    return within, float(np.prod([grid.spacing[2 - other] for other in within]))
 
 
 def _by_class(probabilities: Tensor) -> Iterator[Tensor]:

@@ -7,8 +7,9 @@ Strategies:
 * ``coverage``: slices that together represent all slices best, in the features of a run's encoder.
 * ``uncertainty``: slices where a model is least sure, or several disagree: the largest uncertain
   area.
-* ``hybrid``: coverage in which a slice counts as much as the model is unsure about it; with a
-  pre-training run, which has no model, it is coverage; without a run, even.
+* ``hybrid``: coverage in which a slice counts as much as the model is unsure about it, and a scan
+  as much as its uncertain area is large beside the structures found in it; with a pre-training run,
+  which has no model, it is coverage; without a run, even.
 * ``even``: evenly spaced slices in cases of different patients. ``random``: any slices. Both need
   no run.
 
@@ -30,6 +31,7 @@ from MedSSLLib.active_learning.strategies import (
     ALIKE_SLICES,
     Candidates,
     ChosenSlice,
+    doubt_weights,
     even_order,
     evenly,
     most,
@@ -258,7 +260,9 @@ def from_table(
         return _suggestions(table.scans, chosen)
     weights = patient_weights(table.patients, table.usable)
     if strategy == "hybrid" and (weights @ uncertain) > 0:
-        weights = weights * uncertain
+        weights = doubt_weights(
+            table.patients, table.case, table.usable, uncertain, table.structures
+        )
     picked = representative(
         table.features, weights, candidates, table.drawn, options.budget, options.seed
     )

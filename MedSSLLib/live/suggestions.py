@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 
 from MedSSLLib.active_learning.scans import Scan, survey
-from MedSSLLib.active_learning.slice_table import Table, Viewer, class_uncertainty
+from MedSSLLib.active_learning.slice_table import (
+    Table,
+    Viewer,
+    class_uncertainty,
+    structure_area,
+)
 from MedSSLLib.active_learning.strategies import even_order
 from MedSSLLib.active_learning.suggest import Suggestion, SuggestOptions, even_slices, from_table
 from MedSSLLib.core.events import Events
@@ -39,12 +45,12 @@ def suggest_live(
         yield even_slices([scan for scan in scans if not scan.drawn.all()], options, events)
         return
     chosen = _to_look_at(scans, count)
-    rows: list[tuple[Scan, np.ndarray, list[np.ndarray], np.ndarray]] = []
+    rows: list[_Look] = []
     for scan in chosen:
         prepared = learner.labels.cache.prepare([scan.case])
         prepared.report(events)
         if prepared.usable:
-            rows.append((scan, *_looked_at(learner, scan)))
+            rows.append(_looked_at(learner, scan))
         yield None
     yield _answer(rows, learner, options) if rows else []
 
@@ -69,25 +75,43 @@ def _to_look_at(scans: Sequence[Scan], count: int) -> list[Scan]:
     return [free[position] for position in order[:most]]
 
 
-def _looked_at(learner: Learner, scan: Scan) -> tuple[np.ndarray, list[np.ndarray], np.ndarray]:
-    """Which slices show something, their features level by level, and the uncertain areas."""
+class _Look(NamedTuple):
+    """A scan as the model sees it, slice by slice.
+
+    Attributes:
+        scan: the scan.
+        usable: slices that show something, boolean ``[slices]``.
+        profiles: their features, level by level ``[slices, channels]``.
+        uncertainty: see :func:`class_uncertainty`.
+        structures: see :func:`structure_area`.
+    """
+
+    scan: Scan
+    usable: np.ndarray
+    profiles: list[np.ndarray]
+    uncertainty: np.ndarray
+    structures: np.ndarray
+
+
+def _looked_at(learner: Learner, scan: Scan) -> _Look:
     cache, name = learner.labels.cache, scan.case.name
     image, grid = cache.image(name, (0, 0, 0), cache.shape(name)[1:]), cache.geometry(name)
     along, rows = slice_operator(scan.geometry, grid, scan.axis)
     with learner.predicting() as model:
         encoder, plan = model.network.encoder, model.plan
         profiles = slice_profiles(encoder, image, plan, model.device, along)
-        areas = class_uncertainty(model.on_grid(image), grid, along)
-    usable = not_empty(rows @ slice_spread(image, along))
-    return usable, [rows @ profile for profile in profiles], rows @ areas
+        probabilities = model.on_grid(image)
+    return _Look(
+        scan=scan,
+        usable=not_empty(rows @ slice_spread(image, along)),
+        profiles=[rows @ profile for profile in profiles],
+        uncertainty=rows @ class_uncertainty(probabilities, grid, along),
+        structures=rows @ structure_area(probabilities, grid, along),
+    )
 
 
-def _answer(
-    rows: Sequence[tuple[Scan, np.ndarray, list[np.ndarray], np.ndarray]],
-    learner: Learner,
-    options: SuggestOptions,
-) -> list[Suggestion]:
-    scans, usable, profiles, areas = zip(*rows, strict=True)
+def _answer(looks: Sequence[_Look], learner: Learner, options: SuggestOptions) -> list[Suggestion]:
+    scans, usable, profiles, areas, structures = zip(*looks, strict=True)
     shown = np.concatenate(usable)
     levels = [np.concatenate(level) for level in zip(*profiles, strict=True)]
     counts = [scan.count for scan in scans]
@@ -99,6 +123,7 @@ def _answer(
         drawn=np.concatenate([scan.drawn for scan in scans]),
         features=combined_profiles(levels, shown),
         uncertainty=np.concatenate(areas),
+        structures=np.concatenate(structures),
     )
     model = learner.model()
     viewer = Viewer(learner.plan, learner.net.encoder, model.device, model)

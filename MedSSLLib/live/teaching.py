@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from MedSSLLib.active_learning.strategies import even_order
 from MedSSLLib.core.errors import InputError
 from MedSSLLib.core.events import Events
 from MedSSLLib.evaluation.metrics import dice_per_class
@@ -222,16 +223,17 @@ class Teaching:
 
     @property
     def others(self) -> list[Case]:
-        """Cases whose pseudo-labels may teach: partly drawn ones first, then others, evenly spread
-        over the project. Test cases are never among them.
+        """Cases whose pseudo-labels may teach: partly drawn ones first, then others, of as many
+        patients as there are, their phases in turns. Test cases are never among them.
         """
         pool = self.watch.project.pool
         partly = [case for case in pool if case.role == "labelled" and case.annotated]
         rest = [case for case in pool if case.role == "unlabelled"]
         half = min(len(partly), max(self._mixing_cases - len(rest), self._mixing_cases // 2))
         room = self._mixing_cases - half
-        step = max(1, len(rest) // max(1, room))
-        return [*partly[-half:], *rest[::step][:room]] if half else rest[::step][:room]
+        order = even_order([False] * len(rest), [case.patient for case in rest], room)
+        spread = [rest[position] for position in order[:room]]
+        return [*partly[-half:], *spread] if half else spread
 
     def take_in(self, change: DrawingChange, proposed: Callable[[SlicePlace], bool]) -> None:
         """Tell of a change, score its new slices with weights that have not seen them, and teach.

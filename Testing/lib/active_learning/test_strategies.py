@@ -11,6 +11,7 @@ import torch
 from MedSSLLib.active_learning import strategies
 from MedSSLLib.active_learning.strategies import (
     Candidates,
+    doubt_weights,
     even_order,
     evenly,
     most,
@@ -170,12 +171,62 @@ def test_most_takes_no_slice_without_doubt():
 
 def test_even_spacing_by_hand():
     assert evenly(range(9), 3) == [1, 4, 7] and evenly([5, 6], 4) == [5, 6] and evenly([], 2) == []
-    assert even_order([False] * 4, ["a", "a", "b", "c"], 1) == [2, 0, 3, 1], (
-        "the middle patient first"
+    assert even_order([False] * 4, ["a", "a", "b", "c"], 1) == [2, 1, 3, 0], (
+        "the middle patient first, and another case of the next than the first one"
     )
     assert even_order([True, False, False], ["a", "a", "b"], 1)[0] == 2, (
         "patients without drawn slices first"
     )
+
+
+def test_doubt_by_a_naive_loop():
+    """Scan after scan, row after row, as the docstring has it."""
+    rng = np.random.default_rng(3)
+    case, patients = np.repeat([0, 1, 2, 3], 6), np.repeat(["a", "a", "b", "c"], 6).tolist()
+    usable = rng.random(24) < 0.8
+    uncertain, found = rng.gamma(2, 50, 24), rng.gamma(2, 200, 24)
+    weights = doubt_weights(patients, case, usable, uncertain, found)
+    means = {n: found[usable & (case == n)].mean() for n in range(4)}
+    for row in range(24):
+        n = case[row]
+        own = [r for r in range(24) if usable[r] and patients[r] == patients[row]]
+        area = uncertain[usable & (case == n)].mean()
+        doubt = area / (area + means[n] + 0.1 * np.median(list(means.values())))
+        expected = doubt * uncertain[row] / area / len(own) / 3 if usable[row] else 0
+        assert weights[row] == pytest.approx(expected, rel=1e-12), row
+
+
+def test_a_failure_counts_more_than_a_large_structure():
+    """Two scans of one structure each: a large one outlined well, and one that is hardly found."""
+    patients, case, usable = ["a"] * 5 + ["b"] * 5, np.repeat([0, 1], 5), np.ones(10, bool)
+    uncertain = np.repeat([300.0, 100.0], 5)
+    found = np.repeat([5000.0, 20.0], 5)
+    weights = doubt_weights(patients, case, usable, uncertain, found)
+    assert weights[5:].sum() > 4 * weights[:5].sum(), "the uncertain area alone names the large one"
+    sure, none = np.repeat([300.0, 1.0], 5), np.repeat([5000.0, 0.0], 5)
+    nothing = doubt_weights(patients, case, usable, sure, none)
+    assert 0 < nothing[5:].sum() < nothing[:5].sum(), "surely without a structure"
+    assert not doubt_weights(patients, case, usable, np.zeros(10), found).any()
+    assert not doubt_weights(patients, case, ~usable, uncertain, found).any()
+
+
+@pytest.mark.parametrize("count", [4, 5, 6, 10])
+def test_phases_take_turns(count):
+    """Two phases of every patient: whatever number is drawn, half of the cases are of each."""
+    patients = [f"p{number // 2}" for number in range(20)]
+    first = even_order([False] * 20, patients, count)[:count]
+    late = sum(position % 2 for position in first)
+    assert late in (count // 2, -(-count // 2)), "both phases"
+    assert len({patients[position] for position in first}) == count, "a patient each"
+
+
+def test_phases_drawn_so_far_count():
+    """Three first phases are drawn: the second phase of other patients comes next."""
+    patients = [f"p{number // 2}" for number in range(12)]
+    drawn = [position in (0, 2, 4) for position in range(12)]
+    assert even_order(drawn, patients, 3)[:3] == [7, 9, 11]
+    drawn = [position in (0, 2, 4, 7, 9, 11) for position in range(12)]
+    assert even_order(drawn, patients, 2)[:2] == [3, 8], "then cases without a drawn slice"
 
 
 @each("name", GRIDS)

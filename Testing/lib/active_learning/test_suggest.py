@@ -11,7 +11,7 @@ import torch
 
 from MedSSLLib.active_learning import scans, slice_table
 from MedSSLLib.active_learning import suggest as module
-from MedSSLLib.active_learning.slice_table import class_uncertainty
+from MedSSLLib.active_learning.slice_table import class_uncertainty, structure_area
 from MedSSLLib.active_learning.suggest import SuggestOptions, run_suggest
 from MedSSLLib.cli.main import main
 from MedSSLLib.core.errors import InputError
@@ -94,6 +94,9 @@ def test_the_unsure_slice_is_named_on_the_source_grid(name, dim):
         sides = np.array(geometry.size) * geometry.spacing
         area = sides.prod() / sides[axis]
         assert 0.2 * area < areas[wanted, 0] <= 1.05 * area, "square millimetres"
+        found = rows @ structure_area(model.on_grid(image), grid, along)
+        clear = [row for row in range(len(found)) if abs(row - wanted) > 1]
+        np.testing.assert_allclose(found[clear], area / 2, rtol=0.15, err_msg="the bright half")
 
 
 def _threshold(plan, level):
@@ -329,7 +332,7 @@ def test_the_command_prints_a_table_or_json(project, capsys, tmp_path):
         == 0
     )
     out = capsys.readouterr()
-    assert "evenly spaced" in out.out and "axial 3 of 5, 12 mm above the lowest" in out.out
+    assert "evenly spaced" in out.out and "axial 4 of 7, 6 mm above the lowest" in out.out
     assert "'index'" not in out.err, "no dump of the slices on the terminal"
     assert main(["suggest", str(project.folder), "--budget", "2", "--json", "--quiet"]) == 0
     assert (

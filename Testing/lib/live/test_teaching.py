@@ -120,8 +120,19 @@ def test_cases_that_mix_are_never_test_cases_and_partly_drawn_ones_come_first(tm
     project.save()
     watch = Watch(project, print)
     names = [case.name for case in Teaching(watch, None, Events(), 1, 4).others]
-    assert names == ["case0", "case2", "case3", "case4"]
+    assert names == ["case0", "case2", "case3", "case5"], "spread over the project"
     names = [case.name for case in Teaching(watch, None, Events(), 1, 20).others]
     assert names == ["case0", "case2", "case3", "case4", "case5"]
     names = [case.name for case in Teaching(watch, None, Events(), 1, 1).others]
-    assert names == ["case3"]
+    assert names == ["case4"]
+
+
+def test_cases_that_mix_are_of_different_patients_and_phases(tmp_path):
+    project = tiny_project(tmp_path, cases=8)
+    for number in range(8):
+        project.set_metadata(f"case{number}", {"patient": f"p{number // 2}"})
+    project.set_roles(labelled="", test="")
+    project.save()
+    found = Teaching(Watch(project, print), None, Events(), 1, 4).others
+    assert len({case.patient for case in found}) == 4
+    assert sorted(int(case.name[4:]) % 2 for case in found) == [0, 0, 1, 1]

@@ -270,7 +270,8 @@ def from_table(
     for number, pick in enumerate(picked):
         words = _similarity_words(pick, table, typical=first and number == 0)
         if strategy == "hybrid":
-            words = f"{_uncertainty_words(table, pick.row, viewer)}; {words}"
+            unsure = _uncertainty_words(table, pick.row, viewer) + _doubt_words(table, pick.row)
+            words = f"{unsure}; {words}"
         chosen.append((int(table.case[pick.row]), int(table.place[pick.row]), words, pick.gain))
     return _suggestions(table.scans, chosen)
 
@@ -280,6 +281,14 @@ def _uncertainty_words(table: Table, row: int, viewer: Viewer) -> str:
     who = f"{1 + len(viewer.others)} models together" if viewer.others else "model"
     classes = viewer.model.classes[1:] if viewer.model else ()
     return f"{who} unsure: {_area_words(table.uncertainty[row], classes)}"
+
+
+def _doubt_words(table: Table, row: int) -> str:
+    """What is said of a slice of a scan that the model knows little of."""
+    own = table.usable & (table.case == table.case[row])
+    if table.uncertainty[own].sum() <= table.structures[own].sum():
+        return ""
+    return ", and more of this scan is uncertain than found"
 
 
 def _area_words(areas: np.ndarray, classes: Sequence[str]) -> str:

@@ -94,7 +94,7 @@ class Session:
             return False
         recent, least = self.teaching.scores.recent_dice, self.options.mixing_dice
         good = not least or (recent is not None and recent >= least)
-        return good and bool(self.teaching.others)
+        return good and self.teaching.has_others
 
     @property
     def _time_to_mix(self) -> bool:

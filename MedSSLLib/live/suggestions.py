@@ -42,7 +42,7 @@ def suggest_live(
         scans = [_as_the_model_sees(scan, learner) for scan in scans]
     options = SuggestOptions(count, per_case=PER_CASE, seed=0)
     if learner is None or not learner.taught:
-        yield even_slices([scan for scan in scans if not scan.drawn.all()], options, events)
+        yield even_slices(scans, options, events)
         return
     chosen = _to_look_at(scans, count)
     rows: list[_Look] = []
@@ -68,11 +68,11 @@ def _as_the_model_sees(scan: Scan, learner: Learner) -> Scan:
 
 def _to_look_at(scans: Sequence[Scan], count: int) -> list[Scan]:
     """Some of the scans with a slice left to draw, those without any drawn one first."""
-    free = [scan for scan in scans if not scan.drawn.all()]
     most = min(LOOKED_AT, max(2 * count, 4))
-    drawn = [bool(scan.drawn.any()) for scan in free]
-    order = even_order(drawn, [scan.case.patient for scan in free], most)
-    return [free[position] for position in order[:most]]
+    drawn = [bool(scan.drawn.any()) for scan in scans]
+    order = even_order(drawn, [scan.case.patient for scan in scans], most)
+    free = [scans[position] for position in order if not scans[position].drawn.all()]
+    return free[:most]
 
 
 class _Look(NamedTuple):

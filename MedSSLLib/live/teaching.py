@@ -222,6 +222,12 @@ class Teaching:
         return sum(len(places) for places in self.watch.digests.values())
 
     @property
+    def has_others(self) -> bool:
+        """Whether there is any of :attr:`others`."""
+        pool = self.watch.project.pool
+        return any(case.role == "unlabelled" or case.annotated for case in pool)
+
+    @property
     def others(self) -> list[Case]:
         """Cases whose pseudo-labels may teach: partly drawn ones first, then others, of as many
         patients as there are, their phases in turns. Test cases are never among them.
@@ -231,8 +237,9 @@ class Teaching:
         rest = [case for case in pool if case.role == "unlabelled"]
         half = min(len(partly), max(self._mixing_cases - len(rest), self._mixing_cases // 2))
         room = self._mixing_cases - half
-        order = even_order([False] * len(rest), [case.patient for case in rest], room)
-        spread = [rest[position] for position in order[:room]]
+        known = [case.role == "labelled" for case in pool]
+        order = even_order(known, [case.patient for case in pool], room)
+        spread = [pool[place] for place in order if pool[place].role == "unlabelled"][:room]
         return [*partly[-half:], *spread] if half else spread
 
     def take_in(self, change: DrawingChange, proposed: Callable[[SlicePlace], bool]) -> None:

@@ -15,13 +15,15 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from MedSSLLib.active_learning.strategies import even_order
 from MedSSLLib.data.cache import Cache
 from MedSSLLib.evaluation.metrics import foreground_dice
 from MedSSLLib.finetuning.segmentation_task import validation_dice
 from MedSSLLib.inference.model import Model
 from MedSSLLib.inference.sliding_window import predict_varied
+from MedSSLLib.project.manifest import Case
 
-CASES = 4  # that a model is judged on, evenly spaced; not from the paper
+CASES = 4  # that a model is judged on; not from the paper
 CHANGES = ((0.8, 1.0), (1.0, 0.85))  # contrast and size of the changed scans; not from the paper
 CLEARLY = 0.01  # by which agreement must be better in an earlier round; not from the paper
 OF_LABELLED = 0.1  # weight of the Dice on cases trained on, of agreement 1; not from the paper
@@ -59,11 +61,10 @@ class Judgement:
         return {name: round(value, 4) for name, value in found.items() if value is not None}
 
 
-def some(names: Sequence[str]) -> list[str]:
-    """At most CASES of the names, evenly spaced."""
-    if len(names) <= CASES:
-        return list(names)
-    return [names[round(i)] for i in np.linspace(0, len(names) - 1, CASES)]
+def some(cases: Sequence[Case]) -> list[str]:
+    """Names of at most CASES of them, of different patients and phases where there are."""
+    order = even_order([False] * len(cases), [case.patient for case in cases], CASES)
+    return [cases[position].name for position in sorted(order[:CASES])]
 
 
 def judge(
@@ -81,7 +82,7 @@ def judge(
         cache: holds the images, and the labels of the first two.
         held_out: names of held-out labelled cases.
         labelled: names of labelled cases trained on.
-        unlabelled: names of other cases; some of them are taken.
+        unlabelled: names of other cases.
     """
 
     def dice(names: Sequence[str]) -> float | None:
@@ -89,10 +90,10 @@ def judge(
         return found.get("score")
 
     if held_out:
-        return Judgement(dice(held_out), dice(some(labelled)) or 0.0, None)
-    agreements = [agreement(model, whole_image(cache, name)) for name in some(unlabelled)]
+        return Judgement(dice(held_out), dice(labelled) or 0.0, None)
+    agreements = [agreement(model, whole_image(cache, name)) for name in unlabelled]
     mean = float(np.mean(agreements)) if agreements else None
-    return Judgement(None, dice(some(labelled)) or 0.0, mean)
+    return Judgement(None, dice(labelled) or 0.0, mean)
 
 
 def whole_image(cache: Cache, name: str) -> np.ndarray:

@@ -25,7 +25,7 @@ from MedSSLLib.finetuning.segmentation_task import SegmentationTask
 from MedSSLLib.networks.unet import SegmentationNet, place
 from MedSSLLib.project.project import Project
 from MedSSLLib.project.runs import begun
-from MedSSLLib.selftraining.best_round import best_of, in_words, judge
+from MedSSLLib.selftraining.best_round import best_of, in_words, judge, some
 from MedSSLLib.selftraining.job import Job
 from MedSSLLib.selftraining.pseudo_labels import (
     ENTRIES,
@@ -228,8 +228,8 @@ def _best(
 ) -> tuple[SegmentationNet, str, dict[str, Any]]:
     """The network to keep, its name, and what speaks for each."""
     data = job.data
-    held_out, training = ([case.name for case in part] for part in (data.held_out, data.training))
-    unlabelled = [case.name for case in job.targets]
+    held_out = [case.name for case in data.held_out]
+    training, unlabelled = some(data.training), some(job.targets)
     found = {}
     for name, net in nets.items():
         model = job.model_of(net)

@@ -52,7 +52,7 @@ from MedSSLLib.training.run_folder import versions
 WAYS = ("live", "live-no-mixing", "even", "complete")
 LEVELS = (0.7, 0.8, 0.85)
 SLICES_PER_CASE = 3  # slices of a case that is completed
-EFFORT_VERSION = 2  # 1: every way had patches of 128x128
+EFFORT_VERSION = 3  # 1: patches of 128x128; 2: first phases alone, large uncertain areas
 RESULTS = "effort.json"
 
 
@@ -317,8 +317,10 @@ def _read(path: Path, data: str, facts: Mapping[str, Any]) -> list[Record]:
     if not path.exists():
         return []
     content = read_json(path, newest_version=EFFORT_VERSION)
-    theirs = {"data": content.get("data"), **(content.get("settings") or {})}
-    ours = {"data": data, **facts}
+    version = "format_version"
+    theirs = {"data": content.get("data"), version: content.get(version)}
+    theirs |= content.get("settings") or {}
+    ours = {"data": data, version: EFFORT_VERSION, **facts}
     differing = [key for key in ours if theirs.get(key) != ours[key]]
     if content.get("bench") != "effort" or differing:
         raise InputError(

@@ -171,8 +171,8 @@ def test_most_takes_no_slice_without_doubt():
 
 def test_even_spacing_by_hand():
     assert evenly(range(9), 3) == [1, 4, 7] and evenly([5, 6], 4) == [5, 6] and evenly([], 2) == []
-    assert even_order([False] * 4, ["a", "a", "b", "c"], 1) == [2, 1, 3, 0], (
-        "the middle patient first, and another case of the next than the first one"
+    assert even_order([False] * 4, ["a", "a", "b", "c"], 1) == [2, 0, 3, 1], (
+        "the middle patient first"
     )
     assert even_order([True, False, False], ["a", "a", "b"], 1)[0] == 2, (
         "patients without drawn slices first"
@@ -183,17 +183,38 @@ def test_doubt_by_a_naive_loop():
     """Scan after scan, row after row, as the docstring has it."""
     rng = np.random.default_rng(3)
     case, patients = np.repeat([0, 1, 2, 3], 6), np.repeat(["a", "a", "b", "c"], 6).tolist()
-    usable = rng.random(24) < 0.8
+    usable = (rng.random(24) < 0.8) & (case != 2)  # a scan shows nothing at all
     uncertain, found = rng.gamma(2, 50, 24), rng.gamma(2, 200, 24)
     weights = doubt_weights(patients, case, usable, uncertain, found)
-    means = {n: found[usable & (case == n)].mean() for n in range(4)}
+    means = {n: found[usable & (case == n)].mean() for n in (0, 1, 3)}
     for row in range(24):
         n = case[row]
+        if not usable[row]:
+            assert weights[row] == 0
+            continue
         own = [r for r in range(24) if usable[r] and patients[r] == patients[row]]
         area = uncertain[usable & (case == n)].mean()
         doubt = area / (area + means[n] + 0.1 * np.median(list(means.values())))
-        expected = doubt * uncertain[row] / area / len(own) / 3 if usable[row] else 0
+        expected = doubt * uncertain[row] / area / len(own) / 2
         assert weights[row] == pytest.approx(expected, rel=1e-12), row
+
+
+@pytest.mark.parametrize("empty", [4, 6, 9])
+def test_scans_that_are_surely_empty_hardly_count(empty):
+    """However many there are: softmax is never quite sure."""
+    case, patients = np.repeat(np.arange(10), 3), np.repeat(list("abcdefghij"), 3).tolist()
+    none = case < empty
+    uncertain, found = np.where(none, 0.01, 40.0), np.where(none, 0.0, 300.0)
+    weights = doubt_weights(patients, case, np.ones(30, bool), uncertain, found)
+    assert weights[none].max() < 0.01 * weights[~none].min()
+
+
+def test_where_nothing_is_found_anywhere_the_uncertain_area_decides():
+    uncertain = np.array([1.0, 2, 3, 4])
+    weights = doubt_weights(
+        ["a", "a", "b", "b"], np.arange(4), np.ones(4, bool), uncertain, 0 * uncertain
+    )
+    np.testing.assert_allclose(weights, uncertain / 4)
 
 
 def test_a_failure_counts_more_than_a_large_structure():
@@ -218,6 +239,24 @@ def test_phases_take_turns(count):
     late = sum(position % 2 for position in first)
     assert late in (count // 2, -(-count // 2)), "both phases"
     assert len({patients[position] for position in first}) == count, "a patient each"
+
+
+@pytest.mark.parametrize("single", ["before", "between"])
+@pytest.mark.parametrize("count", [6, 10, 20])
+def test_patients_with_one_scan_leave_no_phase_out(single, count):
+    """Ten patients with one scan and ten with three phases."""
+    singles, pairs = [[f"s{n}"] for n in range(10)], [[f"p{n}"] * 3 for n in range(10)]
+    between = [group for both in zip(singles, pairs, strict=True) for group in both]
+    groups = singles + pairs if single == "before" else between
+    patients = list(itertools.chain(*groups))
+    phases = [n for group in groups for n in range(len(group))]
+    first = even_order([False] * 40, patients, count)[:count]
+    given = np.bincount([phases[p] for p in first if patients[p][0] == "p"], minlength=3)
+    assert given.max() - given.min() <= 1, "phases in turns"
+
+
+def test_the_order_of_very_many_scans_of_one_patient_takes_no_time():
+    assert even_order([False] * 20_000, ["a"] * 20_000, 3)[:4] == [0, 1, 2, 3]
 
 
 def test_phases_drawn_so_far_count():

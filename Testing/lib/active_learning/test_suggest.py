@@ -4,6 +4,7 @@ grid.
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,8 +12,8 @@ import torch
 
 from MedSSLLib.active_learning import scans, slice_table
 from MedSSLLib.active_learning import suggest as module
-from MedSSLLib.active_learning.slice_table import class_uncertainty, structure_area
-from MedSSLLib.active_learning.suggest import SuggestOptions, run_suggest
+from MedSSLLib.active_learning.slice_table import Table, class_uncertainty, structure_area
+from MedSSLLib.active_learning.suggest import SuggestOptions, from_table, run_suggest
 from MedSSLLib.cli.main import main
 from MedSSLLib.core.errors import InputError
 from MedSSLLib.core.events import Events
@@ -360,3 +361,23 @@ def test_the_command_prints_a_table_or_json(project, capsys, tmp_path):
 
 def test_events_object_is_enough(project):
     assert run_suggest(project, None, SuggestOptions(1), Events())
+
+
+def test_hybrid_names_a_failure_before_a_large_structure():
+    """Two scans, nothing alike: a large structure with a wide border, and one hardly found."""
+    scans = [SimpleNamespace(case=SimpleNamespace(name=n, patient=n), axis=2) for n in "ab"]
+    table = Table(
+        scans=scans,
+        case=np.repeat([0, 1], 4),
+        place=np.tile(np.arange(4), 2),
+        usable=np.ones(8, bool),
+        drawn=np.zeros(8, bool),
+        features=np.eye(8, dtype=np.float32),
+        uncertainty=np.repeat([[300.0], [100.0]], 4, 0),
+        structures=np.repeat([5000.0, 20.0], 4),
+    )
+    viewer = SimpleNamespace(model=SimpleNamespace(classes=("background", "one")), others=())
+    found = from_table(table, viewer, "hybrid", SuggestOptions(2, per_case=1))
+    assert [item.case for item in found] == ["b", "a"]
+    assert "more of this scan is uncertain than found" in found[0].reason
+    assert "than found" not in found[1].reason

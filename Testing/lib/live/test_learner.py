@@ -2,11 +2,14 @@
 
 import time
 from contextlib import ExitStack
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from MedSSLLib.active_learning.scans import survey
+from MedSSLLib.active_learning.slice_table import Viewer, extract_features
 from MedSSLLib.core.errors import GuardError
 from MedSSLLib.core.events import Events
 from MedSSLLib.evaluation.metrics import foreground_dice
@@ -15,8 +18,9 @@ from MedSSLLib.inference.sliding_window import predict_varied
 from MedSSLLib.live.live import open_session
 from MedSSLLib.live.pseudo import PseudoLabels
 from MedSSLLib.live.requests import Request
+from MedSSLLib.live.suggestions import _looked_at, _to_look_at
 from MedSSLLib.methods.options import configured
-from Testing.lib.core_helpers import Record
+from Testing.lib.core_helpers import Record, tiny_project
 from Testing.lib.live_helpers import TINY, Person
 
 
@@ -239,6 +243,35 @@ def test_slices_are_suggested_along_the_axis_that_is_drawn_with_a_proposal(perso
         assert [event["proposal"] for event in found] == [paying] * 4
         assert [event["proposals_pay"] for event in found] == [paying] * 4
     assert {event["case"] for event in found} & {"case1", "case2"}
+
+
+def test_live_sees_in_a_scan_what_suggest_sees(person, stack):
+    session = session_of(person, stack, optimiser__lr="1e-2", options__mixing="false")
+    person.draw("case0", 5, 6)
+    session.look()
+    train(session, 40)
+    learner, scans = session.learner, survey(person.project.pool, Events())
+    with learner.predicting() as model:
+        viewer = Viewer(learner.plan, model.network.encoder, model.device, model)
+        table = extract_features(person.project, scans, viewer, Events())
+    learner.labels.cache.prepare(list(person.project.pool)).require_all()
+    looks = [_looked_at(learner, scan) for scan in scans]
+    for field in ("usable", "uncertainty", "structures"):
+        seen = np.concatenate([getattr(look, field) for look in looks])
+        np.testing.assert_allclose(seen, getattr(table, field), rtol=1e-4, err_msg=field)
+    assert table.structures.max() > 0 and table.uncertainty.max() > 0
+
+
+def test_scans_without_a_slice_left_count_for_which_phases_are_looked_at(tmp_path):
+    """The first scan of patient a is labelled whole, of b none: b's second one comes first."""
+    project = tiny_project(tmp_path, cases=4)
+    names = [case.name for case in project.pool]
+    for name, patient in zip(names, "aabb", strict=True):
+        project.set_metadata(name, {"patient": patient})
+    scans = [replace(scan, drawn=0 * scan.drawn > 0) for scan in survey(project.pool, Events())]
+    scans[0].drawn[:] = True
+    looked = [scan.case.name for scan in _to_look_at(scans, 1)]
+    assert looked == [names[3], names[2], names[1]]
 
 
 def test_a_state_is_told_at_once_though_another_was_told_just_before(person, stack):

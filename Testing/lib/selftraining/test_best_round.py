@@ -8,6 +8,7 @@ import torch
 
 from MedSSLLib.data.plan import Plan
 from MedSSLLib.inference.model import Model
+from MedSSLLib.project.manifest import Case
 from MedSSLLib.selftraining import selftrain
 from MedSSLLib.selftraining.best_round import (
     CASES,
@@ -92,13 +93,15 @@ def test_a_prediction_that_hangs_on_contrast_agrees_less():
     assert agreement(model(0.0), steep) > agreement(model(1.2), image)
 
 
-@each("n", [1, CASES, CASES + 1, 40])
-def test_some_cases_are_evenly_spaced(n):
-    names = [str(i) for i in range(n)]
-    chosen = some(names)
-    assert len(chosen) == min(n, CASES) and chosen[0] == "0" and chosen[-1] == names[-1]
-    gaps = np.diff([int(name) for name in chosen])
-    assert n <= CASES or gaps.max() - gaps.min() <= 1
+@each("n", [1, CASES, CASES + 1, 13, 16, 40])
+def test_some_cases_are_of_different_patients_and_phases(n):
+    cases = [Case(str(i), (), metadata={"patient": str(i // 2)}) for i in range(n)]
+    chosen = [int(name) for name in some(cases)]
+    assert len(chosen) == min(n, CASES) and chosen == sorted(chosen)
+    if n > 2 * CASES:
+        assert len({i // 2 for i in chosen}) == CASES
+        assert sum(i % 2 for i in chosen if i < n - n % 2) in (1, 2), "both phases"
+        assert max(np.diff(chosen)) <= n / 2, "spread over the project"
 
 
 def test_the_best_is_kept_and_of_equals_the_last():

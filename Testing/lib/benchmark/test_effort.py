@@ -10,6 +10,7 @@ from MedSSLLib.benchmark.effort.report import effort_rows, reached, write_effort
 from MedSSLLib.benchmark.effort.trials import WAYS, Effort, run_effort
 from MedSSLLib.core.errors import InputError
 from MedSSLLib.core.events import Events
+from MedSSLLib.core.files import write_json
 from MedSSLLib.images import io
 from MedSSLLib.project.project import Project
 from Testing.lib.core_helpers import tiny_project
@@ -97,6 +98,10 @@ def test_every_way_is_run_scored_and_read_back(data, tmp_path):
     assert written == (out / "effort.json").stat().st_mtime_ns
     with pytest.raises(InputError, match="other settings"):
         run_effort(data, Effort(slices=4, seeds=1), out, Events())
+    (tmp_path / "earlier").mkdir()
+    write_json(tmp_path / "earlier" / "effort.json", {**content, "format_version": 2})
+    with pytest.raises(InputError, match="other settings .*format_version"):
+        run_effort(data, effort, tmp_path / "earlier", Events())
     files = write_effort_report(content, out)
     assert [path.name for path in files] == ["effort.md", "effort.png", "effort.html"]
     assert all(path.stat().st_size > 200 for path in files)

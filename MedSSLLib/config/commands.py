@@ -164,7 +164,7 @@ class LiveConfig(Frozen):
         "(`mixing_dice`) and the loss on the drawn slices is flat, or after `mixing_after` steps.",
     )
     mixing_dice: float = Field(
-        0.7,
+        0.5,
         ge=0,
         le=1,
         description="Least mean Dice of the last five drawn slices, predicted before they were "

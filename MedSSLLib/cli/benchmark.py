@@ -40,7 +40,12 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
         "tables", help="tables and figures of result files", allow_abbrev=False
     )
     tables.add_argument(
-        "--results", type=Path, nargs="+", required=True, metavar="FILE", help="results.json files"
+        "--results",
+        type=Path,
+        nargs="+",
+        required=True,
+        metavar="FILE",
+        help="results.json, effort.json",
     )
     effort = kinds.add_parser(
         "effort", help="how much must be drawn, by a scripted person", allow_abbrev=False
@@ -207,19 +212,24 @@ def benchmark(args: argparse.Namespace, events: Events) -> None:
         return _RUN_APART[args.kind](args, events)
     files = args.results if args.kind == "tables" else [args.out / "results.json"]
     project = _run_labels(args, events) if args.kind == "labels" else None
+    from MedSSLLib.benchmark.effort.report import load_efforts, write_efforts
     from MedSSLLib.benchmark.recommendations import recommendations
     from MedSSLLib.benchmark.report import write_tables
     from MedSSLLib.benchmark.tables import load_studies
 
-    studies = load_studies(files)
-    events.images(write_tables(studies, args.out, project))
+    efforts, files = load_efforts(files)
+    studies, written = load_studies(files), write_efforts(efforts, args.out)
+    if studies or not efforts:
+        written += write_tables(studies, args.out, project)
+    events.images(written)
     events.emit("done", command="benchmark")  # bars stay above the results
     for study in studies:
         if not args.quiet:
             _print_study(study)
         for text in recommendations(study):
             say(args, f"{study.data}: {text}")
-    say(args, f"Report: {args.out / 'report.html'}")
+    for page in (path for path in written if path.suffix == ".html"):
+        say(args, f"Report: {page}")
     if args.kind == "labels":
         say(args, "Next: the same command with more --counts, --choices or --methods goes on")
 

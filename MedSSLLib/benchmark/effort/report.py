@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,10 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from MedSSLLib.benchmark.effort.trials import LEVELS
+from MedSSLLib.benchmark.effort.trials import EFFORT_VERSION, LEVELS, RESULTS
 from MedSSLLib.benchmark.records import Record
 from MedSSLLib.benchmark.tables import markdown_table
-from MedSSLLib.core.files import atomic_path
+from MedSSLLib.core.files import atomic_path, read_json
 from MedSSLLib.reporting.html import Cell, Page
 from MedSSLLib.reporting.plots import PALETTE, legend_above, save, styled
 from MedSSLLib.reporting.run_report import RESEARCH, footer
@@ -80,14 +81,41 @@ def effort_notes(content: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def write_effort_report(content: Mapping[str, Any], out: Path) -> list[Path]:
-    """Write ``effort.md``, ``effort.png`` and ``effort.html`` into a folder; returns the files."""
+def load_efforts(files: Sequence[Path]) -> tuple[list[dict[str, Any]], list[Path]]:
+    """The results of this benchmark among files, and the other files.
+
+    Files of the same data, version and settings are put together; a trial that two of them hold
+    comes once, from the first.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    others: list[Path] = []
+    for file in files:
+        content = read_json(file)
+        if content.get("bench") != "effort":
+            others.append(file)
+            continue
+        content = read_json(file, newest_version=EFFORT_VERSION)
+        same = {key: content.get(key) for key in ("data", "format_version", "settings")}
+        known = found.setdefault(json.dumps(same, sort_keys=True), {**content, "records": []})
+        held = {(record["way"], record["seed"]) for record in known["records"]}
+        known["records"] += [r for r in content["records"] if (r["way"], r["seed"]) not in held]
+    return [content for content in found.values() if content["records"]], others
+
+
+def write_effort_report(
+    content: Mapping[str, Any], out: Path, name: str = RESULTS.removesuffix(".json")
+) -> list[Path]:
+    """Write a table, a figure and a page (``NAME.md``, ``.png``, ``.html``) into a folder.
+
+    Returns the files.
+    """
     rows, notes = effort_rows(content), effort_notes(content)
-    text = out / "effort.md"
+    out.mkdir(parents=True, exist_ok=True)
+    text = out / f"{name}.md"
     with atomic_path(text) as temporary:
         parts = [f"## Effort on {content['data']}", markdown_table(EFFORT_COLUMNS, rows), *notes]
         temporary.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
-    picture = save(effort_figure(content["records"]), out / "effort.png")
+    picture = save(effort_figure(content["records"]), out / f"{name}.png")
     page = Page(
         "How much must be drawn",
         f"Ways to annotate compared on {content['data']}, by the work of a scripted person.",
@@ -100,7 +128,17 @@ def write_effort_report(content: Mapping[str, Any], out: Path) -> list[Path]:
     page.figures((effort_figure(content["records"]), "Mean over seeds; the band is their range."))
     page.section("Limits")
     page.bullets([*notes, *RESEARCH])
-    return [text, picture, page.write(out / "effort.html", footer())]
+    return [text, picture, page.write(out / f"{name}.html", footer())]
+
+
+def write_efforts(contents: Sequence[Mapping[str, Any]], out: Path) -> list[Path]:
+    """Reports of several results, named after their data and where needed numbered; the files."""
+    written: list[Path] = []
+    for number, content in enumerate(contents):
+        same = sum(other["data"] == content["data"] for other in contents[:number])
+        name = f"effort-{content['data']}" + (f"-{same + 1}" if same else "")
+        written += write_effort_report(content, out, name)
+    return written
 
 
 @styled

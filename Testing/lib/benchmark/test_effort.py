@@ -6,8 +6,14 @@ import numpy as np
 import pytest
 
 from MedSSLLib.benchmark.effort.annotator import Annotator, outline, work_on
-from MedSSLLib.benchmark.effort.report import effort_rows, reached, write_effort_report
+from MedSSLLib.benchmark.effort.report import (
+    effort_rows,
+    load_efforts,
+    reached,
+    write_effort_report,
+)
 from MedSSLLib.benchmark.effort.trials import WAYS, Effort, run_effort
+from MedSSLLib.cli.main import main
 from MedSSLLib.core.errors import InputError
 from MedSSLLib.core.events import Events
 from MedSSLLib.core.files import write_json
@@ -110,6 +116,30 @@ def test_every_way_is_run_scored_and_read_back(data, tmp_path):
 def record(way, seed, slices, mean):
     given = {"voxels": 10 * slices, "contour_mm": 1.0 * slices, "steps": 1, "dice": {"a": mean}}
     return {"way": way, "seed": seed, "slices": slices, "mean": mean, **given}
+
+
+def test_tables_takes_results_of_effort_and_puts_parts_together(tmp_path, capsys):
+    def result(way, seed, rate=10.0):
+        record = {"way": way, "slices": 3, "voxels": 9, "contour_mm": 1.0, "steps": 4}
+        record |= {"seed": seed, "mean": 0.75, "dice": {"a": 0.7, "b": 0.8}}
+        settings = {"slices": 3, "seconds": 30.0, "rate": rate}
+        kind = {"bench": "effort", "format_version": 3, "data": "heart", "settings": settings}
+        return {**kind, "records": [record]}
+
+    files = [tmp_path / f"{number}.json" for number in range(4)]
+    parts = [result("live", 0), result("live", 1), result("live", 1), result("even", 0, rate=2.0)]
+    for file, content in zip(files, parts, strict=True):
+        write_json(file, content)
+    loaded, others = load_efforts(files)
+    assert not others and [len(content["records"]) for content in loaded] == [2, 1]
+    out = tmp_path / "out"
+    words = ["benchmark", "tables", "--out", str(out), "--results", *map(str, files)]
+    assert main(words) == 0
+    assert "effort-heart.html" in capsys.readouterr().out
+    names = sorted(path.name for path in out.glob("*.md"))
+    assert names == ["effort-heart-2.md", "effort-heart.md"]
+    text = (out / "effort-heart.md").read_text()
+    assert "| 0.70 | live, with proposals | 3 | 9 | 1 | 2 of 2 |" in text
 
 
 def test_a_level_is_reached_at_the_first_scored_number_of_slices():

@@ -202,6 +202,14 @@ def dice_against_labels(
     return figure
 
 
+def counted_log(axes: Axes) -> None:
+    """A logarithmic x axis of whole numbers, written as people write them: 1, 2, 5, 10, ..."""
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+
+
 @styled
 def dice_against_steps(
     results: Mapping[str, Mapping[int, tuple[float, float, float]]],
@@ -219,10 +227,8 @@ def dice_against_steps(
         mean, low, high = np.array([points[step] for step in steps]).T
         axes.fill_between(steps, low, high, color=color, alpha=0.15, linewidth=0)
         axes.plot(steps, mean, color=color, marker="o", label=name)
-    axes.set(xlabel="training steps", ylabel="mean Dice", xscale="log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    axes.set(xlabel="training steps", ylabel="mean Dice")
+    counted_log(axes)
     legend_above(figure)
     return figure
 

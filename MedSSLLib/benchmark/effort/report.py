@@ -15,7 +15,7 @@ from MedSSLLib.benchmark.records import Record
 from MedSSLLib.benchmark.tables import markdown_table
 from MedSSLLib.core.files import atomic_path, read_json
 from MedSSLLib.reporting.html import Cell, Page
-from MedSSLLib.reporting.plots import PALETTE, legend_above, save, styled
+from MedSSLLib.reporting.plots import PALETTE, counted_log, legend_above, save, styled
 from MedSSLLib.reporting.run_report import RESEARCH, footer
 
 WAY_NAMES = {
@@ -157,7 +157,8 @@ def effort_figure(records: Sequence[Record]) -> Figure:
             panel.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0)
             panel.plot(x, mean, color=color, marker="o", label=WAY_NAMES.get(way, way))
     for panel, words in zip(axes, ("drawn slices", "voxels changed"), strict=True):
-        panel.set(xlabel=words, ylabel="mean Dice", ylim=(0, 1), xscale="log")
+        panel.set(xlabel=words, ylabel="mean Dice", ylim=(0, 1))
+        counted_log(panel)
         for level in LEVELS:
             panel.axhline(level, color="0.8", linewidth=0.8, zorder=0)
     legend_above(figure)

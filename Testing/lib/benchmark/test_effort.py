@@ -7,6 +7,7 @@ import pytest
 
 from MedSSLLib.benchmark.effort.annotator import Annotator, outline, work_on
 from MedSSLLib.benchmark.effort.report import (
+    effort_figure,
     effort_rows,
     load_efforts,
     reached,
@@ -140,6 +141,18 @@ def test_tables_takes_results_of_effort_and_puts_parts_together(tmp_path, capsys
     assert names == ["effort-heart-2.md", "effort-heart.md"]
     text = (out / "effort-heart.md").read_text()
     assert "| 0.70 | live, with proposals | 3 | 9 | 1 | 2 of 2 |" in text
+
+
+def test_numbers_below_the_figure_are_written_out():
+    one = {"way": "live", "seed": 0}
+    records = [{**one, "slices": n, "voxels": 3000 * n, "mean": 0.1 * n} for n in (1, 3, 7)]
+    for axes in effort_figure(records).axes:
+        axes.figure.canvas.draw()
+        low, high = axes.get_xlim()
+        texts = [label.get_text() for label in axes.get_xticklabels()]
+        ticks = zip(axes.get_xticks(), texts, strict=True)
+        shown = [text for value, text in ticks if low <= value <= high]
+        assert shown in (["1", "2", "5"], ["5,000", "10,000", "20,000"])
 
 
 def test_a_level_is_reached_at_the_first_scored_number_of_slices():

@@ -12,7 +12,7 @@ from scipy import ndimage
 
 from MedSSLLib.images import io
 from MedSSLLib.images.geometry import Volume
-from MedSSLLib.images.labels import Annotated, as_label_values, class_indices
+from MedSSLLib.images.labels import IGNORE, Annotated, as_label_values, class_indices
 from MedSSLLib.live.watch import SlicePlace
 from MedSSLLib.project.project import Project
 
@@ -29,6 +29,20 @@ class DrawingWork(NamedTuple):
     contour: float
 
 
+class Corrected(NamedTuple):
+    """Slices that began as a proposal.
+
+    Attributes:
+        slices: their number.
+        voxels: of them, those that were changed.
+        structure: voxels of structures on them.
+    """
+
+    slices: int = 0
+    voxels: int = 0
+    structure: int = 0
+
+
 def work_on(
     truth: np.ndarray, proposal: np.ndarray | None, spacing: float, classes: int
 ) -> DrawingWork:
@@ -40,7 +54,7 @@ def work_on(
     Oncol. 13), in mm.
 
     Args:
-        truth: class map of the slice, 2D.
+        truth: class map of the slice, 2D; voxels of IGNORE are nobody's work.
         proposal: class map that is corrected; None for an empty slice.
         spacing: mm per voxel in the slice, the mean of both axes.
         classes: number of classes with background.
@@ -49,7 +63,8 @@ def work_on(
     added = 0
     for value in range(1, classes):
         added += int((outline(truth == value) & ~outline(start == value)).sum())
-    return DrawingWork(int((truth != start).sum()), added * spacing)
+    changed = (truth != start) & (truth != IGNORE)
+    return DrawingWork(int(changed.sum()), added * spacing)
 
 
 def outline(mask: np.ndarray) -> np.ndarray:
@@ -67,6 +82,8 @@ class Annotator:
         folder: where it writes what it has drawn.
         voxels, contour: the work so far.
         slices: drawn so far.
+        structure: voxels of structures on them: what drawing them all from nothing takes.
+        corrected: those of the slices that began as a proposal, and the voxels of theirs.
     """
 
     project: Project
@@ -75,6 +92,8 @@ class Annotator:
     voxels: int = 0
     contour: float = 0.0
     slices: int = 0
+    structure: int = 0
+    corrected: Corrected = Corrected()
 
     def truth(self, name: str) -> np.ndarray:
         """Hidden class map ``[k, j, i]`` of a case."""
@@ -93,6 +112,13 @@ class Annotator:
         work = work_on(plane, proposal, mm, len(self.project.values))
         self.voxels, self.contour = self.voxels + work.voxels, self.contour + work.contour
         self.slices += 1
+        structure = work_on(plane, None, mm, len(self.project.values)).voxels
+        self.structure += structure
+        if proposal is not None:
+            done = self.corrected
+            self.corrected = Corrected(
+                done.slices + 1, done.voxels + work.voxels, done.structure + structure
+            )
         drawn = case.annotated.slices if case.annotated and case.label else ()
         self._save(name, truth, Annotated.of([*drawn, (axis, [index])]), header)
 

@@ -25,6 +25,15 @@ WAY_NAMES = {
     "complete": "case by case, completed",
 }
 EFFORT_COLUMNS = ("Dice", "way", "slices", "voxels changed", "contour, mm", "reached by")
+COURSE_COLUMNS = (
+    "slices",
+    "way",
+    "Dice",
+    "seeds from, to",
+    "voxels changed",
+    "of their structures",
+    "of those proposed",
+)
 _NONE = "–"
 
 
@@ -54,6 +63,38 @@ def reached(trial: Sequence[Record], level: float) -> Record | None:
     return None
 
 
+def course_rows(content: Mapping[str, Any]) -> list[list[str]]:
+    """The rows of every scored number of slices (COURSE_COLUMNS), as people read them.
+
+    The two last columns are voxels changed over voxels of structures, of all slices that were drawn
+    and of those that began as a proposal, summed over the seeds.
+    """
+    rows: list[tuple[int, list[str]]] = []
+    for way, trials in _trials(content["records"]).items():
+        by_count: dict[int, list[Record]] = {}
+        for record in (record for trial in trials for record in trial):
+            by_count.setdefault(record["slices"], []).append(record)
+        for count, records in by_count.items():
+            dice = [record["mean"] for record in records if record["mean"] is not None]
+            corrected = [record.get("corrected", {}) for record in records]
+            words = [str(count), WAY_NAMES.get(way, way), _NONE, _NONE]
+            if dice:
+                words[2:] = [f"{np.mean(dice):.3f}", f"{min(dice):.3f}, {max(dice):.3f}"]
+            changed = f"{np.mean([record['voxels'] for record in records]):,.0f}"
+            rows.append((count, [*words, changed, _share(records), _share(corrected)]))
+    return [words for _, words in sorted(rows, key=lambda row: row[0])]
+
+
+def _share(parts: Sequence[Mapping[str, int]]) -> str:
+    """Voxels changed in percent of voxels of structures, summed over parts; files of before version
+    3 do not hold them.
+    """
+    structure = sum(part.get("structure", 0) for part in parts)
+    if not structure:
+        return _NONE
+    return f"{100 * sum(part['voxels'] for part in parts) / structure:.0f} %"
+
+
 def _mean(records: Sequence[Record], key: str) -> str:
     return f"{np.mean([record[key] for record in records]):.3g}"
 
@@ -74,7 +115,8 @@ def effort_notes(content: Mapping[str, Any]) -> list[str]:
         f"A scripted person takes {settings['seconds']:g} s a slice, and training "
         f"{settings['rate']:g} steps a second meanwhile: both are assumptions.",
         "Voxels changed: those whose class the person sets, from the proposal or from an empty "
-        "slice. Contour: added path length (Vaassen et al. 2020).",
+        "slice, here also over the voxels of the structures on the slices, which is what drawing "
+        "takes from nothing. Contour: added path length (Vaassen et al. 2020).",
         f"Mean Dice over classes and {tests} test cases at native resolution, scored after "
         "1, 2, 3 and then half as many slices again.",
         "Completed volumes are taken as they are; correcting them would be further work.",
@@ -113,7 +155,8 @@ def write_effort_report(
     out.mkdir(parents=True, exist_ok=True)
     text = out / f"{name}.md"
     with atomic_path(text) as temporary:
-        parts = [f"## Effort on {content['data']}", markdown_table(EFFORT_COLUMNS, rows), *notes]
+        parts = [f"## Effort on {content['data']}", markdown_table(EFFORT_COLUMNS, rows)]
+        parts += [markdown_table(COURSE_COLUMNS, course_rows(content)), *notes]
         temporary.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     picture = save(effort_figure(content["records"]), out / f"{name}.png")
     page = Page(
@@ -125,6 +168,10 @@ def write_effort_report(
     for level, way, *numbers in rows:
         cells.append([level, way, *(Cell(number, "", number=True) for number in numbers)])
     page.table(list(EFFORT_COLUMNS), cells, caption="Until the mean Dice is reached")
+    cells = []
+    for count, way, *numbers in course_rows(content):
+        cells.append([count, way, *(Cell(number, "", number=True) for number in numbers)])
+    page.table(list(COURSE_COLUMNS), cells, caption="After so many slices")
     page.figures((effort_figure(content["records"]), "Mean over seeds; the band is their range."))
     page.section("Limits")
     page.bullets([*notes, *RESEARCH])

@@ -28,7 +28,7 @@ import numpy as np
 from MedSSLLib.active_learning.scans import survey
 from MedSSLLib.active_learning.strategies import even_order
 from MedSSLLib.active_learning.suggest import SuggestOptions, even_slices
-from MedSSLLib.benchmark.effort.annotator import Annotator
+from MedSSLLib.benchmark.effort.annotator import Annotator, Corrected
 from MedSSLLib.benchmark.protocol import score_test_cases
 from MedSSLLib.benchmark.records import Record
 from MedSSLLib.config.run import RunConfig
@@ -141,6 +141,8 @@ class _Trial:
             "slices": self.person.slices,
             "voxels": self.person.voxels,
             "contour_mm": round(self.person.contour, 1),
+            "structure": self.person.structure,
+            "corrected": self.person.corrected._asdict(),
             "steps": steps,
             "mean": scored["summary"]["dice"],
             "dice": scored["dice"],
@@ -271,6 +273,7 @@ def _begin_anew(person: Annotator) -> None:
         project.set_label(case.name, None)
     project.save()
     person.slices, person.voxels, person.contour = 0, 0, 0.0
+    person.structure, person.corrected = 0, Corrected()
 
 
 def _complete(trial: _Trial) -> Iterator[Record]:

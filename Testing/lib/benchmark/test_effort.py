@@ -19,6 +19,7 @@ from MedSSLLib.core.errors import InputError
 from MedSSLLib.core.events import Events
 from MedSSLLib.core.files import write_json
 from MedSSLLib.images import io
+from MedSSLLib.images.labels import IGNORE
 from MedSSLLib.project.project import Project
 from Testing.lib.core_helpers import tiny_project
 from Testing.lib.live_helpers import TINY
@@ -43,6 +44,8 @@ def test_work_by_hand():
     voxels, contour = work_on(truth, short, 1.0, 2)
     assert voxels == 4 and contour == 4
     assert work_on(np.zeros_like(truth), truth, 1.0, 2) == (16, 0), "to erase needs no outline"
+    truth[0] = IGNORE
+    assert work_on(truth, None, 1.0, 2) == (16, 12), "what is unknown is nobody's work"
 
 
 def test_the_border_of_the_image_is_an_outline():
@@ -81,7 +84,12 @@ def test_the_person_writes_what_is_true_on_the_drawn_slices_and_nothing_else(dat
     expected = np.zeros_like(truth)
     expected[5], expected[:, 9] = truth[5], truth[:, 9]
     assert np.array_equal(found, expected)
-    assert person.slices == 2 and person.voxels == truth[5].sum() + truth[:, 9].sum()
+    first, second = int(truth[5].sum()), int(truth[:, 9].sum())
+    assert person.slices == 2 and person.voxels == person.structure == first + second
+    assert person.corrected == (1, second, second), "an empty proposal is one too"
+    person.draw("case1", (2, 5), person.truth("case1")[5])
+    assert person.voxels == first + second and person.structure > person.voxels
+    assert person.corrected == (2, second, person.structure - first), "a right one costs nothing"
 
 
 @pytest.mark.slow
@@ -98,6 +106,7 @@ def test_every_way_is_run_scored_and_read_back(data, tmp_path):
     for record in content["records"]:
         assert 0 <= record["mean"] <= 1 and record["dice"].keys() == {"case3"}
         assert record["voxels"] > 0 and record["contour_mm"] > 0
+        assert record["structure"] > 0 and record["corrected"]["slices"] < record["slices"]
     assert {case.name: case.label.read_bytes() for case in data.cases} == before
     written = (out / "effort.json").stat().st_mtime_ns
     again = run_effort(data, effort, out, Events())
@@ -116,13 +125,15 @@ def test_every_way_is_run_scored_and_read_back(data, tmp_path):
 
 def record(way, seed, slices, mean):
     given = {"voxels": 10 * slices, "contour_mm": 1.0 * slices, "steps": 1, "dice": {"a": mean}}
+    given |= {"structure": 20 * slices, "corrected": {"slices": 0, "voxels": 0, "structure": 0}}
     return {"way": way, "seed": seed, "slices": slices, "mean": mean, **given}
 
 
 def test_tables_takes_results_of_effort_and_puts_parts_together(tmp_path, capsys):
     def result(way, seed, rate=10.0):
         record = {"way": way, "slices": 3, "voxels": 9, "contour_mm": 1.0, "steps": 4}
-        record |= {"seed": seed, "mean": 0.75, "dice": {"a": 0.7, "b": 0.8}}
+        record |= {"seed": seed, "mean": 0.75, "dice": {"a": 0.7, "b": 0.8}, "structure": 20}
+        record["corrected"] = {"slices": 2, "voxels": 1 + seed, "structure": 5}
         settings = {"slices": 3, "seconds": 30.0, "rate": rate}
         kind = {"bench": "effort", "format_version": 3, "data": "heart", "settings": settings}
         return {**kind, "records": [record]}
@@ -141,6 +152,7 @@ def test_tables_takes_results_of_effort_and_puts_parts_together(tmp_path, capsys
     assert names == ["effort-heart-2.md", "effort-heart.md"]
     text = (out / "effort-heart.md").read_text()
     assert "| 0.70 | live, with proposals | 3 | 9 | 1 | 2 of 2 |" in text
+    assert "| 3 | live, with proposals | 0.750 | 0.750, 0.750 | 9 | 45 % | 30 % |" in text
 
 
 def test_numbers_below_the_figure_are_written_out():

@@ -19,7 +19,9 @@ PYTHON ?= $(shell for p in $(CANDIDATES); do \
 	"$$p" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 \
 	&& command -v "$$p" && break; done)
 RUN = $(VENV)/bin/python
-# bytecode is made where a module is first imported: most of what is installed never is
+# bytecode is made where a module is first imported: most of what is installed never is. Where the
+# environment forbids it, every process would compile PyTorch and MONAI anew, for ten seconds
+unexport PYTHONDONTWRITEBYTECODE
 INSTALL = $(RUN) -m pip install --quiet --no-compile --disable-pip-version-check $(PIP) -c constraints.txt
 WITH_demo = demo
 WITH_test = demo,test

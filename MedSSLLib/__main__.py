@@ -6,12 +6,28 @@ line itself is imported and its words are parsed, and after, while Python clears
 then done and its exit code stands.
 """
 
+import contextlib
+import importlib
+import json
 import os
 import sys
 
 WAIT_POLICY = "OMP_WAIT_POLICY"
 """Read by OpenMP when PyTorch is loaded. Threads that wait actively slow each other down several
 times where other programs, Slicer for one, use the processor too."""
+
+READY = "ready"
+"""The word that has a process import what trainings need, and wait for its command. Importing
+takes several seconds, which whoever knows that a command will come (the Slicer module) spares the
+person who asks for it."""
+_IMPORTED = (
+    "lightning_fabric",
+    "MedSSLLib.selftraining.selftrain",
+    "MedSSLLib.pretraining.pretrain",
+    "MedSSLLib.finetuning.complete",
+    "MedSSLLib.inference.predict",
+    "MedSSLLib.live.live",
+)
 
 
 def main() -> int:
@@ -21,6 +37,10 @@ def main() -> int:
         import signal
 
         signal.signal(signal.SIGTERM, signal.default_int_handler)
+        if sys.argv[1:] == [READY]:
+            sys.argv[1:] = _awaited_command()
+            if not sys.argv[1:]:
+                return 0
         from MedSSLLib.cli.main import main as run
 
         code = run()
@@ -29,6 +49,22 @@ def main() -> int:
         sys.stderr.write("medssl: Cancelled.\n")
     _close_ears(code)
     return code
+
+
+def _awaited_command() -> list[str]:
+    """Import what commands need, then wait for the words of one on standard input: a JSON list on a
+    line. What follows on standard input is the command's. Without a line there is no command.
+    """
+    with contextlib.suppress(ImportError):  # the command itself says what is missing
+        for name in _IMPORTED:
+            importlib.import_module(name)
+    line = b""
+    while not line.endswith(b"\n"):
+        read = os.read(0, 1)
+        if not read:
+            return []
+        line += read
+    return [str(word) for word in json.loads(line)]
 
 
 def _close_ears(code: int) -> None:

@@ -8,6 +8,8 @@ from .jobs import commands
 from .jobs.helpers import Helpers
 from .jobs.install import Installer, seemsMissing, soundsLikeMissing
 from .jobs.jobqueue import sharedQueue
+from .jobs.liveprocess import sharedLive
+from .jobs.ready import sharedReady
 from .jobs.runner import Job
 from .jobs.stepper import Stepper
 from .project import words
@@ -150,6 +152,12 @@ class Session:
         self.saveAll()
         self.stepper.whenIdle(lambda: self._takeJob(job))
         return True
+
+    def getReady(self):
+        """Have a process wait for the next job, which then begins at once; not while one computes."""
+        computes = self.queue.current or sharedLive().isOn()
+        if self.store.isOpen() and self.store.cases and not computes and not seemsMissing():
+            sharedReady().prepare()
 
     def _takeJob(self, job):
         if seemsMissing() and not self.installer.verified:

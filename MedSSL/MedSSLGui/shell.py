@@ -4,6 +4,7 @@ import qt
 import slicer
 from slicer.util import VTKObservationMixin
 
+from .jobs.ready import sharedReady
 from .panels.annotate import AnnotatePanel
 from .panels.data import DataPanel
 from .panels.jobbar import JobBar
@@ -110,7 +111,13 @@ class Shell(VTKObservationMixin):
         else:
             self.open(name)
             self.panels[name].onOpened()
+            self._getReady()
         self._followKeys()
+
+    def _getReady(self):
+        """The sections after the first are where jobs are started that take long to begin."""
+        if self.entered and self.section("data").collapsed:
+            self.session.getReady()
 
     # -- module --------------------------------------------------------------------------------------------------
 
@@ -121,6 +128,7 @@ class Shell(VTKObservationMixin):
         """Follow the project."""
         for panel in self.panels.values():
             panel.refresh()
+        self._getReady()
 
     def enter(self):
         """The module is shown."""
@@ -169,6 +177,7 @@ class Shell(VTKObservationMixin):
     def cleanup(self):
         """The panel goes away; a running job goes on."""
         self.exit()
+        sharedReady().drop()  # after a reload the library may be another
         self.session.stepper.finish()
         self.removeObservers()
         self.session.projectChanged.disconnect(self._refreshSoon)

@@ -201,6 +201,8 @@ def user(application, monkeypatch):
     import slicer_bench
 
     loaded = slicer_bench.load_module(ROOT / "MedSSL" / "MedSSL.py")
+    # a process that waits costs seconds of processor time: test_ready.py has some
+    monkeypatch.setattr("MedSSLGui.jobs.ready.LEAST_FREE_GIB", float("inf"))
     loaded.open()
     driver = Driver(loaded)
     driver.shell.session.said.connect(lambda text, kind: driver.messages.append((kind, text)))

@@ -15,6 +15,7 @@ import slicer
 from slicer.i18n import tr as _
 
 from ..signals import Signal
+from .ready import sharedReady
 from .runner import Job, Runner
 
 _LIGHT_CHECK = ("torch", "monai", "pydantic", "safetensors", "blosc2", "lightning_fabric")
@@ -82,6 +83,7 @@ class Installer:
         Raises RuntimeError with what failed. Afterwards call `verify`: only that decides.
         """
         self.verified = False
+        sharedReady().drop()  # it holds files of the packages open
         extra = ["--no-index", "--find-links", wheels] if wheels else []
         if importlib.util.find_spec("torch") is None:
             self._installTorch(extra)

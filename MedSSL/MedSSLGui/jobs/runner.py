@@ -9,6 +9,7 @@ from slicer.i18n import tr as _
 from ..signals import Signal
 from . import processes
 from .lines import LineSplitter, parseEvent
+from .ready import sharedReady
 
 ASK_SECONDS = 30.0
 _LOG_LINES = 400
@@ -60,16 +61,18 @@ class Runner:
             self._error = _("PythonSlicer was not found beside the application.")
             self._end("failed", -1)
             return
+        waiting = sharedReady().take(list(job.arguments))
         # owned by the application: Python would delete it inside its own last signal
-        process = qt.QProcess(slicer.app)
-        process.setEnvironment(processes.jobEnvironment())
+        process = waiting or qt.QProcess(slicer.app)
         process.readyReadStandardOutput.connect(lambda: self._readOutput())
         process.readyReadStandardError.connect(lambda: self._readErrors())
         # the arguments of `finished` differ between Qt versions
         process.finished.connect(lambda: self._onFinished())
         process.errorOccurred.connect(lambda error: self._onProcessError(error))
         self._process = process
-        process.start(program, list(job.arguments))
+        if not waiting:
+            process.setEnvironment(processes.jobEnvironment())
+            process.start(program, list(job.arguments))
 
     def send(self, text):
         """Write a line to the job's standard input; False when no job runs."""

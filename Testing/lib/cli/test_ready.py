@@ -1,4 +1,4 @@
-"""``python -m MedSSLLib ready``: a process that has imported what commands need, and waits for one."""
+"""``python -m MedSSLLib ready``: a process that imports what commands need, and waits for one."""
 
 from __future__ import annotations
 

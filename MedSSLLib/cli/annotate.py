@@ -52,9 +52,8 @@ def _suggest_arguments(parser: argparse.ArgumentParser) -> None:
         "--strategy",
         choices=_STRATEGIES,
         default="hybrid",
-        help="represent all slices (coverage), where the model is unsure (uncertainty), both "
-        "(hybrid, default), "
-        "evenly spaced, or random",
+        help="represent all slices (coverage), where the model is unsure (uncertainty), both, of "
+        "scans it doubts (hybrid, default), evenly spaced, or random",
     )
     parser.add_argument(
         "--per-case",

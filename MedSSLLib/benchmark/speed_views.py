@@ -10,13 +10,14 @@ metadata, as MONAI does unless told not to.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import cast
 
 import monai.transforms as mt
 import numpy as np
 import torch
+from torch import Tensor
 
 from MedSSLLib.benchmark.timing import Comparison, in_turn
 from MedSSLLib.config.run import AugmentConfig
@@ -65,8 +66,17 @@ class Arrays:
         return np.pad(crop, pads, mode="edge") if np.any(pads) else crop
 
 
+Reference = Callable[[Tensor], Tensor]
+"""One view ``[c, *patch]`` of a sample ``[c, *volume]``."""
+
+
 def measure_views(
-    name: str, pairs: int, *, device: str = "cpu", views: Views | None = None
+    name: str,
+    pairs: int,
+    *,
+    device: str = "cpu",
+    views: Views | None = None,
+    reference: Callable[[tuple[int, ...]], Reference] | None = None,
 ) -> Comparison:
     """Times of two-view batches of either side.
 
@@ -75,6 +85,7 @@ def measure_views(
         pairs: batches of each.
         device: where our views are made.
         views: another batch than that of VIEWS.
+        reference: patch to what makes one view of a sample; None for MONAI.
     """
     views, where = views or VIEWS[name], resolve_device(device)
     patch = views.patch
@@ -92,23 +103,27 @@ def measure_views(
         rotation=0.0,
         seed=0,
     )
-    pipeline = monai_pipeline(patch)
-    pipeline.set_random_state(0)
+    one_view = (reference or _monai_view)(patch)
     volumes = [torch.from_numpy(x if len(patch) == 3 else x[:, 0]) for x in reader.arrays.values()]
     steps = iter(range(10**9))
     times = in_turn(
         lambda: make_views(sampler.sample(next(steps)), patch, where),
-        lambda: torch.stack(
-            [
-                torch.stack([pipeline({"image": x})["image"].as_tensor() for _ in range(2)])
-                for x in volumes
-            ]
-        ),
+        lambda: torch.stack([torch.stack([one_view(x) for _ in range(2)]) for x in volumes]),
         pairs,
         device=where,
     )
     facts = {"volume": list(views.volume), "patch": list(patch), "batch": views.samples}
     return Comparison("views", name, *times, goal=VIEWS_GOAL, faster=True, facts=facts)
+
+
+def _monai_view(patch: tuple[int, ...]) -> Reference:
+    pipeline = monai_pipeline(patch)
+    pipeline.set_random_state(0)
+
+    def one_view(sample: Tensor) -> Tensor:
+        return pipeline({"image": sample})["image"].as_tensor()
+
+    return one_view
 
 
 def monai_pipeline(patch: tuple[int, ...]) -> mt.Compose:

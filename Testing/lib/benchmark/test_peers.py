@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from MedSSLLib.benchmark.tables import load_studies
 from MedSSLLib.core.errors import InputError
@@ -277,3 +278,15 @@ def test_the_monai_script_trains_and_predicts_on_an_oblique_grid(data, tmp_path)
     assert record["row"] == "MONAI" and record["steps"] >= 1 and set(record["dice"]) == {"c2", "c3"}
     path = tmp_path / "out" / "MONAI-2-0" / "predictions" / "c2.nii.gz"
     assert same_grid(path, data / "images" / "c2.nii.gz")
+
+
+@pytest.mark.parametrize("patch", [(8, 10, 12), (10, 12)])
+def test_batchgenerators_make_views_of_the_patch_and_leave_the_sample_alone(module, patch):
+    """Not part of what is installed for tests: its environment is that of the comparison."""
+    pytest.importorskip("batchgeneratorsv2")
+    make = module("batchgenerators").one_view(patch)
+    sample = torch.randn(1, *(2 * n for n in patch))
+    before = sample.clone()
+    views = [make(sample) for _ in range(4)]
+    assert all(view.shape == (1, *patch) for view in views) and torch.equal(sample, before)
+    assert not torch.equal(views[0], views[1])

@@ -1,6 +1,6 @@
 """Two views of a batch against batchgeneratorsv2, nnU-Net's own augmentation, and against MONAI.
 
-    pip install batchgeneratorsv2       into MedSSL's environment, or --target DIR and PYTHONPATH=DIR
+    pip install batchgeneratorsv2      into MedSSL's environment, or --target DIR and PYTHONPATH=DIR
     python Testing/bench/peers/batchgenerators.py [--pairs 9] [--threads 2]
 
 What is made is that of `MedSSLLib/benchmark/speed_views.py`, as near as the transforms allow: crop,

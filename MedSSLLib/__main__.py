@@ -11,11 +11,14 @@ import importlib
 import json
 import os
 import sys
+from collections.abc import Iterator
 
 WAIT_POLICY = "OMP_WAIT_POLICY"
 """Read by OpenMP when PyTorch is loaded. Threads that wait actively slow each other down several
 times where other programs, Slicer for one, use the processor too."""
 
+CANCELLED = 3
+_CANCELLED = "medssl: Cancelled.\n"
 READY = "ready"
 """The word that has a process import what trainings need, and wait for its command. Importing
 takes several seconds, which whoever knows that a command will come (the Slicer module) spares the
@@ -45,8 +48,8 @@ def main() -> int:
 
         code = run()
     except KeyboardInterrupt:
-        code = 3
-        sys.stderr.write("medssl: Cancelled.\n")
+        code = CANCELLED
+        sys.stderr.write(_CANCELLED)
     _close_ears(code)
     return code
 
@@ -55,7 +58,7 @@ def _awaited_command() -> list[str]:
     """Import what commands need, then wait for the words of one on standard input: a JSON list on a
     line. What follows on standard input is the command's. Without a line there is no command.
     """
-    with contextlib.suppress(ImportError):  # the command itself says what is missing
+    with _ended_by_a_word(), contextlib.suppress(ImportError):  # the command says what is missing
         for name in _IMPORTED:
             importlib.import_module(name)
     line = b""
@@ -65,6 +68,25 @@ def _awaited_command() -> list[str]:
             return []
         line += read
     return [str(word) for word in json.loads(line)]
+
+
+@contextlib.contextmanager
+def _ended_by_a_word() -> Iterator[None]:
+    """Ctrl-C and SIGTERM end the process at once: nothing is written yet, and libraries that are
+    being imported take an exception for a fault of their own, or abort.
+    """
+    import signal
+
+    def end(*_: object) -> None:
+        os.write(2, _CANCELLED.encode())
+        os._exit(CANCELLED)
+
+    before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _close_ears(code: int) -> None:

@@ -140,6 +140,7 @@ class Shell(VTKObservationMixin):
         for panel in self.panels.values():
             panel.enter()
         self._followKeys()
+        self._getReady()
 
     def _followKeys(self):
         """The keys of the Annotate panel work while it is open: else they mark slices of a case that is not in view."""
@@ -173,11 +174,11 @@ class Shell(VTKObservationMixin):
         for panel in self.panels.values():
             panel.exit()
         self._removeShortcuts()
+        sharedReady().drop()  # elsewhere packages may be changed, whose files it holds open
 
     def cleanup(self):
         """The panel goes away; a running job goes on."""
         self.exit()
-        sharedReady().drop()  # after a reload the library may be another
         self.session.stepper.finish()
         self.removeObservers()
         self.session.projectChanged.disconnect(self._refreshSoon)

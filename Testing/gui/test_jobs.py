@@ -267,3 +267,11 @@ def test_a_forked_command_hears_and_ends_with_its_launcher(queue, tmp_path, end,
     count = written()
     wait_until(lambda: False, 0.5)
     assert written() == count < 4000
+
+
+def test_a_process_that_has_ended_is_no_tree():
+    """Qt's number of it is 0, which on macOS is the ancestor of all processes."""
+    from MedSSLGui.jobs import processes
+
+    assert processes.processTree(0) == [] and processes.processTree(-1) == []
+    assert processes.processTree(os.getpid())[0].pid == os.getpid()

@@ -83,7 +83,11 @@ class Installer:
         Raises RuntimeError with what failed. Afterwards call `verify`: only that decides.
         """
         self.verified = False
-        sharedReady().drop()  # it holds files of the packages open
+        with sharedReady().away():  # it holds files of the packages open
+            self._install(wheels)
+        importlib.invalidate_caches()
+
+    def _install(self, wheels):
         extra = ["--no-index", "--find-links", wheels] if wheels else []
         if importlib.util.find_spec("torch") is None:
             self._installTorch(extra)
@@ -99,7 +103,6 @@ class Installer:
             )
         else:
             slicer.util.pip_install([*extra, "-r", str(requirements)])
-        importlib.invalidate_caches()
 
     @staticmethod
     def _checkTorch():

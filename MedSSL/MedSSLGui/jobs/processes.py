@@ -45,7 +45,12 @@ def jobEnvironment():
 
 
 def processTree(pid):
-    """psutil processes of `pid` and all its descendants, children last; empty when psutil or the process is missing."""
+    """psutil processes of `pid` and all its descendants, children last; empty when psutil or the process is missing.
+
+    0, which Qt gives for a process that has ended, is none: on macOS everything descends from it.
+    """
+    if pid <= 0:
+        return []
     try:
         import psutil
 

@@ -3,6 +3,7 @@
 It lives as long as the application, as the queue of jobs does, but ends by itself when it is not needed for a while.
 """
 
+import contextlib
 import json
 
 import qt
@@ -13,7 +14,7 @@ from . import processes
 COMMANDS = ("pretrain", "finetune", "selftrain", "live", "suggest", "complete", "predict")
 """What it is kept for: the commands that import PyTorch."""
 LEAST_FREE_GIB = 4.0
-"""It takes 0.6 GiB; with less free memory than this there is none."""
+"""It takes 0.7 GiB; with less free memory than this there is none."""
 IDLE_MINUTES = 10
 _LIBRARY = ["-m", "MedSSLLib"]
 _ARGUMENTS = [*_LIBRARY, "ready"]
@@ -25,13 +26,16 @@ class ReadyProcess:
     def __init__(self):
         self._process = None
         self._environment = []
+        self._away = False
         self._idle = qt.QTimer()
         self._idle.setSingleShot(True)
         self._idle.timeout.connect(lambda: self.drop())
 
     def prepare(self):
         """See to it that one waits, where there is memory for it."""
-        if not self._isRunning():
+        if self._away:
+            return
+        if self._process is None or self._process.state() == qt.QProcess.NotRunning:
             self._start()
         self._idle.start(1000 * 60 * IDLE_MINUTES)
 
@@ -53,10 +57,23 @@ class ReadyProcess:
         """None waits any more."""
         process, self._process = self._process, None
         self._idle.stop()
-        if process:
+        if not process:
+            return
+        if process.state() != qt.QProcess.NotRunning:
             processes.endTree(int(process.processId()))
             process.kill()
-            process.deleteLater()
+            process.waitForFinished(1000)
+        process.deleteLater()
+
+    @contextlib.contextmanager
+    def away(self):
+        """None waits meanwhile."""
+        self.drop()
+        self._away = True
+        try:
+            yield
+        finally:
+            self._away = False
 
     def _isRunning(self):
         return self._process is not None and self._process.state() == qt.QProcess.Running

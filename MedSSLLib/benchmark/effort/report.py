@@ -86,10 +86,11 @@ def course_rows(content: Mapping[str, Any]) -> list[list[str]]:
 
 
 def _share(parts: Sequence[Mapping[str, int]]) -> str:
-    """Voxels changed in percent of voxels of structures, summed over parts; files of before version
-    3 do not hold them.
+    """Voxels changed in percent of voxels of structures, summed over parts; older files do not
+    hold them.
     """
-    structure = sum(part.get("structure", 0) for part in parts)
+    parts = [part for part in parts if "structure" in part]
+    structure = sum(part["structure"] for part in parts)
     if not structure:
         return _NONE
     return f"{100 * sum(part['voxels'] for part in parts) / structure:.0f} %"
@@ -115,8 +116,8 @@ def effort_notes(content: Mapping[str, Any]) -> list[str]:
         f"A scripted person takes {settings['seconds']:g} s a slice, and training "
         f"{settings['rate']:g} steps a second meanwhile: both are assumptions.",
         "Voxels changed: those whose class the person sets, from the proposal or from an empty "
-        "slice, here also over the voxels of the structures on the slices, which is what drawing "
-        "takes from nothing. Contour: added path length (Vaassen et al. 2020).",
+        "slice; of their structures: over what drawing those slices takes from nothing. "
+        "Contour: added path length (Vaassen et al. 2020).",
         f"Mean Dice over classes and {tests} test cases at native resolution, scored after "
         "1, 2, 3 and then half as many slices again.",
         "Completed volumes are taken as they are; correcting them would be further work.",

@@ -20,10 +20,10 @@ ENV = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
 LIGHT = "import sys, MedSSLLib.__main__ as m; m._IMPORTED = {}; sys.argv = ['medssl', 'ready']; "
 
 
-def waiting(imported: tuple[str, ...] = ()) -> subprocess.Popen[str]:
-    """A process that waits, with these modules imported first."""
+def waiting(imported: tuple[str, ...] = (), before: str = "") -> subprocess.Popen[str]:
+    """A process that waits, with these modules imported first, after other code."""
     return subprocess.Popen(
-        [sys.executable, "-c", LIGHT.format(imported) + "sys.exit(m.main())"],
+        [sys.executable, "-c", before + LIGHT.format(imported) + "sys.exit(m.main())"],
         env=ENV,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -72,6 +72,20 @@ def test_what_follows_on_standard_input_is_the_commands():
 def test_without_a_command_it_ends():
     process = waiting()
     assert process.communicate("", timeout=60) == ("", "") and process.returncode == 0
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX systems")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_asked_to_stop_while_it_imports(number, tmp_path):
+    """A library that takes an exception for a fault of its own does not keep the process."""
+    code = "import sys, time\nprint('begun', flush=True)\ntry:\n    time.sleep(30)\n"
+    (tmp_path / "slow.py").write_text(code + "except BaseException:\n    raise ImportError\n")
+    words = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); "
+    process = waiting(("slow",), words)
+    assert process.stdout is not None and process.stdout.readline() == "begun\n"
+    process.send_signal(number)
+    out, err = process.communicate(timeout=20)
+    assert (process.returncode, out, err) == (3, "", "medssl: Cancelled.\n")
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX systems")

@@ -229,7 +229,8 @@ def live(args: argparse.Namespace, events: Events) -> None:
     from MedSSLLib.live.requests import requests_from
 
     _let_others_first()
-    folder = run_live(project, config, events, requests_from(args.requests), args.case or "")
+    source = requests_from(args.requests)
+    folder = run_live(project, config, events, source, args.case or "", args.steps)
     if folder is None:
         say(args, "Nothing was drawn, so nothing was learnt.")
         return

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from MedSSLLib.project.project import Project
 
 
+_DEVICES = "auto (default), cpu, cuda or cuda:N"
+
+
 def _arguments(parser: argparse.ArgumentParser) -> None:
     kinds = parser.add_subparsers(
         dest="kind",
@@ -166,9 +169,7 @@ def _effort_arguments(effort: argparse.ArgumentParser) -> None:
         effort.add_argument(
             f"--{name}", type=positive(kind), default=usual, metavar="N", help=words
         )
-    effort.add_argument(
-        "--device", default="auto", metavar="NAME", help="auto (default), cpu, cuda or cuda:N"
-    )
+    effort.add_argument("--device", default="auto", metavar="NAME", help=_DEVICES)
     effort.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="setting of every training"
     )
@@ -187,12 +188,9 @@ def _speed_arguments(speed: argparse.ArgumentParser) -> None:
         metavar="N",
         help="timed pairs of each (default: 9, quick: 3)",
     )
-    speed.add_argument(
-        "--threads", type=positive(int), metavar="N", help="threads of PyTorch (default: its own)"
-    )
-    speed.add_argument(
-        "--device", default="auto", metavar="NAME", help="auto (default), cpu, cuda or cuda:N"
-    )
+    threads = "threads of PyTorch (default: its own)"
+    speed.add_argument("--threads", type=positive(int), metavar="N", help=threads)
+    speed.add_argument("--device", default="auto", metavar="NAME", help=_DEVICES)
     speed.add_argument(
         "--quick",
         action="store_true",
@@ -210,14 +208,15 @@ def benchmark(args: argparse.Namespace, events: Events) -> None:
     announce(args, f"{words.get(args.kind, 'Reading results')} ...")
     if args.kind in _RUN_APART:
         return _RUN_APART[args.kind](args, events)
-    files = args.results if args.kind == "tables" else [args.out / "results.json"]
     project = _run_labels(args, events) if args.kind == "labels" else None
     from MedSSLLib.benchmark.effort.report import load_efforts, write_efforts
     from MedSSLLib.benchmark.recommendations import recommendations
     from MedSSLLib.benchmark.report import write_tables
     from MedSSLLib.benchmark.tables import load_studies
 
-    efforts, files = load_efforts(files)
+    efforts, files = load_efforts(args.results if args.kind == "tables" else [])
+    if args.kind == "labels":
+        files = [args.out / "results.json"]
     studies, written = load_studies(files), write_efforts(efforts, args.out)
     if studies or not efforts:
         written += write_tables(studies, args.out, project)
@@ -230,8 +229,8 @@ def benchmark(args: argparse.Namespace, events: Events) -> None:
             say(args, f"{study.data}: {text}")
     for page in (path for path in written if path.suffix == ".html"):
         say(args, f"Report: {page}")
-    if args.kind == "labels":
-        say(args, "Next: the same command with more --counts, --choices or --methods goes on")
+    goes_on = "the same command with more --counts, --choices or --methods goes on"
+    say(args, f"Next: {goes_on if args.kind == 'labels' else 'look at the reports'}")
 
 
 def _print_study(study: Study) -> None:
@@ -286,8 +285,8 @@ def _run_effort(args: argparse.Namespace, events: Events) -> None:
         device=args.device,
         settings=parse_settings(args.set),
     )
-    name = args.data.resolve().name
-    project, _ = open_data(args.data, args.out / "project" / name, (), 1, 0)
+    folder = args.out / "project" / args.data.resolve().name
+    project, _ = open_data(args.data, folder, (), 1, 0)
     content = run_effort(project, effort, args.out, events)
     files = write_effort_report(content, args.out)
     events.images(files)
@@ -297,6 +296,7 @@ def _run_effort(args: argparse.Namespace, events: Events) -> None:
     for text in effort_notes(content):
         say(args, text)
     say(args, f"Report: {files[-1]}")
+    say(args, "Next: the same command with more --seeds or --ways goes on")
 
 
 _RUN_APART = {"speed": _run_speed, "effort": _run_effort, "data": make_data_set}

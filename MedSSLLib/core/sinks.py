@@ -25,6 +25,7 @@ from MedSSLLib.core.words import (
     loss_words,
     metric_words,
     rate_words,
+    resting_words,
     sparkline,
     stage_words,
     told,
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 
-_SHOWN = ("start", "progress", "metric", "warning")
+_SHOWN = ("start", "progress", "metric", "warning", "annotation", "score", "suggestion")
 
 
 class JsonLines:
@@ -124,6 +125,7 @@ class PlainLines:
         self._stamp = stamp
         self._words = words
         self._shown: dict[str, float] = {}
+        self._resting = ""
         self._rate = Rate()
 
     @classmethod
@@ -156,7 +158,10 @@ class PlainLines:
             self._stream.close()
 
     def _due(self, event: dict[str, Any]) -> bool:
-        last = self._shown.get(event["stage"])
+        last, resting = self._shown.get(event["stage"]), resting_words(event)
+        before, self._resting = self._resting, resting
+        if resting and resting == before:
+            return False
         if (
             last is not None
             and event["time"] - last < self._interval
@@ -268,6 +273,9 @@ class Bar:
 
     def _note(self, event: dict[str, Any], course: Iterable[float]) -> str:
         """The loss first, then what fits."""
+        if words := resting_words(event):
+            self._rate.update(event)
+            return fitting([words], self._room)
         rate = self._rate.update(event)
         speed = [rate_words(rate)] if rate and event.get("losses") else []  # scans are no steps
         parts = [*loss_words(event), *speed, sparkline(course), *metric_words(event)]
@@ -294,6 +302,9 @@ class Rate:
 
     def update(self, event: dict[str, Any]) -> float:
         points = self._points.setdefault(event["stage"], deque(maxlen=20))
+        if resting_words(event):  # time without work is none of the work's
+            points.clear()
+            return 0.0
         points.append((event["time"], event["step"]))
         (first_time, first_step), (last_time, last_step) = points[0], points[-1]
         return (

@@ -19,6 +19,7 @@ _TRAINING = {
     "complete": "Completing a volume",
     "live": "Training live",
 }
+_RESTING = {"waiting": "waiting for a first slice", "idle": "resting", "paused": "paused"}
 _FORMATS = {"bf16": "bfloat16", "16": "float16"}
 
 
@@ -69,7 +70,33 @@ def _nothing(event: dict[str, Any]) -> str:
     return ""
 
 
+def _told_annotation(event: dict[str, Any]) -> str:
+    return printable(f"{event['case']}: {_counted(event['slices'], 'slice')} drawn")
+
+
+def _told_score(event: dict[str, Any]) -> str:
+    if event.get("dice") is None:
+        return ""
+    slice_ = f"slice {event['index']} along {'ijk'[event['axis']]}"
+    words = f"{event['case']}, {slice_}: Dice {event['dice']:.2f} before it was learnt from"
+    return printable(words)
+
+
+def _told_suggestion(event: dict[str, Any]) -> str:
+    if "case" not in event:
+        return describe(event)
+    slice_ = f"slice {event['index']} along {'ijk'[event['axis']]}"
+    return printable(f"Draw next: {event['case']}, {slice_} ({event['why']})")
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number != 1)}"
+
+
 _TOLD: dict[str, Callable[[dict[str, Any]], str]] = {
+    "annotation": _told_annotation,
+    "score": _told_score,
+    "suggestion": _told_suggestion,
     "start": _told_start,
     "metric": _told_metric,
     "done": _nothing,
@@ -83,6 +110,8 @@ def describe(event: dict[str, Any], rate: float = 0.0) -> str:
     kind = event["event"]
     if kind == "progress":
         done = count_words(event)
+        if words := resting_words(event):
+            return f"{printable(event['stage'])} {done}  {words}"
         return f"{printable(event['stage'])} {done}  {_progress_note(event, rate)}".rstrip()
     empty: tuple[object, ...] = (None, "", {}, [])
     rest = []
@@ -96,6 +125,11 @@ def describe(event: dict[str, Any], rate: float = 0.0) -> str:
     text = f"{message} ({facts})" if message and facts else message or facts
     lines = [f"  {printable(line)}" for line in str(event.get("report") or "").split("\n") if line]
     return "\n".join([f"{kind}: {text}" if text else kind, *lines])
+
+
+def resting_words(event: dict[str, Any]) -> str:
+    """Why a stage that has no end does nothing now; "" while it does."""
+    return _RESTING.get(str(event.get("state")), "")
 
 
 def count_words(event: dict[str, Any]) -> str:
@@ -132,7 +166,7 @@ def sparkline(values: Iterable[float], width: int = 12) -> str:
 def _progress_note(event: dict[str, Any], rate: float) -> str:
     losses = loss_words(event)
     parts = [" ".join(losses)] if losses else []
-    if rate:
+    if rate and losses:  # scans are no steps
         parts.append(rate_words(rate))
     if event.get("seconds_left") is not None:
         parts.append(f"{duration(event['seconds_left'])} left")

@@ -43,6 +43,7 @@ def run_live(
     events: Events,
     source: RequestSource | None = None,
     case: str = "",
+    steps: int | None = None,
 ) -> Path | None:
     """Train while a person draws, until a request or the time limit ends it.
 
@@ -52,6 +53,7 @@ def run_live(
         events: where to tell.
         source: of requests; nobody asks by default.
         case: the case that is looked at first.
+        steps: after which the run ends by itself; None for no such limit.
 
     Returns:
         The run's folder; None where nothing was drawn.
@@ -67,6 +69,7 @@ def run_live(
         stack.enter_context(FileLock(project.folder / LIVE_LOCK, timeout=0))
         stack.enter_context(_one_core_free())
         session = open_session(project, config, events, stack, source)
+        session.steps = steps
         if shown_first is not None:
             session.show(shown_first.name, None)
         with interrupts.deferred():

@@ -13,7 +13,15 @@ from typing import BinaryIO, Protocol
 from MedSSLLib.core.errors import InputError
 from MedSSLLib.live.watch import SlicePlace
 
-WORDS = "show CASE [AXIS INDEX], suggest N, refresh, pause, resume, save NAME, stop"
+FORMS = {
+    "show": "show CASE [AXIS INDEX], axis 0, 1 or 2",
+    "suggest": "suggest N, a whole number from 1 to 1000",
+    "refresh": "refresh",
+    "pause": "pause",
+    "resume": "resume",
+    "save": "save NAME",
+    "stop": "stop",
+}
 LONGEST = 4096  # bytes of a line
 
 
@@ -52,7 +60,10 @@ def parse_request(line: str) -> Request:
         return Request(kind, count=int(rest))
     if kind == "show" and rest:
         return _show(rest)
-    raise InputError(f"the request {line.strip()[:80]!r} is not known", remedy=f"Known are {WORDS}")
+    asked = repr(line.strip()[:80])
+    if kind in FORMS:
+        raise InputError(f"the request {asked} cannot be read", remedy=f"Write {FORMS[kind]}")
+    raise InputError(f"the request {asked} is not known", remedy=f"Known are {', '.join(FORMS)}")
 
 
 def _show(rest: str) -> Request:

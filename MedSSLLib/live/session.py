@@ -12,6 +12,7 @@ from MedSSLLib.config.commands import LiveConfig
 from MedSSLLib.core import interrupts
 from MedSSLLib.core.errors import CancelledError, InputError
 from MedSSLLib.core.events import Events
+from MedSSLLib.images import io
 from MedSSLLib.live.keeping import Keeper
 from MedSSLLib.live.learner import LIVE_STAGE, Learner
 from MedSSLLib.live.pseudo import PseudoLabels
@@ -41,6 +42,7 @@ class Session:
         shown: the case that is looked at and its preview.
         keeper: checkpoints, weights and runs.
         seconds: time limit; None for none.
+        steps: after which it ends as well, those of an earlier process counted; None for none.
     """
 
     events: Events
@@ -50,6 +52,7 @@ class Session:
     shown: Shown
     keeper: Keeper
     seconds: float | None = None
+    steps: int | None = None
 
     def __post_init__(self) -> None:
         self._began = time.monotonic()
@@ -126,10 +129,18 @@ class Session:
             if self.state == "training" and self.keeper.age > CHECKPOINT_EVERY:
                 self.keeper.checkpoint(self.teaching)
             self._heed_signals()
-            if self.seconds is not None and time.monotonic() - self._began >= self.seconds:
+            if self._over:
                 return
             if not busy:
                 self.source.wait(NAP)
+
+    @property
+    def _over(self) -> bool:
+        """Whether a limit is reached."""
+        if self.seconds is not None and time.monotonic() - self._began >= self.seconds:
+            return True
+        learner = self.learner
+        return self.steps is not None and learner is not None and learner.step >= self.steps
 
     def _heed_signals(self) -> None:
         if not interrupts.requested() and not (self.keeper.folder / STOP_FILE).exists():
@@ -143,12 +154,13 @@ class Session:
         )
 
     def _hear(self) -> None:
-        """Take all requests; of several to show the last one counts."""
+        """Take all requests; of several to show the last one that can be shown counts."""
         show: Request | None = None
         for line in self.source.lines():
             try:
                 request = parse_request(line)
                 if request.kind == "show":
+                    self._check_shown(request)
                     show = request
                 else:
                     self._obey(request)
@@ -156,6 +168,19 @@ class Session:
                 self.events.emit("warning", message=str(error))
         if show is not None:
             self.show(show.name, show.place)
+
+    def _check_shown(self, request: Request) -> None:
+        """Raises InputError where the case or the slice does not exist."""
+        case = self.teaching.watch.project.case(request.name)
+        if request.place is not None:
+            axis, index = request.place
+            count = io.read_header(case.images[0], case=case.name).size[axis]
+            if index >= count:
+                raise InputError(
+                    f"has no slice {index} along axis {axis}",
+                    case=case.name,
+                    remedy=f"Slices are 0 to {count - 1} there.",
+                )
 
     def _obey(self, request: Request) -> None:
         if request.kind == "suggest":
@@ -226,8 +251,8 @@ class Session:
                         proposals_pay=pays,
                     )
                     yield
-                if not found:
-                    self.events.emit("warning", message="No slice is left to suggest.")
+                if len(found) < count:
+                    self.events.emit("warning", message=_few(len(found), count))
         except InputError as error:
             self.events.emit("warning", message=str(error))
 
@@ -281,3 +306,13 @@ class Session:
             cases=len(self.teaching.watch.digests),
             resident_mib=round(psutil.Process().memory_info().rss / 2**20),
         )
+
+
+def _few(found: int, asked: int) -> str:
+    """Why there are fewer suggestions than asked for."""
+    if not found:
+        return "No slice is left to suggest."
+    return (
+        f"{found} of {asked} slices are suggested: from the scans that were looked at, and not too "
+        "near to each other. Ask again once these are drawn."
+    )

@@ -23,8 +23,9 @@ from MedSSLLib.images.io import (
     slices_with_structures,
 )
 from MedSSLLib.images.labels import label_values
+from MedSSLLib.project.drawn_slices import carry_over
 from MedSSLLib.project.layouts import Source, label_files
-from MedSSLLib.project.manifest import LARGEST_VALUE, Case, Manifest
+from MedSSLLib.project.manifest import LARGEST_VALUE, Case, Manifest, with_ignore_value
 from MedSSLLib.project.roles import names_in, with_roles
 from MedSSLLib.project.sources.grouping import Found, named_after_cases
 from MedSSLLib.project.sources.modality import choose_modality
@@ -117,7 +118,8 @@ def attach(manifest: Manifest, folder: Path) -> Admission:
     """Give cases of the project the label files of a folder that bear their names; training cases
     become labelled.
 
-    A label replaces the one before, and the annotated slices with it. Unusable labels are listed.
+    A label replaces the one before, and the annotated slices with it, but for what is said in
+    :func:`carry_over`. Unusable labels are listed.
     Raises InputError when no file bears a case's name or none can be used.
     """
     files = named_after_cases(label_files(folder), manifest.cases)
@@ -130,6 +132,8 @@ def attach(manifest: Manifest, folder: Path) -> Admission:
             remedy="Give label files the names of their scans, or add the scans as well.",
         )
     result = Admission(modality=manifest.modality, labels_from=manifest.labels_from)
+    if any(case.annotated and case.annotated.partly for case in ours.values()):
+        manifest = with_ignore_value(manifest)
     for name, case in ours.items():
         role = "test" if case.role == "test" else "labelled"
         result.cases[name] = replace(
@@ -138,6 +142,7 @@ def attach(manifest: Manifest, folder: Path) -> Admission:
     if others := sorted(files.keys() - ours.keys()):
         result.warnings.append(f"{len(others)} labels belong to no case: {', '.join(others[:10])}")
     _find_classes(result, manifest, Source())
+    result.warnings += carry_over(ours, result.cases)
     if not result.cases:
         raise _nothing_left(result.refused)
     return result

@@ -340,7 +340,7 @@ def _parse(content: dict[str, Any], folder: Path) -> Manifest:
             raise InputError("appears twice", case=case.name, remedy="Remove one of them.")
         cases[case.name] = case
     scanned = content.get("labels_from")
-    return Manifest(
+    manifest = Manifest(
         name=str(content.get("name", folder.name)),
         modality=parse_modality(content.get("modality", {"0": "MR"})),
         labels=parse_labels(content.get("labels", {})),
@@ -349,6 +349,8 @@ def _parse(content: dict[str, Any], folder: Path) -> Manifest:
         drawn_plane=_plane(content.get("drawn_plane", "")),
         extra={key: value for key, value in content.items() if key not in _KEYS},
     )
+    strokes = any(case.annotated and case.annotated.partly for case in cases.values())
+    return with_ignore_value(manifest) if strokes else manifest
 
 
 def _plane(text: Any) -> str:

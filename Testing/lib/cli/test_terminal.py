@@ -158,13 +158,14 @@ def test_bars_of_a_benchmark_stay_above_its_results(monkeypatch, tmp_path, capsy
 
     monkeypatch.setattr("MedSSLLib.cli.benchmark._run_labels", lambda args, events: None)
     monkeypatch.setattr("MedSSLLib.benchmark.tables.load_studies", lambda files: [])
-    monkeypatch.setattr("MedSSLLib.benchmark.report.write_tables", lambda *args: [])
+    report = tmp_path / "report.html"
+    monkeypatch.setattr("MedSSLLib.benchmark.report.write_tables", lambda *args: [report])
     argv = ["benchmark", "labels", "--data", "heart", "--out", str(tmp_path)]
     args = build_parser().parse_args(argv)
     with Events([Told()]) as events:
         args.work(args, events)
-    first, report, last = lines_of(capsys)
-    assert (first, report) == ("done", f"Report: {tmp_path / 'report.html'}")
+    *_, first, shown, last = lines_of(capsys)
+    assert (first, shown) == ("done", f"Report: {report}")
     assert last.startswith("Next: the same command with more --counts")
 
 

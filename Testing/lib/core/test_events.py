@@ -209,14 +209,35 @@ def test_plain_lines_show_rate_and_respect_their_interval():
     stream = io.BytesIO()
     lines = PlainLines(stream, interval=10)
     for step in range(1, 31):
-        lines.write(
-            {"event": "progress", "time": 100.0 + step, "stage": "s", "step": step * 2, "steps": 60}
-        )
+        event = {"time": 100.0 + step, "step": step * 2, "steps": 60}
+        lines.write({"event": "progress", "stage": "s", "losses": {"l": 1.0}, **event})
+        lines.write({"event": "progress", "stage": "scans", **event})
+    shown = stream.getvalue().decode().splitlines()
+    assert [line for line in shown if line.startswith("s ")] == [
+        "s 2/60  l 1",
+        "s 22/60  l 1  2.0 steps/s",
+        "s 42/60  l 1  2.0 steps/s",
+        "s 60/60  l 1  2.0 steps/s",
+    ]
+    assert shown[-1] == "scans 60/60", "scans are no steps"
+
+
+def test_a_stage_that_rests_says_so_once_and_its_rest_is_none_of_its_rate():
+    stream = io.BytesIO()
+    lines = PlainLines(stream, interval=10)
+    course = [(0, 0, "waiting"), (11, 0, "waiting"), (20, 10, "training"), (31, 32, "training")]
+    course += [(60, 32, "idle"), (90, 32, "idle"), (100, 34, "training"), (111, 56, "training")]
+    for when, step, state in course:
+        event = {"time": 1000.0 + when, "step": step, "steps": 0, "state": state}
+        losses = {"segmentation": 0.5} if step else {}
+        lines.write({"event": "progress", "stage": "live", "losses": losses, **event})
     assert stream.getvalue().decode().splitlines() == [
-        "s 2/60",
-        "s 22/60  2.0 steps/s",
-        "s 42/60  2.0 steps/s",
-        "s 60/60  2.0 steps/s",
+        "live 0  waiting for a first slice",
+        "live 10  segmentation 0.5",
+        "live 32  segmentation 0.5  2.0 steps/s",
+        "live 32  resting",
+        "live 34  segmentation 0.5",
+        "live 56  segmentation 0.5  2.0 steps/s",
     ]
 
 

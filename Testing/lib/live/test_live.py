@@ -42,8 +42,10 @@ def test_what_is_drawn_is_learnt_shown_scored_and_kept(person):
         assert array.shape == (12, 20, 20) and array.dtype == np.uint8 and array.max() <= 1
         assert not live.of("score"), "nothing was predicted before the first slice"
 
-        live.ask("show case1 2 6")
-        live.wait_for("preview", case="case1")
+        live.ask("show case1 2 6\nshow nobody\nshow case2 2 12")
+        said = [live.wait_for("warning")["message"] for _ in range(2)]
+        assert "nobody" in said[0] and "case2: has no slice 12 along axis 2" in said[1]
+        live.wait_for("preview", case="case1", slices=[6, 6])
         before = digest(path)
         person.draw("case1", 6)
         score = live.wait_for("score")
@@ -68,9 +70,16 @@ def test_what_is_drawn_is_learnt_shown_scored_and_kept(person):
         assert "exists already" in live.wait_for("warning")["message"]
         live.ask("dance")
         assert "Known are" in live.wait_for("warning")["message"]
+        live.ask("suggest")
+        assert "Write suggest N" in live.wait_for("warning")["message"]
+        live.ask("suggest 40")
+        assert "of 40 slices are suggested" in live.wait_for("warning")["message"]
         live.wait_for("progress", state="idle", resident_mib=lambda n: n > 0)
         assert live.end() == 0
         assert live.events[-1]["event"] == "done" and live.events[-1]["run"] == "live-1"
+        for words in ("waiting for a first slice", "case0: 1 slice drawn", "Draw next: case"):
+            assert words in live.said
+        assert "case1, slice 6 along k: Dice 0." in live.said
     runs = {run["name"]: run for run in Project.open(person.folder).runs()}
     assert all(runs[name]["finished"] and not runs[name]["problem"] for name in ("kept", "live-1"))
     run = RunFolder(person.folder / "runs" / "live-1")
@@ -170,6 +179,15 @@ def test_a_time_limit_ends_as_a_finished_run(person):
     with LiveProcess(person.folder, "--minutes", "0.03") as live:
         done = live.wait_for("done")
         assert done["run"] == "live-1" and done["slices"] == 2
+        assert live.end("wait") == 0
+
+
+@pytest.mark.long
+def test_steps_end_it_too(person):
+    person.draw("case0", 5, 6)
+    with LiveProcess(person.folder, "--steps", "15") as live:
+        done = live.wait_for("done")
+        assert done["run"] == "live-1" and done["steps"] == 15
         assert live.end("wait") == 0
 
 

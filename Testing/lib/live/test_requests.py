@@ -38,9 +38,15 @@ def test_a_line_is_a_request(line, request_):
     assert parse_request(line) == request_
 
 
-@each("line", ["", "show", "suggest", "suggest 0", "suggest -1", "suggest x", "stop now", "fly"])
+@each("line", ["", "fly", "Show case"])
 def test_other_lines_are_refused_with_what_is_known(line):
-    with pytest.raises(InputError, match="Known are show CASE"):
+    with pytest.raises(InputError, match="Known are show, suggest"):
+        parse_request(line)
+
+
+@each("line", ["show", "suggest", "suggest 0", "suggest -1", "suggest x", "stop now", "save"])
+def test_a_request_that_is_written_wrongly_is_refused_with_its_form(line):
+    with pytest.raises(InputError, match=f"cannot be read.* Write {line.split()[0]}"):
         parse_request(line)
 
 

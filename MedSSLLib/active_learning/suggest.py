@@ -308,7 +308,8 @@ def _similarity_words(pick: ChosenSlice, table: Table, *, typical: bool) -> str:
     patients = {table.scans[index].case.patient for index in table.case[pick.stands_for]}
     if len(pick.stands_for) < 2:
         return kind
-    noun = "patient" if len(patients) == 1 else "patients"
+    known = any(scan.case.patient != scan.case.name for scan in table.scans)
+    noun = ("patient" if known else "scan") + "s" * (len(patients) > 1)
     return f"{kind}; stands for {len(pick.stands_for)} slices of {len(patients)} {noun}"
 
 

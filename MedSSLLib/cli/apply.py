@@ -26,9 +26,7 @@ if TYPE_CHECKING:
 
 def _predict_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("project", type=Path, metavar="PROJECT")
-    parser.add_argument(
-        "--run", required=True, metavar="RUN", help="a finished finetune or selftrain run"
-    )
+    parser.add_argument("--run", required=True, metavar="RUN", help="a finished run that segments")
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--cases", metavar="SEL", help="cases of the project (default: all)")
     which.add_argument(
@@ -210,9 +208,7 @@ def scored_by(project: Project) -> dict[str, Any]:
 
 def _export_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("project", type=Path, metavar="PROJECT")
-    parser.add_argument(
-        "--run", required=True, metavar="RUN", help="a finished finetune or selftrain run"
-    )
+    parser.add_argument("--run", required=True, metavar="RUN", help="a finished run that segments")
     parser.add_argument(
         "--to", required=True, choices=("bundle", "torchscript", "onnx"), help="format"
     )

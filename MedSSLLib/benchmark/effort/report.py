@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator
 
 from MedSSLLib.benchmark.effort.trials import EFFORT_VERSION, LEVELS, RESULTS
 from MedSSLLib.benchmark.records import Record
@@ -79,7 +80,9 @@ def course_rows(content: Mapping[str, Any]) -> list[list[str]]:
             corrected = [record.get("corrected", {}) for record in records]
             words = [str(count), WAY_NAMES.get(way, way), _NONE, _NONE]
             if dice:
-                words[2:] = [f"{np.mean(dice):.3f}", f"{min(dice):.3f}, {max(dice):.3f}"]
+                words[2] = f"{np.mean(dice):.3f}"
+            if len(dice) > 1:
+                words[3] = f"{min(dice):.3f}, {max(dice):.3f}"
             changed = f"{np.mean([record['voxels'] for record in records]):,.0f}"
             rows.append((count, [*words, changed, _share(records), _share(corrected)]))
     return [words for _, words in sorted(rows, key=lambda row: row[0])]
@@ -97,7 +100,8 @@ def _share(parts: Sequence[Mapping[str, int]]) -> str:
 
 
 def _mean(records: Sequence[Record], key: str) -> str:
-    return f"{np.mean([record[key] for record in records]):.3g}"
+    mean = np.mean([record[key] for record in records])
+    return f"{mean:,.0f}" if mean >= 100 else f"{mean:.3g}"
 
 
 def _trials(records: Sequence[Record]) -> dict[str, list[list[Record]]]:
@@ -112,6 +116,7 @@ def effort_notes(content: Mapping[str, Any]) -> list[str]:
     """What was assumed, and what the numbers mean."""
     settings = content["settings"]
     tests = len(content["records"][0]["dice"]) if content["records"] else 0
+    scored = sorted({record["slices"] for record in content["records"]})
     return [
         f"A scripted person takes {settings['seconds']:g} s a slice, and training "
         f"{settings['rate']:g} steps a second meanwhile: both are assumptions.",
@@ -119,7 +124,8 @@ def effort_notes(content: Mapping[str, Any]) -> list[str]:
         "slice; of their structures: over what drawing those slices takes from nothing. "
         "Contour: added path length (Vaassen et al. 2020).",
         f"Mean Dice over classes and {tests} test cases at native resolution, scored after "
-        "1, 2, 3 and then half as many slices again.",
+        f"{', '.join(map(str, scored))} slices. Training at the end has as many steps as live "
+        "training had until then, and begins anew for every number of slices.",
         "Completed volumes are taken as they are; correcting them would be further work.",
     ]
 
@@ -205,10 +211,12 @@ def effort_figure(records: Sequence[Record]) -> Figure:
             panel.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0)
             panel.plot(x, mean, color=color, marker="o", label=WAY_NAMES.get(way, way))
     for panel, words in zip(axes, ("drawn slices", "voxels changed"), strict=True):
-        panel.set(xlabel=words, ylabel="mean Dice", ylim=(0, 1))
+        panel.set(xlabel=f"{words} (logarithmic)", ylabel="mean Dice", ylim=(0, 1))
         counted_log(panel)
         for level in LEVELS:
             panel.axhline(level, color="0.8", linewidth=0.8, zorder=0)
+    scored = sorted({record["slices"] for record in records})
+    axes[0].xaxis.set_major_locator(FixedLocator(scored))
     legend_above(figure)
     return figure
 

@@ -35,6 +35,7 @@ COURSE_COLUMNS = (
     "of their structures",
     "of those proposed",
 )
+TICKS_APART = 1.25  # ratio of two labelled numbers of slices
 _NONE = "–"
 
 
@@ -215,8 +216,11 @@ def effort_figure(records: Sequence[Record]) -> Figure:
         counted_log(panel)
         for level in LEVELS:
             panel.axhline(level, color="0.8", linewidth=0.8, zorder=0)
-    scored = sorted({record["slices"] for record in records})
-    axes[0].xaxis.set_major_locator(FixedLocator(scored))
+    scored = sorted({record["slices"] for record in records}, reverse=True)
+    ticks = scored[:1]
+    for number in scored[1:]:  # labels of nearer ones would touch
+        ticks += [number] * (ticks[-1] >= TICKS_APART * number)
+    axes[0].xaxis.set_major_locator(FixedLocator(ticks[::-1]))
     legend_above(figure)
     return figure
 

@@ -157,7 +157,7 @@ def test_tables_takes_results_of_effort_and_puts_parts_together(tmp_path, capsys
 
 def test_numbers_below_the_figure_are_written_out():
     one = {"way": "live", "seed": 0}
-    records = [{**one, "slices": n, "voxels": 3000 * n, "mean": 0.1 * n} for n in (1, 3, 7)]
+    records = [{**one, "slices": n, "voxels": 3000 * n, "mean": 0.1 * n} for n in (1, 3, 6, 7)]
     for axes in effort_figure(records).axes:
         axes.figure.canvas.draw()
         low, high = axes.get_xlim()

@@ -17,9 +17,9 @@ WAIT_POLICY = "OMP_WAIT_POLICY"
 """Read by OpenMP when PyTorch is loaded. Threads that wait actively slow each other down several
 times where other programs, Slicer for one, use the processor too."""
 
-CANCELLED = 3
+_CODE = 3
 _CANCELLED = "medssl: Cancelled.\n"
-READY = "ready"
+_READY = "ready"
 """The word that has a process import what trainings need, and wait for its command. Importing
 takes several seconds, which whoever knows that a command will come (the Slicer module) spares the
 person who asks for it."""
@@ -40,7 +40,7 @@ def main() -> int:
         import signal
 
         signal.signal(signal.SIGTERM, signal.default_int_handler)
-        if sys.argv[1:] == [READY]:
+        if sys.argv[1:] == [_READY]:
             sys.argv[1:] = _awaited_command()
             if not sys.argv[1:]:
                 return 0
@@ -48,7 +48,7 @@ def main() -> int:
 
         code = run()
     except KeyboardInterrupt:
-        code = CANCELLED
+        code = _CODE
         sys.stderr.write(_CANCELLED)
     _close_ears(code)
     return code
@@ -79,7 +79,7 @@ def _ended_by_a_word() -> Iterator[None]:
 
     def end(*_: object) -> None:
         os.write(2, _CANCELLED.encode())
-        os._exit(CANCELLED)
+        os._exit(_CODE)
 
     before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

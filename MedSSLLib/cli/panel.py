@@ -10,7 +10,7 @@ import argparse
 import json
 from pathlib import Path
 
-from MedSSLLib.cli.command import Command, output_options, positive
+from MedSSLLib.cli.command import Command, output_options, positive, say
 from MedSSLLib.core.events import Events
 
 
@@ -131,6 +131,7 @@ def phantoms(args: argparse.Namespace, events: Events) -> None:
 
     written = write_phantoms(args.folder, args.kind, args.count)
     events.emit("done", command="phantoms", images=[str(path) for path in written])
+    say(args, f"{args.count} volumes are in {args.folder}/images, labels in {args.folder}/labels.")
 
 
 def _share_arguments(parser: argparse.ArgumentParser) -> None:

@@ -40,6 +40,7 @@ def case_row(case: Case) -> Facts:
         "size": None,
         "spacing": None,
         "label": case.label,
+        "label_missing": case.label is not None and not case.label.exists(),
         "annotated": case.annotated.to_json() if case.annotated else None,
         "metadata": case.metadata,
         "image": case.images[0],
@@ -357,6 +358,8 @@ def _label(row: Facts) -> str:
         return ""
     if row["role"] == "unlabelled":
         return "not read"
+    if row["label_missing"]:
+        return "file is missing"
     if row["annotated"] is None:
         return "all slices"
     parts = [f"{len(part['indices'])} of {'ijk'[part['axis']]}" for part in row["annotated"]]

@@ -227,6 +227,14 @@ def test_status_fits_and_leaves_names_whole(cohort, terminal, monkeypatch, capsy
     assert sum(line.startswith("patient_number_00") for line in lines) == 4
     assert "12 x 10 x 6" in lines[3] and "1 x 1 x 5" in lines[3] and "all slices" in lines[3]
     assert lines[-1] == "Next: medssl finetune heart --minutes 10"
+    case = Project.open("heart").labelled[0]
+    moved = case.label.rename(case.label.with_name("moved.nii.gz"))
+    try:
+        assert main(["status", "heart"]) == 0
+        (line,) = [line for line in lines_of(capsys) if line.startswith(case.name)]
+        assert "file is missing" in line and "all slices" not in line
+    finally:
+        moved.rename(case.label)
 
 
 def test_a_project_without_runs_is_told_how_to_begin(cohort, monkeypatch, capsys):

@@ -17,8 +17,8 @@ WAIT_POLICY = "OMP_WAIT_POLICY"
 """Read by OpenMP when PyTorch is loaded. Threads that wait actively slow each other down several
 times where other programs, Slicer for one, use the processor too."""
 
-_CODE = 3
-_CANCELLED = "medssl: Cancelled.\n"
+_CANCELLED_CODE = 3
+_CANCELLED_WORDS = "medssl: Cancelled.\n"
 _READY = "ready"
 """The word that has a process import what trainings need, and wait for its command. Importing
 takes several seconds, which whoever knows that a command will come (the Slicer module) spares the
@@ -48,8 +48,8 @@ def main() -> int:
 
         code = run()
     except KeyboardInterrupt:
-        code = _CODE
-        sys.stderr.write(_CANCELLED)
+        code = _CANCELLED_CODE
+        sys.stderr.write(_CANCELLED_WORDS)
     _close_ears(code)
     return code
 
@@ -78,8 +78,8 @@ def _ended_by_a_word() -> Iterator[None]:
     import signal
 
     def end(*_: object) -> None:
-        os.write(2, _CANCELLED.encode())
-        os._exit(_CODE)
+        os.write(2, _CANCELLED_WORDS.encode())
+        os._exit(_CANCELLED_CODE)
 
     before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -92,3 +92,12 @@ def test_where_255_is_a_class_another_value_does_not_count(project):
     write_json(path, content)
     opened = Project.open(project.folder)
     assert opened.ignore_value == 254 and opened.values == (0, 1, 255)
+
+
+def test_the_record_of_a_test_label_stays_as_the_label_is_not_opened(project, tmp_path):
+    project.set_roles(test="b")
+    record = Annotated.of([(2, [3])])
+    project.set_annotated("b", record)
+    project.add_labels(tmp_path / "drawn")
+    assert project.case("b").role == "test" and project.case("b").annotated == record
+    assert not [text for text in project.warnings if text.startswith("b:")]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import psutil
 
@@ -64,6 +65,7 @@ class Session:
         self._pseudo: PseudoLabels | None = None
         self._renewal: Iterator[None] | None = None
         self._next_renewal = 0
+        self._sizes: dict[Path, tuple[int, ...]] = {}
 
     @property
     def learner(self) -> Learner | None:
@@ -174,7 +176,10 @@ class Session:
         case = self.teaching.watch.project.case(request.name)
         if request.place is not None:
             axis, index = request.place
-            count = io.read_header(case.images[0], case=case.name).size[axis]
+            image = case.images[0]
+            if image not in self._sizes:  # of DICOM this takes longer than a scroll should
+                self._sizes[image] = io.read_header(image, case=case.name).size
+            count = self._sizes[image][axis]
             if index >= count:
                 raise InputError(
                     f"has no slice {index} along axis {axis}",

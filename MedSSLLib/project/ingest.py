@@ -119,7 +119,7 @@ def attach(manifest: Manifest, folder: Path) -> Admission:
     become labelled.
 
     A label replaces the one before, and the annotated slices with it, but for what is said in
-    :func:`carry_over`. Unusable labels are listed.
+    ``carry_over``. Unusable labels are listed.
     Raises InputError when no file bears a case's name or none can be used.
     """
     files = named_after_cases(label_files(folder), manifest.cases)

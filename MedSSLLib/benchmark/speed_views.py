@@ -66,8 +66,7 @@ class Arrays:
         return np.pad(crop, pads, mode="edge") if np.any(pads) else crop
 
 
-Reference = Callable[[Tensor], Tensor]
-"""One view ``[c, *patch]`` of a sample ``[c, *volume]``."""
+Reference = Callable[[Tensor], Tensor]  # one view [c, *patch] of a sample [c, *volume]
 
 
 def measure_views(

@@ -29,7 +29,8 @@ class DrawingWork(NamedTuple):
     contour: float
 
 
-class Corrected(NamedTuple):
+@dataclass(frozen=True)
+class Corrected:
     """Slices that began as a proposal.
 
     Attributes:

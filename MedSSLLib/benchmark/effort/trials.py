@@ -142,7 +142,7 @@ class _Trial:
             "voxels": self.person.voxels,
             "contour_mm": round(self.person.contour, 1),
             "structure": self.person.structure,
-            "corrected": self.person.corrected._asdict(),
+            "corrected": asdict(self.person.corrected),
             "steps": steps,
             "mean": scored["summary"]["dice"],
             "dice": scored["dice"],

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from MedSSLLib.benchmark.effort.annotator import Annotator, outline, work_on
+from MedSSLLib.benchmark.effort.annotator import Annotator, Corrected, outline, work_on
 from MedSSLLib.benchmark.effort.report import (
     effort_figure,
     effort_rows,
@@ -86,10 +86,12 @@ def test_the_person_writes_what_is_true_on_the_drawn_slices_and_nothing_else(dat
     assert np.array_equal(found, expected)
     first, second = int(truth[5].sum()), int(truth[:, 9].sum())
     assert person.slices == 2 and person.voxels == person.structure == first + second
-    assert person.corrected == (1, second, second), "an empty proposal is one too"
+    assert person.corrected == Corrected(1, second, second), "an empty proposal is one too"
     person.draw("case1", (2, 5), person.truth("case1")[5])
     assert person.voxels == first + second and person.structure > person.voxels
-    assert person.corrected == (2, second, person.structure - first), "a right one costs nothing"
+    assert person.corrected == Corrected(2, second, person.structure - first), (
+        "a right one costs nothing"
+    )
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ import os
 import sys
 import textwrap
 import time
+from types import SimpleNamespace
 
 import pytest
 from conftest import wait_until
@@ -269,9 +270,12 @@ def test_a_forked_command_hears_and_ends_with_its_launcher(queue, tmp_path, end,
     assert written() == count < 4000
 
 
-def test_a_process_that_has_ended_is_no_tree():
-    """Qt's number of it is 0, which on macOS is the ancestor of all processes."""
+def test_a_process_that_has_ended_is_no_tree(monkeypatch):
+    """Qt's number of it is 0, which on macOS is the ancestor of all processes; Linux has none of that number."""
+    import psutil
     from MedSSLGui.jobs import processes
 
-    assert processes.processTree(0) == [] and processes.processTree(-1) == []
     assert processes.processTree(os.getpid())[0].pid == os.getpid()
+    ancestor = SimpleNamespace(children=lambda recursive: ["all processes"])
+    monkeypatch.setattr(psutil, "Process", lambda number: ancestor)
+    assert processes.processTree(0) == [] and processes.processTree(-1) == []

@@ -1,12 +1,14 @@
 """The process that waits for a job: taken by those it is for, kept and ended at the right times."""
 
 import json
+import sys
 import time
 
 import psutil
 import pytest
-from conftest import small_cases, wait_until
+from conftest import ROOT, small_cases, wait_until
 
+sys.path.insert(0, str(ROOT / "MedSSL"))
 ENDS = 20
 
 

@@ -174,20 +174,13 @@ def test_a_stopped_process_goes_on_where_it_was(person, how):
 
 
 @pytest.mark.long
-def test_a_time_limit_ends_as_a_finished_run(person):
+@pytest.mark.parametrize("limit, steps", [("--minutes=0.03", None), ("--steps=15", 15)])
+def test_a_limit_ends_as_a_finished_run(person, limit, steps):
     person.draw("case0", 5, 6)
-    with LiveProcess(person.folder, "--minutes", "0.03") as live:
+    with LiveProcess(person.folder, limit) as live:
         done = live.wait_for("done")
         assert done["run"] == "live-1" and done["slices"] == 2
-        assert live.end("wait") == 0
-
-
-@pytest.mark.long
-def test_steps_end_it_too(person):
-    person.draw("case0", 5, 6)
-    with LiveProcess(person.folder, "--steps", "15") as live:
-        done = live.wait_for("done")
-        assert done["run"] == "live-1" and done["steps"] == 15
+        assert steps is None or done["steps"] == steps
         assert live.end("wait") == 0
 
 

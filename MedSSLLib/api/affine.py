@@ -30,7 +30,8 @@ def volume_of(
             of both must be given.
 
     Raises:
-        InputError: not three axes, values that are not finite, or an affine that is none of a grid.
+        InputError: not three axes, values that are not finite, an affine that is none of a grid, or
+            a spacing that is no three lengths.
     """
     values = np.asarray(array)
     if values.ndim != 3:
@@ -48,6 +49,11 @@ def volume_of(
             raise InputError(
                 "an array does not say how large its voxels are",
                 remedy="Give affine=, or spacing= in mm along its three axes",
+            )
+        if len(spacing) != 3 or not np.isfinite(spacing).all() or min(spacing) <= 0:
+            raise InputError(
+                f"the spacing {list(spacing)} is no three lengths",
+                remedy="Give mm along the three axes, above 0; affine= says which way they point",
             )
         affine = np.diag([*spacing, 1.0])
     return Volume(

@@ -42,7 +42,10 @@ def _init_arguments(parser: argparse.ArgumentParser) -> None:
     )
     _drawn_option(parser)
     parser.add_argument(
-        "--modality", metavar="NAME", help="MR (default), CT ...; one per channel, with commas"
+        "--modality",
+        metavar="NAME",
+        help="MR, CT ...; one per channel, with commas (default: what DICOM or dataset.json says, "
+        "else CT where values reach below -500 and MR elsewhere)",
     )
     parser.add_argument("--classes", metavar="1=A,2=B", help="names of the label values")
     parser.add_argument("--copy", action="store_true", help="copy the images into the project")
@@ -81,6 +84,7 @@ def init(args: argparse.Namespace, events: Events) -> int:
         labelled=args.labelled,
         test=args.test,
         drawn_plane=args.drawn or "",
+        modality=args.modality.split(",") if args.modality else None,
     )
     try:
         _describe(project, args, classes)
@@ -97,8 +101,6 @@ def init(args: argparse.Namespace, events: Events) -> int:
 
 def _describe(project: Project, args: argparse.Namespace, classes: dict[int, str]) -> None:
     """What the options say beyond the files themselves."""
-    if args.modality:
-        project.set_modality(*args.modality.split(","))
     if classes:
         _check_all_named(project, classes)
         project.set_labels(classes)

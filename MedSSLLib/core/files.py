@@ -5,6 +5,7 @@ hashes.
 from __future__ import annotations
 
 import errno
+import filecmp
 import hashlib
 import json
 import math
@@ -265,6 +266,26 @@ def content_hash(path: str | os.PathLike[str]) -> str:
             remedy="Check that the file still exists and may be read.",
         ) from error
     return digest.hexdigest()
+
+
+def same_content(one: Path, other: Path) -> bool:
+    """Whether two paths are the same file or folder, or files that hold the same bytes, those with
+    the voxels of a header included.
+
+    Raises InputError as `detached_files` does.
+    """
+    if one.exists() and other.exists() and one.samefile(other):
+        return True
+    if not (one.is_file() and other.is_file()):
+        return False
+    mine, others = (one, *detached_files(one)), (other, *detached_files(other))
+    return len(mine) == len(others) and all(map(_same_bytes, mine, others))
+
+
+def _same_bytes(one: Path, other: Path) -> bool:
+    if not (one.is_file() and other.is_file()) or one.stat().st_size != other.stat().st_size:
+        return False
+    return filecmp.cmp(one, other, shallow=False)
 
 
 def detached_files(path: Path) -> tuple[Path, ...]:

@@ -39,6 +39,7 @@ ANISOTROPIC = 1.5  # from here on a volume counts as having a slice direction; n
 # rules by which intensities are normalised (see normalisation.py)
 LINEAR_CT = 2  # CT clipped as in PGL and scaled linearly; for images without CT still the newest
 COMPRESSED_CT = 3  # CT with soft tissue kept apart
+CROPPED_CT = 4  # and crops with little fat taken for CT too
 FEWEST_SLICES_3D = 8  # thinner stacks are worked on slice by slice; not from the paper
 SMALLEST_MAP = 4  # voxels an axis keeps at least at the coarsest level; not from the paper
 _ANATOMICAL = {"L": 0, "R": 0, "P": 1, "A": 1, "S": 2, "I": 2}
@@ -74,7 +75,7 @@ class Plan(BaseModel):
     )
     intensities: int = Field(
         default=1,
-        description="The rule by which intensities are normalised: 3 where there is CT; 2 "
+        description="The rule by which intensities are normalised: 4 where there is CT; 2 "
         "elsewhere, in preset paper and in what starts from runs of before; 1 where none is named.",
     )
 
@@ -124,7 +125,7 @@ def make_plan(
         channels=channels,
         patch=patch,
         strides=strides,
-        intensities=COMPRESSED_CT if "CT" in map(str.upper, modalities) else LINEAR_CT,
+        intensities=CROPPED_CT if "CT" in map(str.upper, modalities) else LINEAR_CT,
     )
 
 

@@ -81,6 +81,8 @@ def run_complete(project: Project, config: RunConfig, events: Events) -> Path:
         folder = Path(options.out) if options.out else context.folder
         path = folder / f"{drawing.case.name}.nii.gz"
         refuse_overwriting([path], project.files)
+        if options.out:
+            io.refuse_to_replace_drawn([path])
         start = find_start(context.project, context.config.init)
         context = in_slices(context, start).starting_from(start)
         plan = plan_along(choose_plan(context, context.project.pool), drawing)
@@ -92,7 +94,8 @@ def run_complete(project: Project, config: RunConfig, events: Events) -> Path:
         metrics = fit(context, task, stage_budget(context.config), "complete")
         if context.is_first:
             completed = complete_case(_model(context, plan, net), drawing, options)
-            io.write_image(path, completed, like=drawing.case.images[0])
+            like = drawing.case.images[0]
+            io.write_image(path, completed, like=like, fields=io.MADE_HERE)
         finish(context, net, metrics, path=str(path), case=drawing.case.name)
         return path
 

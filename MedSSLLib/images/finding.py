@@ -7,13 +7,12 @@ from pathlib import Path
 
 from MedSSLLib.core.errors import InputError
 from MedSSLLib.images.formats.dicom import dicom_files
-from MedSSLLib.images.formats.dicom_header import is_dicom
 
 EXTENSIONS = (".nii.gz", ".seg.nrrd", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".hdr")
 """File name extensions of images; a folder may hold a DICOM series, a .dcm file a multi-frame
 image.
 """
-_FOLDER_DEPTH = 4
+_FOLDER_DEPTH = 10
 
 
 def case_name(path: str | os.PathLike[str]) -> str:
@@ -28,10 +27,11 @@ def case_name(path: str | os.PathLike[str]) -> str:
 
 
 def find_images(folder: str | os.PathLike[str]) -> list[Path]:
-    """Images of a folder, sorted by name: image files, or the folder itself or those below it with
-    a DICOM series.
+    """Images of a folder, sorted by name: image files, and the folder itself and those below it
+    with a DICOM series.
 
-    Hidden files are left out; image files in folders below are not looked for.
+    Hidden files are left out; image files in folders below are left to :func:`images_below`, but
+    for one that lies alone in a folder called like an image (scan.nii/scan.nii).
     Raises InputError when the folder is missing, holds none, or mixes image files with DICOM
     slices.
     """
@@ -42,20 +42,18 @@ def find_images(folder: str | os.PathLike[str]) -> list[Path]:
         )
     try:
         entries = [p for p in sorted(root.iterdir()) if not p.name.startswith(".")]
-        files = [p for p in entries if p.name.lower().endswith(EXTENSIONS)]
-        if any(p.is_file() and is_dicom(p) for p in entries):
-            if files:
-                raise InputError(
-                    f"holds image files ({files[0].name}) and DICOM slices",
-                    file=root,
-                    remedy="Put them into separate folders.",
-                )
-            return [root]
-        series = [found for p in entries if p.is_dir() for found in _series_below(p, _FOLDER_DEPTH)]
+        files = [p for p in map(_unwrapped, entries) if _is_image_file(p)]
+        series = _series_below(root, _FOLDER_DEPTH)
     except OSError as error:
         raise InputError(
             f"cannot be read ({error.strerror})", file=root, remedy="Check its permissions."
         ) from error
+    if files and root in series:
+        raise InputError(
+            f"holds image files ({files[0].name}) and DICOM slices",
+            file=root,
+            remedy="Put them into separate folders.",
+        )
     if not files and not series:
         raise InputError(
             _nothing_found(entries),
@@ -65,14 +63,41 @@ def find_images(folder: str | os.PathLike[str]) -> list[Path]:
     return sorted(files + series)
 
 
+def images_below(folder: str | os.PathLike[str]) -> list[Path]:
+    """Image files in folders below one, sorted: those that :func:`find_images` leaves out."""
+    root = Path(folder)
+    taken = {_unwrapped(p) for p in root.iterdir()}
+    found: list[Path] = []
+    for where, folders, names in os.walk(root):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        if len(Path(where).relative_to(root).parts) >= _FOLDER_DEPTH:
+            folders.clear()
+        files = [Path(where) / name for name in names if not name.startswith(".")]
+        found += [p for p in files if p.parent != root and _is_image_file(p) and p not in taken]
+    return sorted(found)
+
+
+def _is_image_file(path: Path) -> bool:
+    return path.name.lower().endswith(EXTENSIONS) and not path.is_dir()
+
+
+def _unwrapped(path: Path) -> Path:
+    """Of a folder called like an image, the only image file in it; else the path."""
+    if not (path.is_dir() and path.name.lower().endswith(EXTENSIONS)):
+        return path
+    files = [p for p in path.iterdir() if _is_image_file(p) and not p.name.startswith(".")]
+    return files[0] if len(files) == 1 else path
+
+
 def _series_below(folder: Path, depth: int) -> list[Path]:
-    if depth == 0 or folder.name.startswith("."):
-        return []
+    """The folder, if it holds DICOM slices, and those below it, down to a depth."""
     here = [folder] if dicom_files(folder) else []
+    if depth == 0:
+        return here
     return here + [
         found
         for p in sorted(folder.iterdir())
-        if p.is_dir()
+        if p.is_dir() and not p.name.startswith(".")
         for found in _series_below(p, depth - 1)
     ]
 

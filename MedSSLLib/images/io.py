@@ -18,6 +18,7 @@ from MedSSLLib.core.errors import InputError, naming
 from MedSSLLib.images.finding import EXTENSIONS as EXTENSIONS
 from MedSSLLib.images.finding import case_name as case_name
 from MedSSLLib.images.finding import find_images as find_images
+from MedSSLLib.images.finding import images_below as images_below
 from MedSSLLib.images.finer import label_on_image
 from MedSSLLib.images.formats.dicom import (
     dicom_remarks,
@@ -59,6 +60,8 @@ from MedSSLLib.images.headers import (
     unreadable,
 )
 from MedSSLLib.images.labels import Annotated, whole_numbers
+from MedSSLLib.images.writing import MADE_HERE as MADE_HERE
+from MedSSLLib.images.writing import refuse_to_replace_drawn as refuse_to_replace_drawn
 from MedSSLLib.images.writing import resample_volume as resample_volume
 from MedSSLLib.images.writing import write_image as write_image
 
@@ -276,6 +279,26 @@ def shows_air(path: str | os.PathLike[str]) -> bool:
     slope = header.slope if np.isfinite(header.slope) and header.slope else 1.0
     offset = header.intercept if slope == header.slope and np.isfinite(header.intercept) else 0.0
     return bool(float(stored.min()) * slope + offset < _AIR)
+
+
+def contradicts(path: str | os.PathLike[str], modality: str) -> str:
+    """Why an image seems to be of another modality than it is taken as; "" where nothing tells.
+
+    DICOM says what it is. Of other files values tell: in CT in Hounsfield units some lie below 0
+    (air, fat), and of others hardly any below -500.
+    """
+    if is_dicom_source(path):
+        own = modality_of(path)
+        return f"DICOM says {own}" if own != modality else ""
+    if shows_air(path):
+        told = modality != "CT" and modality_of(path) == "CT"
+        return "values below -500, as of CT" if told else ""
+    if modality != "CT":
+        return ""
+    array = read_image(path).array
+    if np.count_nonzero(array < 0) > _AIR_SHARE * array.size:
+        return ""
+    return "no values below 0, where fat and air are in Hounsfield units"
 
 
 def notices(path: str | os.PathLike[str]) -> list[tuple[str, str]]:

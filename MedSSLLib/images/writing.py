@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from gzip import GzipFile
 from pathlib import Path
 
@@ -15,7 +15,7 @@ import SimpleITK as sitk  # noqa: N813
 from MedSSLLib.core.errors import InputError, MedSSLError
 from MedSSLLib.core.files import TEMPORARY, atomic_path
 from MedSSLLib.images.formats.integrity import check_whole
-from MedSSLLib.images.formats.nifti import is_nifti, keep_forms, read_nifti_header
+from MedSSLLib.images.formats.nifti import is_nifti, keep_forms, plain_bytes, read_nifti_header
 from MedSSLLib.images.geometry import Geometry, Volume
 from MedSSLLib.images.headers import grid_of, open_header
 
@@ -26,6 +26,10 @@ _INTERPOLATORS = {
     "cubic": sitk.sitkBSpline,
 }
 
+
+MADE_HERE = {"ITK_FileNotes": "MedSSL"}
+"""Header entry of label maps that a model made, which are replaced when it is asked again."""
+_DESCRIPTION = slice(148, 228)  # where NIfTI-1 keeps that text
 
 FAST = 1
 """Level of compression: the usual 6 takes six times as long for volumes of floats and makes them no
@@ -50,7 +54,7 @@ def write_image(
         like: the image that the volume belongs to. Where both are NIfTI on the same grid, the
             written file has its sform, qform, codes, voxel sizes and unit, so that other programs
             lay both alike.
-        fields: further header entries, which NRRD alone keeps.
+        fields: further header entries, which NRRD alone keeps (but for MADE_HERE).
 
     Raises InputError for another extension and for values that are not finite, MedSSLError when it
     cannot be written (full disk, no permission).
@@ -78,6 +82,29 @@ def write_image(
             raise MedSSLError(
                 f"{path}: cannot be written in full. Check the disk for space and permission."
             ) from error
+
+
+def refuse_to_replace_drawn(paths: Iterable[Path]) -> None:
+    """Raise InputError where a label map would replace a file that is no such map of ours: a label
+    that someone drew, or a result that someone corrected.
+    """
+    for path in paths:
+        if path.is_file() and not _made_here(path):
+            raise InputError(
+                "is there already, and is no segmentation that MedSSL has made: it may have been "
+                "drawn or corrected by hand",
+                file=path,
+                remedy="Choose another --out, or move the file away.",
+            )
+
+
+def _made_here(path: Path) -> bool:
+    try:
+        with plain_bytes(path) as stream:
+            text = stream.read(348)[_DESCRIPTION]
+    except (OSError, EOFError):
+        return False
+    return text.rstrip(b"\0 ") == MADE_HERE["ITK_FileNotes"].encode()
 
 
 def _into_temporary(

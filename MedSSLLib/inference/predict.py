@@ -205,13 +205,17 @@ def _warn_of_run(run: RunFolder, model: Model, options: PredictOptions, events: 
 def _protect_inputs(
     project: Project, out: Path, jobs: dict[str, tuple[Path, ...]], classes: Sequence[str]
 ) -> None:
-    """Raises InputError where a result would replace a file of the project or an input."""
+    """Raises InputError where a result would replace a file of the project, an input, or in another
+    folder than the project's a label map that no model made.
+    """
     results: list[Path] = []
     inputs = list(project.files)
     for name, paths in jobs.items():
         results += _targets(out, name, classes)
         inputs += paths
     refuse_overwriting(results, inputs)
+    if not out.resolve().is_relative_to(project.folder.resolve()):
+        io.refuse_to_replace_drawn(out / f"{name}.nii.gz" for name in jobs)
 
 
 def _jobs(
@@ -259,5 +263,5 @@ def _write(
         io.write_image(certainty, Volume(found.uncertainty, geometry), like=source)
     else:
         certainty.unlink(missing_ok=True)
-    io.write_image(path, found.label, like=source)
+    io.write_image(path, found.label, like=source, fields=io.MADE_HERE)
     return path

@@ -16,7 +16,7 @@ _FACTOR = 8.0  # between voxels of a scan and of the plan; not from a paper
 
 def unlike_training(plan: Plan, paths: Sequence[Path], grid: Geometry) -> list[str]:
     """What is odd about a scan for a model: what its headers leave unsaid, voxels 8 times as large
-    or as small as those of the plan, another modality in DICOM.
+    or as small as those of the plan, another modality by DICOM or by its values.
 
     Args:
         plan: of the model.
@@ -33,8 +33,8 @@ def unlike_training(plan: Plan, paths: Sequence[Path], grid: Geometry) -> list[s
             "the header's unit of length right?"
         )
     for path, modality in zip(paths, plan.modality, strict=True):
-        if io.is_dicom_source(path) and (own := io.modality_of(path)) != modality:
-            found.append(f"DICOM says {own}, trained on {modality}")
+        if words := io.contradicts(path, modality):
+            found.append(f"{words}, trained on {modality}")
     return list(dict.fromkeys(found))
 
 

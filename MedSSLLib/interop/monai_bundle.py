@@ -63,6 +63,7 @@ _WRITTEN_OUT = (
 _CONSTANTS = {
     normalisation: (
         "COMPRESSED_CT",
+        "CROPPED_CT",
         "HU_RANGE",
         "HU_CENTRE",
         "HU_WIDTH",

@@ -2,13 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+import numpy as np
+
+from MedSSLLib.images.geometry import Geometry
+from MedSSLLib.images.io import planes
 from MedSSLLib.images.labels import Annotated
 from MedSSLLib.project.manifest import Case
 
 _AXES = "ijk"
+_FEW_VOXELS = 16  # of a slice: structures that small may end within it; not from a paper
+_FEW_SLICES = 5  # of an image: of fewer, one slice may be all of a structure; not from a paper
+
+
+def lone_slices(label: np.ndarray, grid: Geometry) -> str:
+    """The slices that a label map shows structures on, in words, where none touches another: a
+    structure of a whole label spans neighbouring slices, and these look drawn one by one. "" for
+    other label maps.
+
+    Args:
+        label: ``[k, j, i]``.
+        grid: its grid.
+    """
+    shown = label != 0
+    for axis in (2, 1, 0):
+        counts = shown.sum(tuple(other for other in range(3) if other != 2 - axis))
+        found = np.flatnonzero(counts)
+        apart = len(found) and (len(found) == 1 or np.diff(found).min() > 1)
+        if apart and len(counts) >= _FEW_SLICES and counts[found].min() >= _FEW_VOXELS:
+            return f"{planes(grid)[axis]} {', '.join(str(index) for index in found)}"
+    return ""
+
+
+def about_lone_slices(found: Sequence[str]) -> list[str]:
+    """A warning of labels that look drawn on some slices alone, and count as whole ones; [] for
+    none.
+    """
+    if not found:
+        return []
+    shown = "; ".join(found[:3]) + ("; ..." if len(found) > 3 else "")
+    return [
+        f"{len(found)} label{'s' * (len(found) > 1)} with structures on single slices only "
+        f"({shown}), counted from 0: all other slices count as background. If only these were "
+        "drawn, say so with --drawn axial (coronal, sagittal)"
+    ]
 
 
 def carry_over(before: Mapping[str, Case], cases: dict[str, Case]) -> list[str]:

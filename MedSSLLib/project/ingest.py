@@ -4,13 +4,13 @@ out and listed.
 
 from __future__ import annotations
 
-import filecmp
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from MedSSLLib.core.errors import InputError
+from MedSSLLib.core.files import same_content
 from MedSSLLib.images.geometry import Geometry
 from MedSSLLib.images.io import (
     case_name,
@@ -23,7 +23,7 @@ from MedSSLLib.images.io import (
     slices_with_structures,
 )
 from MedSSLLib.images.labels import label_values
-from MedSSLLib.project.drawn_slices import carry_over
+from MedSSLLib.project.drawn_slices import about_lone_slices, carry_over, lone_slices
 from MedSSLLib.project.layouts import Source, label_files
 from MedSSLLib.project.manifest import LARGEST_VALUE, Case, Manifest, with_ignore_value
 from MedSSLLib.project.roles import names_in, with_roles
@@ -86,10 +86,10 @@ def admit(
     grids: dict[str, Geometry] = {}
     for found in source.cases:
         known = present.get(found.name.casefold())
-        if known is not None and _is_same(known, found):
-            result.already.append(known.name)
-            continue
         try:
+            if known is not None and same_content(known.images[0], found.images[0]):
+                result.already.append(known.name)
+                continue
             if known is not None:
                 raise InputError(
                     f"another scan of the project has this name ({known.images[0]})",
@@ -194,15 +194,6 @@ def _checked(found: Found, channels: int) -> tuple[Case, Geometry]:
     return Case(found.name, images, label, role="test" if found.test else "unlabelled"), first
 
 
-def _is_same(case: Case, found: Found) -> bool:
-    """Whether a found scan is the case's own: its file, or what its file was copied from."""
-    ours, theirs = case.images[0], found.images[0]
-    if ours.exists() and theirs.exists() and ours.samefile(theirs):
-        return True
-    alike = ours.is_file() and theirs.is_file() and ours.stat().st_size == theirs.stat().st_size
-    return alike and filecmp.cmp(ours, theirs, shallow=False)
-
-
 def _remarks(cases: Iterable[Case]) -> list[str]:
     """What is worth knowing about the headers of images and labels, one warning of each sort."""
     found: dict[str, list[str]] = {}
@@ -263,6 +254,7 @@ def _find_classes(result: Admission, manifest: Manifest, source: Source) -> None
     labels, scanned = dict(manifest.labels), list(manifest.labels_from or ())
     if source.labels is not None and not manifest.cases:
         labels, result.labels_from = dict(source.labels), None
+    apart: list[str] = []
     for name, case in list(result.cases.items()):
         if case.role != "labelled" or case.label is None:
             continue
@@ -270,8 +262,9 @@ def _find_classes(result: Admission, manifest: Manifest, source: Source) -> None
             _check_grid(case)
             result.cases[name] = _with_annotated_slices(case, manifest.drawn_plane)
             if result.labels_from is not None:
-                shown, found = _scan(case, labels)
+                shown, found, lone = _scan(result.cases[name], labels)
                 result.warnings += _like_an_image(name, shown)
+                apart += [f"{name}: {lone}"] if lone else []
                 _merge(labels, found, case)
                 scanned.append(name)
                 if not shown:
@@ -279,6 +272,7 @@ def _find_classes(result: Admission, manifest: Manifest, source: Source) -> None
         except InputError as error:
             result.refused.append(error.for_case(name))
             del result.cases[name]
+    result.warnings += about_lone_slices(apart)
     result.labels = labels
     result.labels_from = None if result.labels_from is None else tuple(dict.fromkeys(scanned))
 
@@ -316,18 +310,21 @@ def _with_annotated_slices(case: Case, drawn_plane: str) -> Case:
     return replace(case, annotated=found)
 
 
-def _scan(case: Case, known: dict[int, str]) -> tuple[list[int], dict[int, str]]:
-    """The values other than 0 that a case's label shows; and those with all its segments, with the
-    names that the file gives them (else "").
+def _scan(case: Case, known: dict[int, str]) -> tuple[list[int], dict[int, str], str]:
+    """The values other than 0 that a case's label shows; those with all its segments, with the
+    names that the file gives them (else ""); and the slices that it shows structures on, in words,
+    where the whole label counts and they lie apart ("" elsewhere).
 
     Segments whose name is known have its value, others get one that is free.
     """
     assert case.label is not None
     named = segment_names(case.label, known)
     names = known | named if named else None
-    volume = read_label(case.label, read_header(case.images[0]), case=case.name, names=names)
+    grid = read_header(case.images[0])
+    volume = read_label(case.label, grid, case=case.name, names=names)
+    lone = lone_slices(volume.array, grid) if case.annotated is None else ""
     shown = [value for value in label_values(volume.array) if value != 0]
-    return shown, dict.fromkeys(shown, "") | named
+    return shown, dict.fromkeys(shown, "") | named, lone
 
 
 def _like_an_image(name: str, shown: list[int]) -> list[str]:

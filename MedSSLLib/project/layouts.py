@@ -12,7 +12,7 @@ from typing import Any
 
 from MedSSLLib.core.errors import InputError
 from MedSSLLib.core.files import is_inside, load_json
-from MedSSLLib.images.io import case_name, find_images
+from MedSSLLib.images.io import case_name, find_images, images_below
 from MedSSLLib.project.manifest import check_name, parse_labels, parse_modality
 from MedSSLLib.project.sources.grouping import (
     Found,
@@ -83,6 +83,7 @@ def images_at(paths: Sequence[str | os.PathLike[str]], channels: int) -> Source:
     several = channels > 1
     parts = [grouped(find_images(f), f, channels=several, labelled=False) for f in folders]
     parts.append(grouped(loose, Path(), channels=several, labelled=False))
+    overlooked = [words for folder in folders for words in _overlooked(folder)]
     groups: dict[str, list[Found]] = {}
     for part in parts:
         for case in part.cases:
@@ -97,8 +98,24 @@ def images_at(paths: Sequence[str | os.PathLike[str]], channels: int) -> Source:
     return Source(
         tuple(same[0] for same in groups.values() if len(same) == 1),
         refused=tuple(refused),
-        warnings=tuple(text for part in parts for text in part.warnings),
+        warnings=(*(text for part in parts for text in part.warnings), *overlooked),
     )
+
+
+def _overlooked(root: Path, labels: Path | None = None) -> list[str]:
+    """What to say of image files in folders below, which are not looked for: in some of them lie
+    segmentations, or what other programs have made of the scans.
+    """
+    apart = [labels.resolve()] if labels is not None else []
+    found = [file for file in images_below(root) if not set(apart) & set(file.resolve().parents)]
+    if not found:
+        return []
+    shown = ", ".join(str(file.relative_to(root)) for file in found[:3])
+    return [
+        f"{root}: {len(found)} image file{'s' * (len(found) > 1)} in folders below "
+        f"{'are' if len(found) > 1 else 'is'} left out ({shown}{', ...' if len(found) > 3 else ''})"
+        ". If they are scans, give their folders too"
+    ]
 
 
 def _one(path: Path, labels: str | os.PathLike[str] | None) -> Source:
@@ -128,7 +145,8 @@ def _from_folder(root: Path, labels: str | os.PathLike[str] | None) -> Source:
     elif label_names is not None:
         channels = label_names_count_channels(files, label_names)
     found = grouped(files, root, channels=channels)
-    warnings = (*([warning] if warning else []), *found.warnings)
+    overlooked = _overlooked(root, None if labels is None else Path(labels))
+    warnings = (*([warning] if warning else []), *found.warnings, *overlooked)
     return Source(tuple(found.cases), names, modality, tuple(found.refused), warnings)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -67,6 +67,7 @@ class Project(ProjectFacts):
         labelled: str | None = None,
         test: str = "",
         drawn_plane: str = "",
+        modality: Sequence[str] | None = None,
     ) -> Project:
         """Make and save a project from a folder of images, a data set folder or a dataset.json.
 
@@ -82,6 +83,8 @@ class Project(ProjectFacts):
                 that is not a test case.
             test: selection of test cases.
             drawn_plane: see `Manifest`.
+            modality: "MR", "CT" ..., one per channel; None: as a dataset.json declares, as DICOM
+                says, else CT where values reach below -500 and MR elsewhere.
 
         Raises InputError when the project exists, a selection names an unknown case, or no case is
         usable.
@@ -95,7 +98,10 @@ class Project(ProjectFacts):
                 file=project.folder,
                 remedy="Use medssl add, or choose another folder.",
             )
-        project._admit(discover([images], labels), metadata, labelled, test)
+        source = discover([images], labels)
+        if modality is not None:
+            source = replace(source, modality=parse_modality(list(modality)))
+        project._admit(source, metadata, labelled, test)
         project.save()
         return project
 

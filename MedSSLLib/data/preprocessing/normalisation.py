@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from MedSSLLib.core.errors import InputError
-from MedSSLLib.data.plan import COMPRESSED_CT
+from MedSSLLib.data.plan import COMPRESSED_CT, CROPPED_CT
 from MedSSLLib.images.components import Pieces, pieces_of
 
 HU_RANGE = (-1024.0, 3071.0)  # what 12 bits hold; not from the papers
@@ -74,7 +74,7 @@ class GreyScale:
         return result
 
 
-def normalise(array: np.ndarray, modality: str, rule: int = COMPRESSED_CT) -> np.ndarray:
+def normalise(array: np.ndarray, modality: str, rule: int = CROPPED_CT) -> np.ndarray:
     """Float32 of the same shape, by :func:`grey_scale`.
 
     Raises:
@@ -84,7 +84,7 @@ def normalise(array: np.ndarray, modality: str, rule: int = COMPRESSED_CT) -> np
     return scale.apply(array, scale.padding(array))
 
 
-def grey_scale(array: np.ndarray, modality: str, rule: int = COMPRESSED_CT) -> GreyScale:
+def grey_scale(array: np.ndarray, modality: str, rule: int = CROPPED_CT) -> GreyScale:
     """How an image ``[d, h, w]`` is normalised.
 
     CT in Hounsfield units is scaled alike in every scan, and compressed: about 40 HU the scale is
@@ -112,7 +112,7 @@ def grey_scale(array: np.ndarray, modality: str, rule: int = COMPRESSED_CT) -> G
         )
     padding = _padding(array, sample)
     rest = _without(sample, padding)
-    if modality.upper() == "CT" and _in_hounsfield(rest):
+    if modality.upper() == "CT" and _in_hounsfield(rest, rule):
         compressed = rule >= COMPRESSED_CT
         low, high = HU_RANGE if compressed else LINEAR_RANGE
         mean, deviation = HU_SCALE if compressed else LINEAR_SCALE
@@ -210,14 +210,16 @@ def _without(sample: np.ndarray, intervals: list[Interval]) -> np.ndarray:
     return sample
 
 
-def _in_hounsfield(sample: np.ndarray) -> bool:
-    """Whether CT values are Hounsfield units: some fat, lung or air, and not nearly all as bright
-    as bone.
+def _in_hounsfield(sample: np.ndarray, rule: int) -> bool:
+    """Whether CT values are Hounsfield units: some below water (fat, lung, air, noise in fluid), as
+    in crops and in heads without skin too, and not nearly all as bright as bone. Rules before
+    CROPPED_CT asked for more fat, lung or air than some crops have.
     """
     inside = sample[sample > HU_RANGE[0]]
     if not inside.size:
         return True
-    return bool((inside < -50).mean() >= 0.005 and (inside > 700).mean() < 0.3)
+    darkest = 0 if rule >= CROPPED_CT else -50
+    return bool((inside < darkest).mean() >= 0.005 and (inside > 700).mean() < 0.3)
 
 
 def _without_dark_peaks(sample: np.ndarray) -> np.ndarray:

@@ -55,8 +55,11 @@ class Series:
 
 
 def dicom_files(folder: Path) -> list[Path]:
-    """DICOM files lying directly in a folder, sorted by name."""
-    return [file for file in sorted(folder.iterdir()) if file.is_file() and is_dicom(file)]
+    """DICOM files lying directly in a folder, sorted by name; not the table of contents of a disc
+    (DICOMDIR), which lies above the images.
+    """
+    files = [file for file in sorted(folder.iterdir()) if file.name.upper() != "DICOMDIR"]
+    return [file for file in files if file.is_file() and is_dicom(file)]
 
 
 def read_series(path: Path) -> Series:

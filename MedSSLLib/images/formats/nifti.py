@@ -186,11 +186,17 @@ def _usable_size(
 
 @contextmanager
 def readable_by_itk(path: Path, *, pixels: bool) -> Iterator[Path]:
-    """The path itself, or for NIfTI-2, which ITK does not read, that of a temporary NIfTI-1 file.
+    """The path itself, or that of a temporary NIfTI-1 file: for NIfTI-2, which ITK does not read,
+    and for a compressed file with a plain one of the same name beside it, whose voxels ITK would
+    read instead (its NIfTI library takes the header of scan.nii.gz and looks for scan.nii first).
 
     pixels: whether the temporary file gets the voxels too.
     """
-    if not is_nifti(path) or (header := read_nifti_header(path)).version == 1:
+    if not is_nifti(path):
+        yield path
+        return
+    header = read_nifti_header(path)
+    if header.version == 1 and not (pixels and _has_plain_twin(path)):
         yield path
         return
     with tempfile.TemporaryDirectory(prefix="medssl-") as folder:
@@ -202,6 +208,10 @@ def readable_by_itk(path: Path, *, pixels: bool) -> Iterator[Path]:
                     source.seek(header.offset)
                     shutil.copyfileobj(source, target, 2**20)
         yield copy
+
+
+def _has_plain_twin(path: Path) -> bool:
+    return path.suffix.lower() == ".gz" and path.with_suffix("").exists()
 
 
 def data_file(path: Path, header: NiftiHeader) -> Path:

@@ -70,10 +70,11 @@ def _check_plain(path: Path, header: NiftiHeader) -> None:
             file=path,
             remedy=f"Correct vox_offset ({least} without extensions), or convert the image again.",
         )
-    if header.slope == 0 and np.isfinite(header.intercept) and header.intercept != 0:
+    unscaled = header.slope == 0 or not np.isfinite(header.slope)
+    if unscaled and np.isfinite(header.intercept) and header.intercept != 0:
         raise InputError(
-            f"has scl_slope 0 and scl_inter {header.intercept:g}, which some programs add and "
-            "others do not",
+            f"has scl_slope {header.slope:g} and scl_inter {header.intercept:g}, which some "
+            "programs add and others do not",
             file=path,
             remedy="Set scl_slope to 1 if it is to be added, else scl_inter to 0.",
         )

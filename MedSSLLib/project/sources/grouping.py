@@ -125,14 +125,24 @@ def label_names_count_channels(files: Sequence[Path], label_names: set[str]) -> 
 def named_after_cases(labels: Mapping[str, Path], cases: Iterable[str]) -> dict[str, Path]:
     """Label files by name, where case_seg.nii.gz and the like are those of the case, if no file
     bears its plain name.
+
+    Raises InputError where several are: which of a mask and a segmentation is meant, only the user
+    knows.
     """
     known = set(cases)
     found = dict(labels)
     for name in labels:
         match = _SEGMENTATION.match(name)
         scan = match.group(1) if match else _beside(name, known)
-        if name not in known and scan in known - found.keys():
-            found[scan] = found.pop(name)
+        if name in known or scan not in known or scan in labels:
+            continue
+        if scan in found:
+            raise InputError(
+                f"has two labels for {scan}: {found[scan].name} and {labels[name].name}",
+                file=labels[name].parent,
+                remedy="Move those that are not meant to another folder.",
+            )
+        found[scan] = found.pop(name)
     return found
 
 
@@ -229,17 +239,24 @@ def _with_own_labels(
     cases: Sequence[Found], segmentations: Mapping[Path, str]
 ) -> tuple[list[Found], list[str]]:
     by_name = {case.name: case for case in cases}
-    taken: list[Path] = []
+    own: dict[str, list[Path]] = {}
     left_out: list[Path] = []
     for file, base in segmentations.items():
         name = case_name(file) if case_name(file) in by_name else base
-        case = by_name.get(name)
-        if case is None or case.label is not None:
-            left_out.append(file)
+        if name in by_name:
+            own.setdefault(name, []).append(file)
         else:
-            by_name[name] = replace(case, label=file)
-            taken.append(file)
-    warnings = []
+            left_out.append(file)
+    warnings, taken = [], []
+    for name, files in own.items():
+        if len(files) == 1:
+            by_name[name] = replace(by_name[name], label=files[0])
+            taken += files
+        else:
+            warnings.append(
+                f"{_files(files)} beside {name}: which is its label is not known, and none is taken"
+                ". Keep one of them there, or give the folder of the labels"
+            )
     if taken:
         warnings.append(f"{_files(taken)} beside scans of the same name: taken as their labels")
     if left_out:

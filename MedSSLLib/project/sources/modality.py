@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from MedSSLLib.core.errors import InputError
-from MedSSLLib.images.io import is_dicom_source, modality_of, shows_air
+from MedSSLLib.images.io import contradicts, is_dicom_source, modality_of, shows_air
 from MedSSLLib.project.sources.grouping import Found
 
 Modalities = tuple[str, ...]
@@ -23,13 +23,7 @@ def choose_modality(known: Modalities | None, cases: Sequence[Found]) -> tuple[M
     read and the beginning of all: a CT shows air there. Where some do, the others are read too.
     """
     if known:
-        found = {
-            case.name: _kind(case)
-            for case in cases
-            if len(case.images) == len(known) and all(map(is_dicom_source, case.images))
-        }
-        others = {name: kind for name, kind in found.items() if kind is not None and kind != known}
-        return known, "; ".join(filter(None, [_contradiction(known, others), _air(known, cases)]))
+        return known, _contradictions(known, cases)
     counts = Counter(len(found.images) for found in cases)
     channels = counts.most_common(1)[0][0] if counts else 1
     kinds = _kinds([found for found in cases if len(found.images) == channels])
@@ -82,31 +76,18 @@ def _mixture(kinds: dict[str, Modalities], chosen: Modalities) -> str:
     )
 
 
-def _contradiction(known: Modalities, others: dict[str, Modalities]) -> str:
-    if not others:
-        return ""
-    said = sorted({"+".join(kind) for kind in others.values()})
-    return (
-        f"DICOM of {len(others)} scans says {', '.join(said)} ({_some(list(others))}), they are "
-        f"taken as {'+'.join(known)} as the other scans. Make a project for each kind"
-    )
-
-
-def _air(known: Modalities, cases: Sequence[Found]) -> str:
-    """A warning of other files than DICOM that show air as in CT, where no channel is one."""
-    if "CT" in known:
-        return ""
-    plain = [case for case in cases if not any(map(is_dicom_source, case.images))]
-    named = [
-        case.name
-        for case in plain
-        if any(map(_shows_air, case.images)) and "CT" in (_kind(case) or ())
-    ]
-    if not named:
-        return ""
-    return (
-        f"{len(named)} scans have values as of CT, below -500 ({_some(named)}), they are taken as "
-        f"{'+'.join(known)} as the other scans. Make a project for each kind"
+def _contradictions(known: Modalities, cases: Sequence[Found]) -> str:
+    """A warning of scans that seem to be of other modalities."""
+    found: dict[str, list[str]] = {}
+    for case in cases:
+        with suppress(InputError, OSError, EOFError):  # refused later, with its file
+            for image, modality in zip(case.images, known, strict=False):
+                if words := contradicts(image, modality):
+                    found.setdefault(words, []).append(case.name)
+    return "; ".join(
+        f"{words}, in {len(names)} scan{'s' * (len(names) > 1)} ({_some(names)}), taken as "
+        f"{'+'.join(known)} all the same. Make a project for each kind"
+        for words, names in found.items()
     )
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
-from MedSSLLib.data.plan import COMPRESSED_CT, LINEAR_CT
+from MedSSLLib.data.plan import COMPRESSED_CT, CROPPED_CT, LINEAR_CT, make_plan
 from MedSSLLib.data.preprocessing.normalisation import (
     HU_CENTRE,
     HU_SCALE,
@@ -15,6 +15,7 @@ from MedSSLLib.data.preprocessing.normalisation import (
     grey_scale,
     normalise,
 )
+from MedSSLLib.images.geometry import Geometry
 from Testing.lib.case_helpers import each
 
 SHAPE = (24, 48, 44)
@@ -200,6 +201,21 @@ def test_ct_with_an_offset_does_not_become_hounsfield_units_by_a_stray_voxel(str
     scale = grey_scale(array, "CT")
     assert scale.high > 900 and not scale.compressed
     assert grey_scale(SCANS["CT in air"], "CT").compressed
+
+
+@each("fat", [0.0, 0.002, 0.02])
+def test_crops_of_ct_with_little_fat_are_scaled_as_others(fat):
+    """Tissue of an abdomen, a part of it fat; some fluid is noisy enough to lie below water."""
+    rng = np.random.default_rng(3)
+    array = rng.normal(20, 10, SHAPE)
+    array[rng.random(SHAPE) < fat] = -100
+    array[..., :4] = rng.normal(3, 8, (*SHAPE[:2], 4))
+    array = array.round().astype(np.int16)
+    assert grey_scale(array, "CT") == grey_scale(SCANS["CT in air"], "CT")
+    before = grey_scale(array, "CT", COMPRESSED_CT)
+    assert before.compressed == (fat > 0.005), "models of before see what they were trained on"
+    plan = make_plan([Geometry((8, 8, 8))], modality="CT")
+    assert plan.intensities == CROPPED_CT
 
 
 def test_what_is_applied_to_parts_is_applied_to_the_whole():

@@ -53,6 +53,7 @@ variant(KIND, "vox_offset 348 in one file", REFUSED)(changed(108, "f", 348.0))
 variant(KIND, "scl_slope 0, scl_inter -1024", REFUSED)(changed(112, "2f", 0.0, -1024.0))
 variant(KIND, "scl_slope 0, scl_inter 0", HANDLED)(changed(112, "2f", 0.0, 0.0))
 variant(KIND, "scl_slope NaN, scl_inter NaN", HANDLED)(changed(112, "2f", np.nan, np.nan))
+variant(KIND, "scl_slope NaN, scl_inter 5", REFUSED)(changed(112, "2f", np.nan, 5.0))
 variant(KIND, "pixdim[4] and cal_max set", HANDLED)(changed(92, "f", 99.0))
 
 

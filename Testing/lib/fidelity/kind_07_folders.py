@@ -79,7 +79,7 @@ variant(KIND, "two channels of one case, declared")(
 )
 variant(KIND, "one channel, every file _0000")(numbered(["a_0000", "b_0000"], {"a": 1, "b": 1}))
 variant(KIND, "amos_0000 ..., one channel declared")(
-    numbered(AMOS, dict.fromkeys(AMOS, 1), channels=["CT"])
+    numbered(AMOS, dict.fromkeys(AMOS, 1), channels=["T2"])
 )
 variant(KIND, "a channel is missing, two declared", REFUSED)(
     numbered(["a_0000", "a_0001", "b_0001"], {}, channels=["T1", "T2"])

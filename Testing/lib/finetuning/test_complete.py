@@ -292,6 +292,20 @@ def test_the_command_runs_and_says_where(sparse, capsys, tmp_path):
     assert main(["complete", str(sparse.folder)]) == 2
 
 
+def test_a_label_that_no_model_made_is_not_replaced(sparse, tmp_path):
+    name, taken = sparse.labelled[0].name, tmp_path / "out" / f"{sparse.labelled[0].name}.nii.gz"
+    settings = config(name, name="once", options__out=str(taken.parent))
+    taken.parent.mkdir()
+    taken.write_bytes(b"drawn")
+    with pytest.raises(InputError, match="drawn or corrected by hand"):
+        run_complete(sparse, settings, Events())
+    assert taken.read_bytes() == b"drawn"
+    taken.unlink()
+    assert run_complete(sparse, settings, Events()) == taken
+    again = config(name, name="again", options__out=str(taken.parent))
+    assert run_complete(sparse, again, Events()) == taken
+
+
 @pytest.mark.parametrize("place", ["imagesTr", "labelsTr"])
 def test_a_scan_or_a_label_is_not_replaced(sparse, place, capsys):
     """The label of case1 is drawn in full; three of its slices are used to try it out."""

@@ -394,6 +394,27 @@ def test_no_file_of_a_prediction_replaces_an_input(trained, tmp_path, part, extr
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [taken]
 
 
+def test_labels_that_no_model_made_are_not_replaced(trained, tmp_path):
+    """Hidden labels of test scans are files that the project does not know."""
+    scan, out = tmp_path / "scans" / "new.nii.gz", tmp_path / "labels"
+    scan.parent.mkdir()
+    shutil.copy(trained.case("case0").images[0], scan)
+
+    def predict():
+        return run_predict(trained, "model", out, Events(), images=[scan]).written
+
+    (made,) = predict()
+    assert predict() == [made], "what was predicted is predicted anew"
+    volume = io.read_image(made, constant=True)
+    io.write_image(made, volume)  # as by another program, corrected
+    content = made.read_bytes()
+    with pytest.raises(InputError, match="drawn or corrected by hand") as caught:
+        predict()
+    assert made.read_bytes() == content and caught.value.file == str(made)
+    made.unlink()
+    assert predict() == [made]
+
+
 def test_predictions_of_a_project_replace_earlier_ones(trained):
     """As Slicer asks for them, into the project's own folder."""
     out = trained.folder / "predictions" / "model"

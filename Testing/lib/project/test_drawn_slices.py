@@ -9,7 +9,7 @@ from MedSSLLib.core.files import read_json, write_json
 from MedSSLLib.images import io
 from MedSSLLib.images.geometry import Geometry, Volume
 from MedSSLLib.images.labels import Annotated
-from MedSSLLib.project.drawn_slices import carried_over
+from MedSSLLib.project.drawn_slices import carried_over, lone_slices
 from MedSSLLib.project.project import Project
 
 GRID = Geometry((8, 9, 7))
@@ -101,3 +101,35 @@ def test_the_record_of_a_test_label_stays_as_the_label_is_not_opened(project, tm
     project.add_labels(tmp_path / "drawn")
     assert project.case("b").role == "test" and project.case("b").annotated == record
     assert not [text for text in project.warnings if text.startswith("b:")]
+
+
+def test_slices_that_lie_apart_are_noticed():
+    grid = Geometry((12, 11, 10))  # i to the left, j to the back, k upwards
+    ball = np.zeros((10, 11, 12), np.uint8)
+    ball[2:8, 2:8, 2:9] = 1
+    assert lone_slices(ball, grid) == ""
+    for axis, words in ((0, "axial"), (1, "coronal"), (2, "sagittal")):
+        for drawn in ([3], [3, 6]):
+            some = np.zeros_like(ball)
+            np.moveaxis(some, axis, 0)[drawn] = np.moveaxis(ball, axis, 0)[drawn]
+            assert lone_slices(some, grid) == f"{words} {', '.join(map(str, drawn))}"
+    speck = np.zeros_like(ball)
+    speck[4, 4:6, 4:6] = 1
+    assert lone_slices(speck, grid) == lone_slices(np.zeros_like(ball), grid) == ""
+    assert lone_slices(ball[3:7:3], Geometry((12, 11, 2))) == "", "two slices are all there are"
+
+
+def test_labels_drawn_on_some_slices_are_told_where_they_count_as_whole_ones(tmp_path):
+    grid = Geometry((12, 11, 10))
+    label = np.zeros((10, 11, 12), np.uint8)
+    label[[3, 6], 2:8, 2:9] = 1
+    rng = np.random.default_rng(0)
+    for name in ("a", "b"):
+        image = Volume(rng.normal(size=label.shape).astype(np.float32), grid)
+        io.write_image(tmp_path / "images" / f"{name}.nii.gz", image)
+    io.write_image(tmp_path / "labels" / "a.nii.gz", Volume(label, grid))
+    given = {"images": tmp_path / "images", "labels": tmp_path / "labels"}
+    (words,) = Project.create(tmp_path / "p", **given).warnings
+    assert words.startswith("1 label with structures on single slices only (a: axial 3, 6)")
+    assert "--drawn axial" in words
+    assert Project.create(tmp_path / "q", **given, drawn_plane="axial").warnings == []

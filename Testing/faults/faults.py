@@ -61,8 +61,14 @@ class Fault(NamedTuple):
 
     @property
     def test_files(self) -> tuple[str, ...]:
+        """Raises ValueError for a file that is not there: pytest would fail, as if it had noticed
+        the fault.
+        """
         names = (test.rpartition("/") for test in self.tests)
-        return tuple(f"{TESTS}/{folder}/test_{name}.py" for folder, _, name in names)
+        files = tuple(f"{TESTS}/{folder}/test_{name}.py" for folder, _, name in names)
+        if missing := [file for file in files if not (ROOT / file).is_file()]:
+            raise ValueError(f"fault {self.name!r}: there is no {', '.join(missing)}")
+        return files
 
     def planted(self, text: str) -> str:
         """The source with the fault. Raises ValueError unless the old text occurs exactly once."""

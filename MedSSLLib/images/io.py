@@ -53,6 +53,7 @@ from MedSSLLib.images.headers import (
     geometry_of,
     grid_of,
     is_segmentation_file,
+    itk_format,
     open_header,
     pairs_in,
     segments_of,
@@ -131,7 +132,8 @@ def read_label(
         whatever order and with whatever values they are stored.
 
     Raises InputError as `read_header` does, and for another grid, values that are not whole
-    numbers, segments that overlap, reach outside the image or (with `names`) are no class.
+    numbers, painted values that no segment has, and segments that overlap, reach outside the image
+    or (with `names`) are no class.
     """
     with naming(case, os.fspath(path)):
         source = Path(path)
@@ -299,7 +301,7 @@ def _read(path: Path, names: Mapping[int, str] | None = None) -> Volume:
     check_whole(path, pixels=True)
     with readable_by_itk(path, pixels=True) as file:
         try:
-            image = sitk.ReadImage(os.fspath(file))
+            image = sitk.ReadImage(os.fspath(file), imageIO=itk_format(path))
         except RuntimeError as error:
             raise unreadable(path, str(error)) from None
     array = sitk.GetArrayFromImage(image)

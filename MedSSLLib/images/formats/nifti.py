@@ -20,8 +20,10 @@ from typing import BinaryIO
 import numpy as np
 
 from MedSSLLib.core.errors import InputError
+from MedSSLLib.core.files import VOXELS_OF_HDR
 
 _GZIP = b"\x1f\x8b"
+_EXTENSIONS = (".nii", ".nii.gz", ".hdr")
 _REPAIR = "Copy or download the file again."
 _FIELDS = {
     348: {
@@ -111,7 +113,7 @@ class NiftiHeader:
 
 def is_nifti(path: Path) -> bool:
     """Whether a file is called like NIfTI."""
-    return path.name.lower().endswith((".nii", ".nii.gz", ".hdr"))
+    return path.name.lower().endswith(_EXTENSIONS)
 
 
 def read_nifti_header(path: Path) -> NiftiHeader:
@@ -186,11 +188,16 @@ def _usable_size(
 
 @contextmanager
 def readable_by_itk(path: Path, *, pixels: bool) -> Iterator[Path]:
-    """The path itself, or for NIfTI-2, which ITK does not read, that of a temporary NIfTI-1 file.
+    """The path itself, or for what ITK does not read that of a temporary NIfTI-1 file: NIfTI-2, and
+    extensions with capital letters (.Nii.gz).
 
     pixels: whether the temporary file gets the voxels too.
     """
-    if not is_nifti(path) or (header := read_nifti_header(path)).version == 1:
+    if not is_nifti(path):
+        yield path
+        return
+    header = read_nifti_header(path)
+    if header.version == 1 and path.name.endswith(_EXTENSIONS):
         yield path
         return
     with tempfile.TemporaryDirectory(prefix="medssl-") as folder:
@@ -210,7 +217,7 @@ def data_file(path: Path, header: NiftiHeader) -> Path:
     """
     if not header.separate:
         return path
-    for name in (path.with_suffix(".img"), path.with_suffix(".img.gz")):
+    for name in map(path.with_suffix, VOXELS_OF_HDR):
         if name.is_file():
             return name
     raise InputError(

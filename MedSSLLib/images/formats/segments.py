@@ -154,12 +154,14 @@ def annotated_slices(header: Mapping[str, str], geometry: Geometry) -> Annotated
 def flattened(array: np.ndarray, found: list[Segment]) -> np.ndarray:
     """One label map [k, j, i] from layers [k, j, i, layer] (or a single layer [k, j, i]).
 
-    Raises InputError naming two segments that share voxels.
+    Raises InputError naming two segments that share voxels, and values that no segment has: they
+    would be background, or a class without a name.
     """
     layers = array[..., None] if array.ndim == 3 else array
-    if len(found) == 0 or (
-        layers.shape[-1] == 1 and all(segment.value == segment.stored for segment in found)
-    ):
+    if len(found) == 0:
+        return layers[..., 0]
+    _check_named(layers, found)
+    if layers.shape[-1] == 1 and all(segment.value == segment.stored for segment in found):
         return layers[..., 0]
     result = np.zeros(layers.shape[:3], np.int32)
     for segment in found:
@@ -179,6 +181,19 @@ def flattened(array: np.ndarray, found: list[Segment]) -> np.ndarray:
             )
         result[mask] = segment.value
     return result
+
+
+def _check_named(layers: np.ndarray, found: Sequence[Segment]) -> None:
+    for number in range(layers.shape[-1]):
+        layer = layers[..., number]
+        known = [0, *(segment.stored for segment in found if segment.layer == number)]
+        unnamed = layer[~np.isin(layer, known)]
+        if unnamed.size:
+            values = ", ".join(f"{value:g}" for value in np.unique(unnamed)[:10])
+            raise InputError(
+                f"has {unnamed.size:,} voxels of the value {values}, which no segment names",
+                remedy="Save it again with a segment for each value, or set these voxels to 0.",
+            )
 
 
 def check_inside(array: np.ndarray, geometry: Geometry, reference: Geometry) -> None:

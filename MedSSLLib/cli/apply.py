@@ -138,7 +138,11 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
         help="folder of CASE.nii.gz or .nrrd",
     )
     parser.add_argument(
-        "--references", type=Path, required=True, metavar="DIR", help="labels with the same names"
+        "--references",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="labels with the same names, or CASE_seg.nii.gz and the like",
     )
     parser.add_argument(
         "--out", type=Path, required=True, metavar="FILE", help="JSON file to write"

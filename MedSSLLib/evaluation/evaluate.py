@@ -14,6 +14,7 @@ from MedSSLLib.core.files import refuse_overwriting, require_file, write_json
 from MedSSLLib.evaluation import quality
 from MedSSLLib.evaluation.calibration import folder_calibration
 from MedSSLLib.evaluation.metrics import METRICS, CaseMetrics, ClassMetrics, evaluate_case
+from MedSSLLib.evaluation.pairing import by_case
 from MedSSLLib.images import io
 from MedSSLLib.images.labels import Annotated, counted_mask, label_values
 
@@ -42,7 +43,8 @@ def evaluate_folder(  # noqa: PLR0913 - what a score depends on
 
     Args:
         predictions: folder with ``CASE.nii.gz``, ``.nrrd`` or ``.mha`` on the source grid.
-        references: folder with the reference labels under the same names.
+        references: folder with the reference labels under the same names, or those of labels
+            beside scans (CASE_seg.nii.gz); two files of a case are refused.
         out: the JSON file to write; ``None`` = only return.
         tolerance_mm: tolerance of surface Dice in mm, > 0.
         classes: name to label value; ``None`` = every value but 0 that occurs anywhere, named by
@@ -64,8 +66,7 @@ def evaluate_folder(  # noqa: PLR0913 - what a score depends on
         InputError: a folder is missing, the tolerance is not positive, or not a single case could
             be scored.
     """
-    twice: dict[str, str] = {}
-    predicted, expected = _by_case(Path(predictions), twice), _by_case(Path(references), twice)
+    predicted, expected, twice = _by_case(Path(predictions), Path(references))
     if out is not None:
         require_file(Path(out))
         refuse_overwriting([Path(out)], [*predicted.values(), *expected.values()])
@@ -170,20 +171,14 @@ def evaluate_pairs(
     }
 
 
-def _by_case(folder: Path, errors: dict[str, str]) -> dict[str, Path]:
-    found: dict[str, Path] = {}
-    for path in io.find_images(folder):
-        name = io.case_name(path)
-        if name in found:
-            errors[name] = str(
-                InputError(
-                    f"named twice: {found[name].name} and {path.name}",
-                    case=name,
-                    remedy="Keep one of them",
-                )
-            )
-        found[name] = path
-    return found
+def _by_case(
+    predictions: Path, references: Path
+) -> tuple[dict[str, Path], dict[str, Path], dict[str, str]]:
+    """Files of both folders by case, and why a case with two files is given up."""
+    ours, theirs = io.find_images(predictions), io.find_images(references)
+    expected, twice = by_case(theirs, by_case(ours)[0])
+    predicted, more = by_case(ours, expected)
+    return predicted, expected, {name: str(why) for name, why in (twice | more).items()}
 
 
 def _some(names: Sequence[str]) -> str:

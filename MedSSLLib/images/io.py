@@ -17,7 +17,9 @@ import SimpleITK as sitk  # noqa: N813
 from MedSSLLib.core.errors import InputError, naming
 from MedSSLLib.images.finding import EXTENSIONS as EXTENSIONS
 from MedSSLLib.images.finding import case_name as case_name
+from MedSSLLib.images.finding import extension as extension
 from MedSSLLib.images.finding import find_images as find_images
+from MedSSLLib.images.finding import stem as stem
 from MedSSLLib.images.finer import label_on_image
 from MedSSLLib.images.formats.dicom import (
     dicom_remarks,

@@ -12,7 +12,7 @@ from typing import Any
 
 from MedSSLLib.core.errors import InputError
 from MedSSLLib.core.files import is_inside, load_json
-from MedSSLLib.images.io import case_name, find_images
+from MedSSLLib.images.io import case_name, extension, find_images, stem
 from MedSSLLib.project.manifest import check_name, parse_labels, parse_modality
 from MedSSLLib.project.sources.grouping import (
     Found,
@@ -226,11 +226,8 @@ def _entry(entry: Any, path: Path, channels: int, test: bool) -> Found:
     if (
         len(files) == 1 and not files[0].exists()
     ):  # nnU-Net v1 lists case.nii.gz for case_0000.nii.gz ...
-        extension = files[0].name.removeprefix(case_name(files[0]))
-        parts = [
-            files[0].with_name(f"{case_name(files[0])}_{n:04d}{extension}")
-            for n in range(max(1, channels))
-        ]
+        first, ending = stem(files[0]), extension(files[0])
+        parts = [files[0].with_name(f"{first}_{n:04d}{ending}") for n in range(max(1, channels))]
         files = tuple(parts) if parts[0].exists() else files
     return Found(name, files, path.parent / label if label else None, test)
 

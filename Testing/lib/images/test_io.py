@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 
@@ -47,6 +48,12 @@ class TestNames:
     )
     def test_case_name(self, file: str, name: str) -> None:
         assert io.case_name(file) == name
+
+    def test_names_of_macos_are_composed_and_their_files_found(self) -> None:
+        file = unicodedata.normalize("NFD", "a/Müller.Nii.GZ")
+        assert io.case_name(file) == unicodedata.normalize("NFC", "Müller")
+        assert f"a/{io.stem(file)}{io.extension(file)}" == file
+        assert (io.stem("s"), io.extension("s")) == ("s", "")
 
     def test_find_images(self, tmp_path: Path) -> None:
         for name in ("b.nii.gz", "a.nrrd", ".c.nii.gz", "notes.txt", "d.seg.nrrd"):

@@ -151,7 +151,8 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--project",
         type=Path,
-        help="name the classes as in this project, and count only slices annotated there",
+        help="take the classes of this project, and count only slices annotated there; without it, "
+        "segmentations of Slicer are compared by the names of their segments",
     )
     output_options(parser, events=False)
 

@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from MedSSLLib.core.errors import InputError, MedSSLError
+from MedSSLLib.core.errors import InputError, MedSSLError, naming
 from MedSSLLib.core.events import Events
 from MedSSLLib.core.files import refuse_overwriting, require_file, write_json
 from MedSSLLib.evaluation import quality
 from MedSSLLib.evaluation.calibration import folder_calibration
+from MedSSLLib.evaluation.class_names import ClassNames
 from MedSSLLib.evaluation.metrics import METRICS, CaseMetrics, ClassMetrics, evaluate_case
 from MedSSLLib.evaluation.pairing import by_case
 from MedSSLLib.images import io
@@ -47,8 +48,9 @@ def evaluate_folder(  # noqa: PLR0913 - what a score depends on
             beside scans (CASE_seg.nii.gz); two files of a case are refused.
         out: the JSON file to write; ``None`` = only return.
         tolerance_mm: tolerance of surface Dice in mm, > 0.
-        classes: name to label value; ``None`` = every value but 0 that occurs anywhere, named by
-            its number. A value named "ignore" is no class: where a reference has it, nothing
+        classes: name to label value; ``None`` = every value but 0 that occurs anywhere, with the
+            name that segmentations give it (they are compared by name, whatever their values),
+            else its number. A value named "ignore" is no class: where a reference has it, nothing
             counts.
         annotated: annotated slices of sparsely labelled references; cases not named count fully.
         events: where progress goes.
@@ -138,6 +140,10 @@ def evaluate_pairs(
     """
     if not tolerance_mm > 0:
         raise InputError(f"tolerance is {tolerance_mm} mm", remedy="Give a positive tolerance")
+    if classes is None:
+        known = ClassNames.of(pairs.values())
+    else:
+        known = ClassNames({value: kind for kind, value in classes.items()})
     failed, cases = dict(errors or {}), {}
     unknown: dict[str, list[int]] = {}
     events = events or Events()
@@ -145,7 +151,7 @@ def evaluate_pairs(
         drawn = (annotated or {}).get(name)
         events.progress("evaluate", number, len(pairs))
         try:
-            cases[name], others = _evaluate_files(name, files, tolerance_mm, classes, drawn)
+            cases[name], others = _evaluate_files(name, files, tolerance_mm, known, classes, drawn)
         except MedSSLError as error:
             failed[name] = str(error)
             continue
@@ -156,7 +162,7 @@ def evaluate_pairs(
         raise InputError(
             f"no case could be scored: {first}", remedy="Correct the files that are named"
         )
-    completed = _completed(cases)
+    completed = _completed(cases, None if classes else known)
     return {
         "format": "medssl-metrics",
         "format_version": 1,
@@ -191,23 +197,22 @@ def _evaluate_files(
     name: str,
     files: tuple[Path, Path],
     tolerance: float,
+    known: ClassNames,
     classes: Mapping[str, int] | None,
     annotated: Annotated | None,
 ) -> tuple[CaseMetrics, list[int]]:
     """The metrics of a case, and the values that are neither 0, a class nor to be ignored."""
     predicted, expected = files
     geometry = io.common_grid(predicted, expected)
-    if classes is None:
-        names = io.segment_names(expected) or io.segment_names(predicted) or None
-    else:
-        names = {value: kind for kind, value in classes.items()}
-    reference = io.read_label(expected, geometry, case=name, names=names).array
-    prediction = io.read_label(predicted, geometry, case=name, names=names).array
+    with naming(name):
+        known.check(files)
+    reference = io.read_label(expected, geometry, case=name, names=known.names).array
+    prediction = io.read_label(predicted, geometry, case=name, names=known.names).array
     _require_label(reference, None, expected)
     _require_label(prediction, reference, predicted)
     values = {*label_values(reference), *label_values(prediction)} - {0}
     if classes is None:
-        classes = {str(value): value for value in sorted(values)}
+        classes = known.classes(values)
     counted = None if annotated is None else counted_mask(reference.shape, annotated)
     scored = {}
     for kind, value in classes.items():
@@ -241,16 +246,17 @@ def _require_label(label: np.ndarray, known: np.ndarray | None, file: Path) -> N
         )
 
 
-def _completed(cases: Mapping[str, CaseMetrics]) -> dict[str, CaseMetrics]:
-    """Every case with every class.
+def _completed(
+    cases: Mapping[str, CaseMetrics], known: ClassNames | None
+) -> dict[str, CaseMetrics]:
+    """Every case with every class; in the order of their values where nobody gave the classes.
 
     A class that a case lacks on both sides has volume 0 and is undefined.
     """
     names: list[str] = []
     for kinds in cases.values():
         names += [name for name in kinds if name not in names]
-    if all(name.isdigit() for name in names):
-        names.sort(key=int)
+    names = names if known is None else known.in_order(names)
     absent: ClassMetrics = dict.fromkeys(METRICS) | {"volume_ml": 0.0, "reference_ml": 0.0}
     completed = {}
     for case, kinds in cases.items():

@@ -35,6 +35,11 @@ class Segment:
     value: int
 
 
+def says_nothing(name: str) -> bool:
+    """Whether a segment's name is one that Slicer or this library gives by itself."""
+    return bool(_UNNAMED.fullmatch(name.strip()))
+
+
 def is_segmentation(header: Mapping[str, str]) -> bool:
     """Whether the key-value pairs of a NRRD header are those of a segmentation, maybe without any
     segment.
@@ -80,8 +85,9 @@ def by_name(
     the file does not matter.
 
     A segment that Slicer named by itself ("Segment_1"), and one whose value has no name of its own
-    yet ("class_1"), keep their values. Raises InputError for two segments of one name, and for
-    another name, unless `new`: then it gets its value if that is free, else the next one.
+    yet ("class_1"), keep their values. Raises InputError for two segments of one name or of
+    one value, and for another name, unless `new`: then it gets its value if that is free, else the
+    next one.
     """
     _check_different(found)
     values = {name.strip().casefold(): value for value, name in names.items() if value}
@@ -89,7 +95,7 @@ def by_name(
     result = []
     for segment in found:
         value = values.get(segment.name.strip().casefold())
-        if value is None and (segment.value not in taken or _UNNAMED.fullmatch(segment.name)):
+        if value is None and (segment.value not in taken or says_nothing(segment.name)):
             value = segment.value
         if value is None and new:
             value = max([*taken, *names, *(other.value for other in found)]) + 1
@@ -101,7 +107,20 @@ def by_name(
             )
         taken.add(value)
         result.append(replace(segment, value=value))
+    _check_apart(result)
     return result
+
+
+def _check_apart(found: Sequence[Segment]) -> None:
+    """A segment without a name of its own may have the value that another one's name stands for."""
+    for number, segment in enumerate(found):
+        same = [other.name for other in found[:number] if other.value == segment.value]
+        if same:
+            raise InputError(
+                f"has the segments {same[0]!r} and {segment.name!r}, which would both have the "
+                f"value {segment.value}",
+                remedy="Give each segment the name of a class.",
+            )
 
 
 def _check_different(found: Sequence[Segment]) -> None:

@@ -306,6 +306,15 @@ variant(KIND, "two segments of one name", REFUSED)(
 )
 
 
+@variant(KIND, "Segment_1 has the value of a class that another segment is called by", REFUSED)
+def one_value_for_two(folder: Path) -> str | None:
+    image, label = scan()
+    grid = io.read_header(save(folder / "images" / "c.nii.gz", image))
+    path = seg(folder / "c.seg.nrrd", label, ("Segment_1", "left"))
+    io.read_label(path, grid, names={0: "background", 1: "left", 2: "right"})
+    raise AssertionError("two segments became one")
+
+
 def unnamed_value(values: Sequence[int], shown: Sequence[int]) -> Check:
     """A segmentation of left and right with these values, painted with those shown: the third is
     that of no segment.

@@ -67,7 +67,8 @@ def evaluate(
     Args:
         predictions: folder of ``CASE.nii.gz`` or ``.nrrd``.
         references: folder of labels with the same names.
-        project: names the classes, and says which slices count.
+        project: names the classes, and says which slices count. Without it, segmentations of Slicer
+            are compared by the names of their segments, other files by value.
         out: JSON file to write.
         tolerance: of surface Dice in mm.
 

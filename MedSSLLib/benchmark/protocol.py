@@ -36,6 +36,7 @@ from MedSSLLib.core.errors import InputError
 from MedSSLLib.core.events import Events, relayed
 from MedSSLLib.core.files import read_json, write_json
 from MedSSLLib.evaluation.evaluate import evaluate_pairs
+from MedSSLLib.evaluation.pairing import by_case
 from MedSSLLib.finetuning.finetune import run_finetune
 from MedSSLLib.images import io
 from MedSSLLib.inference.model import PredictOptions
@@ -280,16 +281,20 @@ def score_test_cases(project: Project, predictions: Path, tolerance: float) -> d
     Returns:
         ``summary``, ``per_class``, ``dice``, ``hd95_mm`` and ``missed`` of a record, and
         ``patients`` (case to patient) where the project knows them.
+
+    Raises:
+        InputError: a case has two predictions, or none could be scored.
     """
     test = {case.name: case for case in project.test if case.label}
     pairs, annotated, patients = {}, {}, {}
-    for path in io.find_images(predictions):
-        case = test.get(io.case_name(path))
-        if case is None or case.label is None:
-            continue
-        pairs[case.name] = (path, case.label)
+    found, twice = by_case(io.find_images(predictions), test)
+    for name, case in test.items():
+        if name in twice:
+            raise twice[name]
+        if name in found and case.label is not None:
+            pairs[name] = (found[name], case.label)
         if case.annotated:
-            annotated[case.name] = case.annotated
+            annotated[name] = case.annotated
     metrics = evaluate_pairs(pairs, tolerance, classes=project.scored, annotated=annotated)
     write_json(predictions / "metrics.json", metrics)
     for name in metrics["cases"]:

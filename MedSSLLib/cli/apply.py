@@ -138,7 +138,11 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
         help="folder of CASE.nii.gz or .nrrd",
     )
     parser.add_argument(
-        "--references", type=Path, required=True, metavar="DIR", help="labels with the same names"
+        "--references",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="labels with the same names, or CASE_seg.nii.gz and the like",
     )
     parser.add_argument(
         "--out", type=Path, required=True, metavar="FILE", help="JSON file to write"
@@ -147,7 +151,8 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--project",
         type=Path,
-        help="name the classes as in this project, and count only slices annotated there",
+        help="take the classes of this project, and count only slices annotated there; without it, "
+        "segmentations of Slicer are compared by the names of their segments",
     )
     output_options(parser, events=False)
 

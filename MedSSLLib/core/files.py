@@ -22,6 +22,8 @@ from MedSSLLib.core.errors import InputError, MedSSLError
 from MedSSLLib.core.locks import FileLock as FileLock
 
 TEMPORARY = ".tmp-"  #: how every half-written file or folder is named
+VOXELS_OF_HDR = (".img", ".img.gz", ".IMG", ".IMG.GZ")
+"""Extensions of the file beside a .hdr that holds its voxels."""
 _JSON_LIMIT = 256 * 2**20
 _CHUNK = 4 * 2**20
 _DETACHED = {
@@ -295,9 +297,7 @@ def detached_files(path: Path) -> tuple[Path, ...]:
     """
     suffix = path.suffix.lower()
     if suffix == ".hdr":
-        return tuple(
-            p for p in (path.with_suffix(".img"), path.with_suffix(".img.gz")) if p.is_file()
-        )
+        return tuple(found for found in map(path.with_suffix, VOXELS_OF_HDR) if found.is_file())
     if suffix not in _DETACHED:
         return ()
     with open(path, "rb") as stream:

@@ -8,12 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from MedSSLLib.core.errors import InputError, MedSSLError
+from MedSSLLib.core.errors import InputError, MedSSLError, naming
 from MedSSLLib.core.events import Events
 from MedSSLLib.core.files import refuse_overwriting, require_file, write_json
 from MedSSLLib.evaluation import quality
 from MedSSLLib.evaluation.calibration import folder_calibration
+from MedSSLLib.evaluation.class_names import ClassNames
 from MedSSLLib.evaluation.metrics import METRICS, CaseMetrics, ClassMetrics, evaluate_case
+from MedSSLLib.evaluation.pairing import by_case
 from MedSSLLib.images import io
 from MedSSLLib.images.labels import Annotated, counted_mask, label_values
 
@@ -42,11 +44,13 @@ def evaluate_folder(  # noqa: PLR0913 - what a score depends on
 
     Args:
         predictions: folder with ``CASE.nii.gz``, ``.nrrd`` or ``.mha`` on the source grid.
-        references: folder with the reference labels under the same names.
+        references: folder with the reference labels under the same names, or those of labels
+            beside scans (CASE_seg.nii.gz); two files of a case are refused.
         out: the JSON file to write; ``None`` = only return.
         tolerance_mm: tolerance of surface Dice in mm, > 0.
-        classes: name to label value; ``None`` = every value but 0 that occurs anywhere, named by
-            its number. A value named "ignore" is no class: where a reference has it, nothing
+        classes: name to label value; ``None`` = every value but 0 that occurs anywhere, with the
+            name that segmentations give it (they are compared by name, whatever their values),
+            else its number. A value named "ignore" is no class: where a reference has it, nothing
             counts.
         annotated: annotated slices of sparsely labelled references; cases not named count fully.
         events: where progress goes.
@@ -64,8 +68,7 @@ def evaluate_folder(  # noqa: PLR0913 - what a score depends on
         InputError: a folder is missing, the tolerance is not positive, or not a single case could
             be scored.
     """
-    twice: dict[str, str] = {}
-    predicted, expected = _by_case(Path(predictions), twice), _by_case(Path(references), twice)
+    predicted, expected, twice = _by_case(Path(predictions), Path(references))
     if out is not None:
         require_file(Path(out))
         refuse_overwriting([Path(out)], [*predicted.values(), *expected.values()])
@@ -137,6 +140,10 @@ def evaluate_pairs(
     """
     if not tolerance_mm > 0:
         raise InputError(f"tolerance is {tolerance_mm} mm", remedy="Give a positive tolerance")
+    if classes is None:
+        known = ClassNames.of(pairs.values())
+    else:
+        known = ClassNames({value: kind for kind, value in classes.items()})
     failed, cases = dict(errors or {}), {}
     unknown: dict[str, list[int]] = {}
     events = events or Events()
@@ -144,7 +151,7 @@ def evaluate_pairs(
         drawn = (annotated or {}).get(name)
         events.progress("evaluate", number, len(pairs))
         try:
-            cases[name], others = _evaluate_files(name, files, tolerance_mm, classes, drawn)
+            cases[name], others = _evaluate_files(name, files, tolerance_mm, known, classes, drawn)
         except MedSSLError as error:
             failed[name] = str(error)
             continue
@@ -155,7 +162,7 @@ def evaluate_pairs(
         raise InputError(
             f"no case could be scored: {first}", remedy="Correct the files that are named"
         )
-    completed = _completed(cases)
+    completed = _completed(cases, None if classes else known)
     return {
         "format": "medssl-metrics",
         "format_version": 1,
@@ -170,20 +177,14 @@ def evaluate_pairs(
     }
 
 
-def _by_case(folder: Path, errors: dict[str, str]) -> dict[str, Path]:
-    found: dict[str, Path] = {}
-    for path in io.find_images(folder):
-        name = io.case_name(path)
-        if name in found:
-            errors[name] = str(
-                InputError(
-                    f"named twice: {found[name].name} and {path.name}",
-                    case=name,
-                    remedy="Keep one of them",
-                )
-            )
-        found[name] = path
-    return found
+def _by_case(
+    predictions: Path, references: Path
+) -> tuple[dict[str, Path], dict[str, Path], dict[str, str]]:
+    """Files of both folders by case, and why a case with two files is given up."""
+    ours, theirs = io.find_images(predictions), io.find_images(references)
+    expected, twice = by_case(theirs, by_case(ours)[0])
+    predicted, more = by_case(ours, expected)
+    return predicted, expected, {name: str(why) for name, why in (twice | more).items()}
 
 
 def _some(names: Sequence[str]) -> str:
@@ -196,23 +197,22 @@ def _evaluate_files(
     name: str,
     files: tuple[Path, Path],
     tolerance: float,
+    known: ClassNames,
     classes: Mapping[str, int] | None,
     annotated: Annotated | None,
 ) -> tuple[CaseMetrics, list[int]]:
     """The metrics of a case, and the values that are neither 0, a class nor to be ignored."""
     predicted, expected = files
     geometry = io.common_grid(predicted, expected)
-    if classes is None:
-        names = io.segment_names(expected) or io.segment_names(predicted) or None
-    else:
-        names = {value: kind for kind, value in classes.items()}
-    reference = io.read_label(expected, geometry, case=name, names=names).array
-    prediction = io.read_label(predicted, geometry, case=name, names=names).array
+    with naming(name):
+        known.check(files)
+    reference = io.read_label(expected, geometry, case=name, names=known.names).array
+    prediction = io.read_label(predicted, geometry, case=name, names=known.names).array
     _require_label(reference, None, expected)
     _require_label(prediction, reference, predicted)
     values = {*label_values(reference), *label_values(prediction)} - {0}
     if classes is None:
-        classes = {str(value): value for value in sorted(values)}
+        classes = known.classes(values)
     counted = None if annotated is None else counted_mask(reference.shape, annotated)
     scored = {}
     for kind, value in classes.items():
@@ -246,16 +246,17 @@ def _require_label(label: np.ndarray, known: np.ndarray | None, file: Path) -> N
         )
 
 
-def _completed(cases: Mapping[str, CaseMetrics]) -> dict[str, CaseMetrics]:
-    """Every case with every class.
+def _completed(
+    cases: Mapping[str, CaseMetrics], known: ClassNames | None
+) -> dict[str, CaseMetrics]:
+    """Every case with every class; in the order of their values where nobody gave the classes.
 
     A class that a case lacks on both sides has volume 0 and is undefined.
     """
     names: list[str] = []
     for kinds in cases.values():
         names += [name for name in kinds if name not in names]
-    if all(name.isdigit() for name in names):
-        names.sort(key=int)
+    names = names if known is None else known.in_order(names)
     absent: ClassMetrics = dict.fromkeys(METRICS) | {"volume_ml": 0.0, "reference_ml": 0.0}
     completed = {}
     for case, kinds in cases.items():

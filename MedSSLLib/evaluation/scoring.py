@@ -13,6 +13,7 @@ from MedSSLLib.core.errors import InputError
 from MedSSLLib.core.events import Events
 from MedSSLLib.evaluation.evaluate import averaged_within, bootstrap_interval, evaluate_pairs
 from MedSSLLib.evaluation.metrics import foreground_dice
+from MedSSLLib.evaluation.pairing import by_case
 from MedSSLLib.evaluation.quality import QUALITY_FILE, estimate_text, read_quality
 from MedSSLLib.images import io
 from MedSSLLib.images.labels import IGNORE, class_indices
@@ -34,14 +35,16 @@ def dice_against(project: Project, folder: Path, references: Path) -> dict[str, 
         references: folder with labels under the cases' names.
 
     Raises:
-        InputError: a file cannot be read, or lies on another grid.
+        InputError: a case has two files, or a file cannot be read or lies on another grid.
     """
-    found = {io.case_name(path): path for path in io.find_images(references)}
+    found, twice = by_case(io.find_images(references), [case.name for case in project.pool])
     scores = {}
     for case in project.pool:
         path = folder / f"{case.name}.nii.gz"
         if case.name not in found or case.annotated or not path.exists():
             continue
+        if case.name in twice:
+            raise twice[case.name]
         ours = _read_classes(project, case, path)
         theirs = _read_classes(project, case, found[case.name])
         counted = theirs != IGNORE
@@ -83,7 +86,7 @@ def score_predictions(
 ) -> Scored:
     """Score predictions in a folder against the labels of the project's cases.
 
-    Files are named as the cases.
+    Files are named as the cases; a case with two is not scored, and its error says so.
 
     Test cases only, where any was predicted; else every predicted case with a label. Progress goes
     to ``events``.
@@ -91,7 +94,8 @@ def score_predictions(
     Raises:
         InputError: no prediction belongs to a case with a label.
     """
-    found = {io.case_name(path): path for path in io.find_images(predictions)}
+    names = [case.name for case in project.cases]
+    found, twice = by_case(io.find_images(predictions), names)
     cases = [case for case in project.cases if case.name in found and case.label is not None]
     cases = [case for case in cases if case.role == "test"] or cases
     if not cases:
@@ -100,14 +104,22 @@ def score_predictions(
             file=predictions,
             remedy="Predict cases with a label",
         )
-    pairs, annotated = {}, {}
+    pairs, annotated, errors = {}, {}, {}
     for case in cases:
         assert case.label is not None
+        if case.name in twice:
+            errors[case.name] = str(twice[case.name])
+            continue
         pairs[case.name] = (found[case.name], case.label)
         if case.annotated is not None:
             annotated[case.name] = case.annotated
     metrics = evaluate_pairs(
-        pairs, tolerance_mm, classes=project.scored, annotated=annotated, events=events
+        pairs,
+        tolerance_mm,
+        classes=project.scored,
+        annotated=annotated,
+        errors=errors,
+        events=events,
     )
     scored = {case: found[case] for case in metrics["cases"]}
     return Scored(name, scored, metrics, _estimates(predictions))

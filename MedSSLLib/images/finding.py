@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from pathlib import Path
 
 from MedSSLLib.core.errors import InputError
@@ -17,13 +18,24 @@ _FOLDER_DEPTH = 10
 
 def case_name(path: str | os.PathLike[str]) -> str:
     """The case a file belongs to: its name without image extensions (of a DICOM folder, its whole
-    name).
+    name), in Unicode NFC. macOS gives file names in NFD, where "é" is "e" and an accent.
     """
+    return unicodedata.normalize("NFC", stem(path))
+
+
+def stem(path: str | os.PathLike[str]) -> str:
+    """The name of an image file without its extensions, as the file system has it."""
     name = Path(path).name
-    for extension in (*EXTENSIONS, ".dcm"):
-        if name.lower().endswith(extension) and len(name) > len(extension):
-            return name[: -len(extension)]
-    return name
+    return name[: len(name) - len(extension(path))]
+
+
+def extension(path: str | os.PathLike[str]) -> str:
+    """The extensions of an image file, as they are written; "" of a DICOM folder."""
+    name = Path(path).name
+    for known in (*EXTENSIONS, ".dcm"):
+        if name.lower().endswith(known) and len(name) > len(known):
+            return name[-len(known) :]
+    return ""
 
 
 def find_images(folder: str | os.PathLike[str]) -> list[Path]:

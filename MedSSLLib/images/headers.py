@@ -38,6 +38,7 @@ def open_header(path: Path) -> sitk.ImageFileReader:
     if is_nifti(path):
         check_forms(path)
     reader = sitk.ImageFileReader()
+    reader.SetImageIO(itk_format(path))
     with readable_by_itk(path, pixels=False) as file:
         reader.SetFileName(os.fspath(file))
         try:
@@ -45,6 +46,13 @@ def open_header(path: Path) -> sitk.ImageFileReader:
         except RuntimeError as error:
             raise unreadable(path, str(error)) from None
     return reader
+
+
+def itk_format(path: Path) -> str:
+    """The ITK class that reads a file; "" leaves the choice to ITK, which knows MetaImage by small
+    letters only: it calls CASE.MHA an unknown format.
+    """
+    return "MetaImageIO" if path.name.lower().endswith((".mha", ".mhd")) else ""
 
 
 def unreadable(path: Path, reason: str) -> InputError:

@@ -17,8 +17,10 @@ import SimpleITK as sitk  # noqa: N813
 from MedSSLLib.core.errors import InputError, naming
 from MedSSLLib.images.finding import EXTENSIONS as EXTENSIONS
 from MedSSLLib.images.finding import case_name as case_name
+from MedSSLLib.images.finding import extension as extension
 from MedSSLLib.images.finding import find_images as find_images
 from MedSSLLib.images.finding import images_below as images_below
+from MedSSLLib.images.finding import stem as stem
 from MedSSLLib.images.finer import label_on_image
 from MedSSLLib.images.formats.dicom import (
     dicom_remarks,
@@ -54,6 +56,7 @@ from MedSSLLib.images.headers import (
     geometry_of,
     grid_of,
     is_segmentation_file,
+    itk_format,
     open_header,
     pairs_in,
     segments_of,
@@ -134,7 +137,8 @@ def read_label(
         whatever order and with whatever values they are stored.
 
     Raises InputError as `read_header` does, and for another grid, values that are not whole
-    numbers, segments that overlap, reach outside the image or (with `names`) are no class.
+    numbers, painted values that no segment has, and segments that overlap, reach outside the image
+    or (with `names`) are no class.
     """
     with naming(case, os.fspath(path)):
         source = Path(path)
@@ -322,7 +326,7 @@ def _read(path: Path, names: Mapping[int, str] | None = None) -> Volume:
     check_whole(path, pixels=True)
     with readable_by_itk(path, pixels=True) as file:
         try:
-            image = sitk.ReadImage(os.fspath(file))
+            image = sitk.ReadImage(os.fspath(file), imageIO=itk_format(path))
         except RuntimeError as error:
             raise unreadable(path, str(error)) from None
     array = sitk.GetArrayFromImage(image)

@@ -11,14 +11,16 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
 from itertools import permutations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from monai.data import MetaTensor
+from monai.data import Dataset, MetaTensor, NibabelWriter
 from monai.inferers import Inferer, SlidingWindowInferer
 from monai.transforms import MapTransform, Orientation
 
@@ -28,6 +30,7 @@ from MedSSLLib.images.components import class_map
 from MedSSLLib.inference.sliding_window import tile_size
 
 AXES = ("LSP", "PSL", "SPL")  # directions of d, h, w for a slice axis along L, P, S
+_READ_BY = {".nrrd": ("itk", "nrrd"), ".mha": ("itk",)}  # packages by which MONAI reads them
 
 
 class PlanGridd(MapTransform):
@@ -161,35 +164,80 @@ class TiledInferer(Inferer):
         )
 
 
+class LabelWriter(NibabelWriter):
+    """Label maps value for value: MONAI's writers pass them through float32, which is exact up to
+    16,777,216 only.
+    """
+
+    def set_metadata(
+        self, meta_dict: Mapping[str, Any] | None = None, resample: bool = False, **options: Any
+    ) -> None:
+        """Where the label map lies; it is not resampled."""
+        _, self.affine, _ = self.get_meta_info(meta_dict)
+
+
 def find_cases(folder: str, channels: int) -> list[dict[str, Any]]:
-    """Images of a folder for MONAI's datasets.
+    """Images of a folder for MONAI's datasets, with the number of files that each must have.
 
     Several channels are files named CASE_0000, CASE_0001 and so on.
     """
     cases: dict[str, list[str]] = {}
     for path in sorted(Path(folder).iterdir()):
-        if re.search(r"\.(nii|nii\.gz|nrrd|mha)$", path.name):
-            name = path.name if channels == 1 else re.sub(r"_\d{4}(?=\.)", "", path.name)
+        name, found = re.subn(r"\.(nii|nii\.gz|nrrd|mha)$", "", path.name)
+        if found:
+            name = name if channels == 1 else re.sub(r"_\d{4}$", "", name)
             cases.setdefault(name, []).append(str(path))
-    if channels == 1:
-        return [{"image": paths[0]} for paths in cases.values()]
-    return [{"image": paths} for paths in cases.values() if len(paths) == channels]
+    return [{"image": paths, "channels": channels} for paths in cases.values()]
 
 
 @torch.inference_mode()
 def segment(
-    dataset: Iterable[dict[str, Any]],
+    dataset: Dataset,
     network: torch.nn.Module,
     inferer: Inferer,
     postprocessing: Callable[[dict[str, Any]], Any],
     device: torch.device,
 ) -> list[Any]:
-    """Segment every case of a dataset; returns what the post-processing returns."""
+    """Segment every case of a dataset; returns what the post-processing returns.
+
+    Cases that cannot be read are named and left out; then SystemExit, which says how many, ends the
+    program with exit code 1.
+    """
     network.eval()
     done = []
-    for case in dataset:
+    for index in range(len(dataset)):
+        case = _loaded(dataset, index)
+        if case is None:
+            continue
         image = case["image"]
         logits = inferer(image[None].to(device), network)[0].float().cpu()
         prediction = _with_affine(logits, np.asarray(image.affine), case["source"].meta)
         done.append(postprocessing({**case, "pred": prediction}))
+    if len(done) < len(dataset):
+        raise SystemExit(f"{len(dataset) - len(done)} of {len(dataset)} cases not segmented")
     return done
+
+
+def _loaded(dataset: Dataset, index: int) -> dict[str, Any] | None:
+    """A case, read and on the training grid; None, and why on stderr, where that cannot be."""
+    files, channels = dataset.data[index]["image"], dataset.data[index]["channels"]
+    names = ", ".join(Path(file).name for file in files)
+    if len(files) != channels:
+        why = f"{len(files)} files of one case, expected {channels}. Rename or add files"
+    elif not all(_has_reader(file) for file in files):
+        why = "nothing that is installed reads this format. Install ITK: pip install itk"
+    else:
+        try:
+            return dict(dataset[index])
+        except Exception as error:  # readers raise what they like
+            cause: BaseException = error
+            while cause.__cause__ is not None:  # of a transform, within MONAI's own words
+                cause = cause.__cause__
+            why = f"cannot be read: {str(cause).strip() or type(cause).__name__}"
+    print(f"not segmented: {names}: {why}", file=sys.stderr, flush=True)
+    return None
+
+
+def _has_reader(file: str) -> bool:
+    packages = _READ_BY.get(Path(file).suffix, ())
+    return not packages or any(find_spec(package) for package in packages)

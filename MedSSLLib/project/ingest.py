@@ -122,16 +122,19 @@ def attach(manifest: Manifest, folder: Path) -> Admission:
     ``carry_over``. Unusable labels are listed.
     Raises InputError when no file bears a case's name or none can be used.
     """
-    files = named_after_cases(label_files(folder), manifest.cases)
+    labels, refused = label_files(folder)
+    files = named_after_cases(labels, manifest.cases)
     ours = {name: manifest.cases[name] for name in files if name in manifest.cases}
     if not ours:
         raise InputError(
             "has no label named like a case of the project (labels: "
-            f"{', '.join(sorted(files)[:3])})",
+            f"{', '.join([*sorted(files), *(error.file for error in refused)][:3])})",
             file=folder,
             remedy="Give label files the names of their scans, or add the scans as well.",
         )
-    result = Admission(modality=manifest.modality, labels_from=manifest.labels_from)
+    result = Admission(
+        modality=manifest.modality, labels_from=manifest.labels_from, refused=refused
+    )
     if any(case.annotated and case.annotated.partly for case in ours.values()):
         manifest = with_ignore_value(manifest)
     for name, case in ours.items():

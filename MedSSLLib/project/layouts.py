@@ -12,7 +12,7 @@ from typing import Any
 
 from MedSSLLib.core.errors import InputError
 from MedSSLLib.core.files import is_inside, load_json
-from MedSSLLib.images.io import case_name, find_images, images_below
+from MedSSLLib.images.io import case_name, extension, find_images, images_below, stem
 from MedSSLLib.project.manifest import check_name, parse_labels, parse_modality
 from MedSSLLib.project.sources.grouping import (
     Found,
@@ -174,7 +174,7 @@ def _from_dataset(path: Path) -> Source:
         source = replace(
             source,
             cases=source.cases + part.cases,
-            refused=(*source.refused, *found.refused),
+            refused=(*source.refused, *found.refused, *part.refused),
             warnings=source.warnings + part.warnings,
         )
     if not source.cases and not source.refused:
@@ -244,26 +244,30 @@ def _entry(entry: Any, path: Path, channels: int, test: bool) -> Found:
     if (
         len(files) == 1 and not files[0].exists()
     ):  # nnU-Net v1 lists case.nii.gz for case_0000.nii.gz ...
-        extension = files[0].name.removeprefix(case_name(files[0]))
-        parts = [
-            files[0].with_name(f"{case_name(files[0])}_{n:04d}{extension}")
-            for n in range(max(1, channels))
-        ]
+        first, ending = stem(files[0]), extension(files[0])
+        parts = [files[0].with_name(f"{first}_{n:04d}{ending}") for n in range(max(1, channels))]
         files = tuple(parts) if parts[0].exists() else files
     return Found(name, files, path.parent / label if label else None, test)
 
 
-def label_files(folder: Path) -> dict[str, Path]:
-    """The label files of a folder by the case's name. Raises InputError for two of one name, or for
-    none.
+def label_files(folder: Path) -> tuple[dict[str, Path], list[InputError]]:
+    """The label files of a folder by the case's name, and refusals of those whose name no case can
+    have.
+
+    Raises InputError for two of one name, or for none.
     """
     if not folder.is_dir():
         raise InputError(
             "is not a folder", file=folder, remedy="Give the folder that holds the label files."
         )
     found: dict[str, Path] = {}
+    refused: list[InputError] = []
     for file in find_images(folder):
-        name = check_name(case_name(file), "label")
+        try:
+            name = check_name(case_name(file), "label")
+        except InputError as error:
+            refused.append(_to_rename(file, error))
+            continue
         if name in found:
             raise InputError(
                 f"has two labels for {name}: {found[name].name} and {file.name}",
@@ -271,11 +275,19 @@ def label_files(folder: Path) -> dict[str, Path]:
                 remedy="Keep one of them.",
             )
         found[name] = file
-    return found
+    return found, refused
+
+
+def _to_rename(file: Path, error: InputError) -> InputError:
+    """The refusal of a file whose name no case can have."""
+    return InputError(error.finding, file=file, remedy=f"Rename it. {error.remedy}")
 
 
 def _with_labels(source: Source, folder: Path) -> Source:
-    found = named_after_cases(label_files(folder), [case.name for case in source.cases])
+    files, refused = label_files(folder)
+    if not files and refused:
+        raise refused[0]
+    found = named_after_cases(files, [case.name for case in source.cases])
     cases = tuple(
         replace(case, label=found.pop(_nfc(case.name), case.label)) for case in source.cases
     )
@@ -290,7 +302,12 @@ def _with_labels(source: Source, folder: Path) -> Source:
     unused = (
         f"{len(found)} labels belong to no image: {', '.join(sorted(found)[:10])}" if found else ""
     )
-    return replace(source, cases=cases, warnings=source.warnings + ((unused,) if unused else ()))
+    return replace(
+        source,
+        cases=cases,
+        refused=(*source.refused, *refused),
+        warnings=source.warnings + ((unused,) if unused else ()),
+    )
 
 
 def _nfc(name: Any) -> str:
@@ -308,9 +325,7 @@ def _without_duplicates(source: Source) -> Source:
             named = replace(case, name=check_name(case.name))
             groups.setdefault(named.name.casefold(), []).append(named)
         except InputError as error:
-            refused.append(
-                InputError(error.finding, file=case.images[0], remedy=f"Rename it. {error.remedy}")
-            )
+            refused.append(_to_rename(case.images[0], error))
     for same in groups.values():
         if len(same) > 1:
             refused.append(same_name(same))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from MedSSLLib.core.errors import InputError
 from MedSSLLib.core.files import atomic_folder, atomic_path, detached_files
-from MedSSLLib.images.io import case_name, check_label, read_header
+from MedSSLLib.images.io import check_label, extension, read_header
 from MedSSLLib.project.manifest import Case
 
 _ONE = "1 file is not where it was"
@@ -138,10 +138,9 @@ def _copy(source: Path, folder: Path, name: str) -> Path:
         )
     if source.is_dir():
         return _copy_folder(source, folder / name)
-    extension = source.name.removeprefix(case_name(source))
     details = detached_files(source)
     # a header names its data file: both keep their names, in a folder of their own
-    target = folder / name / source.name if details else folder / f"{name}{extension}"
+    target = folder / name / source.name if details else folder / f"{name}{extension(source)}"
     for file, place in [
         (source, target),
         *((detail, target.with_name(detail.name)) for detail in details),

@@ -20,8 +20,10 @@ from typing import BinaryIO
 import numpy as np
 
 from MedSSLLib.core.errors import InputError
+from MedSSLLib.core.files import VOXELS_OF_HDR
 
 _GZIP = b"\x1f\x8b"
+_EXTENSIONS = (".nii", ".nii.gz", ".hdr")
 _REPAIR = "Copy or download the file again."
 _FIELDS = {
     348: {
@@ -111,7 +113,7 @@ class NiftiHeader:
 
 def is_nifti(path: Path) -> bool:
     """Whether a file is called like NIfTI."""
-    return path.name.lower().endswith((".nii", ".nii.gz", ".hdr"))
+    return path.name.lower().endswith(_EXTENSIONS)
 
 
 def read_nifti_header(path: Path) -> NiftiHeader:
@@ -186,9 +188,10 @@ def _usable_size(
 
 @contextmanager
 def readable_by_itk(path: Path, *, pixels: bool) -> Iterator[Path]:
-    """The path itself, or that of a temporary NIfTI-1 file: for NIfTI-2, which ITK does not read,
-    and for a compressed file with a plain one of the same name beside it, whose voxels ITK would
-    read instead (its NIfTI library takes the header of scan.nii.gz and looks for scan.nii first).
+    """The path itself, or for what ITK does not read that of a temporary NIfTI-1 file: NIfTI-2,
+    extensions with capital letters (.Nii.gz), and a compressed file with a plain one of the same
+    name beside it, whose voxels ITK would read instead (its NIfTI library takes the header of
+    scan.nii.gz and looks for scan.nii first).
 
     pixels: whether the temporary file gets the voxels too.
     """
@@ -196,7 +199,8 @@ def readable_by_itk(path: Path, *, pixels: bool) -> Iterator[Path]:
         yield path
         return
     header = read_nifti_header(path)
-    if header.version == 1 and not (pixels and _has_plain_twin(path)):
+    readable = header.version == 1 and path.name.endswith(_EXTENSIONS)
+    if readable and not (pixels and _has_plain_twin(path)):
         yield path
         return
     with tempfile.TemporaryDirectory(prefix="medssl-") as folder:
@@ -220,7 +224,7 @@ def data_file(path: Path, header: NiftiHeader) -> Path:
     """
     if not header.separate:
         return path
-    for name in (path.with_suffix(".img"), path.with_suffix(".img.gz")):
+    for name in map(path.with_suffix, VOXELS_OF_HDR):
         if name.is_file():
             return name
     raise InputError(

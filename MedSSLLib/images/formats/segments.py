@@ -35,6 +35,11 @@ class Segment:
     value: int
 
 
+def says_nothing(name: str) -> bool:
+    """Whether a segment's name is one that Slicer or this library gives by itself."""
+    return bool(_UNNAMED.fullmatch(name.strip()))
+
+
 def is_segmentation(header: Mapping[str, str]) -> bool:
     """Whether the key-value pairs of a NRRD header are those of a segmentation, maybe without any
     segment.
@@ -80,8 +85,9 @@ def by_name(
     the file does not matter.
 
     A segment that Slicer named by itself ("Segment_1"), and one whose value has no name of its own
-    yet ("class_1"), keep their values. Raises InputError for two segments of one name, and for
-    another name, unless `new`: then it gets its value if that is free, else the next one.
+    yet ("class_1"), keep their values. Raises InputError for two segments of one name or of
+    one value, and for another name, unless `new`: then it gets its value if that is free, else the
+    next one.
     """
     _check_different(found)
     values = {name.strip().casefold(): value for value, name in names.items() if value}
@@ -89,7 +95,7 @@ def by_name(
     result = []
     for segment in found:
         value = values.get(segment.name.strip().casefold())
-        if value is None and (segment.value not in taken or _UNNAMED.fullmatch(segment.name)):
+        if value is None and (segment.value not in taken or says_nothing(segment.name)):
             value = segment.value
         if value is None and new:
             value = max([*taken, *names, *(other.value for other in found)]) + 1
@@ -101,7 +107,20 @@ def by_name(
             )
         taken.add(value)
         result.append(replace(segment, value=value))
+    _check_apart(result)
     return result
+
+
+def _check_apart(found: Sequence[Segment]) -> None:
+    """A segment without a name of its own may have the value that another one's name stands for."""
+    for number, segment in enumerate(found):
+        same = [other.name for other in found[:number] if other.value == segment.value]
+        if same:
+            raise InputError(
+                f"has the segments {same[0]!r} and {segment.name!r}, which would both have the "
+                f"value {segment.value}",
+                remedy="Give each segment the name of a class.",
+            )
 
 
 def _check_different(found: Sequence[Segment]) -> None:
@@ -154,12 +173,14 @@ def annotated_slices(header: Mapping[str, str], geometry: Geometry) -> Annotated
 def flattened(array: np.ndarray, found: list[Segment]) -> np.ndarray:
     """One label map [k, j, i] from layers [k, j, i, layer] (or a single layer [k, j, i]).
 
-    Raises InputError naming two segments that share voxels.
+    Raises InputError naming two segments that share voxels, and values that no segment has: they
+    would be background, or a class without a name.
     """
     layers = array[..., None] if array.ndim == 3 else array
-    if len(found) == 0 or (
-        layers.shape[-1] == 1 and all(segment.value == segment.stored for segment in found)
-    ):
+    if len(found) == 0:
+        return layers[..., 0]
+    _check_named(layers, found)
+    if layers.shape[-1] == 1 and all(segment.value == segment.stored for segment in found):
         return layers[..., 0]
     result = np.zeros(layers.shape[:3], np.int32)
     for segment in found:
@@ -179,6 +200,19 @@ def flattened(array: np.ndarray, found: list[Segment]) -> np.ndarray:
             )
         result[mask] = segment.value
     return result
+
+
+def _check_named(layers: np.ndarray, found: Sequence[Segment]) -> None:
+    for number in range(layers.shape[-1]):
+        layer = layers[..., number]
+        known = [0, *(segment.stored for segment in found if segment.layer == number)]
+        unnamed = layer[~np.isin(layer, known)]
+        if unnamed.size:
+            values = ", ".join(f"{value:g}" for value in np.unique(unnamed)[:10])
+            raise InputError(
+                f"has {unnamed.size:,} voxels of the value {values}, which no segment names",
+                remedy="Save it again with a segment for each value, or set these voxels to 0.",
+            )
 
 
 def check_inside(array: np.ndarray, geometry: Geometry, reference: Geometry) -> None:

@@ -132,9 +132,8 @@ def named_after_cases(labels: Mapping[str, Path], cases: Iterable[str]) -> dict[
     known = set(cases)
     found = dict(labels)
     for name in labels:
-        match = _SEGMENTATION.match(name)
-        scan = match.group(1) if match else _beside(name, known)
-        if name in known or scan not in known or scan in labels:
+        scan = case_segmented(name, known)
+        if not scan or name in known or scan in labels:
             continue
         if scan in found:
             raise InputError(
@@ -144,6 +143,15 @@ def named_after_cases(labels: Mapping[str, Path], cases: Iterable[str]) -> dict[
             )
         found[scan] = found.pop(name)
     return found
+
+
+def case_segmented(name: str, cases: Collection[str]) -> str:
+    """The case, of these, that a file called like case_seg or label-case is a segmentation of; ""
+    for none.
+    """
+    match = _SEGMENTATION.match(name)
+    scan = match.group(1) if match else _beside(name, cases)
+    return scan if scan in cases else ""
 
 
 def name_below(file: Path, root: Path) -> str:

@@ -306,6 +306,52 @@ variant(KIND, "two segments of one name", REFUSED)(
 )
 
 
+@variant(KIND, "Segment_1 has the value of a class that another segment is called by", REFUSED)
+def one_value_for_two(folder: Path) -> str | None:
+    image, label = scan()
+    grid = io.read_header(save(folder / "images" / "c.nii.gz", image))
+    path = seg(folder / "c.seg.nrrd", label, ("Segment_1", "left"))
+    io.read_label(path, grid, names={0: "background", 1: "left", 2: "right"})
+    raise AssertionError("two segments became one")
+
+
+def unnamed_value(values: Sequence[int], shown: Sequence[int]) -> Check:
+    """A segmentation of left and right with these values, painted with those shown: the third is
+    that of no segment.
+    """
+
+    def check(folder: Path) -> str | None:
+        image, label = scan()
+        label[2, 2, 2:5] = 3
+        save(folder / "images" / "c.nii.gz", image)
+        seg(folder / "labels" / "c.seg.nrrd", np.array([0, *shown])[label], BOTH, values=values)
+        try:
+            taken(folder, {})
+        except InputError as error:
+            assert error.case == "c" and f"3 voxels of the value {shown[2]}," in error.finding
+            raise
+        raise AssertionError("a value without a name became a class or background")
+
+    return check
+
+
+variant(KIND, "a value that no segment names", REFUSED)(unnamed_value((1, 2), (1, 2, 3)))
+variant(KIND, "a value that no segment names, segments with other values", REFUSED)(
+    unnamed_value((7, 4), (7, 4, 5))
+)
+
+
+@variant(KIND, "a value that no segment names, in the second layer", REFUSED)
+def unnamed_in_layer(folder: Path) -> str | None:
+    image, label = scan()
+    grid = io.read_header(save(folder / "images" / "c.nii.gz", image))
+    layers = _layers(label) * np.array([1, 2]).reshape(2, 1, 1, 1)
+    layers[1, 2, 2, 2:5] = 1
+    path = seg(folder / "c.seg.nrrd", layers, BOTH, values=(1, 2), layers=(0, 1))
+    io.read_label(path, grid, names={1: "left", 2: "right"})
+    raise AssertionError("a value without a name became background")
+
+
 def oversampled(factor: int) -> Check:
     """A segmentation on a finer grid, with specks between the centres of the image's voxels."""
 

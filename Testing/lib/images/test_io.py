@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 import SimpleITK as sitk  # noqa: N813
 
 from MedSSLLib.core.errors import InputError
+from MedSSLLib.core.files import detached_files
 from MedSSLLib.images import io
 from MedSSLLib.images.formats.segments import Segment, flattened, segments
 from MedSSLLib.images.geometry import Geometry, Volume, moved
@@ -47,10 +49,49 @@ class TestNames:
     def test_case_name(self, file: str, name: str) -> None:
         assert io.case_name(file) == name
 
+    def test_names_of_macos_are_composed_and_their_files_found(self) -> None:
+        file = unicodedata.normalize("NFD", "a/Müller.Nii.GZ")
+        assert io.case_name(file) == unicodedata.normalize("NFC", "Müller")
+        assert f"a/{io.stem(file)}{io.extension(file)}" == file
+        assert (io.stem("s"), io.extension("s")) == ("s", "")
+
     def test_find_images(self, tmp_path: Path) -> None:
         for name in ("b.nii.gz", "a.nrrd", ".c.nii.gz", "notes.txt", "d.seg.nrrd"):
             (tmp_path / name).write_bytes(b"x")
         assert [p.name for p in io.find_images(tmp_path)] == ["a.nrrd", "b.nii.gz", "d.seg.nrrd"]
+
+    @each(
+        ("stored", "called"),
+        [
+            (".nii.gz", ".Nii.gz"),
+            (".nii.gz", ".NII.GZ"),
+            (".nii", ".Nii"),
+            (".mha", ".MHA"),
+            (".mha", ".Mha"),
+            (".nrrd", ".Nrrd"),
+        ],
+    )
+    def test_extensions_in_capital_letters_are_read(
+        self, tmp_path: Path, geometry: Geometry, make_volume: Make, stored: str, called: str
+    ) -> None:
+        volume = make_volume(geometry)
+        io.write_image(tmp_path / f"made{stored}", volume)
+        path = (tmp_path / f"made{stored}").rename(tmp_path / f"case{called}")
+        assert io.find_images(tmp_path)[-1] == path and io.case_name(path) == "case"
+        assert io.read_header(path).close_to(geometry)
+        assert np.array_equal(io.read_image(path).array, volume.array)
+        path.unlink()
+
+    @each("names", [("a.hdr", "a.img"), ("b.HDR", "b.img"), ("c.HDR", "c.IMG"), ("d.Hdr", "d.img")])
+    def test_pairs_in_capital_letters_are_read(
+        self, tmp_path: Path, make_volume: Make, names: tuple[str, str]
+    ) -> None:
+        array = make_volume(Geometry((4, 5, 6))).array
+        sitk.WriteImage(sitk.GetImageFromArray(array), str(tmp_path / "x.hdr"))
+        for made, name in zip(("x.hdr", "x.img"), names, strict=True):
+            (tmp_path / made).rename(tmp_path / name)
+        assert detached_files(tmp_path / names[0]) == (tmp_path / names[1],)
+        assert np.array_equal(io.read_image(tmp_path / names[0]).array, array)
 
 
 class TestFiles:

@@ -3,10 +3,12 @@ MedSSLLib.
 """
 
 import ast
+import importlib.util
 import json
 import re
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -28,7 +30,7 @@ from MedSSLLib.interop.monai_bundle import (
     scripts_text,
     write_bundle,
 )
-from MedSSLLib.interop.monai_bundle_scripts import ClassMapd
+from MedSSLLib.interop.monai_bundle_scripts import ClassMapd, find_cases
 from MedSSLLib.interop.monai_metadata import plan_facts, schema
 from MedSSLLib.project.project import Project
 from MedSSLLib.project.runs import WEIGHTS
@@ -274,6 +276,70 @@ def test_a_bundle_scales_ct_as_the_run_did(tmp_path, rule):
         values = np.arcsinh((values - centre) / width)
     mean, deviation = facts["hounsfield_scale"]
     assert x.max() == pytest.approx((values.max() - mean) / deviation, abs=1e-3)
+
+
+def images_of(folder, **arrays):
+    for name, array in arrays.items():
+        io.write_image(folder / f"{name}.nii.gz", Volume(array, Geometry((24, 20, 16))))
+    return folder
+
+
+def noise(seed=0):
+    return np.random.default_rng(seed).normal(100, 30, (16, 20, 24)).astype(np.float32)
+
+
+@pytest.mark.parametrize("values", [(0, 997, 312_782_546), (0, 2**24 + 1, 2**32 - 1)])
+def test_a_bundle_writes_the_very_ids(tmp_path, values):
+    """Neither is a number of float32, through which MONAI's own writers go."""
+    nibabel = pytest.importorskip("nibabel")
+    project = Project.create(tmp_path / "p", images_of(tmp_path / "i", a=noise()))
+    model = replace(make_run(project, "ids", "3d"), values=values)
+    run_bundle(write_bundle(model, tmp_path / "b", "ids", "", None), tmp_path / "o", tmp_path / "i")
+    written = nibabel.load(tmp_path / "o" / "a.nii.gz")
+    likely, _ = model.probabilities([io.read_image(tmp_path / "i" / "a.nii.gz")])
+    classes = model.class_map(likely.numpy())
+    assert set(np.unique(written.dataobj)) == set(np.array(values)[np.unique(classes)])
+    assert len(np.unique(classes)) > 1 and written.get_data_dtype().kind in "iu"
+    mine = np.array(values)[classes]
+    theirs = io.read_label(tmp_path / "o" / "a.nii.gz", Geometry((24, 20, 16))).array
+    assert (mine == theirs).mean() > 0.998
+    np.testing.assert_array_equal(written.affine, nibabel.load(tmp_path / "i" / "a.nii.gz").affine)
+
+
+def test_a_bundle_names_what_it_cannot_read_and_goes_on(tmp_path, capsys, monkeypatch):
+    pytest.importorskip("nibabel")
+    there = importlib.util.find_spec
+    monkeypatch.setattr(  # as where neither is installed
+        importlib.util, "find_spec", lambda *of: None if of[0] in ("itk", "nrrd") else there(*of)
+    )
+    images = images_of(tmp_path / "i", b=noise(1), d=noise(2), flat=0 * noise(), twice=noise(3))
+    for name in ("a.mha", "c.nrrd", "twice.nrrd"):
+        io.write_image(images / name, Volume(noise(), Geometry((24, 20, 16))))
+    (images / "torn.nii.gz").write_bytes(b"not an image")
+    project = Project.create(tmp_path / "p", images_of(tmp_path / "one", b=noise(1)))
+    bundle = write_bundle(make_run(project, "goes-on", "3d"), tmp_path / "bundle", "x", "", None)
+    with pytest.raises(SystemExit) as ended:
+        run_bundle(bundle, tmp_path / "out", images)
+    assert ended.value.code == "5 of 7 cases not segmented"
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["b.nii.gz", "d.nii.gz"]
+    said = capsys.readouterr().err
+    for name in ("a.mha", "c.nrrd"):
+        assert f"not segmented: {name}: nothing that is installed reads this format" in said
+    assert said.count("pip install itk") == 2
+    assert "not segmented: twice.nii.gz, twice.nrrd: 2 files of one case, expected 1" in said
+    assert "not segmented: torn.nii.gz: cannot be read: " in said
+    assert "not segmented: flat.nii.gz: " in said
+    assert "pip install itk" in (bundle / "docs" / "README.md").read_text(encoding="utf-8")
+
+
+def test_a_bundle_names_cases_without_all_channels(tmp_path):
+    for name in ("a_0000.nii.gz", "a_0001.nii.gz", "b_0001.nrrd", "c.mha", "notes.txt"):
+        (tmp_path / name).touch()
+    found = [
+        (case["channels"], [Path(file).name for file in case["image"]])
+        for case in find_cases(str(tmp_path), 2)
+    ]
+    assert found == [(2, ["a_0000.nii.gz", "a_0001.nii.gz"]), (2, ["b_0001.nrrd"]), (2, ["c.mha"])]
 
 
 def test_a_bundle_keeps_the_pieces_that_predictions_keep():

@@ -105,6 +105,13 @@ def two_labels_of_one_name(folder: Path) -> dict[str, Any]:
     return {"labels": folder / "labels"}
 
 
+@refused_with("labels/a,b.nii.gz: the label name 'a,b' has a separator, a comma.* Rename it")
+def no_label_with_a_usable_name(folder: Path) -> dict[str, Any]:
+    image(folder / "images" / "a.nii.gz")
+    label(folder / "labels" / "a,b.nii.gz")
+    return {"labels": folder / "labels"}
+
+
 @refused_with("no label named like an image .labels: z; images: a")
 def labels_that_fit_no_image(folder: Path) -> dict[str, Any]:
     image(folder / "images" / "a.nii.gz")
@@ -300,3 +307,26 @@ def test_a_read_only_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(Path, "mkdir", refuse)
     with pytest.raises(MedSSLError, match="may not be written|cannot be locked"):
         Project.create(tmp_path / "project", tmp_path / "images")
+
+
+@each("name", ["report, final", "report ", "-x"])
+def test_a_file_whose_name_no_case_can_have_is_left_out_alike(name: str, tmp_path: Path) -> None:
+    """Beside images and beside labels, of folders, data sets and labels that come later."""
+    folder = tmp_path / str(len(name))
+    for file in ("a", "b", name):
+        image(folder / "imagesTr" / f"{file}.nii.gz")
+        label(folder / "labelsTr" / f"{file}.nii.gz")
+    whole = {"labels": {"background": 0, "organ": 1}, "channel_names": {"0": "MR"}}
+    plain = Project.create(folder / "p", folder / "imagesTr", labels=folder / "labelsTr")
+    write_json(folder / "dataset.json", whole)
+    for project in (plain, Project.create(folder / "q", folder / "dataset.json")):
+        assert [case.name for case in project.labelled] == ["a", "b"]
+        said = sorted(str(error) for error in project.refused)
+        assert len(said) == 2, said
+        for words, part in zip(said, ("imagesTr", "labelsTr"), strict=True):
+            assert words.startswith(f"{folder / part / name}.nii.gz: the ")
+            assert "Rename it." in words
+    later = Project.create(folder / "r", folder / "imagesTr")
+    later.add_labels(folder / "labelsTr")
+    assert [case.name for case in later.labelled] == ["a", "b"]
+    assert f"{folder / 'labelsTr' / name}.nii.gz: the label name" in str(later.refused[-1])

@@ -105,8 +105,8 @@ _README = """# {name}
 Run both in this folder. They need MONAI with its command line (`pip install monai nibabel scipy fire jsonschema`) and
 no network; configs/schema.json asks for the fields of the bundle specification. IMAGES holds .nii.gz and .nii files; .nrrd
 and .mha files need ITK too (`pip install itk`). What cannot be read is named and left out, the other cases go on, and the
-exit code is then 1. Several channels: name the files CASE_0000.nii.gz, CASE_0001.nii.gz and so on. Intensities and grid are computed as in the training (scripts/), results
-lie on the grid of the source image.
+exit code is then 1. Several channels: name the files CASE_0000.nii.gz, CASE_0001.nii.gz and so on. Intensities and
+grid are computed as in the training (scripts/), results lie on the grid of the source image.
 
 The scripts and the configuration are part of MedSSL (Apache-2.0). Whether the weights may be passed on depends on the
 data that they were trained on.

@@ -17,7 +17,7 @@ from monai.data import MetaTensor
 
 from MedSSLLib.cli.main import main
 from MedSSLLib.core.errors import InputError, MedSSLError
-from MedSSLLib.data.plan import COMPRESSED_CT, LINEAR_CT, make_plan
+from MedSSLLib.data.plan import COMPRESSED_CT, CROPPED_CT, LINEAR_CT, make_plan
 from MedSSLLib.data.preprocessing.image import preprocess_image
 from MedSSLLib.images import io
 from MedSSLLib.images.geometry import Geometry, Volume
@@ -258,7 +258,7 @@ def test_monai_runs_the_bundle_to_the_labels_of_predict(cohort, dim, norm, piece
         assert (mine.array == other.array).mean() > (0.99 if dim == "2d" else 0.998), case.name
 
 
-@pytest.mark.parametrize("rule", [LINEAR_CT, COMPRESSED_CT])
+@pytest.mark.parametrize("rule", [LINEAR_CT, COMPRESSED_CT, CROPPED_CT])
 def test_a_bundle_scales_ct_as_the_run_did(tmp_path, rule):
     hu = np.random.default_rng(0).uniform(-1000, 400, (16, 20, 24)).astype(np.float32)
     io.write_image(tmp_path / "i" / "a.nii.gz", Volume(hu, Geometry((24, 20, 16))))

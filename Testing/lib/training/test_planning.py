@@ -5,7 +5,7 @@ alone.
 import numpy as np
 import pytest
 
-from MedSSLLib.data.plan import COMPRESSED_CT, LINEAR_CT, make_plan
+from MedSSLLib.data.plan import CROPPED_CT, LINEAR_CT, make_plan
 from MedSSLLib.data.preprocessing.image import preprocess_image
 from MedSSLLib.finetuning.finetune import run_finetune
 from MedSSLLib.images import io
@@ -144,10 +144,10 @@ def test_a_run_takes_the_small_patch_but_for_the_published_scale(project, preset
 def test_ct_is_compressed_but_for_the_published_scale_and_older_encoders(project):
     """What an encoder was trained on is what a run from it sees, whatever is the default now."""
     project.set_modality("CT")
-    assert plan_of(project, "pretrain", method="simclr", name="new").intensities == COMPRESSED_CT
+    assert plan_of(project, "pretrain", method="simclr", name="new").intensities == CROPPED_CT
     old = plan_of(project, "pretrain", method="pgl", preset="paper", name="old")
     assert old.intensities == LINEAR_CT, "PGL, section 3.1"
-    for encoder, rule in (("new", COMPRESSED_CT), ("old", LINEAR_CT)):
+    for encoder, rule in (("new", CROPPED_CT), ("old", LINEAR_CT)):
         assert plan_of(project, "finetune", init=encoder).intensities == rule
     scan = Volume(
         np.linspace(-1000, 300, 96 * 96 * 6).reshape(6, 96, 96),

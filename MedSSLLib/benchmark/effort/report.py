@@ -172,6 +172,7 @@ def write_effort_report(
         f"Ways to annotate compared on {content['data']}, by the work of a scripted person.",
         kicker="MedSSL benchmark",
     )
+    page.figures((effort_figure(content["records"]), "Mean over seeds; the band is their range."))
     cells: list[list[Cell | str]] = []
     for level, way, *numbers in rows:
         cells.append([level, way, *(Cell(number, "", number=True) for number in numbers)])
@@ -180,7 +181,6 @@ def write_effort_report(
     for count, way, *numbers in course_rows(content):
         cells.append([count, way, *(Cell(number, "", number=True) for number in numbers)])
     page.table(list(COURSE_COLUMNS), cells, caption="After so many slices")
-    page.figures((effort_figure(content["records"]), "Mean over seeds; the band is their range."))
     page.section("Limits")
     page.bullets([*notes, *RESEARCH])
     return [text, picture, page.write(out / f"{name}.html", footer())]

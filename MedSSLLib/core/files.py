@@ -13,7 +13,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -270,12 +270,16 @@ def content_hash(path: str | os.PathLike[str]) -> str:
     return digest.hexdigest()
 
 
-def same_content(one: Path, other: Path) -> bool:
-    """Whether two paths are the same file or folder, or files that hold the same bytes, those with
-    the voxels of a header included.
+def same_contents(ones: Sequence[Path], others: Sequence[Path]) -> bool:
+    """Whether as many paths are pairwise the same file or folder, or files that hold the same
+    bytes, those with the voxels of a header included.
 
     Raises InputError as `detached_files` does.
     """
+    return len(ones) == len(others) and all(map(_same_content, ones, others))
+
+
+def _same_content(one: Path, other: Path) -> bool:
     if one.exists() and other.exists() and one.samefile(other):
         return True
     if not (one.is_file() and other.is_file()):
@@ -297,7 +301,9 @@ def detached_files(path: Path) -> tuple[Path, ...]:
     """
     suffix = path.suffix.lower()
     if suffix == ".hdr":
-        return tuple(found for found in map(path.with_suffix, VOXELS_OF_HDR) if found.is_file())
+        beside = map(path.with_suffix, VOXELS_OF_HDR)
+        first = next((found for found in beside if found.is_file()), None)
+        return () if first is None else (first,)  # one file where letters' case does not matter
     if suffix not in _DETACHED:
         return ()
     with open(path, "rb") as stream:

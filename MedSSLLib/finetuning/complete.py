@@ -95,7 +95,7 @@ def run_complete(project: Project, config: RunConfig, events: Events) -> Path:
         if context.is_first:
             completed = complete_case(_model(context, plan, net), drawing, options)
             like = drawing.case.images[0]
-            io.write_image(path, completed, like=like, fields=io.MADE_HERE)
+            io.write_image(path, completed, like=like, fields=io.made_here(completed))
         finish(context, net, metrics, path=str(path), case=drawing.case.name)
         return path
 

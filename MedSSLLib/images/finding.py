@@ -55,10 +55,12 @@ def find_images(folder: str | os.PathLike[str]) -> list[Path]:
     try:
         entries = [p for p in sorted(root.iterdir()) if not p.name.startswith(".")]
         files = [p for p in map(_unwrapped, entries) if _is_image_file(p)]
-        series = _series_below(root, _FOLDER_DEPTH)
+        series = _series_below(root, _FOLDER_DEPTH, set())
     except OSError as error:
         raise InputError(
-            f"cannot be read ({error.strerror})", file=root, remedy="Check its permissions."
+            f"cannot be read ({error.strerror})",
+            file=error.filename or root,
+            remedy="Check its permissions.",
         ) from error
     if files and root in series:
         raise InputError(
@@ -101,8 +103,13 @@ def _unwrapped(path: Path) -> Path:
     return files[0] if len(files) == 1 else path
 
 
-def _series_below(folder: Path, depth: int) -> list[Path]:
-    """The folder, if it holds DICOM slices, and those below it, down to a depth."""
+def _series_below(folder: Path, depth: int, seen: set[Path]) -> list[Path]:
+    """The folder, if it holds DICOM slices, and those below it, down to a depth; none twice, as
+    links may lead back.
+    """
+    if folder.resolve() in seen:
+        return []
+    seen.add(folder.resolve())
     here = [folder] if dicom_files(folder) else []
     if depth == 0:
         return here
@@ -110,7 +117,7 @@ def _series_below(folder: Path, depth: int) -> list[Path]:
         found
         for p in sorted(folder.iterdir())
         if p.is_dir() and not p.name.startswith(".")
-        for found in _series_below(p, depth - 1)
+        for found in _series_below(p, depth - 1, seen)
     ]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -63,7 +64,7 @@ from MedSSLLib.images.headers import (
     unreadable,
 )
 from MedSSLLib.images.labels import Annotated, whole_numbers
-from MedSSLLib.images.writing import MADE_HERE as MADE_HERE
+from MedSSLLib.images.writing import made_here as made_here
 from MedSSLLib.images.writing import refuse_to_replace_drawn as refuse_to_replace_drawn
 from MedSSLLib.images.writing import resample_volume as resample_volume
 from MedSSLLib.images.writing import write_image as write_image
@@ -74,6 +75,9 @@ _NUMPY_TYPES = {
 }  # of NIfTI
 _AIR = -500
 """What values of a CT reach below, and those of nothing else (Hounsfield units)."""
+_PADDING = -1100  # below it there is nothing in Hounsfield units
+_DARK_SHARE = 0.005  # of a CT's voxels lie below water at least, as grey_scale asks too
+_IN_DICOM = ("CT", "MR", "PT", "US", "NM", "XA")  # modalities by DICOM's own names
 _AIR_SHARE = 1e-4  # of a scan's voxels: fewer are stray; not from a paper
 
 
@@ -274,15 +278,19 @@ def shows_air(path: str | os.PathLike[str]) -> bool:
     if kind is None:
         return False
     dtype = np.dtype(header.order + kind)
-    with plain_bytes(data_file(source, header)) as stream:
-        stream.seek(header.offset)
-        content = stream.read(min(math.prod(header.dims), 2**19) * dtype.itemsize)
+    try:
+        with plain_bytes(data_file(source, header)) as stream:
+            stream.seek(header.offset)
+            content = stream.read(min(math.prod(header.dims), 2**19) * dtype.itemsize)
+    except (OSError, EOFError, zlib.error):
+        return False  # refused when it is read
     stored = np.frombuffer(content, dtype, len(content) // dtype.itemsize)
     if not stored.size:
         return False
     slope = header.slope if np.isfinite(header.slope) and header.slope else 1.0
     offset = header.intercept if slope == header.slope and np.isfinite(header.intercept) else 0.0
-    return bool(float(stored.min()) * slope + offset < _AIR)
+    values = stored[stored == stored].astype(float) * slope + offset
+    return bool(np.any((values < _AIR) & (values >= _PADDING)))
 
 
 def contradicts(path: str | os.PathLike[str], modality: str) -> str:
@@ -293,16 +301,19 @@ def contradicts(path: str | os.PathLike[str], modality: str) -> str:
     """
     if is_dicom_source(path):
         own = modality_of(path)
-        return f"DICOM says {own}" if own != modality else ""
-    if shows_air(path):
-        told = modality != "CT" and modality_of(path) == "CT"
-        return "values below -500, as of CT" if told else ""
+        told = own != modality and modality in _IN_DICOM
+        return f"DICOM says {own}" if told else ""
+    quick = is_nifti(Path(path))
     if modality != "CT":
+        told = (shows_air(path) or not quick) and modality_of(path) == "CT"
+        return "values below -500, as of CT" if told else ""
+    if shows_air(path):
         return ""
     array = read_image(path).array
-    if np.count_nonzero(array < 0) > _AIR_SHARE * array.size:
+    inside = array[array >= _PADDING]
+    if not inside.size or np.count_nonzero(inside < 0) >= _DARK_SHARE * inside.size:
         return ""
-    return "no values below 0, where fat and air are in Hounsfield units"
+    return "hardly any values below 0, where fat and air are in Hounsfield units"
 
 
 def notices(path: str | os.PathLike[str]) -> list[tuple[str, str]]:

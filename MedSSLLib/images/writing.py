@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import tempfile
+import zlib
 from collections.abc import Iterable, Mapping
 from gzip import GzipFile
 from pathlib import Path
@@ -15,9 +17,15 @@ import SimpleITK as sitk  # noqa: N813
 from MedSSLLib.core.errors import InputError, MedSSLError
 from MedSSLLib.core.files import TEMPORARY, atomic_path
 from MedSSLLib.images.formats.integrity import check_whole
-from MedSSLLib.images.formats.nifti import is_nifti, keep_forms, plain_bytes, read_nifti_header
+from MedSSLLib.images.formats.nifti import (
+    is_nifti,
+    keep_forms,
+    plain_bytes,
+    read_nifti_header,
+    readable_by_itk,
+)
 from MedSSLLib.images.geometry import Geometry, Volume
-from MedSSLLib.images.headers import grid_of, open_header
+from MedSSLLib.images.headers import geometry_of, grid_of, open_header
 
 _WRITABLE = (".nii.gz", ".nii", ".nrrd", ".mha")
 _INTERPOLATORS = {
@@ -27,8 +35,7 @@ _INTERPOLATORS = {
 }
 
 
-MADE_HERE = {"ITK_FileNotes": "MedSSL"}
-"""Header entry of label maps that a model made, which are replaced when it is asked again."""
+_NOTES = "ITK_FileNotes"
 _DESCRIPTION = slice(148, 228)  # where NIfTI-1 keeps that text
 
 FAST = 1
@@ -54,7 +61,7 @@ def write_image(
         like: the image that the volume belongs to. Where both are NIfTI on the same grid, the
             written file has its sform, qform, codes, voxel sizes and unit, so that other programs
             lay both alike.
-        fields: further header entries, which NRRD alone keeps (but for MADE_HERE).
+        fields: further header entries, which NRRD alone keeps, but for that of `made_here`.
 
     Raises InputError for another extension and for values that are not finite, MedSSLError when it
     cannot be written (full disk, no permission).
@@ -98,13 +105,26 @@ def refuse_to_replace_drawn(paths: Iterable[Path]) -> None:
             )
 
 
+def made_here(label: Volume) -> dict[str, str]:
+    """Header entry of a label map that a model made, which is replaced when it is asked again. It
+    tells by the voxels too, as programs that change these may keep the header.
+    """
+    voxels = np.ascontiguousarray(label.array, np.int64)
+    return {_NOTES: f"MedSSL {hashlib.blake2b(voxels.tobytes(), digest_size=16).hexdigest()}"}
+
+
 def _made_here(path: Path) -> bool:
     try:
         with plain_bytes(path) as stream:
-            text = stream.read(348)[_DESCRIPTION]
-    except (OSError, EOFError):
+            text = stream.read(348)[_DESCRIPTION].rstrip(b"\0 ").decode(errors="replace")
+        if not text.startswith("MedSSL "):
+            return False
+        with readable_by_itk(path, pixels=True) as file:
+            image = sitk.ReadImage(os.fspath(file))
+    except (OSError, EOFError, zlib.error, RuntimeError, InputError):
         return False
-    return text.rstrip(b"\0 ") == MADE_HERE["ITK_FileNotes"].encode()
+    found = Volume(sitk.GetArrayFromImage(image), geometry_of(image))
+    return text == made_here(found)[_NOTES]
 
 
 def _into_temporary(

@@ -68,7 +68,7 @@ def run_predict(  # noqa: PLR0913 - the contract of the command
     options = options or PredictOptions()
     source = RunFolder(project.run_folder(run))
     model = load_model(source, options.device, options.precision)
-    jobs, refused, notes = _jobs(project, cases, images, model.plan.channels)
+    jobs, refused, notes = _jobs(project, cases, images, model.plan.channels, out)
     require_folder(out)
     _protect_inputs(project, out, jobs, model.classes)
     events.emit("start", command="predict", run=run, cases=len(jobs), device=str(model.device))
@@ -85,13 +85,13 @@ def run_predict(  # noqa: PLR0913 - the contract of the command
             refused.append(error)
             events.emit("warning", message=str(error))
             continue
-        for words in _noteworthy(model, name, paths if images else (), found):
-            events.emit("warning", message=words, case=name)
         incomplete |= bool(found.taken)
         if estimate:
             quality[name] = estimate
         drop_estimate(out, run, name)
         written.append(_write(out, name, found, paths[0], model.classes))
+        for words in _noteworthy(model, name, paths if images else (), found):
+            events.emit("warning", message=words, case=name)
         del found
         events.progress("predict", number, len(jobs))
     if not written:
@@ -219,11 +219,11 @@ def _protect_inputs(
 
 
 def _jobs(
-    project: Project, cases: str | None, images: Sequence[Path], channels: int
+    project: Project, cases: str | None, images: Sequence[Path], channels: int, out: Path
 ) -> tuple[dict[str, tuple[Path, ...]], list[InputError], tuple[str, ...]]:
     """Images by case, and what is wrong with cases that cannot be told apart or lack a channel."""
     if images:
-        source = images_at(images, channels)
+        source = images_at(images, channels, (out, project.folder))
         jobs = {case.name: case.images for case in source.cases}
         return jobs, list(source.refused), source.warnings
     chosen = project.cases if cases is None else project.select(cases)
@@ -263,5 +263,5 @@ def _write(
         io.write_image(certainty, Volume(found.uncertainty, geometry), like=source)
     else:
         certainty.unlink(missing_ok=True)
-    io.write_image(path, found.label, like=source, fields=io.MADE_HERE)
+    io.write_image(path, found.label, like=source, fields=io.made_here(found.label))
     return path

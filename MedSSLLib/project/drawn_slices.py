@@ -20,7 +20,7 @@ _FEW_SLICES = 5  # of an image: of fewer, one slice may be all of a structure; n
 def lone_slices(label: np.ndarray, grid: Geometry) -> str:
     """The slices that a label map shows structures on, in words, where none touches another: a
     structure of a whole label spans neighbouring slices, and these look drawn one by one. "" for
-    other label maps.
+    other label maps, and for one slice: a small structure may lie on it.
 
     Args:
         label: ``[k, j, i]``.
@@ -30,7 +30,7 @@ def lone_slices(label: np.ndarray, grid: Geometry) -> str:
     for axis in (2, 1, 0):
         counts = shown.sum(tuple(other for other in range(3) if other != 2 - axis))
         found = np.flatnonzero(counts)
-        apart = len(found) and (len(found) == 1 or np.diff(found).min() > 1)
+        apart = len(found) > 1 and np.diff(found).min() > 1
         if apart and len(counts) >= _FEW_SLICES and counts[found].min() >= _FEW_VOXELS:
             return f"{planes(grid)[axis]} {', '.join(str(index) for index in found)}"
     return ""

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from MedSSLLib.core.errors import InputError
-from MedSSLLib.core.files import same_content
+from MedSSLLib.core.files import same_contents
 from MedSSLLib.images.geometry import Geometry
 from MedSSLLib.images.io import (
     case_name,
@@ -87,7 +87,7 @@ def admit(
     for found in source.cases:
         known = present.get(found.name.casefold())
         try:
-            if known is not None and same_content(known.images[0], found.images[0]):
+            if known is not None and same_contents(known.images, found.images):
                 result.already.append(known.name)
                 continue
             if known is not None:
@@ -123,7 +123,8 @@ def attach(manifest: Manifest, folder: Path) -> Admission:
     Raises InputError when no file bears a case's name or none can be used.
     """
     labels, refused = label_files(folder)
-    files = named_after_cases(labels, manifest.cases)
+    files, twice = named_after_cases(labels, manifest.cases)
+    refused += twice
     ours = {name: manifest.cases[name] for name in files if name in manifest.cases}
     if not ours:
         raise InputError(

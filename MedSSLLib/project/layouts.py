@@ -40,12 +40,15 @@ class Source:
 
 
 def discover(
-    paths: Sequence[str | os.PathLike[str]], labels: str | os.PathLike[str] | None = None
+    paths: Sequence[str | os.PathLike[str]],
+    labels: str | os.PathLike[str] | None = None,
+    apart: Sequence[str | os.PathLike[str]] = (),
 ) -> Source:
     """The cases of image files, folders of images, data set folders or dataset.json files, with a
     folder of labels.
 
-    Segmentations beside their scans (case.seg.nrrd, case_seg.nii.gz) are labels, not scans.
+    Segmentations beside their scans (case.seg.nrrd, case_seg.nii.gz) are labels, not scans. Image
+    files in folders below are named as left out, but for folders that are given too or are `apart`.
     Raises InputError when a path is missing or holds no image, no label is named like an image, or
     a dataset.json is malformed. Cases with the same name, missing channels or paths outside their
     dataset.json's folder are refused.
@@ -59,7 +62,8 @@ def discover(
             remedy="Keep them in separate folders, or leave the labels out where they are called "
             "like their scans: case.seg.nrrd, case_seg.nii.gz.",
         )
-    parts = [_one(Path(path), labels) for path in paths]
+    others = [Path(other) for other in (*paths, *apart, *([] if labels is None else [labels]))]
+    parts = [_one(Path(path), labels, others) for path in paths]
     source = Source(
         cases=tuple(case for part in parts for case in part.cases),
         labels=next((part.labels for part in parts if part.labels is not None), None),
@@ -72,18 +76,23 @@ def discover(
     return _without_duplicates(source)
 
 
-def images_at(paths: Sequence[str | os.PathLike[str]], channels: int) -> Source:
+def images_at(
+    paths: Sequence[str | os.PathLike[str]], channels: int, apart: Sequence[Path] = ()
+) -> Source:
     """The cases of image files, DICOM folders and folders of images that are to be segmented.
 
     With several `channels`, the files case_0000, case_0001 ... are one case. Cases with the same
-    name and missing channels are refused. Raises InputError for a folder without images.
+    name and missing channels are refused. Of image files in folders below it is said that they are
+    left out, but for folders that are given too or are `apart` (results).
+    Raises InputError for a folder without images.
     """
     folders = [path for path in map(Path, paths) if path.is_dir()]
     loose = [path for path in map(Path, paths) if not path.is_dir()]
     several = channels > 1
     parts = [grouped(find_images(f), f, channels=several, labelled=False) for f in folders]
     parts.append(grouped(loose, Path(), channels=several, labelled=False))
-    overlooked = [words for folder in folders for words in _overlooked(folder)]
+    others = [*folders, *apart]
+    overlooked = [words for folder in folders for words in _overlooked(folder, others)]
     groups: dict[str, list[Found]] = {}
     for part in parts:
         for case in part.cases:
@@ -102,12 +111,12 @@ def images_at(paths: Sequence[str | os.PathLike[str]], channels: int) -> Source:
     )
 
 
-def _overlooked(root: Path, labels: Path | None = None) -> list[str]:
+def _overlooked(root: Path, others: Sequence[Path]) -> list[str]:
     """What to say of image files in folders below, which are not looked for: in some of them lie
-    segmentations, or what other programs have made of the scans.
+    segmentations, or what other programs have made of the scans. Nothing of those in `others`.
     """
-    apart = [labels.resolve()] if labels is not None else []
-    found = [file for file in images_below(root) if not set(apart) & set(file.resolve().parents)]
+    apart = {other.resolve() for other in others} - {root.resolve()}
+    found = [file for file in images_below(root) if not apart & set(file.resolve().parents)]
     if not found:
         return []
     shown = ", ".join(str(file.relative_to(root)) for file in found[:3])
@@ -118,7 +127,7 @@ def _overlooked(root: Path, labels: Path | None = None) -> list[str]:
     ]
 
 
-def _one(path: Path, labels: str | os.PathLike[str] | None) -> Source:
+def _one(path: Path, labels: str | os.PathLike[str] | None, others: Sequence[Path]) -> Source:
     if path.suffix.lower() == ".json":
         return _from_dataset(path)
     if (path / "dataset.json").is_file():
@@ -127,10 +136,12 @@ def _one(path: Path, labels: str | os.PathLike[str] | None) -> Source:
         return Source((Found(case_name(path), (path,)),))
     if not path.exists():
         raise InputError("does not exist", file=path, remedy="Check the path of the images.")
-    return _from_folder(path, labels)
+    return _from_folder(path, labels, others)
 
 
-def _from_folder(root: Path, labels: str | os.PathLike[str] | None) -> Source:
+def _from_folder(
+    root: Path, labels: str | os.PathLike[str] | None, others: Sequence[Path]
+) -> Source:
     files = find_images(root)
     declared = root.parent / "dataset.json"
     raw = root.name in (_TRAINING, _TEST)
@@ -145,7 +156,7 @@ def _from_folder(root: Path, labels: str | os.PathLike[str] | None) -> Source:
     elif label_names is not None:
         channels = label_names_count_channels(files, label_names)
     found = grouped(files, root, channels=channels)
-    overlooked = _overlooked(root, None if labels is None else Path(labels))
+    overlooked = _overlooked(root, others)
     warnings = (*([warning] if warning else []), *found.warnings, *overlooked)
     return Source(tuple(found.cases), names, modality, tuple(found.refused), warnings)
 
@@ -287,11 +298,12 @@ def _with_labels(source: Source, folder: Path) -> Source:
     files, refused = label_files(folder)
     if not files and refused:
         raise refused[0]
-    found = named_after_cases(files, [case.name for case in source.cases])
+    found, twice = named_after_cases(files, [case.name for case in source.cases])
+    refused += twice
     cases = tuple(
         replace(case, label=found.pop(_nfc(case.name), case.label)) for case in source.cases
     )
-    if found and all(case.label is None for case in cases):
+    if found and not twice and all(case.label is None for case in cases):
         images = ", ".join(case.name for case in cases[:3])
         raise InputError(
             f"has no label named like an image (labels: {', '.join(sorted(found)[:3])}; images: "

@@ -98,7 +98,7 @@ class Project(ProjectFacts):
                 file=project.folder,
                 remedy="Use medssl add, or choose another folder.",
             )
-        source = discover([images], labels)
+        source = discover([images], labels, [folder])
         if modality is not None:
             source = replace(source, modality=parse_modality(list(modality)))
         project._admit(source, metadata, labelled, test)
@@ -194,7 +194,7 @@ class Project(ProjectFacts):
         afterwards.
         """
         before = set(self._manifest.cases)
-        self._admit(discover(list(paths), labels), metadata, None, "")
+        self._admit(discover(list(paths), labels, [self.folder]), metadata, None, "")
         return tuple(case for case in self.cases if case.name not in before)
 
     def add_labels(self, folder: str | os.PathLike[str]) -> tuple[str, ...]:

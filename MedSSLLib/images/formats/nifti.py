@@ -11,6 +11,7 @@ import math
 import shutil
 import struct
 import tempfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -122,8 +123,11 @@ def read_nifti_header(path: Path) -> NiftiHeader:
     Raises InputError for other files, Analyze files (which do not say where left is), headers that
     are cut short, and sizes or spacings that no image has.
     """
-    with plain_bytes(path) as stream:
-        content = stream.read(540)
+    try:
+        with plain_bytes(path) as stream:
+            content = stream.read(540)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise InputError(f"is damaged ({error})", file=path, remedy=_REPAIR) from None
     order, kind = _byte_order(path, content)
     if len(content) < kind:
         raise InputError("is truncated within its header", file=path, remedy=_REPAIR)

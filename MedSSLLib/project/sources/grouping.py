@@ -122,27 +122,36 @@ def label_names_count_channels(files: Sequence[Path], label_names: set[str]) -> 
     return bool(stems & label_names) and not names & label_names
 
 
-def named_after_cases(labels: Mapping[str, Path], cases: Iterable[str]) -> dict[str, Path]:
+def named_after_cases(
+    labels: Mapping[str, Path], cases: Iterable[str]
+) -> tuple[dict[str, Path], list[InputError]]:
     """Label files by name, where case_seg.nii.gz and the like are those of the case, if no file
-    bears its plain name.
-
-    Raises InputError where several are: which of a mask and a segmentation is meant, only the user
-    knows.
+    bears its plain name; and refusals of those of a case that has several: which of a mask and a
+    segmentation is meant, only the user knows.
     """
     known = set(cases)
     found = dict(labels)
+    several: dict[str, list[Path]] = {}
     for name in labels:
         scan = case_segmented(name, known)
         if not scan or name in known or scan in labels:
             continue
-        if scan in found:
-            raise InputError(
-                f"has two labels for {scan}: {found[scan].name} and {labels[name].name}",
-                file=labels[name].parent,
+        several.setdefault(scan, []).append(found.pop(name))
+    refused = []
+    for scan, files in several.items():
+        if len(files) == 1:
+            found[scan] = files[0]
+            continue
+        refused.append(
+            InputError(
+                f"has {len(files)} labels ({', '.join(file.name for file in files)}), and none is "
+                "taken",
+                case=scan,
+                file=files[0].parent,
                 remedy="Move those that are not meant to another folder.",
             )
-        found[scan] = found.pop(name)
-    return found
+        )
+    return found, refused
 
 
 def case_segmented(name: str, cases: Collection[str]) -> str:

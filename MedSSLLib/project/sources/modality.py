@@ -20,7 +20,8 @@ def choose_modality(known: Modalities | None, cases: Sequence[Found]) -> tuple[M
     warning where scans differ ("" where they do not).
 
     DICOM says what it is, so every series is asked. Of other files the first, middle and last are
-    read and the beginning of all: a CT shows air there. Where some do, the others are read too.
+    read and the beginning of all: a CT shows air there. Where some do, the others are read too. To
+    a modality that is known they are compared one by one.
     """
     if known:
         return known, _contradictions(known, cases)
@@ -86,7 +87,12 @@ def _contradictions(known: Modalities, cases: Sequence[Found]) -> str:
                     found.setdefault(words, []).append(case.name)
     return "; ".join(
         f"{words}, in {len(names)} scan{'s' * (len(names) > 1)} ({_some(names)}), taken as "
-        f"{'+'.join(known)} all the same. Make a project for each kind"
+        f"{'+'.join(known)} all the same. "
+        + (
+            "Is the modality right? CT must be in Hounsfield units"
+            if len(names) == len(cases)
+            else "Make a project for each kind"
+        )
         for words, names in found.items()
     )
 

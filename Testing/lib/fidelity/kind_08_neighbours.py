@@ -12,7 +12,6 @@ import numpy as np
 import pydicom
 import SimpleITK as sitk  # noqa: N813
 
-from MedSSLLib.core.errors import InputError
 from MedSSLLib.core.files import write_json
 from MedSSLLib.images import io
 from MedSSLLib.project.layouts import images_at
@@ -99,6 +98,47 @@ def below(folder: Path) -> str | None:
     return "; ".join(found.warnings)
 
 
+@variant(KIND, "results in folders below the scans")
+def results_below(folder: Path) -> str | None:
+    for where in ("a", "p/runs/a", "out/a", "more/b"):
+        save(folder / "s" / f"{where}.nii.gz", scan()[0])
+    given = [folder / "s", folder / "s" / "more"]
+    apart = (folder / "s" / "p", folder / "s" / "out")
+    assert images_at(given, 1, apart).warnings == ()
+    (folder / "s" / "loop").symlink_to(folder / "s")
+    assert len(io.find_images(folder / "s")) == 1
+    shutil.rmtree(folder / "s" / "out")
+    project = Project.create(folder / "s" / "p", folder / "s", labels=None)
+    assert "1 image file in folders below is left out (more/b" in project.warnings[0]
+    return None
+
+
+@variant(KIND, "add: the same first channel, another second one", REFUSED)
+def second_channel(folder: Path) -> str | None:
+    for where in ("a", "copy", "b"):
+        for name in ("c_0000", "c_0001", "d_0000", "d_0001"):
+            changed = name == "c_0001" and where == "b"
+            save(folder / where / "imagesTr" / f"{name}.nii.gz", scan(int(changed))[0])
+    project = Project.create(folder / "p", folder / "a" / "imagesTr")
+    project.add([folder / "copy" / "imagesTr"])
+    assert project.already == ("c", "d")
+    project.add([folder / "b" / "imagesTr"])
+    assert project.already == ("d",)
+    raise project.refused[0]
+
+
+@variant(KIND, "init: a damaged file among others", REFUSED)
+def damaged(folder: Path) -> str | None:
+    path = save(folder / "s" / "a.nii.gz", scan()[0])
+    save(folder / "s" / "b.nii.gz", scan(1)[0])
+    content = bytearray(path.read_bytes())
+    content[400:4000] = b"x" * 3600
+    path.write_bytes(bytes(content))
+    project = Project.create(folder / "p", folder / "s", modality=["MR"])
+    io.read_image(project.case("a").images[0])
+    return None
+
+
 @variant(KIND, "labels in a folder below the scans")
 def labels_below(folder: Path) -> str | None:
     save(folder / "s" / "a.nii.gz", scan()[0])
@@ -141,15 +181,15 @@ def wrapped(folder: Path) -> str | None:
 
 @variant(KIND, "two labels of a case in a folder, mask and seg", REFUSED)
 def two_labels(folder: Path) -> str | None:
-    save(folder / "s" / "e.nii.gz", scan()[0])
-    for name in ("e_mask", "e_seg"):
+    for name in ("e", "f"):
+        save(folder / "s" / f"{name}.nii.gz", scan()[0])
+    for name in ("e_mask", "e_seg", "f_seg"):
         save(folder / "l" / f"{name}.nii.gz", scan()[1])
-    try:
-        Project.create(folder / "p", folder / "s", labels=folder / "l")
-    except InputError as error:
-        assert "two labels for e: e_mask.nii.gz and e_seg.nii.gz" in str(error)
-        raise
-    return None
+    project = Project.create(folder / "p", folder / "s", labels=folder / "l")
+    assert [case.name for case in project.labelled] == ["f"], "the other cases go on"
+    (refused,) = project.refused
+    assert refused.case == "e" and "2 labels (e_mask.nii.gz, e_seg.nii.gz)" in str(refused)
+    raise refused
 
 
 @variant(KIND, "the plain name and e_mask: the plain name counts", WARNED)

@@ -30,6 +30,9 @@ SCANS = {
     "CT": hounsfield(),
     "CT, cropped to tissue": hounsfield()[BODY].copy(),
     "CT with an offset": (hounsfield() + 1024).astype(np.uint16),
+    "CT with an offset, padded": np.where(hounsfield() < -900, -2000, hounsfield() + 1024).astype(
+        np.int16
+    ),
     "MR": scan()[0],
 }
 

@@ -109,12 +109,15 @@ def test_slices_that_lie_apart_are_noticed():
     ball[2:8, 2:8, 2:9] = 1
     assert lone_slices(ball, grid) == ""
     for axis, words in ((0, "axial"), (1, "coronal"), (2, "sagittal")):
-        for drawn in ([3], [3, 6]):
+        for drawn in ([3, 5], [2, 4, 7]):
             some = np.zeros_like(ball)
             np.moveaxis(some, axis, 0)[drawn] = np.moveaxis(ball, axis, 0)[drawn]
             assert lone_slices(some, grid) == f"{words} {', '.join(map(str, drawn))}"
+        one = np.zeros_like(ball)
+        np.moveaxis(one, axis, 0)[3] = np.moveaxis(ball, axis, 0)[3]
+        assert lone_slices(one, grid) == "", "a small structure"
     speck = np.zeros_like(ball)
-    speck[4, 4:6, 4:6] = 1
+    speck[4:7:2, 4:6, 4:6] = 1
     assert lone_slices(speck, grid) == lone_slices(np.zeros_like(ball), grid) == ""
     assert lone_slices(ball[3:7:3], Geometry((12, 11, 2))) == "", "two slices are all there are"
 

@@ -510,7 +510,8 @@ def test_growth_is_that_since_the_round_before(project, monkeypatch):
     events, record = loud()
     selftrain.run_selftrain(project, settings(name="grows", options__rounds=3), events)
     assert [e["message"].split(" times")[0] for e in record.of("warning")] == [
-        f"The class {name} grew 10.0" for name in project.classes[1:]
+        *(f"The class {name} grew 10.0" for name in project.classes[1:]),
+        "Pseudo-labels have grown to 11.0",
     ]
 
 
@@ -681,3 +682,13 @@ def test_pseudo_labels_are_predicted_in_the_number_format_of_training(project, m
         formats == ["bf16"]
         and json.loads((folder / "config.json").read_text())["precision"] == "bf16"
     )
+
+
+def test_growing_pseudo_labels_are_told():
+    def summary(*voxels):
+        return {"cases": {str(n): {"voxels": {"a": v, "b": 1}} for n, v in enumerate(voxels)}}
+
+    first = summary(9, 19)
+    assert selftrain.leak_words(first, summary(19, 24)) == "", "1.5 times"
+    assert "grown to 1.8 times" in selftrain.leak_words(first, summary(29, 23))
+    assert selftrain.leak_words(first, first) == selftrain.leak_words(first, summary(0, 0)) == ""

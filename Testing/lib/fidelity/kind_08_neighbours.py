@@ -105,8 +105,6 @@ def results_below(folder: Path) -> str | None:
     given = [folder / "s", folder / "s" / "more"]
     apart = (folder / "s" / "p", folder / "s" / "out")
     assert images_at(given, 1, apart).warnings == ()
-    (folder / "s" / "loop").symlink_to(folder / "s")
-    assert len(io.find_images(folder / "s")) == 1
     shutil.rmtree(folder / "s" / "out")
     project = Project.create(folder / "s" / "p", folder / "s", labels=None)
     assert "1 image file in folders below is left out (more/b" in project.warnings[0]
@@ -152,6 +150,7 @@ def labels_below(folder: Path) -> str | None:
 def series_below(folder: Path) -> str | None:
     for where in ("s", "s/p1", "s/a/b/c/d/e/f"):
         write_series(folder / where)
+    (folder / "s" / "loop").symlink_to(folder / "s")
     project = Project.create(folder / "p", folder / "s")
     assert [case.name for case in project.cases] == ["a_b_c_d_e_f", "p1", "s"]
     return None

@@ -29,6 +29,11 @@ _UNSCALED = (
 )
 
 
+def folded(name: str) -> str:
+    """A name of a class as names are compared: in any case, without spaces around it."""
+    return name.strip().casefold()
+
+
 @dataclass(frozen=True)
 class Annotated:
     """Annotated slices: ``slices`` holds (axis, indices) pairs, axes unique and sorted, indices

@@ -152,7 +152,13 @@ def _noteworthy(
     """
     grid = found.label.geometry
     if new:
-        yield from (f"{name}: {words}" for words in unlike_training(model.plan, new, grid))
+        try:
+            yield from (f"{name}: {words}" for words in unlike_training(model.plan, new, grid))
+        except MemoryError:  # the result is written, and the other cases go on
+            yield (
+                f"{name}: there was not enough memory to compare its values with those trained on; "
+                "look whether the scan is of the same kind."
+            )
     if found.taken:
         yield about_pieces(name, found.taken, model.classes, grid)
 

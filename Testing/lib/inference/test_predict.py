@@ -278,6 +278,24 @@ def test_a_scan_in_another_unit_is_named(trained, tmp_path):
     assert not record.of("warning")
 
 
+def test_values_that_cannot_be_compared_are_told_and_the_others_go_on(
+    trained, tmp_path, monkeypatch
+):
+    """Memory that runs out after a result was written must not end the command."""
+
+    def full(*given):
+        raise MemoryError
+
+    monkeypatch.setattr(predict, "unlike_training", full)
+    events, told = loud()
+    scans = [trained.case(name).images[0] for name in ("case0", "case1")]
+    written = run_predict(trained, "model", tmp_path, events, images=scans).written
+    assert [path.name for path in written] == ["case0.nii.gz", "case1.nii.gz"]
+    words = [event["message"] for event in told.of("warning")]
+    assert [text.split(":")[0] for text in words] == ["case0", "case1"], words
+    assert all("not enough memory to compare" in text for text in words)
+
+
 def test_refusals(trained, tmp_path):
     for arguments, words in (
         ({"run": "never"}, "does not exist"),

@@ -259,23 +259,26 @@ def _shares(masks: Sequence[np.ndarray]) -> list[float]:
     ]
 
 
-def richest_components(classes: np.ndarray, likely: np.ndarray) -> np.ndarray:
+def richest_components(
+    classes: np.ndarray, likely: np.ndarray, nearly: float = NEARLY_AS_SURE
+) -> np.ndarray:
     """A class map in which the whole foreground keeps its richest component and those nearly as
     rich.
 
     How rich a component is: the sum over classes of its share of the class's certainty (see
     :meth:`Pieces.certainty`). Another one is nearly as rich if in more than half of the richest
-    one's classes it has at least NEARLY_AS_SURE of that one's certainty. So a second, false piece
+    one's classes it has at least `nearly` of that one's certainty. So a second, false piece
     of one class goes, however large it is, unless that is the only class. Classes that would vanish
     stay.
 
     Args:
         classes: class map of up to three axes.
         likely: probability of each voxel's class, same shape.
+        nearly: in (0, 1].
     """
     if many_runs(classes, MOST_RUNS):
         result = classes.copy()
-        blank_poor(result, likely, NEARLY_AS_SURE)
+        blank_poor(result, likely, nearly)
         return result
     found = pieces_of(classes, across=True)
     if found.piece.max(initial=0) == 0:
@@ -285,7 +288,7 @@ def richest_components(classes: np.ndarray, likely: np.ndarray) -> np.ndarray:
     mass = np.bincount(place, found.certainty(likely), shape[0] * shape[1]).reshape(shape)
     richest = int((mass / np.maximum(mass.sum(0), 1e-30)).sum(1).argmax())
     shown = mass[richest] > 0
-    near = (mass[:, shown] >= NEARLY_AS_SURE * mass[richest, shown]).sum(1)
+    near = (mass[:, shown] >= nearly * mass[richest, shown]).sum(1)
     gone = near * 2 <= shown.sum()
     result = classes.copy()
     found.remove(result, gone[found.piece] & shown[found.value])
@@ -293,15 +296,19 @@ def richest_components(classes: np.ndarray, likely: np.ndarray) -> np.ndarray:
 
 
 def surest_components(
-    classes: np.ndarray, likely: np.ndarray, chosen: Collection[int]
+    classes: np.ndarray,
+    likely: np.ndarray,
+    chosen: Collection[int],
+    nearly: float = NEARLY_AS_SURE,
 ) -> np.ndarray:
     """A class map in which the chosen classes keep their surest component and those that are nearly
-    as sure: with at least NEARLY_AS_SURE of the surest one's certainty.
+    as sure: with at least `nearly` of the surest one's certainty.
 
     Args:
         classes: class map of up to three axes.
         likely: probability of each voxel's class, same shape.
         chosen: class indices.
+        nearly: in (0, 1].
     """
     result = classes.copy()
     if not len(chosen):
@@ -309,7 +316,7 @@ def surest_components(
     if many_runs(classes, MOST_RUNS):
         for _, box, labels, count in labelled_classes(classes, chosen):
             sums = label_sums(labels, count, likely[box])
-            gone = sums < NEARLY_AS_SURE * sums[1:].max()
+            gone = sums < nearly * sums[1:].max()
             gone[0] = False
             blank(result[box], labels, gone)
             del labels
@@ -320,7 +327,7 @@ def surest_components(
     for value in chosen:
         own = np.flatnonzero(owner == value)
         if len(own) > 1:
-            gone[own] = sums[own] < NEARLY_AS_SURE * sums[own].max()
+            gone[own] = sums[own] < nearly * sums[own].max()
     found.remove(result, gone[found.piece])
     return result
 
@@ -331,6 +338,7 @@ def kept_pieces(
     single: Collection[int] = (),
     *,
     connected: bool = False,
+    nearly: float = NEARLY_AS_SURE,
 ) -> np.ndarray:
     """A class map without the pieces that are likely wrong.
 
@@ -339,12 +347,13 @@ def kept_pieces(
         likely: their probabilities, same shape.
         single: classes that keep their surest component and those nearly as sure.
         connected: first the whole foreground keeps its richest component and those nearly as rich.
+        nearly: least certainty of a further piece, of the surest one's, in (0, 1].
     """
     if not (connected or len(single)):
         return classes
     if connected:
-        classes = richest_components(classes, likely)
-    return surest_components(classes, likely, single)
+        classes = richest_components(classes, likely, nearly)
+    return surest_components(classes, likely, single, nearly)
 
 
 def class_map(

@@ -20,7 +20,12 @@ from MedSSLLib.data.plan import Plan
 from MedSSLLib.data.preprocessing.image import preprocess_image
 from MedSSLLib.evaluation.calibration import helpful_temperature, softened
 from MedSSLLib.images import io
-from MedSSLLib.images.components import kept_pieces, largest_components, taken_away
+from MedSSLLib.images.components import (
+    NEARLY_AS_SURE,
+    kept_pieces,
+    largest_components,
+    taken_away,
+)
 from MedSSLLib.images.geometry import Geometry, Volume, oriented
 from MedSSLLib.images.labels import as_label_values
 from MedSSLLib.inference.sliding_window import (
@@ -135,20 +140,27 @@ class Model:
         classes = probabilities.argmax(0).astype(np.uint8)
         return self.kept(classes, probabilities.max(0), components)
 
-    def kept(self, classes: np.ndarray, likely: np.ndarray, components: str = "auto") -> np.ndarray:
+    def kept(
+        self,
+        classes: np.ndarray,
+        likely: np.ndarray,
+        components: str = "auto",
+        nearly: float = NEARLY_AS_SURE,
+    ) -> np.ndarray:
         """A class map in the pieces that are kept; the map itself where every piece is.
 
         Args:
             classes: most probable classes.
             likely: their probabilities, see :func:`~MedSSLLib.images.components.kept_pieces`.
             components: as in :class:`PredictOptions`.
+            nearly: least certainty of a further piece, of the surest one's, in (0, 1].
         """
         if components == "all":
             return classes
         if components == "largest":
             return largest_components(classes)
         single = {*self.single_component, *self.connected_on_slices}
-        return kept_pieces(classes, likely, single, connected=self.single_foreground)
+        return kept_pieces(classes, likely, single, connected=self.single_foreground, nearly=nearly)
 
     @contextmanager
     def _autocast(self) -> Iterator[None]:

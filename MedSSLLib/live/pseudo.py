@@ -18,7 +18,7 @@ from MedSSLLib.live.labels import LiveLabels
 from MedSSLLib.live.learner import Learner
 from MedSSLLib.live.previews import CHUNK
 from MedSSLLib.project.manifest import Case
-from MedSSLLib.selftraining.pseudo_labels import fill_small_holes
+from MedSSLLib.selftraining.cleaning import cleaned
 
 LARGEST = 2**25  # voxels of a scan that is pseudo-labelled; not from a paper
 SMALLER = (1.0, 0.85)  # contrast and size of the changed scan; not from a paper
@@ -79,10 +79,9 @@ class PseudoLabels:
             self.held.drop(case.name)
             return
         single, _, connected = learner.pieces()
-        kept = learner.model((*single, *connected)).kept(classes, likely)
-        decided = fill_small_holes(kept)
+        decided, doubtful = cleaned(learner.model((*single, *connected)), classes, likely)
         # what clean-up has changed is certain
-        decided[(likely < self._confident) & (decided == classes)] = IGNORE
+        decided[doubtful | ((likely < self._confident) & (decided == classes))] = IGNORE
         drawn = learner.labels.whole(case.name)
         self.held.hold(case.name, np.where(drawn == IGNORE, decided, drawn))
 

@@ -26,17 +26,14 @@ from MedSSLLib.images.shape_interpolation import with_known_shapes
 from MedSSLLib.inference.model import Model, on_source
 from MedSSLLib.project.manifest import Case
 from MedSSLLib.project.project import Project
-from MedSSLLib.selftraining.crf import mean_field
+from MedSSLLib.selftraining.cleaning import Cleaned, cleaned, smooth
 from MedSSLLib.selftraining.soft_labels import write_probabilities
 
 SUMMARY, _FORMAT_VERSION = "summary.json", 1
 ENTRIES = "preprocessed"  # folder of a round
 # factor of a class's total volume between rounds that raises the drift alarm; not from the paper
 GROWTH = 3.0
-# where a structure may be: its least probability, and voxels around; not from the paper
-SURE, MARGIN = 0.01, 4
 CONFIDENCE_STEPS = 200  # of the confidence that is written, which has little to pack then
-HOLE_FRACTION = 0.05  # holes up to this fraction of a component are filled; not from the paper
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,8 +41,8 @@ class PseudoOptions:
     """How pseudo-labels are cleaned and chosen.
 
     Attributes:
-        clean: 'components' keeps the pieces that predictions keep (see ``PredictOptions``), and
-            fills small holes; 'crf' smooths along the edges of the image first (see ``crf.py``).
+        clean: 'components' keeps pieces by evidence and fills small holes (see ``cleaning.py``);
+            'crf' smooths along the edges of the image first (see ``crf.py``).
         filter: 'consistency' keeps a case whose predictions agree under changes of contrast and
             size, 'confidence' one whose foreground is predicted with enough confidence.
         threshold: least agreement (Dice) or confidence (mean probability) of a kept case.
@@ -133,12 +130,13 @@ def _write_case(
     likely = with_known_shapes(own, person, drawn, source.spacing) if drawn else own
     if options.soft and likely is not predicted:
         found = torch.from_numpy(on_source(torch.from_numpy(likely), source, grid))
-    plain, cleaned = _classes(model, likely, options)
-    taken = taken_away(plain, np.where(plain == cleaned, plain, 0))
-    seen = _classes(model, own, options)[1] if drawn else cleaned
+    plain, clean = _classes(model, likely, options)
+    taught = (plain == clean.classes) & ~(clean.doubtful & options.soft)
+    taken = taken_away(plain, np.where(taught, plain, 0))
+    seen = _classes(model, own, options)[1].classes if drawn else clean.classes
     confidence = likely.max(0)
     confidence = (np.rint(confidence * CONFIDENCE_STEPS) / CONFIDENCE_STEPS).astype(np.float32)
-    classes = np.where(person == IGNORE, cleaned, person)
+    classes = np.where(person == IGNORE, clean.classes, person)
     values = as_label_values(classes, project.values)
     like = case.images[0]
     io.write_image(folder / f"{case.name}.nii.gz", Volume(values, source), like=like)
@@ -146,10 +144,15 @@ def _write_case(
         folder / "confidence" / f"{case.name}.nii.gz", Volume(confidence, source), like=like
     )
     if options.soft:
-        certain = (person != IGNORE) | (cleaned != plain)
+        certain = (person != IGNORE) | ((clean.classes != plain) & ~clean.doubtful)
         settled = Volume(np.where(certain, classes, IGNORE), source)
         unsure = preprocess_label(Volume(classes, source), grid)
         unsure[preprocess_label(settled, grid) != IGNORE] = IGNORE
+        doubtful = clean.doubtful & (person == IGNORE)
+        if doubtful.any():  # neither the structure nor background is likely: these do not count
+            found = found.clone()
+            on_grid = preprocess_label(Volume(doubtful.astype(np.uint8), source), grid) == 1
+            found[:, torch.from_numpy(on_grid)] = 0
         write_probabilities(folder, case.name, found.numpy(), unsure, model.plan.dim)
     return {
         "voxels": _voxels(seen, project.classes),
@@ -175,12 +178,12 @@ def _found(row: dict[str, Any]) -> int:
 
 def _classes(
     model: Model, likely: np.ndarray, options: PseudoOptions
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, Cleaned]:
     """Class maps of probabilities, as they are and cleaned."""
     plain = model.class_map(likely, "all")
     if options.clean == "none":
-        return plain, plain
-    return plain, fill_small_holes(model.class_map(likely))
+        return plain, Cleaned(plain, np.zeros(plain.shape, bool))
+    return plain, cleaned(model, plain, likely.max(0))
 
 
 def _agreement(model: Model, volumes: Sequence[Volume]) -> float:
@@ -188,30 +191,6 @@ def _agreement(model: Model, volumes: Sequence[Volume]) -> float:
     image, _ = preprocess_image(volumes, model.plan)
     plain, *others = [found.argmax(0).numpy() for found in model.each_variant(image)]
     return float(np.mean([foreground_dice(plain, other) for other in others]))
-
-
-def smooth(probabilities: np.ndarray, image: Volume) -> np.ndarray:
-    """The conditional random field of an image where a structure may be.
-
-    Args:
-        probabilities: ``[k, d, h, w]`` on the image's grid.
-        image: one channel.
-
-    Returns:
-        Probabilities like those given.
-    """
-    possible = probabilities[0] < 1 - SURE
-    if not possible.any():
-        return probabilities
-    box = []
-    for others in ((1, 2), (0, 2), (0, 1)):
-        places = np.flatnonzero(possible.any(others))
-        box.append(slice(max(places[0] - MARGIN, 0), places[-1] + MARGIN + 1))
-    result = probabilities.copy()
-    inside = torch.from_numpy(np.ascontiguousarray(probabilities[:, *box]))
-    seen = torch.from_numpy(np.ascontiguousarray(image.array[*box]).astype(np.float32))
-    result[:, *box] = mean_field(inside, seen, image.geometry.spacing[::-1]).numpy()
-    return result
 
 
 def decided(project: Project, case: Case, grid: Geometry, options: PseudoOptions) -> np.ndarray:
@@ -233,21 +212,6 @@ def decided(project: Project, case: Case, grid: Geometry, options: PseudoOptions
         drawn = read(case.label)
         by_person = counted_mask(grid.shape, case.annotated) & (drawn != IGNORE)
         result = np.where(by_person, drawn, result)
-    return result
-
-
-def fill_small_holes(classes: np.ndarray) -> np.ndarray:
-    """Background holes enclosed by a class get its value where they are small against the class."""
-    from scipy import ndimage
-
-    result = classes.copy()
-    for value in np.unique(classes[classes > 0]):
-        mask = classes == value
-        holes = ndimage.binary_fill_holes(mask) & (classes == 0)
-        labelled, count = ndimage.label(holes)
-        sizes = np.bincount(labelled.ravel(), minlength=count + 1)
-        small = np.flatnonzero(sizes <= HOLE_FRACTION * mask.sum())
-        result[np.isin(labelled, small[small > 0])] = value
     return result
 
 

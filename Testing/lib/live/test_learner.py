@@ -178,6 +178,30 @@ def test_where_the_model_is_not_confident_nothing_is_taught(person, stack):
     assert not as_predicted[unsure].any(), "but where clean-up decides otherwise"
 
 
+def test_a_further_piece_nearly_as_sure_teaches_nothing(person, stack, monkeypatch):
+    session = session_of(person, stack, options__mixing="false", options__mixing_agreement="0")
+    person.draw("case0", 4, 5, 6)
+    session.look()
+    learner, case = session.learner, person.project.case("case2")
+    cache = learner.labels.cache
+    cache.prepare([case]).require_all()
+    shown = np.zeros(cache.shape("case2")[1:], np.uint8)
+    shown[:, 1:9, 1:5], shown[:, 1:9, 7:10], shown[:, 1:9, -2:] = 1, 1, 1  # 4, 3 and 1 (of 2) wide
+    shown[:, 1:9, -1:] = 0
+    monkeypatch.setattr(learner, "pieces", lambda: ([1], False, []))
+    monkeypatch.setattr(
+        "MedSSLLib.live.pseudo._predicted",
+        lambda model, image: (shown[: image.shape[1]], np.full(image.shape[1:], 0.9, np.float32)),
+    )
+    pseudo = PseudoLabels(learner, [case])
+    for _ in pseudo.renew():
+        pass
+    held = pseudo.held.whole("case2")
+    assert (held[:, 1:9, 1:5] == 1).all(), "the surest"
+    assert (held[:, 1:9, 7:10] == IGNORE).all(), "nearly as sure"
+    assert (held[:, 1:9, -2:] == 0).all() and (held == IGNORE).sum() == held[:, 1:9, 7:10].size
+
+
 def test_a_scan_on_which_the_model_contradicts_itself_does_not_teach(person, stack):
     given = {"options__mixing": "false", "options__most_steps": "150", "options__flat_gain": "0"}
     session = session_of(person, stack, optimiser__lr="1e-2", **given)

@@ -11,8 +11,8 @@ import torch
 
 from MedSSLLib.images.geometry import Geometry, Volume
 from MedSSLLib.selftraining import crf
+from MedSSLLib.selftraining.cleaning import smooth
 from MedSSLLib.selftraining.crf import mean_field
-from MedSSLLib.selftraining.pseudo_labels import smooth
 from Testing.lib.case_helpers import each
 
 

@@ -21,7 +21,6 @@ from MedSSLLib.selftraining.pseudo_labels import (
     PseudoOptions,
     absent,
     drift,
-    fill_small_holes,
     pseudo_labelled,
     select_cases,
     taken_from,
@@ -282,20 +281,6 @@ def test_a_class_that_the_drawn_slices_miss_stays_in_the_pseudo_label(tmp_path, 
     )
     write_pseudo_labels(PROJECT, MODEL, [case], tmp_path / "r", PseudoOptions())
     assert np.array_equal(io.read_image(tmp_path / "r" / "x.nii.gz").array == 700, seen == 2)
-
-
-def test_holes_that_are_large_open_or_filled_by_another_class_stay():
-    classes = np.zeros((7, 7, 7), np.uint8)
-    classes[1:6, 1:6, 1:6] = 1
-    large, open_, other = classes.copy(), classes.copy(), classes.copy()
-    large[2:5, 2:5, 2:5] = 0  # 27 of 98 voxels
-    open_[3, 3, :] = 0
-    other[3, 3, 3] = 2
-    for made in (large, open_, other):
-        assert np.array_equal(fill_small_holes(made), made)
-    small = classes.copy()
-    small[3, 3, 3] = 0
-    assert np.array_equal(fill_small_holes(small), classes)
 
 
 def test_the_consistency_is_the_mean_dice_between_the_plain_prediction_and_its_variants(

@@ -12,6 +12,7 @@ from scipy import ndimage
 
 from MedSSLLib.core.errors import InputError
 from MedSSLLib.core.events import Events
+from MedSSLLib.core.files import read_json
 from MedSSLLib.data.batch import make_views
 from MedSSLLib.data.plan import make_plan
 from MedSSLLib.data.preprocessing.image import preprocess_image
@@ -23,7 +24,8 @@ from MedSSLLib.images.labels import IGNORE, Annotated, counted_mask
 from MedSSLLib.inference.model import Model
 from MedSSLLib.losses.dice_ce import dice_ce
 from MedSSLLib.project.manifest import Case
-from MedSSLLib.selftraining import selftrain
+from MedSSLLib.selftraining import pseudo_labels, selftrain
+from MedSSLLib.selftraining.cleaning import Cleaned
 from MedSSLLib.selftraining.local_contrast_task import JointTask
 from MedSSLLib.selftraining.pseudo_labels import PseudoOptions, write_pseudo_labels
 from MedSSLLib.selftraining.soft_labels import SoftLabels, write_probabilities
@@ -142,6 +144,7 @@ def round_of(tmp_path, spacing, **changes):
         probabilities=lambda volumes: (found, grid),
         plan=made,
         class_map=whole.class_map,
+        kept=whole.kept,
         classes=whole.classes,
     )
     names = {0: "background", 1: "a", 2: "b"}
@@ -185,6 +188,29 @@ def test_what_clean_up_changed_is_certain(tmp_path, spacing):
     certain = (targets.max(0) == 1) & (targets.argmax(0) == label)
     assert changed.any() and certain[changed].mean() > (0.999 if spacing == GRIDS[0] else 0.9)
     assert targets.sum(0).mean() < 1 and plain.sum(0).mean() < targets.sum(0).mean()
+
+
+@pytest.mark.parametrize("spacing", GRIDS)
+def test_doubtful_pieces_count_neither_as_structure_nor_as_background(
+    tmp_path, monkeypatch, spacing
+):
+    """In doubt is here every voxel of class 2 in one half of the scan, whatever its piece."""
+
+    def half_in_doubt(model, classes, likely):
+        doubtful = classes == 2
+        doubtful[..., : classes.shape[-1] // 2] = False
+        return Cleaned(classes, doubtful)
+
+    monkeypatch.setattr(pseudo_labels, "cleaned", half_in_doubt)
+    targets, label, _, drawn = round_of(tmp_path, spacing, clean="components")
+    second = (label == 2) & (np.arange(label.shape[-1]) >= label.shape[-1] // 2)
+    core = ndimage.binary_erosion(second, iterations=1) if spacing != GRIDS[0] else second
+    assert core.sum() > 20 and not targets[:, core].any()
+    far = ~ndimage.binary_dilation(second, iterations=2)
+    assert targets[:, far].sum(0).min() > 0.1, "all else counts"
+    assert (targets[:, drawn].sum(0) == 1).all(), "and what a person has drawn"
+    told = read_json(tmp_path / "r" / "summary.json")["cases"]["x"]["taken_away"]
+    assert list(told) == ["b"] and told["b"]["pieces"] >= 1, "that it is not taught is said"
 
 
 @pytest.mark.parametrize("spacing", GRIDS)

@@ -25,7 +25,9 @@ from MedSSLLib.project.manifest import Case
 
 CASES = 4  # that a model is judged on; not from the paper
 CHANGES = ((0.8, 1.0), (1.0, 0.85))  # contrast and size of the changed scans; not from the paper
-CLEARLY = 0.01  # by which agreement must be better in an earlier round; not from the paper
+# by how much agreement must be better in an earlier round, at least, and in standard errors of the
+# difference between the same scans; not from the paper
+CLEARLY, SURELY = 0.01, 2.0
 OF_LABELLED = 0.1  # weight of the Dice on cases trained on, of agreement 1; not from the paper
 PREDICTIONS = CASES * (1 + len(CHANGES))
 """How many a judgement takes, about."""
@@ -38,13 +40,18 @@ class Judgement:
     Attributes:
         held_out: mean Dice of held-out labelled cases; None without.
         labelled: mean Dice of cases that it was trained on, over what was drawn.
-        agreement: Dice between predictions of a scan and of the same scan changed in contrast and
-            size, the mean over unlabelled cases; None without.
+        agreements: Dice between predictions of a scan and of the same scan changed in contrast and
+            size, for each of some unlabelled cases.
     """
 
     held_out: float | None
     labelled: float
-    agreement: float | None
+    agreements: tuple[float, ...] = ()
+
+    @property
+    def agreement(self) -> float | None:
+        """The mean over the unlabelled cases; None without."""
+        return float(np.mean(self.agreements)) if self.agreements else None
 
     @property
     def score(self) -> float:
@@ -57,8 +64,21 @@ class Judgement:
 
     def to_json(self) -> dict[str, float]:
         """Its numbers, for ``metrics.json``."""
-        found = {**vars(self), "score": self.score}
+        names = ("held_out", "labelled", "agreement", "score")
+        found = {name: getattr(self, name) for name in names}
         return {name: round(value, 4) for name, value in found.items() if value is not None}
+
+    def clearly_better(self, last: Judgement) -> bool:
+        """Whether it is to be kept instead of the last one, judged on the same cases.
+
+        Agreement of four scans differs between equally good rounds by hundredths.
+        """
+        gain = self.score - last.score
+        if self.held_out is not None:
+            return gain > 0
+        differences = np.subtract(self.agreements, last.agreements)
+        error = differences.std(ddof=1) / len(differences) ** 0.5 if len(differences) > 1 else 0.0
+        return gain > max(CLEARLY, SURELY * error)
 
 
 def some(cases: Sequence[Case]) -> list[str]:
@@ -90,10 +110,9 @@ def judge(
         return found.get("score")
 
     if held_out:
-        return Judgement(dice(held_out), dice(labelled) or 0.0, None)
-    agreements = [agreement(model, whole_image(cache, name)) for name in unlabelled]
-    mean = float(np.mean(agreements)) if agreements else None
-    return Judgement(None, dice(labelled) or 0.0, mean)
+        return Judgement(dice(held_out), dice(labelled) or 0.0)
+    agreements = tuple(agreement(model, whole_image(cache, name)) for name in unlabelled)
+    return Judgement(None, dice(labelled) or 0.0, agreements)
 
 
 def whole_image(cache: Cache, name: str) -> np.ndarray:
@@ -113,16 +132,12 @@ def agreement(model: Model, image: np.ndarray) -> float:
 
 
 def best_of(judgements: Mapping[str, Judgement]) -> str:
-    """The name of the model to keep: the last one, unless another is better.
-
-    Clearly so where only agreement speaks for it: that of four scans differs between rounds by some
-    thousandths that say nothing.
+    """The name of the model to keep: the last one, unless others are clearly better; the best of
+    these.
     """
-    names = list(judgements)
-    best = max(names, key=lambda name: (judgements[name].score, names.index(name)))
-    last = judgements[names[-1]]
-    least = 0.0 if last.held_out is not None else CLEARLY
-    return best if judgements[best].score > last.score + least else names[-1]
+    *earlier, last = judgements
+    better = [name for name in earlier if judgements[name].clearly_better(judgements[last])]
+    return max(reversed(better), key=lambda name: judgements[name].score, default=last)
 
 
 def in_words(judgements: Mapping[str, Judgement], kept: str) -> str:

@@ -215,8 +215,9 @@ def _selftrain_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--clean",
         choices=("none", "components", "crf"),
-        help="no small holes, and of what labels show in one piece the surest, with those half as "
-        "sure in doubt (components, default); crf smooths along edges first",
+        help="fill small holes; of what labels show in one piece keep the piece with the most "
+        "evidence, its size times how sure: others with half of it teach nothing, the rest is "
+        "background (components, default); crf smooths along edges first",
     )
     parser.add_argument(
         "--accept", metavar="SEL", help="always use these; with --from, as they are in that run"

@@ -274,7 +274,7 @@ def richest_components(
     Args:
         classes: class map of up to three axes.
         likely: probability of each voxel's class, same shape.
-        nearly: in (0, 1].
+        nearly: in (0, 1]; 1 keeps the richest alone.
     """
     if many_runs(classes, MOST_RUNS):
         result = classes.copy()
@@ -289,7 +289,8 @@ def richest_components(
     richest = int((mass / np.maximum(mass.sum(0), 1e-30)).sum(1).argmax())
     shown = mass[richest] > 0
     near = (mass[:, shown] >= nearly * mass[richest, shown]).sum(1)
-    gone = near * 2 <= shown.sum()
+    gone = (near * 2 <= shown.sum()) | (nearly >= 1)
+    gone[richest] = False
     result = classes.copy()
     found.remove(result, gone[found.piece] & shown[found.value])
     return result
@@ -308,7 +309,7 @@ def surest_components(
         classes: class map of up to three axes.
         likely: probability of each voxel's class, same shape.
         chosen: class indices.
-        nearly: in (0, 1].
+        nearly: in (0, 1]; 1 keeps the surest alone.
     """
     result = classes.copy()
     if not len(chosen):
@@ -316,8 +317,8 @@ def surest_components(
     if many_runs(classes, MOST_RUNS):
         for _, box, labels, count in labelled_classes(classes, chosen):
             sums = label_sums(labels, count, likely[box])
-            gone = sums < nearly * sums[1:].max()
-            gone[0] = False
+            gone = (sums < nearly * sums[1:].max()) | (nearly >= 1)
+            gone[0] = gone[1 + int(sums[1:].argmax())] = False
             blank(result[box], labels, gone)
             del labels
         return result
@@ -327,7 +328,8 @@ def surest_components(
     for value in chosen:
         own = np.flatnonzero(owner == value)
         if len(own) > 1:
-            gone[own] = sums[own] < nearly * sums[own].max()
+            gone[own] = (sums[own] < nearly * sums[own].max()) | (nearly >= 1)
+            gone[own[sums[own].argmax()]] = False
     found.remove(result, gone[found.piece])
     return result
 
@@ -347,7 +349,7 @@ def kept_pieces(
         likely: their probabilities, same shape.
         single: classes that keep their surest component and those nearly as sure.
         connected: first the whole foreground keeps its richest component and those nearly as rich.
-        nearly: least certainty of a further piece, of the surest one's, in (0, 1].
+        nearly: least certainty of a further piece, of the surest one's, in (0, 1]; 1 keeps none.
     """
     if not (connected or len(single)):
         return classes

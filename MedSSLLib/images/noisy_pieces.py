@@ -84,8 +84,8 @@ def blank_poor(classes: np.ndarray, likely: np.ndarray, nearly: float) -> None:
     mass[:, 0] = 0
     shown = mass[0] > 0
     near = (mass[:, shown] >= nearly * mass[0, shown]).sum(1)
-    poor = near * 2 <= shown.sum()
-    poor[RICHEST] = True
+    poor = (near * 2 <= shown.sum()) | (nearly >= 1)
+    poor[0], poor[RICHEST] = False, True
     gone = poor[rank]
     gone[0] = False
     for plane, own in zip(classes, labels, strict=True):

@@ -153,7 +153,8 @@ class Model:
             classes: most probable classes.
             likely: their probabilities, see :func:`~MedSSLLib.images.components.kept_pieces`.
             components: as in :class:`PredictOptions`.
-            nearly: least certainty of a further piece, of the surest one's, in (0, 1].
+            nearly: least certainty of a further piece, of the surest one's, in (0, 1]; 1 keeps
+                none.
         """
         if components == "all":
             return classes

@@ -28,9 +28,10 @@ class PseudoLabels:
     """Class maps that the model has made of some cases, for mixing.
 
     What a person has drawn of a case stands in its map as drawn; where the model is less confident
-    than ``options.confident`` nothing counts. Cases take turns to be renewed. One on which the
-    model contradicts itself, when the scan is made smaller, does not teach until it no longer does:
-    on scans of another kind than the drawn ones a model fails, and would learn its failure.
+    than ``options.confident``, and in pieces that are in doubt, nothing counts. Cases take turns to
+    be renewed. One on which the model contradicts itself, when the scan is made smaller, does not
+    teach until it no longer does: on scans of another kind than the drawn ones a model fails, and
+    would learn its failure.
 
     Attributes:
         learner: the model.
@@ -79,10 +80,10 @@ class PseudoLabels:
             self.held.drop(case.name)
             return
         single, _, connected = learner.pieces()
-        decided, doubtful = cleaned(learner.model((*single, *connected)), classes, likely)
+        drawn = learner.labels.whole(case.name)
+        decided, doubtful = cleaned(learner.model((*single, *connected)), classes, likely, drawn)
         # what clean-up has changed is certain
         decided[doubtful | ((likely < self._confident) & (decided == classes))] = IGNORE
-        drawn = learner.labels.whole(case.name)
         self.held.hold(case.name, np.where(drawn == IGNORE, decided, drawn))
 
     def sampler(self) -> SegmentationSampler | None:

@@ -25,9 +25,10 @@ from MedSSLLib.project.manifest import Case
 
 CASES = 4  # that a model is judged on; not from the paper
 CHANGES = ((0.8, 1.0), (1.0, 0.85))  # contrast and size of the changed scans; not from the paper
-# by how much agreement must be better in an earlier round, at least, and in standard errors of the
-# difference between the same scans; not from the paper
-CLEARLY, SURELY = 0.01, 2.0
+# by how much an earlier round must be better where agreement speaks for it: at least, in standard
+# errors of the difference between the same scans, and enough whatever the error, which is large
+# where some scans collapse; not from the paper
+CLEARLY, SURELY, ENOUGH = 0.01, 2.0, 0.1
 OF_LABELLED = 0.1  # weight of the Dice on cases trained on, of agreement 1; not from the paper
 PREDICTIONS = CASES * (1 + len(CHANGES))
 """How many a judgement takes, about."""
@@ -71,14 +72,19 @@ class Judgement:
     def clearly_better(self, last: Judgement) -> bool:
         """Whether it is to be kept instead of the last one, judged on the same cases.
 
-        Agreement of four scans differs between equally good rounds by hundredths.
+        Agreement of four scans differs between equally good rounds by hundredths. That of one scan
+        alone tells nothing below ENOUGH.
         """
         gain = self.score - last.score
         if self.held_out is not None:
             return gain > 0
         differences = np.subtract(self.agreements, last.agreements)
-        error = differences.std(ddof=1) / len(differences) ** 0.5 if len(differences) > 1 else 0.0
-        return gain > max(CLEARLY, SURELY * error)
+        if not len(differences):
+            return gain > CLEARLY
+        error = np.inf
+        if len(differences) > 1:
+            error = differences.std(ddof=1) / len(differences) ** 0.5 / (1 + OF_LABELLED)
+        return gain > min(max(CLEARLY, SURELY * error), ENOUGH)
 
 
 def some(cases: Sequence[Case]) -> list[str]:

@@ -130,10 +130,11 @@ def _write_case(
     likely = with_known_shapes(own, person, drawn, source.spacing) if drawn else own
     if options.soft and likely is not predicted:
         found = torch.from_numpy(on_source(torch.from_numpy(likely), source, grid))
-    plain, clean = _classes(model, likely, options)
-    taught = (plain == clean.classes) & ~(clean.doubtful & options.soft)
-    taken = taken_away(plain, np.where(taught, plain, 0))
-    seen = _classes(model, own, options)[1].classes if drawn else clean.classes
+    plain, clean = _classes(model, likely, options, person)
+    doubtful = clean.doubtful & (person == IGNORE) & options.soft
+    gone = (clean.classes != plain) & (person == IGNORE)
+    seen, unsure = _classes(model, own, options)[1] if drawn else clean
+    seen = np.where(unsure & options.soft, 0, seen)
     confidence = likely.max(0)
     confidence = (np.rint(confidence * CONFIDENCE_STEPS) / CONFIDENCE_STEPS).astype(np.float32)
     classes = np.where(person == IGNORE, clean.classes, person)
@@ -144,24 +145,28 @@ def _write_case(
         folder / "confidence" / f"{case.name}.nii.gz", Volume(confidence, source), like=like
     )
     if options.soft:
-        certain = (person != IGNORE) | ((clean.classes != plain) & ~clean.doubtful)
+        certain = ((person != IGNORE) | (clean.classes != plain)) & ~doubtful
         settled = Volume(np.where(certain, classes, IGNORE), source)
-        unsure = preprocess_label(Volume(classes, source), grid)
-        unsure[preprocess_label(settled, grid) != IGNORE] = IGNORE
-        doubtful = clean.doubtful & (person == IGNORE)
+        weighed = preprocess_label(Volume(classes, source), grid)
+        weighed[preprocess_label(settled, grid) != IGNORE] = IGNORE
         if doubtful.any():  # neither the structure nor background is likely: these do not count
             found = found.clone()
             on_grid = preprocess_label(Volume(doubtful.astype(np.uint8), source), grid) == 1
             found[:, torch.from_numpy(on_grid)] = 0
-        write_probabilities(folder, case.name, found.numpy(), unsure, model.plan.dim)
+        write_probabilities(folder, case.name, found.numpy(), weighed, model.plan.dim)
+
+    def told(mask: np.ndarray) -> dict[str, dict[str, float]]:
+        return {
+            project.classes[index]: {"pieces": pieces, "ml": round(voxels * source.voxel_ml, 4)}
+            for index, (pieces, voxels) in taken_away(plain, np.where(mask, 0, plain)).items()
+        }
+
     return {
         "voxels": _voxels(seen, project.classes),
         "confidence": float(own.max(0)[seen > 0].mean()) if seen.any() else 0.0,
         "agreement": _agreement(model, volumes) if options.filter == "consistency" else None,
-        "taken_away": {
-            project.classes[index]: {"pieces": pieces, "ml": round(voxels * source.voxel_ml, 4)}
-            for index, (pieces, voxels) in taken.items()
-        },
+        "taken_away": told(gone),
+        "in_doubt": told(doubtful),
     }
 
 
@@ -177,13 +182,13 @@ def _found(row: dict[str, Any]) -> int:
 
 
 def _classes(
-    model: Model, likely: np.ndarray, options: PseudoOptions
+    model: Model, likely: np.ndarray, options: PseudoOptions, person: np.ndarray | None = None
 ) -> tuple[np.ndarray, Cleaned]:
-    """Class maps of probabilities, as they are and cleaned."""
+    """Class maps of probabilities, as they are and cleaned, by what a `person` has said too."""
     plain = model.class_map(likely, "all")
     if options.clean == "none":
         return plain, Cleaned(plain, np.zeros(plain.shape, bool))
-    return plain, cleaned(model, plain, likely.max(0))
+    return plain, cleaned(model, plain, likely.max(0), person)
 
 
 def _agreement(model: Model, volumes: Sequence[Volume]) -> float:
@@ -289,25 +294,36 @@ def absent(summary: dict[str, Any]) -> list[str]:
 
 
 def taken_from(summary: dict[str, Any]) -> list[str]:
-    """A sentence on pieces that were found and are in no pseudo-label, if there are any."""
-    cases = [case for case, row in summary["cases"].items() if row.get("taken_away")]
-    if not cases:
+    """A sentence on pieces that were found and are not taught, if there are any."""
+    found = []
+    for key, what in (
+        ("taken_away", "taught as background"),
+        ("in_doubt", "shown, but teaching nothing"),
+    ):
+        cases = [case for case, row in summary["cases"].items() if row.get(key)]
+        if cases:
+            listed = ", ".join(cases[:3]) + (f" and {len(cases) - 3} more" if cases[3:] else "")
+            found.append(f"{_summed(summary, key)}, {what}, in {listed}")
+    if not found:
         return []
+    return [
+        f"Apart from the surest piece lie {'; and '.join(found)}. To keep every piece: --clean "
+        "none."
+    ]
+
+
+def _summed(summary: dict[str, Any], key: str) -> str:
+    """The pieces of each class in all cases, with their volume."""
     pieces: dict[str, int] = {}
     volume: dict[str, float] = {}
-    for case in cases:
-        for name, one in summary["cases"][case]["taken_away"].items():
+    for row in summary["cases"].values():
+        for name, one in row.get(key, {}).items():
             pieces[name] = pieces.get(name, 0) + one["pieces"]
             volume[name] = volume.get(name, 0.0) + one["ml"]
-    parts = [
+    return " and ".join(
         f"{count} piece{'s' if count > 1 else ''} of {name} ({volume[name]:.3g} ml)"
         for name, count in pieces.items()
-    ]
-    listed = ", ".join(cases[:3]) + (f" and {len(cases) - 3} more" if len(cases) > 3 else "")
-    return [
-        f"Not taught, as they lie apart from the surest: {' and '.join(parts)}, in {listed}. To "
-        "keep every piece: --clean none."
-    ]
+    )
 
 
 def _totals(summary: dict[str, Any]) -> dict[str, int]:

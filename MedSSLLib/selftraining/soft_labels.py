@@ -41,7 +41,8 @@ class SoftLabels:
 
     They are probabilities times the largest of them, the confidence. Not from the paper. A voxel
     that a person has drawn or accepted, or whose class clean-up or a person has changed, is
-    certain; so are all voxels of the cases that were not predicted.
+    certain; so are all voxels of the cases that were not predicted. Those of pieces in doubt count
+    for no class.
 
     Attributes:
         folder: the round's, ``RUN/pseudo/round-N``.

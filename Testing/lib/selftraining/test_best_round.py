@@ -105,7 +105,7 @@ def test_some_cases_are_of_different_patients_and_phases(n):
 
 
 def test_the_best_is_kept_and_of_equals_the_last():
-    good, bad = Judgement(None, 0.9, (0.85,)), Judgement(None, 0.7, (0.8,))
+    good, bad = Judgement(None, 0.9, (0.85,) * 2), Judgement(None, 0.7, (0.8,) * 2)
     assert best_of({"first": bad, "round-1": good, "round-2": good}) == "round-2"
     assert best_of({"first": good, "round-1": bad}) == "first"
     words = in_words({"first": good, "round-1": bad}, "first")
@@ -117,7 +117,7 @@ def test_the_best_is_kept_and_of_equals_the_last():
 
 def test_some_thousandths_of_agreement_say_nothing():
     """But those of held-out cases do."""
-    near, far, last = (Judgement(None, 0.9, (value,)) for value in (0.908, 0.93, 0.9))
+    near, far, last = (Judgement(None, 0.9, (value,) * 2) for value in (0.908, 0.93, 0.9))
     assert best_of({"round-1": near, "round-2": last}) == "round-2"
     assert best_of({"round-1": near, "round-2": far, "round-3": last}) == "round-2"
     held = [Judgement(value, 1.0) for value in (0.804, 0.8)]
@@ -134,6 +134,23 @@ def test_agreement_that_differs_as_much_between_scans_says_nothing():
     uneven = Judgement(None, 0.9, (0.97, 0.9, 0.97, 0.92))
     assert uneven.score > even.score, "the better one of those that are clearly better"
     assert best_of({"first": even, "round-1": uneven, "round-2": last}) == "round-1"
+
+
+def test_scans_that_collapse_decide_though_the_others_stay():
+    """Twice the error can never be less than what one scan of four, or two, have lost."""
+    before = Judgement(None, 0.9, (0.95,) * 4)
+    for collapsed in ((0.0, 0.95, 0.95, 0.95), (0.0, 0.0, 0.95, 0.95)):
+        after = Judgement(None, 0.9, collapsed)
+        assert best_of({"first": before, "round-1": after}) == "first"
+    one_turned = Judgement(None, 0.9, (0.763, 0.959, 0.962, 0.957))  # of a run with three classes
+    its_second = Judgement(None, 0.9, (0.909, 0.954, 0.951, 0.953))
+    assert best_of({"round-2": its_second, "round-5": one_turned}) == "round-5"
+
+
+def test_one_scan_alone_must_lose_much():
+    last = Judgement(None, 0.9, (0.8,))
+    assert best_of({"first": Judgement(None, 0.9, (0.89,)), "round-1": last}) == "round-1"
+    assert best_of({"first": Judgement(None, 0.9, (0.93,)), "round-1": last}) == "first"
 
 
 @each("keep", ["best", "last"])

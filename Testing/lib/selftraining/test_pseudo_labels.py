@@ -366,5 +366,12 @@ def test_pieces_that_are_not_taught_are_told_in_one_sentence():
     two = {"taken_away": {"left": {"pieces": 2, "ml": 0.5}, "right": {"pieces": 1, "ml": 1.0}}}
     summary = {"cases": {"a": one, "b": two, "c": {"taken_away": {}}, "d": one, "e": one}}
     (said,) = taken_from(summary)
-    assert "5 pieces of left (1.25 ml) and 1 piece of right (1 ml), in a, b, d and 1 more" in said
+    assert (
+        "lie 5 pieces of left (1.25 ml) and 1 piece of right (1 ml), taught as background, in a, "
+        "b, d and 1 more. To keep"
+    ) in said
+    both = {"cases": {"a": one, "b": {"in_doubt": two["taken_away"]}}}
+    (said,) = taken_from(both)
+    assert "1 piece of left (0.25 ml), taught as background, in a; and 2 pieces of left" in said
+    assert "of right (1 ml), shown, but teaching nothing, in b. To keep" in said
     assert taken_from({"cases": {"c": {"taken_away": {}}}}) == []

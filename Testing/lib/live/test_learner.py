@@ -200,6 +200,12 @@ def test_a_further_piece_nearly_as_sure_teaches_nothing(person, stack, monkeypat
     assert (held[:, 1:9, 1:5] == 1).all(), "the surest"
     assert (held[:, 1:9, 7:10] == IGNORE).all(), "nearly as sure"
     assert (held[:, 1:9, -2:] == 0).all() and (held == IGNORE).sum() == held[:, 1:9, 7:10].size
+    drawn = np.full(shown.shape, IGNORE, np.uint8)
+    drawn[2] = shown[2]
+    monkeypatch.setattr(learner.labels, "whole", lambda name: drawn)
+    for _ in pseudo.renew():
+        pass
+    assert np.array_equal(pseudo.held.whole("case2"), shown), "what goes on from drawn pieces"
 
 
 def test_a_scan_on_which_the_model_contradicts_itself_does_not_teach(person, stack):

@@ -235,6 +235,22 @@ def test_classes_of_several_pieces_keep_them(tmp_path, monkeypatch, known, left)
     assert io.read_image(tmp_path / "r" / "x.nii.gz").array[5, 7, 7] == 3 * left
 
 
+@each("shapes", [True, False])
+def test_a_piece_that_a_person_has_drawn_goes_on_beside_the_slice(tmp_path, monkeypatch, shapes):
+    """Other labels show class 1 in one piece; on one slice of this case a person has drawn two."""
+    two = np.zeros((6, 8, 12), np.uint8)
+    two[1:5, 1:6, 1:6], two[1:5, 2:4, 9:11] = 1, 1  # 100 voxels and 16
+    predicted(monkeypatch, two)
+    geometry = Geometry((12, 8, 6))
+    options = PseudoOptions(shapes=shapes)
+    for name, drawn_on, stays in (("alone", None, False), ("drawn", 2, True)):
+        given = {"annotated": Annotated.of([(2, [drawn_on])])} if drawn_on else {}
+        case = case_on(tmp_path, geometry, name, 3 * two if drawn_on else None, **given)
+        write_pseudo_labels(PROJECT, MODEL, [case], tmp_path / f"r-{name}", options)
+        found = io.read_image(tmp_path / f"r-{name}" / f"{name}.nii.gz").array
+        assert (found[3, 2:4, 9:11] == 3 * stays).all() and (found[3, 1:6, 1:6] == 3).all(), name
+
+
 def test_between_drawn_slices_the_pseudo_label_follows_their_shapes_too(tmp_path, monkeypatch):
     """Drawn is one square on two slices; the model, not sure, sees another class in it and a square
     elsewhere.

@@ -41,6 +41,7 @@ from MedSSLLib.active_learning.strategies import (
 from MedSSLLib.core.errors import InputError
 from MedSSLLib.core.events import Events
 from MedSSLLib.core.files import refuse_overwriting, write_json
+from MedSSLLib.core.words import amount
 from MedSSLLib.data.random import Stream, random_stream
 from MedSSLLib.project.project import Project
 
@@ -296,8 +297,7 @@ def _area_words(areas: np.ndarray, classes: Sequence[str]) -> str:
     total = float(areas.sum())
     if total <= 0:
         return "nowhere on this slice"
-    area = f"{total:.0f}" if total >= 100 else f"{total:.3g}"
-    return f"{area} mm2 uncertain, mostly at {classes[int(areas.argmax())]}"
+    return f"{amount(total)} mm2 uncertain, mostly at {classes[int(areas.argmax())]}"
 
 
 def _similarity_words(pick: ChosenSlice, table: Table, *, typical: bool) -> str:

@@ -151,6 +151,11 @@ def duration_words(seconds: float) -> str:
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
 
 
+def amount(value: float) -> str:
+    """A measure for people: three digits, from a hundred on whole and never a power of ten."""
+    return f"{value:,.0f}" if value >= 99.95 else f"{value:.3g}"
+
+
 def sparkline(values: Iterable[float], width: int = 12) -> str:
     """The course of a loss in ``width`` characters, mean of each part, lowest to highest."""
     numbers = [value for value in values if math.isfinite(value)]

@@ -11,6 +11,7 @@ import numpy as np
 from MedSSLLib.core.errors import InputError, is_out_of_memory, naming
 from MedSSLLib.core.events import Events
 from MedSSLLib.core.files import refuse_overwriting, require_folder
+from MedSSLLib.core.words import amount
 from MedSSLLib.data.plan import LINEAR_CT
 from MedSSLLib.evaluation.calibration import probability_path
 from MedSSLLib.evaluation.quality import drop_estimate
@@ -176,7 +177,7 @@ def about_pieces(
     """
     parts = [
         f"{pieces} piece{'s' if pieces > 1 else ''} of {classes[index]} "
-        f"({voxels * geometry.voxel_ml:.3g} ml)"
+        f"({amount(voxels * geometry.voxel_ml)} ml)"
         for index, (pieces, voxels) in taken.items()
     ]
     return f"{name}: {', '.join(parts)} taken away."

@@ -15,6 +15,7 @@ import torch
 from MedSSLLib.config.commands import Clean, Filter
 from MedSSLLib.core.errors import GuardError, InputError
 from MedSSLLib.core.files import read_json, write_json
+from MedSSLLib.core.words import amount
 from MedSSLLib.data.preprocessing.image import preprocess_image
 from MedSSLLib.data.preprocessing.label import preprocess_label
 from MedSSLLib.evaluation.metrics import foreground_dice
@@ -321,7 +322,7 @@ def _summed(summary: dict[str, Any], key: str) -> str:
             pieces[name] = pieces.get(name, 0) + one["pieces"]
             volume[name] = volume.get(name, 0.0) + one["ml"]
     return " and ".join(
-        f"{count} piece{'s' if count > 1 else ''} of {name} ({volume[name]:.3g} ml)"
+        f"{count} piece{'s' if count > 1 else ''} of {name} ({amount(volume[name])} ml)"
         for name, count in pieces.items()
     )
 

@@ -15,6 +15,7 @@ from MedSSLLib.benchmark.effort.trials import EFFORT_VERSION, LEVELS, RESULTS
 from MedSSLLib.benchmark.records import Record
 from MedSSLLib.benchmark.tables import markdown_table
 from MedSSLLib.core.files import atomic_path, read_json
+from MedSSLLib.core.words import amount
 from MedSSLLib.reporting.html import Cell, Page
 from MedSSLLib.reporting.plots import PALETTE, counted_log, legend_above, save, styled
 from MedSSLLib.reporting.run_report import RESEARCH, footer
@@ -101,8 +102,7 @@ def _share(parts: Sequence[Mapping[str, int]]) -> str:
 
 
 def _mean(records: Sequence[Record], key: str) -> str:
-    mean = np.mean([record[key] for record in records])
-    return f"{mean:,.0f}" if mean >= 100 else f"{mean:.3g}"
+    return amount(float(np.mean([record[key] for record in records])))
 
 
 def _trials(records: Sequence[Record]) -> dict[str, list[list[Record]]]:

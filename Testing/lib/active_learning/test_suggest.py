@@ -242,7 +242,7 @@ def test_further_runs_that_cannot_take_part_are_refused(runs):
     [
         ([0, 0], "nowhere"),
         ([1.234, 0], "1.23 mm2 uncertain, mostly at a"),
-        ([20, 2131.4], "2151 mm2 uncertain, mostly at b"),
+        ([20, 2131.4], "2,151 mm2 uncertain, mostly at b"),
     ],
 )
 def test_uncertain_areas_are_plain_numbers(areas, words):

@@ -12,7 +12,7 @@ import pytest
 from MedSSLLib.core.errors import CancelledError
 from MedSSLLib.core.events import Events, read_events, to_json
 from MedSSLLib.core.sinks import JsonLines, PlainLines, Rate
-from MedSSLLib.core.words import describe, duration, sparkline
+from MedSSLLib.core.words import amount, describe, duration, sparkline
 from Testing.lib.case_helpers import each
 
 
@@ -265,3 +265,10 @@ def test_rate_is_steps_over_seconds():
     rate = Rate()
     values = [rate.update({"stage": "s", "time": t, "step": 3 * t}) for t in range(5)]
     assert values[0] == 0 and values[-1] == pytest.approx(3.0)
+
+
+def test_measures_have_three_digits_and_no_power_of_ten():
+    said = [
+        amount(value) for value in (0.0, 0.01234, 0.25, 1.5, 99.94, 99.96, 151.4, 7330.0, 1.2e6)
+    ]
+    assert said == ["0", "0.0123", "0.25", "1.5", "99.9", "100", "151", "7,330", "1,200,000"]

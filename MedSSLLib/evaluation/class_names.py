@@ -13,7 +13,7 @@ from MedSSLLib.core.errors import InputError, MedSSLError
 from MedSSLLib.images import io
 from MedSSLLib.images.formats.segments import says_nothing
 from MedSSLLib.images.headers import is_segmentation_file
-from MedSSLLib.images.labels import folded
+from MedSSLLib.images.labels import name_key
 
 
 class ClassNames:
@@ -80,7 +80,7 @@ class ClassNames:
         return sorted(names, key=lambda name: values.get(name) or int(name.split()[-1]))
 
     def _knows(self, name: str) -> bool:
-        return folded(name) in self._values
+        return name_key(name) in self._values
 
     def _add(self, files: Iterable[tuple[Path, Mapping[int, str]]], *, new: bool) -> None:
         """Names that say something first, so that the order of the files does not matter."""
@@ -91,7 +91,7 @@ class ClassNames:
                         self._add_segment(path, value, name, new=new)
 
     def _add_segment(self, path: Path, stored: int, name: str, *, new: bool) -> None:
-        value, taken = self._values.get(folded(name)), stored in self.names
+        value, taken = self._values.get(name_key(name)), stored in self.names
         if value is None and taken and (says_nothing(name) or not new):
             return  # a number like any other; or refused when it is read
         if value is None:
@@ -99,7 +99,7 @@ class ClassNames:
             self._next += taken
         if value != stored and not self.contradiction:
             self.contradiction = self._words(path, stored, name, value)
-        self._values.setdefault(folded(name), value)
+        self._values.setdefault(name_key(name), value)
         self.names.setdefault(value, name)
         self._said_by.setdefault(value, path)
 

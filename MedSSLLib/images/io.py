@@ -63,7 +63,7 @@ from MedSSLLib.images.headers import (
     segments_of,
     unreadable,
 )
-from MedSSLLib.images.labels import Annotated, folded, whole_numbers
+from MedSSLLib.images.labels import Annotated, name_key, whole_numbers
 from MedSSLLib.images.writing import made_here as made_here
 from MedSSLLib.images.writing import refuse_to_replace_drawn as refuse_to_replace_drawn
 from MedSSLLib.images.writing import resample_volume as resample_volume
@@ -211,7 +211,7 @@ def segment_names(
         found = by_name(found, names, new=True)
     written = {segment.value: segment.name for segment in found}
     for value, name in (names or {}).items():  # in the spelling of the classes
-        if value in written and folded(written[value]) == folded(name):
+        if value in written and name_key(written[value]) == name_key(name):
             written[value] = name
     return written
 

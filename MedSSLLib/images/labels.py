@@ -29,7 +29,7 @@ _UNSCALED = (
 )
 
 
-def folded(name: str) -> str:
+def name_key(name: str) -> str:
     """A name of a class as names are compared: in any case, without spaces around it."""
     return name.strip().casefold()
 

@@ -156,18 +156,22 @@ def _write_case(
             found[:, torch.from_numpy(on_grid)] = 0
         write_probabilities(folder, case.name, found.numpy(), weighed, model.plan.dim)
 
-    def told(mask: np.ndarray) -> dict[str, dict[str, float]]:
-        return {
-            project.classes[index]: {"pieces": pieces, "ml": round(voxels * source.voxel_ml, 4)}
-            for index, (pieces, voxels) in taken_away(plain, np.where(mask, 0, plain)).items()
-        }
-
     return {
         "voxels": _voxels(seen, project.classes),
         "confidence": float(own.max(0)[seen > 0].mean()) if seen.any() else 0.0,
         "agreement": _agreement(model, volumes) if options.filter == "consistency" else None,
-        "taken_away": told(gone),
-        "in_doubt": told(doubtful),
+        "taken_away": _measured(plain, gone, project.classes, source),
+        "in_doubt": _measured(plain, doubtful, project.classes, source),
+    }
+
+
+def _measured(
+    plain: np.ndarray, mask: np.ndarray, names: Sequence[str], grid: Geometry
+) -> dict[str, dict[str, float]]:
+    """The pieces of a class map within a mask, by class: how many, and their volume."""
+    return {
+        names[index]: {"pieces": pieces, "ml": round(voxels * grid.voxel_ml, 4)}
+        for index, (pieces, voxels) in taken_away(plain, np.where(mask, 0, plain)).items()
     }
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from MedSSLLib.core.errors import InputError
 from MedSSLLib.images.geometry import Geometry
-from MedSSLLib.images.labels import Annotated, folded
+from MedSSLLib.images.labels import Annotated, name_key
 
 _LIMIT = 10_000
 _TAG = "MedSSL.AnnotatedSlices"
@@ -90,11 +90,11 @@ def by_name(
     next one.
     """
     _check_different(found)
-    values = {folded(name): value for value, name in names.items() if value}
+    values = {name_key(name): value for value, name in names.items() if value}
     taken = {value for value, name in names.items() if name != f"class_{value}"}
     result = []
     for segment in found:
-        value = values.get(folded(segment.name))
+        value = values.get(name_key(segment.name))
         if value is None and (segment.value not in taken or says_nothing(segment.name)):
             value = segment.value
         if value is None and new:
@@ -126,7 +126,7 @@ def _check_apart(found: Sequence[Segment]) -> None:
 def _check_different(found: Sequence[Segment]) -> None:
     seen: set[str] = set()
     for segment in found:
-        name = folded(segment.name)
+        name = name_key(segment.name)
         if name in seen:
             raise InputError(
                 f"has two segments called {segment.name.strip()!r}",

@@ -172,7 +172,9 @@ def write_effort_report(
         f"Ways to annotate compared on {content['data']}, by the work of a scripted person.",
         kicker="MedSSL benchmark",
     )
+    page.section("Dice by what was drawn")
     page.figures((effort_figure(content["records"]), "Mean over seeds; the band is their range."))
+    page.section("In numbers")
     cells: list[list[Cell | str]] = []
     for level, way, *numbers in rows:
         cells.append([level, way, *(Cell(number, "", number=True) for number in numbers)])

@@ -9,7 +9,6 @@ that a guard stops keeps the last good model's weights.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -34,6 +33,7 @@ from MedSSLLib.selftraining.pseudo_labels import (
     absent_classes,
     discard_entries,
     drift,
+    leak_words,
     pseudo_labelled,
     taken_from,
     write_pseudo_labels,
@@ -66,10 +66,6 @@ from MedSSLLib.training.stages import (
     keep_segmentation,
 )
 from MedSSLLib.training.trainer import STOP_FILE
-
-# of pseudo-labels: where a first model found too little they grew 1.4 times, where they leaked 1.8
-# times (hearts); not from a paper
-MOST_GROWTH = 1.5
 
 
 def run_selftrain(project: Project, config: RunConfig, events: Events) -> Path:
@@ -189,25 +185,6 @@ def _round(
     if number == job.rounds and (words := leak_words(job.rows[0]["pseudo"], summary)):
         context.events.emit("warning", message=words)
     return net
-
-
-def leak_words(first: Mapping[str, Any], last: Mapping[str, Any]) -> str:
-    """What is said where pseudo-labels have grown so much that they may leak; else "".
-
-    Args:
-        first, last: summaries of the pseudo-labels of the first and the last round.
-    """
-    before, after = (
-        sum(sum(row["voxels"].values()) for row in summary["cases"].values())
-        for summary in (first, last)
-    )
-    if after <= MOST_GROWTH * before:
-        return ""
-    return (
-        f"Pseudo-labels have grown to {after / before:.1f} times what the first model found: they "
-        "may leak into what is no structure. Look at predictions of some scans before you trust "
-        "this model; if they are too large, annotate slices there, or use fewer --rounds."
-    )
 
 
 def _pseudo_labels(job: Job, teacher: SegmentationNet, folder: Path, number: int) -> dict[str, Any]:

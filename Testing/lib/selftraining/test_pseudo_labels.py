@@ -21,6 +21,7 @@ from MedSSLLib.selftraining.pseudo_labels import (
     PseudoOptions,
     absent,
     drift,
+    leak_words,
     pseudo_labelled,
     select_cases,
     taken_from,
@@ -391,3 +392,13 @@ def test_pieces_that_are_not_taught_are_told_in_one_sentence():
     assert "1 piece of left (0.25 ml), taught as background, in a; and 2 pieces of left" in said
     assert "of right (1 ml), shown, but teaching nothing, in b. To keep" in said
     assert taken_from({"cases": {"c": {"taken_away": {}}}}) == []
+
+
+def test_growing_pseudo_labels_are_told():
+    def summary(*voxels):
+        return {"cases": {str(n): {"voxels": {"a": v, "b": 1}} for n, v in enumerate(voxels)}}
+
+    first = summary(9, 19)
+    assert leak_words(first, summary(19, 24)) == "", "1.5 times"
+    assert "grown to 1.8 times" in leak_words(first, summary(29, 23))
+    assert leak_words(first, first) == leak_words(first, summary(0, 0)) == ""

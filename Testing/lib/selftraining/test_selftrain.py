@@ -682,13 +682,3 @@ def test_pseudo_labels_are_predicted_in_the_number_format_of_training(project, m
         formats == ["bf16"]
         and json.loads((folder / "config.json").read_text())["precision"] == "bf16"
     )
-
-
-def test_growing_pseudo_labels_are_told():
-    def summary(*voxels):
-        return {"cases": {str(n): {"voxels": {"a": v, "b": 1}} for n, v in enumerate(voxels)}}
-
-    first = summary(9, 19)
-    assert selftrain.leak_words(first, summary(19, 24)) == "", "1.5 times"
-    assert "grown to 1.8 times" in selftrain.leak_words(first, summary(29, 23))
-    assert selftrain.leak_words(first, first) == selftrain.leak_words(first, summary(0, 0)) == ""

@@ -15,12 +15,14 @@ from MedSSLLib.project.manifest import Case
 _AXES = "ijk"
 _FEW_VOXELS = 16  # of a slice: structures that small may end within it; not from a paper
 _FEW_SLICES = 5  # of an image: of fewer, one slice may be all of a structure; not from a paper
+_FLAT = 4.0  # in-plane side over thickness from which one slice looks drawn; not from a paper
 
 
 def lone_slices(label: np.ndarray, grid: Geometry) -> str:
     """The slices that a label map shows structures on, in words, where none touches another: a
     structure of a whole label spans neighbouring slices, and these look drawn one by one. "" for
-    other label maps, and for one slice: a small structure may lie on it.
+    other label maps. One slice alone looks drawn where what it shows is much wider than the slice
+    is thick: a small structure may lie on one slice.
 
     Args:
         label: ``[k, j, i]``.
@@ -30,10 +32,21 @@ def lone_slices(label: np.ndarray, grid: Geometry) -> str:
     for axis in (2, 1, 0):
         counts = shown.sum(tuple(other for other in range(3) if other != 2 - axis))
         found = np.flatnonzero(counts)
-        apart = len(found) > 1 and np.diff(found).min() > 1
-        if apart and len(counts) >= _FEW_SLICES and counts[found].min() >= _FEW_VOXELS:
+        if len(found) == 0 or len(counts) < _FEW_SLICES or counts[found].min() < _FEW_VOXELS:
+            continue
+        apart = np.diff(found).min() > 1 if len(found) > 1 else _flat(shown, axis, grid.spacing)
+        if apart:
             return f"{planes(grid)[axis]} {', '.join(str(index) for index in found)}"
     return ""
+
+
+def _flat(shown: np.ndarray, axis: int, spacing: Sequence[float]) -> bool:
+    """Whether what is shown is at least _FLAT times as wide, both ways, as one slice is thick."""
+    sides = []
+    for other in {0, 1, 2} - {axis}:
+        places = np.flatnonzero(shown.any(tuple(2 - n for n in range(3) if n != other)))
+        sides.append((places[-1] - places[0] + 1) * spacing[other])
+    return min(sides) >= _FLAT * spacing[axis]
 
 
 def about_lone_slices(found: Sequence[str]) -> list[str]:

@@ -115,7 +115,11 @@ def test_slices_that_lie_apart_are_noticed():
             assert lone_slices(some, grid) == f"{words} {', '.join(map(str, drawn))}"
         one = np.zeros_like(ball)
         np.moveaxis(one, axis, 0)[3] = np.moveaxis(ball, axis, 0)[3]
-        assert lone_slices(one, grid) == "", "a small structure"
+        assert lone_slices(one, grid) == f"{words} 3", "wider than a slice is thick"
+        thick = np.ones(3)
+        thick[2 - axis] = 2.0
+        wide = Geometry((12, 11, 10), spacing=tuple(thick))
+        assert lone_slices(one, wide) == "", "a small structure"
     speck = np.zeros_like(ball)
     speck[4:7:2, 4:6, 4:6] = 1
     assert lone_slices(speck, grid) == lone_slices(np.zeros_like(ball), grid) == ""

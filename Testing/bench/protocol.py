@@ -41,6 +41,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--pretrain-minutes", type=float, default=10.0)
     parser.add_argument("--pretrain-steps", type=int)
     parser.add_argument("--tolerance", type=float, default=1.0, help="of surface Dice, mm")
+    parser.add_argument("--seed", type=int, default=0, help="of every training")
     parser.add_argument("--tag", default="bench", help="part of the run names")
     parser.add_argument("--set", action="append", default=[], help="setting of every fine-tuning")
     parser.add_argument(
@@ -63,6 +64,7 @@ def main() -> None:
         settings=parse_settings(args.set),
         pretrain_settings=parse_settings(args.pretrain_set),
         selftrain_settings=parse_settings(args.selftrain_set),
+        seed=args.seed,
         tolerance=args.tolerance,
         tag=args.tag,
     )

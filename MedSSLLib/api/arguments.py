@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, Literal, TypedDict
 
+from MedSSLLib.config.lengths import Preset
 from MedSSLLib.core.events import Event
 from MedSSLLib.project.project import Project
 
@@ -33,7 +34,8 @@ class TrainingOptions(Reporting, total=False):
 
     Attributes:
         name: of the run; made from the method and a number by default.
-        preset: quick, standard (default) or paper.
+        preset: quick, standard (default: 10 minutes on labels, 20 of self-training, 15 of
+            pre-training), overnight or paper.
         dim: slices (2d) or volumes (3d).
         steps: optimiser steps, or
         minutes: a time limit that the schedule is fitted to.
@@ -47,7 +49,7 @@ class TrainingOptions(Reporting, total=False):
     """
 
     name: str
-    preset: Literal["quick", "standard", "paper"]
+    preset: Preset
     dim: Literal["auto", "2d", "3d"]
     steps: int
     minutes: float

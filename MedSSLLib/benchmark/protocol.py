@@ -31,7 +31,8 @@ from MedSSLLib.benchmark.records import (
     unlike,
     write_results,
 )
-from MedSSLLib.config.run import Preset, RunConfig
+from MedSSLLib.config.lengths import Preset
+from MedSSLLib.config.run import RunConfig
 from MedSSLLib.core.errors import InputError
 from MedSSLLib.core.events import Events, relayed
 from MedSSLLib.core.files import read_json, write_json
@@ -67,7 +68,7 @@ class Protocol:
         steps: length of every fine-tuning, and again of every self-training after it.
         minutes: that length in minutes; as many steps as the first fine-tuning makes in them.
         pretrain_steps, pretrain_minutes: length of every pre-training; one of them.
-        preset, seed, device: as in RunConfig.
+        preset, seed, device: as in RunConfig; of the preset the steps count, not the minutes.
         settings, pretrain_settings, selftrain_settings: further settings of each kind of run.
         tolerance: of surface Dice, mm.
         tag: end of the run names.
@@ -109,7 +110,11 @@ class Protocol:
         for key, value in given.items():
             overrides[key.replace("__", ".")] = value
         overrides |= own[command] or {}
-        return configured(command, preset=self.preset, method=method, overrides=overrides)
+        config = configured(command, preset=self.preset, method=method, overrides=overrides)
+        if "training.minutes" in overrides:
+            return config
+        # by the minutes of a preset every row would have as many steps as there then is time for
+        return config.override({"training.minutes": None})
 
     def _length(self, *, before_labels: bool) -> dict[str, Any]:
         """Steps or minutes as settings; {} where the preset decides."""

@@ -90,7 +90,9 @@ def _labels_arguments(labels: argparse.ArgumentParser) -> None:
         "+mixing-teacher, +mixing, +selftrain or +longer (default: random,pgl)",
     )
     labels.add_argument(
-        "--preset", choices=("quick", "standard", "paper"), help="default: standard"
+        "--preset",
+        choices=("quick", "standard", "paper"),
+        help="network, and steps where no length is given (default: standard)",
     )
     labels.add_argument(
         "--quick",

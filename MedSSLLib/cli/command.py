@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TextIO
 
+from MedSSLLib.config.lengths import PRESETS
 from MedSSLLib.core.errors import InputError, did_you_mean, printable
 from MedSSLLib.core.events import Events
 
@@ -83,10 +84,11 @@ def training_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--preset",
-        choices=("quick", "standard", "paper"),
+        choices=PRESETS,
         default="standard",
-        help="minutes on a laptop, an hour or so, or the published scale, for gcl with SGD, for "
-        "pgl with LARS (default: standard)",
+        help="quick: a few minutes; standard (default): 15 minutes of pre-training, 10 of "
+        "fine-tuning, 20 of self-training; overnight: 2, 1 and 7 hours; paper: the published "
+        "scale, for gcl with SGD, for pgl with LARS",
     )
     group.add_argument(
         "--dim", choices=("auto", "2d", "3d"), help="slices or volumes (default: auto)"

@@ -17,6 +17,7 @@ from MedSSLLib.cli.command import (
     tolerance_option,
 )
 from MedSSLLib.cli.train import TYPED
+from MedSSLLib.config.lengths import PRESETS
 from MedSSLLib.core.events import Events
 
 
@@ -116,7 +117,7 @@ def _settings_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="COMMAND",
         help="pretrain, finetune, selftrain, complete or live",
     )
-    parser.add_argument("--preset", choices=("quick", "standard", "paper"), default="standard")
+    parser.add_argument("--preset", choices=PRESETS, default="standard")
     parser.add_argument(
         "--method",
         type=method,

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, Field, ValidationError
 from pydantic_core import PydanticCustomError
 
+from MedSSLLib.config.lengths import MINUTES, PRESETS, Preset
 from MedSSLLib.config.messages import refusal, unknown
 from MedSSLLib.config.parts import (
     AugmentConfig,
@@ -24,7 +25,6 @@ from MedSSLLib.config.parts import (
 )
 from MedSSLLib.core.errors import InputError
 
-Preset = Literal["quick", "standard", "paper"]
 CommandName = Literal["pretrain", "finetune", "selftrain", "complete", "live"]
 
 
@@ -97,7 +97,7 @@ class RunConfig(Frozen):
         "supervised", description="Pre-training method, or 'supervised' and 'local-contrast'."
     )
     preset: Preset = Field(
-        "standard", description="Minutes on a laptop, an hour or so, or the published scale."
+        "standard", description="A few minutes, half an hour, the night, or the published scale."
     )
     name: str = Field("", description="Run name; made from the method and a number when empty.")
     dim: Literal["auto", "2d", "3d"] = Field(
@@ -175,12 +175,11 @@ class RunConfig(Frozen):
         """
         overrides: dict[str, Any] = settings.pop("overrides", {}) or {}
         values: dict[str, Any] = {"command": command, "preset": preset, "method": method}
-        for key, value in {
-            **_preset(command, preset),
-            **(of_method or {}),
-            **_dotted(settings),
-            **overrides,
-        }.items():
+        given = {**(of_method or {}), **_dotted(settings), **overrides}
+        usual = _preset(command, preset)
+        if "training.steps" in given:  # who names steps wants them, and no time limit
+            usual.pop("training.minutes", None)
+        for key, value in {**usual, **given}.items():
             _assign(values, key, value)
         return cls._validated(values)
 
@@ -287,12 +286,17 @@ def as_begun(config: RunConfig) -> RunConfig:
 
 
 def _preset(command: CommandName, preset: Preset) -> dict[str, Any]:
-    if preset not in _PRESETS[command]:
-        raise InputError(f"preset {preset!r} does not exist", remedy="Use quick, standard or paper")
-    return {
-        **_VIEWS.get(command, {}),
-        **_PRESETS[command][preset],
-    }
+    """What a preset sets; one for the night is the standard one for longer."""
+    limit = MINUTES.get(preset, {}).get(command)
+    known = _PRESETS[command]
+    if preset not in known and limit is None:
+        names = [one for one in PRESETS if one in known or command in MINUTES.get(one, {})]
+        raise InputError(
+            f"{command} has no preset {preset!r}",
+            remedy=f"Use {', '.join(names[:-1])} or {names[-1]}",
+        )
+    length = {} if limit is None else {"training.minutes": limit}
+    return {**_VIEWS.get(command, {}), **known.get(preset, known["standard"]), **length}
 
 
 def _dotted(settings: dict[str, Any]) -> dict[str, Any]:

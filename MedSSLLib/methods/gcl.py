@@ -17,7 +17,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from MedSSLLib.config.parts import Range
-from MedSSLLib.config.run import Preset
+from MedSSLLib.config.lengths import Preset
 from MedSSLLib.core.errors import InputError
 from MedSSLLib.data.batch import Batch
 from MedSSLLib.data.meta_labels import PATIENT

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from MedSSLLib.config.messages import chosen
-from MedSSLLib.config.run import CommandName, Preset, RunConfig
+from MedSSLLib.config.lengths import Preset
+from MedSSLLib.config.run import CommandName, RunConfig
 from MedSSLLib.methods import known_methods, load_method
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ def configured(
 
     Args:
         command: what is run.
-        preset: quick, standard or paper.
+        preset: quick, standard, overnight or paper.
         method: of pre-training; other commands have one each.
         overrides: values by dotted key, such as ``{"optimiser.lr": "1e-3"}``.
 

@@ -16,7 +16,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from MedSSLLib.config.run import Preset
+from MedSSLLib.config.lengths import Preset
 from MedSSLLib.core.errors import InputError
 from MedSSLLib.data.spatial import ViewGeometry
 from MedSSLLib.losses.precision import at_least_float32

@@ -14,7 +14,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from MedSSLLib.config.run import Preset
+from MedSSLLib.config.lengths import Preset
 from MedSSLLib.data.batch import Batch
 from MedSSLLib.losses.precision import at_least_float32
 from MedSSLLib.methods.base import Method, MethodContext
@@ -25,7 +25,7 @@ from MedSSLLib.networks.unet import Encoder
 class TemplateConfig(HeadConfig):
     """Settings, frozen and checked. Users change them with ``--set options.NAME=VALUE``."""
 
-    # what the method changes in --preset quick, standard or paper
+    # what the method changes in a preset (quick, standard, overnight, paper)
     presets: ClassVar[Mapping[Preset, Mapping[str, Any]]] = {"paper": {"options.hidden": 2048}}
 
     variance_weight: float = Field(

@@ -13,7 +13,6 @@ from typing import Any
 
 from MedSSLLib.project.manifest import Case
 
-PRESETS = ("quick", "standard", "paper")
 COMPLETE_MINUTES = 3.0
 """Time limit of `complete` from the panel: somebody waits for it. Not from a paper."""
 THICK = 3.0

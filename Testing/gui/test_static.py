@@ -216,6 +216,7 @@ def test_the_bench_has_every_name_in_use(application):
         "slicer.util.pip_install",
         "slicer.modules.medsslJobQueue",
         "slicer.modules.medsslLive",
+        "slicer.modules.medsslReady",
         "slicer.packaging",
     }
     roots = {"qt": qt, "ctk": ctk, "slicer": slicer}

@@ -26,7 +26,7 @@ class TrainPanel(Panel):
         super().__init__(session)
         self.curves, self._shownRun, self._rows = Curves(), "", None
         ui = self.ui
-        fillCombo(ui.trainPresetComboBox, [(name, key) for key, name in words.presets()])
+        fillCombo(ui.trainPresetComboBox, [(name, key) for key, name in words.presets("finetune")])
         choose(ui.trainPresetComboBox, "standard")
         fillCombo(
             ui.semiComboBox,

@@ -32,15 +32,21 @@ def methods():
     ]
 
 
-def presets():
-    """(key, name) of the presets."""
-    from MedSSLLib.project.advice import PRESETS
+def presets(command):
+    """(key, name) of the presets of "pretrain", or of "finetune" and the self-training beside it."""
+    from MedSSLLib.config.lengths import MINUTES, PRESETS
 
+    usual, night = MINUTES["standard"], MINUTES["overnight"]
     names = {
-        "quick": _("Quick: minutes on a laptop"),
-        "standard": _("Standard: about an hour"),
+        "quick": _("Quick: a few minutes"),
+        "standard": _("Standard: {n:g} min").format(n=usual[command]),
+        "overnight": _("Overnight: {n:g} h").format(n=night[command] / 60),
         "paper": _("Paper: the published scale"),
     }
+    if command == "finetune":
+        then = _("{length}, self-training {n:g}")
+        names["standard"] = then.format(length=names["standard"], n=usual["selftrain"])
+        names["overnight"] = then.format(length=names["overnight"], n=night["selftrain"] / 60)
     return [(key, names[key]) for key in PRESETS]
 
 
@@ -63,10 +69,12 @@ def recommended(facts, metadataColumns):
 
 def estimate(facts, settings, runs):
     """One line: time and memory before starting. settings: method, preset, minutes."""
+    from MedSSLLib.config.lengths import MINUTES
     from MedSSLLib.project import advice
 
-    if settings["minutes"]:
-        time = _("Time: {n:g} min, then it ends by itself").format(n=settings["minutes"])
+    minutes = settings["minutes"] or MINUTES.get(settings["preset"], {}).get("pretrain")
+    if minutes:
+        time = _("Time: {n:g} min, then it ends by itself").format(n=minutes)
     else:
         past = advice.seconds_before(runs, "pretrain", settings["preset"], settings["method"])
         if past is None:

@@ -14,6 +14,34 @@ from Testing.lib.case_helpers import each
 COMMANDS = ("pretrain", "finetune", "selftrain")
 
 
+@each("command, minutes", [("pretrain", 15), ("finetune", 10), ("selftrain", 20)])
+def test_a_preset_is_a_time_limit_and_steps_that_are_named_are_none(command, minutes):
+    usual, night = (RunConfig.build(command, preset=one) for one in ("standard", "overnight"))
+    assert usual.training.minutes == minutes < 4 * minutes < night.training.minutes
+    assert night.override({"preset": "standard", "training.minutes": minutes}) == usual
+    for given, expected in (
+        ({"overrides": {"training.steps": 5}}, (5, None)),
+        ({"of_method": {"training.steps": 5}}, (5, None)),
+        ({"overrides": {"training.steps": 5, "training.minutes": 3}}, (5, 3)),
+        ({"overrides": {"training.minutes": 3}}, (usual.training.steps, 3)),
+    ):
+        length = RunConfig.build(command, **given).training
+        assert (length.steps, length.minutes) == expected
+    assert RunConfig.build(command, preset="quick").training.minutes is None
+    assert RunConfig.build(command, preset="paper").training.minutes is None
+
+
+def test_presets_without_a_length_of_a_command_are_refused_with_those_that_have_one():
+    for command in ("complete", "live"):
+        assert RunConfig.build(command).training.minutes is None
+        with pytest.raises(InputError, match="no preset 'overnight'") as refused:
+            RunConfig.build(command, preset="overnight")
+        assert refused.value.remedy == "Use quick, standard or paper"
+    with pytest.raises(InputError) as refused:
+        RunConfig.build("finetune", preset="huge")
+    assert refused.value.remedy == "Use quick, standard, overnight or paper"
+
+
 @each("command", COMMANDS)
 def test_presets_grow_and_stay_valid(command):
     steps = [

@@ -46,10 +46,10 @@ medssl: learn from unlabelled scans, annotate a few slices, segment the rest.
 
 Begin with a folder of scans:
   medssl init heart --images scans/     make a project of them
-  medssl pretrain heart                 learn from the scans, no labels needed
   medssl suggest heart --budget 3       which slices to annotate
-  medssl finetune heart --minutes 10    train on what is annotated
-  medssl predict heart --run finetune-1 --out segmentations/
+  medssl finetune heart                 train on what is annotated
+  medssl selftrain heart --from finetune-1    learn from the other scans too
+  medssl predict heart --run selftrain-1 --out segmentations/
 
   medssl demo        see it work on simulated scans, in a few minutes
   medssl doctor      is everything installed?

@@ -36,7 +36,6 @@ _SEGMENTING = ("finetune", "selftrain", "live")
 NEXT_LINES = {
     "open": "medssl init PROJECT --images DIR",
     "add": "medssl add PROJECT PATH...",
-    "pretrain": "medssl pretrain PROJECT",
     "annotate": "medssl suggest PROJECT --budget 3",
     "finetune": "medssl finetune PROJECT --minutes 10",
     "selftrain": "medssl selftrain PROJECT --from RUN --minutes 20",
@@ -174,11 +173,15 @@ def teaches(case: Case) -> bool:
 
 
 def next_step(cases: Sequence[Case], runs: Sequence[Mapping[str, Any]]) -> str:
-    """A key of `NEXT_LINES`: what to do next."""
+    """A key of `NEXT_LINES`: what to do next.
+
+    Pre-training is none: it has gained less than drawn slices and self-training (see
+    Testing/bench/NOTES.md), and can run beside the drawing.
+    """
     if not cases:
         return "add"
     if not any(teaches(case) for case in cases):
-        return "annotate" if encoders(runs) else "pretrain"
+        return "annotate"
     if not models(runs):
         return "finetune"
     return "selftrain" if worth_self_training(cases, runs) else "predict"

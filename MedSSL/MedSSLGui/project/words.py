@@ -123,8 +123,7 @@ def nextStep(store):
         return _("Choose a project folder to begin.")
     return {
         "add": _("Next: add volumes in panel 1."),
-        "pretrain": _("Next: pre-train in panel 2, or annotate a few slices in panel 3 meanwhile."),
-        "annotate": _("Next: annotate a few slices in panel 3."),
+        "annotate": _("Next: annotate a few slices in panel 3. Panel 2 is optional."),
         "finetune": _("Next: fine-tune in panel 4."),
         "selftrain": _(
             "Next: self-train in panel 4, to learn from the volumes without labels too."

@@ -86,6 +86,18 @@ def test_unknown_rows_are_refused_before_anything_runs(row):
         Protocol((row,))
 
 
+@each("command", ["pretrain", "finetune", "selftrain"])
+def test_without_a_length_every_row_has_the_steps_of_the_preset_and_no_time_limit(command):
+    """By the minutes of a preset a row would have as many steps as there then is time for."""
+    preset = RunConfig.build(command).training
+    assert preset.minutes
+    usual = Protocol(("random",)).config(command, "a").training
+    assert (usual.minutes, usual.steps) == (None, preset.steps)
+    given = {"training.minutes": 2.0}
+    asked = Protocol(("random",), settings=given, pretrain_settings=given, selftrain_settings=given)
+    assert asked.config(command, "a").training.minutes == 2
+
+
 def test_test_cases_and_choices_are_drawn_apart(folder, tmp_path):
     project, choices = open_data(folder, tmp_path / "p", ("1", "2", "all"), 3, seed=0)
     test, pool = {c.name for c in project.test}, {c.name for c in project.pool}

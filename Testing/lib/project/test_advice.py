@@ -111,7 +111,7 @@ def test_the_next_step():
         advice.next_step(few, [*trained, run("s", "selftrain"), run("g", "finetune")]),
         advice.next_step([plain, Case("d", plain.images, role="test"), drawn], trained),
     ]
-    assert steps[:5] == ["add", "pretrain", "annotate", "finetune", "predict"]
+    assert steps[:5] == ["add", "annotate", "annotate", "finetune", "predict"]
     assert steps[5:] == ["selftrain", "predict", "selftrain", "predict"]
     assert set(steps) <= set(advice.NEXT_LINES)
 

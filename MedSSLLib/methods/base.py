@@ -10,8 +10,8 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from MedSSLLib.config.parts import Range
 from MedSSLLib.config.lengths import Preset
+from MedSSLLib.config.parts import Range
 from MedSSLLib.data.batch import Batch
 from MedSSLLib.losses.dice_ce import identity
 from MedSSLLib.networks.unet import Encoder

@@ -16,8 +16,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from MedSSLLib.config.parts import Range
 from MedSSLLib.config.lengths import Preset
+from MedSSLLib.config.parts import Range
 from MedSSLLib.core.errors import InputError
 from MedSSLLib.data.batch import Batch
 from MedSSLLib.data.meta_labels import PATIENT

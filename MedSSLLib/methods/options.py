@@ -6,8 +6,8 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from MedSSLLib.config.messages import chosen
 from MedSSLLib.config.lengths import Preset
+from MedSSLLib.config.messages import chosen
 from MedSSLLib.config.run import CommandName, RunConfig
 from MedSSLLib.methods import known_methods, load_method
 

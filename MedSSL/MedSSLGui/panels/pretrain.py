@@ -19,7 +19,9 @@ class PretrainPanel(Panel):
         self._touched, self._why = False, ""
         self._methods = words.methods()
         fillCombo(ui.methodComboBox, [(name, key) for key, name, _text in self._methods])
-        fillCombo(ui.pretrainPresetComboBox, [(name, key) for key, name in words.presets("pretrain")])
+        fillCombo(
+            ui.pretrainPresetComboBox, [(name, key) for key, name in words.presets("pretrain")]
+        )
         choose(ui.pretrainPresetComboBox, "standard")
         fillCombo(
             ui.deviceComboBox,

@@ -45,10 +45,10 @@ _SHORT_HELP = """\
 medssl: learn from unlabelled scans, annotate a few slices, segment the rest.
 
 Begin with a folder of scans:
-  medssl init heart --images scans/     make a project of them
-  medssl suggest heart --budget 3       which slices to annotate
-  medssl finetune heart                 train on what is annotated
-  medssl selftrain heart --from finetune-1    learn from the other scans too
+  medssl init heart --images scans/         make a project of them
+  medssl suggest heart --budget 3           which slices to annotate
+  medssl finetune heart                     train on what is annotated
+  medssl selftrain heart --from finetune-1  learn from the other scans too
   medssl predict heart --run selftrain-1 --out segmentations/
 
   medssl demo        see it work on simulated scans, in a few minutes

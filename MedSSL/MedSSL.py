@@ -28,8 +28,8 @@ class MedSSL(ScriptedLoadableModule):
         parent.dependencies = []
         parent.contributors = ["The MedSSL contributors"]
         parent.helpText = _(
-            "Segmentation with few labels. 1 Data: choose a project folder and add volumes. 2 Pre-train: the network "
-            "learns from all scans without labels. 3 Annotate: draw on a few slices and mark them; with Live, a model "
+            "Segmentation with few labels. 1 Data: choose a project folder and add volumes. 2 Pre-train (optional): "
+            "the network learns from all scans without labels. 3 Annotate: draw on a few slices and mark them; with Live, a model "
             "learns meanwhile and proposes the next slices. 4 Train: fine-tune, then self-train. 5 Review: predict, "
             "correct, export. Everything stays on this computer."
         )

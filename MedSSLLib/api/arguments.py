@@ -35,7 +35,7 @@ class TrainingOptions(Reporting, total=False):
     Attributes:
         name: of the run; made from the method and a number by default.
         preset: quick, standard (default: 10 minutes on labels, 20 of self-training, 15 of
-            pre-training), overnight or paper.
+            pre-training), overnight (1, 7 and 2 hours; not of `complete` and `live`) or paper.
         dim: slices (2d) or volumes (3d).
         steps: optimiser steps, or
         minutes: a time limit that the schedule is fitted to.

@@ -89,6 +89,11 @@ class Protocol:
     tag: str = "bench"
 
     def __post_init__(self) -> None:
+        if self.preset not in ("quick", "standard", "paper"):
+            raise InputError(
+                f"preset {self.preset!r} is a time limit, and rows have the same steps",
+                remedy="Use quick, standard or paper",
+            )
         if any(parse_row(row).encoder != BASELINE for row in self.rows):
             require_one_network(self.config("pretrain", ""), self.config("finetune", ""))
 

@@ -142,7 +142,7 @@ def markdown(studies: Sequence[Study]) -> str:
     """Tables and recommendations as Markdown."""
     parts = []
     for study in studies:
-        parts.append(f"## {study.data} ({study.length()})")
+        parts.append(f"## {study.data} ({study.length() or 'the steps of the preset'})")
         for count in study.counts:
             rows = [shown(table_row(study, count, name)) for name in study.rows(count)]
             parts += [f"### {study.volumes(count)} labelled", markdown_table(SHOWN, rows)]

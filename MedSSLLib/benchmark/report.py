@@ -92,7 +92,7 @@ def _lead(studies: Sequence[Study]) -> str:
 
 
 def _add_study(page: Page, study: Study, figures: Path, prefix: str) -> list[Path]:
-    page.section(study.data, f"Length: {study.length() or 'that of the preset'}.")
+    page.section(study.data, f"Length: {study.length() or 'the steps of the preset'}.")
     page.bullets(recommendations(study))
     for count in study.counts:
         rows = [shown(table_row(study, count, row)) for row in study.rows(count)]

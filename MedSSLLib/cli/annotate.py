@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from MedSSLLib.project.project import Project
 
 NICENESS = 5  # of 0 to 19: other programs come first
+_DAY_PRESETS = ("quick", "standard", "paper")
 _STRATEGIES = ("hybrid", "coverage", "uncertainty", "even", "random")
 
 
@@ -169,7 +170,7 @@ def _complete_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help="folder for CASE.nii.gz (default: the run folder)"
     )
-    training_options(parser)
+    training_options(parser, _DAY_PRESETS, "100, 400 (standard, the default) or 4,000 steps")
 
 
 def complete(args: argparse.Namespace, events: Events) -> None:
@@ -206,7 +207,7 @@ def _live_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="-|FILE",
         help="take requests from standard input (-) or a file that grows, one a line",
     )
-    training_options(parser)
+    training_options(parser, _DAY_PRESETS, "size of the network (default: standard)")
 
 
 def live(args: argparse.Namespace, events: Events) -> None:

@@ -281,7 +281,7 @@ def import_weights(args: argparse.Namespace, events: Events) -> None:
     say(args, report.text())
     say(args, f"Imported {folder.name}. It is in {shown_path(folder)}")
     typed = shlex.quote(str(args.project))
-    say(args, f"Next: medssl finetune {typed} --init {folder.name} --minutes 10")
+    say(args, f"Next: medssl finetune {typed} --init {folder.name}")
 
 
 COMMANDS = (

@@ -132,7 +132,12 @@ def _labels_settings(labels: argparse.ArgumentParser) -> None:
 def _labels_lengths(labels: argparse.ArgumentParser) -> None:
     """How long every run takes."""
     length = labels.add_mutually_exclusive_group()
-    length.add_argument("--steps", type=positive(int), metavar="N", help="steps of every run")
+    length.add_argument(
+        "--steps",
+        type=positive(int),
+        metavar="N",
+        help="steps of every run (default: those of the preset)",
+    )
     length.add_argument(
         "--minutes-per-run", type=positive(float), metavar="M", help="or minutes of every run"
     )

@@ -6,7 +6,7 @@ import argparse
 import shutil
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TextIO
 
@@ -76,19 +76,29 @@ def device_options(group: argparse._ArgumentGroup) -> None:
     )
 
 
-def training_options(parser: argparse.ArgumentParser) -> None:
-    """The *common* options of pretrain, finetune and selftrain."""
+def training_options(
+    parser: argparse.ArgumentParser,
+    presets: Sequence[str] = PRESETS,
+    lengths: str = "quick: a few minutes; standard (default): 15 minutes of pre-training, 10 of "
+    "fine-tuning, 20 of self-training; overnight: 2, 1 and 7 hours; paper: the published scale, "
+    "for gcl with SGD, for pgl with LARS",
+) -> None:
+    """The *common* options of commands that train.
+
+    Args:
+        parser: of the command.
+        presets: that it has.
+        lengths: what they are.
+    """
     group = parser.add_argument_group("training")
     group.add_argument(
         "--name", metavar="RUN", help="name of the run folder (default: made from the method)"
     )
     group.add_argument(
         "--preset",
-        choices=PRESETS,
+        choices=presets,
         default="standard",
-        help="quick: a few minutes; standard (default): 15 minutes of pre-training, 10 of "
-        "fine-tuning, 20 of self-training; overnight: 2, 1 and 7 hours; paper: the published "
-        "scale, for gcl with SGD, for pgl with LARS",
+        help=lengths,
     )
     group.add_argument(
         "--dim", choices=("auto", "2d", "3d"), help="slices or volumes (default: auto)"
@@ -109,7 +119,8 @@ def training_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--resume",
         action="store_true",
-        help="go on with an unfinished run (--name RUN, or the latest)",
+        help="go on with an unfinished run (--name RUN, or the latest), for as long as it was to "
+        "take",
     )
     group.add_argument(
         "--tensorboard", action="store_true", help="also write scalars for TensorBoard"

@@ -326,6 +326,10 @@ def warn_of_unused(
         return {row[0]: row[1] for row in rows}
 
     have, asked = values(stored), values(stored.override(given))
+    if stored.training.minutes:
+        have["training.steps"] = f"{stored.training.minutes:g} minutes"
+    if config.preset not in ("standard", stored.preset):  # the default is not asked for
+        given, asked["preset"] = given | {"preset": config.preset}, config.preset
     unused = [
         f"{key} {asked[key]} (it has {have[key]})"
         for key in given
@@ -360,8 +364,8 @@ COMMANDS = (
         ),
         "Reads the images of all cases but the test cases, and no label. The result is an "
         "encoder that 'medssl finetune --init RUN' starts from. Optional: in our measurements it "
-        "gained before short training and with two labelled hearts, and hardly before "
-        "self-training.",
+        "helped when training was short and with two labelled hearts, and hardly when "
+        "self-training followed.",
     ),
     Command(
         "finetune",

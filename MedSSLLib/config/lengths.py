@@ -13,5 +13,5 @@ MINUTES: Mapping[str, Mapping[str, float]] = {
     "overnight": {"pretrain": 120.0, "finetune": 60.0, "selftrain": 420.0},
 }
 """Time limits by preset and command: one for a person who waits, one for the night. The other
-presets, and the other commands, take a number of steps. Not from the papers; what the first brings
-is in Testing/bench/NOTES.md, the second was not measured."""
+presets, and `complete`, take a number of steps. Not from the papers; what the first brings is in
+Testing/bench/NOTES.md, the second was not measured."""

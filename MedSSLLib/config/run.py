@@ -97,7 +97,8 @@ class RunConfig(Frozen):
         "supervised", description="Pre-training method, or 'supervised' and 'local-contrast'."
     )
     preset: Preset = Field(
-        "standard", description="A few minutes, half an hour, the night, or the published scale."
+        "standard",
+        description="A few minutes, 10 to 20 minutes, 1 to 7 hours, or the published scale.",
     )
     name: str = Field("", description="Run name; made from the method and a number when empty.")
     dim: Literal["auto", "2d", "3d"] = Field(

@@ -193,7 +193,7 @@ def load_model(run: RunFolder | Path, device: str = "auto", precision: str = "au
         raise InputError(
             f"run {run.name!r} is a pre-trained encoder, it segments nothing yet",
             remedy="Train with labels from it, and take that run: medssl finetune "
-            f"{_project(run)} --init {run.name} --minutes 10",
+            f"{_project(run)} --init {run.name}",
         )
     data, where = run.data, resolve_device(device)
     network = _network(run)

@@ -35,7 +35,10 @@ def configured(
     """
     of_method: Mapping[str, Any] = {}
     if command == "pretrain" and method in known_methods():
-        of_method = load_method(method).Config.presets.get(preset, {})
+        presets = load_method(method).Config.presets
+        of_method = presets.get(
+            preset, presets.get("standard", {}) if preset == "overnight" else {}
+        )
     return RunConfig.build(
         command, preset=preset, method=method, of_method=of_method, overrides=overrides
     )
@@ -67,7 +70,9 @@ def own_options(command: str, method: str, given: Mapping[str, Any]) -> BaseMode
 
 
 def changed_settings(settings: Mapping[str, Any]) -> dict[str, str]:
-    """Settings that differ from the preset, as ``--set`` takes them."""
+    """Settings that differ from the preset, as ``--set`` takes them; a number of steps instead of
+    the preset's time limit by its steps.
+    """
     command, preset, method = (settings.get(key) for key in ("command", "preset", "method"))
     usual = configured(command, preset=preset, method=method)  # type: ignore[arg-type]
     tree = usual.model_dump(mode="json")
@@ -76,9 +81,13 @@ def changed_settings(settings: Mapping[str, Any]) -> dict[str, str]:
     default = dict(flat_settings(tree))
     changed = {}
     for key, value in flat_settings(settings):
-        words = setting_words(key, value)
+        left_out = value is None and default.get(key) is not None
+        words = "null" if left_out else setting_words(key, value)
         if words and key not in ("name", "labelled") and str(default.get(key)) != str(value):
             changed[key] = words
+    if changed.get("training.minutes") == "null":
+        del changed["training.minutes"]
+        changed["training.steps"] = setting_words("training.steps", settings["training"]["steps"])
     return changed
 
 

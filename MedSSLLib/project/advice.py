@@ -37,8 +37,8 @@ NEXT_LINES = {
     "open": "medssl init PROJECT --images DIR",
     "add": "medssl add PROJECT PATH...",
     "annotate": "medssl suggest PROJECT --budget 3",
-    "finetune": "medssl finetune PROJECT --minutes 10",
-    "selftrain": "medssl selftrain PROJECT --from RUN --minutes 20",
+    "finetune": "medssl finetune PROJECT",
+    "selftrain": "medssl selftrain PROJECT --from RUN",
     "predict": "medssl predict PROJECT --run RUN --out DIR",
 }
 """The command of each step that `next_step` names."""
@@ -119,8 +119,8 @@ def seconds_before(
 ) -> float | None:
     """Seconds that the latest comparable finished run took; None without one.
 
-    Comparable: the same command, method and preset, without a time limit or a number of steps of
-    its own.
+    Comparable: the same command, method and preset, without a time limit. A number of steps of its
+    own is not seen.
     """
     found = None
     for run in runs:

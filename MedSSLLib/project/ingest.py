@@ -317,7 +317,7 @@ def _with_annotated_slices(case: Case, drawn_plane: str) -> Case:
 def _scan(case: Case, known: dict[int, str]) -> tuple[list[int], dict[int, str], str]:
     """The values other than 0 that a case's label shows; those with all its segments, with the
     names that the file gives them (else ""); and the slices that it shows structures on, in words,
-    where the whole label counts and they lie apart ("" elsewhere).
+    where the whole label counts and they look drawn one by one ("" elsewhere).
 
     Segments whose name is known have its value, others get one that is free.
     """

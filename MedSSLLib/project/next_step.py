@@ -33,9 +33,9 @@ def _command(project: Project, folder: str, after: str, run: str) -> str:
     if after == "suggest":
         return f"draw these slices, then: medssl add {folder} --labels FOLDER --drawn"
     if after == "pretrain" and labelled:
-        return f"medssl finetune {folder} --init {run} --minutes 10"
+        return f"medssl finetune {folder} --init {run}"
     if after == "finetune" and advice.few_labelled(project.cases):
-        return f"medssl selftrain {folder} --from {run} --minutes 20"
+        return f"medssl selftrain {folder} --from {run}"
     if after in ("finetune", "selftrain", "live"):
         return f"medssl predict {folder} --run {run} --out segmentations"
     runs = project.runs()
@@ -44,7 +44,7 @@ def _command(project: Project, folder: str, after: str, run: str) -> str:
         step = "finetune"
     if step == "finetune":
         init = _latest(advice.encoders(runs))
-        return f"medssl finetune {folder}{init and f' --init {init}'} --minutes 10"
+        return f"medssl finetune {folder}{init and f' --init {init}'}"
     words = advice.NEXT_LINES[step].replace("PROJECT", folder)
     return words.replace("RUN", _latest(advice.models(runs))).replace("DIR", "segmentations")
 

@@ -69,7 +69,7 @@ def main() -> None:
         tag=args.tag,
     )
     project, choices = open_data(
-        args.data, args.work / args.data.name, (args.count,), args.choices, protocol.seed
+        args.data, args.work / args.data.name, (args.count,), args.choices, seed=0
     )
     with Events([PlainLines.to_stderr(("metric", "warning"))]) as events:
         result = run_labels(project, choices, protocol, args.out, events)

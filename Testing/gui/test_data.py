@@ -313,3 +313,21 @@ def test_the_module_checks_itself(application):
     from MedSSLGui.selftest import run
 
     assert run() == []
+
+
+def test_presets_say_how_long_each_button_takes(user):
+    def texts(name):
+        combo = user.find(name)
+        return [combo.itemText(index) for index in range(combo.count())][1:3]
+
+    assert texts("pretrainPresetComboBox") == ["Standard: 15 min", "Overnight: 2 h"]
+    assert texts("trainPresetComboBox") == [
+        "Standard: 10 min, self-training 20",
+        "Overnight: 1 h, self-training 7",
+    ]
+    estimate = user.find("estimateLabel")
+    assert estimate.text().startswith("Time: 15 min, then it ends by itself.")
+    user.find("pretrainPresetComboBox").setCurrentIndex(2)
+    assert estimate.text().startswith("Time: 120 min,")
+    user.find("pretrainMinutesSpinBox").setValue(3)
+    assert estimate.text().startswith("Time: 3 min,")

@@ -249,7 +249,7 @@ def test_a_run_that_segments_nothing_says_so(project):
     ) as e:
         run.segment(project.case("case0").images[0])
     folder = run.folder.parent.parent
-    assert f"medssl finetune {folder} --init {run.folder.name} --minutes 10" in str(e.value)
+    assert f"medssl finetune {folder} --init {run.folder.name}" in str(e.value)
     with pytest.raises(medssl.InputError, match="completes no case"):
         run.completed  # noqa: B018
 

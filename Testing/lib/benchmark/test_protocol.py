@@ -96,6 +96,8 @@ def test_without_a_length_every_row_has_the_steps_of_the_preset_and_no_time_limi
     given = {"training.minutes": 2.0}
     asked = Protocol(("random",), settings=given, pretrain_settings=given, selftrain_settings=given)
     assert asked.config(command, "a").training.minutes == 2
+    with pytest.raises(InputError, match="'overnight' is a time limit"):
+        Protocol(("random",), preset="overnight")
 
 
 def test_test_cases_and_choices_are_drawn_apart(folder, tmp_path):

@@ -909,3 +909,10 @@ def test_options_that_a_resumed_run_does_not_take_are_told(project):
     assert "Run r goes on with its own settings" in message
     assert "training.steps 9 (it has 3)" in message and "optimiser.lr 1.0 (it has 0.002)" in message
     assert "precision 32 (it has auto)" in message
+    assert "preset overnight (it has standard)" in told("--preset", "overnight")
+    by_the_clock = begun.override({"name": "t", "training.minutes": 10.0})
+    timed = opened.run_folder("t")
+    run_folder.write_config(timed, by_the_clock, plan, {}, "bf16")
+    (timed / "checkpoint").mkdir()
+    (timed / "checkpoint" / "finetune.safetensors").touch()
+    assert "training.steps 9 (it has 10 minutes)" in told("--name", "t", "--steps", "9")

@@ -226,7 +226,7 @@ def test_status_fits_and_leaves_names_whole(cohort, terminal, monkeypatch, capsy
     assert max(map(len, lines)) <= 80
     assert sum(line.startswith("patient_number_00") for line in lines) == 4
     assert "12 x 10 x 6" in lines[3] and "1 x 1 x 5" in lines[3] and "all slices" in lines[3]
-    assert lines[-1] == "Next: medssl finetune heart --minutes 10"
+    assert lines[-1] == "Next: medssl finetune heart"
     case = Project.open("heart").labelled[0]
     moved = case.label.rename(case.label.with_name("moved.nii.gz"))
     try:
@@ -240,7 +240,7 @@ def test_status_fits_and_leaves_names_whole(cohort, terminal, monkeypatch, capsy
 def test_a_project_without_runs_is_told_how_to_begin(cohort, monkeypatch, capsys):
     monkeypatch.chdir(cohort)
     assert main(["runs", "heart"]) == 0
-    assert lines_of(capsys) == ["No runs yet.", "Next: medssl finetune heart --minutes 10"]
+    assert lines_of(capsys) == ["No runs yet.", "Next: medssl finetune heart"]
 
 
 def test_a_run_that_was_killed_at_its_start_fits_its_line(cohort, terminal, monkeypatch, capsys):
@@ -358,7 +358,7 @@ def test_set_changes_what_init_had_fixed(cohort, monkeypatch, capsys):
     assert main([*argv, "--modality", "CT", "--meta", "table.csv", "--drawn", "axial"]) == 0
     out = capsys.readouterr().out
     assert "Classes: ventricle." in out and "1 test" in out and "train again" in out
-    assert out.splitlines()[-1] == "Next: medssl finetune heart --minutes 10"
+    assert out.splitlines()[-1] == "Next: medssl finetune heart"
     project = Project.open(cohort / "heart")
     assert project.classes == ("background", "ventricle") and project.modality == "CT"
     assert [case.name for case in project.test] == ["patient_number_004"]
@@ -372,7 +372,7 @@ def test_relocate_finds_files_in_their_new_folder(cohort, monkeypatch, capsys):
     assert main(["relocate", "heart", "scans", "elsewhere"]) == 0
     assert lines_of(capsys) == [
         "4 cases now read from elsewhere.",
-        "Next: medssl finetune heart --minutes 10",
+        "Next: medssl finetune heart",
     ]
     project = Project.open(cohort / "heart")
     assert all(path.exists() for path in project.files)

@@ -13,7 +13,7 @@ from MedSSLLib.config.run import RunConfig, as_begun
 from MedSSLLib.core.errors import CancelledError, InputError
 from MedSSLLib.core.events import Events
 from MedSSLLib.methods import METHODS, load_method
-from MedSSLLib.methods.options import own_options
+from MedSSLLib.methods.options import changed_settings, configured, own_options
 from MedSSLLib.pretraining import pretrain
 from MedSSLLib.pretraining.pretrain import run_pretrain
 from MedSSLLib.reporting.html import Page
@@ -157,3 +157,31 @@ def test_a_live_run_of_an_earlier_version_goes_on_without_what_its_plan_tells():
     before = {"slice_voxels": 16384, "known_after": 7}
     config = RunConfig.build("live", overrides={"options": before})
     assert live_options(as_begun(config)).known_after == 7
+
+
+@pytest.mark.parametrize(
+    "given, changed",
+    [
+        ({}, {}),
+        ({"training.steps": 3000}, {"training.steps": "3000"}),
+        ({"training.steps": 5}, {"training.steps": "5"}),
+        ({"training.minutes": 3}, {"training.minutes": "3.0"}),
+        ({"training.grid": None}, {"training.grid": "null"}),
+    ],
+)
+def test_what_differs_from_a_preset_makes_the_run_again(given, changed):
+    """Also steps that are those of the preset, whose time limit does not count beside them."""
+    config = configured("finetune", overrides=given)
+    found = changed_settings(config.model_dump(mode="json"))
+    assert found == changed
+    assert configured("finetune", overrides=found) == config
+
+
+def test_for_the_night_a_method_changes_what_it_changes_in_the_standard_preset(monkeypatch):
+    kind = load_method("gcl").Config
+    monkeypatch.setattr(kind, "presets", {"standard": {"optimiser.lr": 0.5}})
+    rates = [
+        configured("pretrain", preset=one, method="gcl").optimiser.lr
+        for one in ("quick", "standard", "overnight")
+    ]
+    assert rates[0] != rates[1] == rates[2] == 0.5

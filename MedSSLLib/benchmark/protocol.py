@@ -110,16 +110,14 @@ class Protocol:
             "selftrain": self.selftrain_settings,
         }
         method = given.pop("method", "supervised")
-        overrides: dict[str, Any] = self._length(before_labels=command == "pretrain")
+        # by the minutes of a preset every row would have as many steps as there then is time for
+        overrides: dict[str, Any] = {"training.minutes": None}
+        overrides |= self._length(before_labels=command == "pretrain")
         overrides |= {"name": name, "seed": self.seed, "device": self.device}
         for key, value in given.items():
             overrides[key.replace("__", ".")] = value
         overrides |= own[command] or {}
-        config = configured(command, preset=self.preset, method=method, overrides=overrides)
-        if "training.minutes" in overrides:
-            return config
-        # by the minutes of a preset every row would have as many steps as there then is time for
-        return config.override({"training.minutes": None})
+        return configured(command, preset=self.preset, method=method, overrides=overrides)
 
     def _length(self, *, before_labels: bool) -> dict[str, Any]:
         """Steps or minutes as settings; {} where the preset decides."""

@@ -90,9 +90,7 @@ def _labels_arguments(labels: argparse.ArgumentParser) -> None:
         "+mixing-teacher, +mixing, +selftrain or +longer (default: random,pgl)",
     )
     labels.add_argument(
-        "--preset",
-        choices=("quick", "standard", "paper"),
-        help="network, and steps where no length is given (default: standard)",
+        "--preset", choices=("quick", "standard", "paper"), help="size, steps (default: standard)"
     )
     labels.add_argument(
         "--quick",
@@ -100,9 +98,7 @@ def _labels_arguments(labels: argparse.ArgumentParser) -> None:
         help="a first look in minutes: one choice of 2 labelled volumes, half a minute a run; "
         "what else is typed counts",
     )
-    labels.add_argument(
-        "--device", default="auto", metavar="NAME", help="auto (default), cpu, cuda or cuda:N"
-    )
+    labels.add_argument("--device", default="auto", metavar="NAME", help=_DEVICES)
     labels.add_argument(
         "--seed", type=seed, default=0, metavar="N", help="seed of everything random (default: 0)"
     )
@@ -133,10 +129,7 @@ def _labels_lengths(labels: argparse.ArgumentParser) -> None:
     """How long every run takes."""
     length = labels.add_mutually_exclusive_group()
     length.add_argument(
-        "--steps",
-        type=positive(int),
-        metavar="N",
-        help="steps of every run (default: those of the preset)",
+        "--steps", type=positive(int), metavar="N", help="of every run (default: the preset's)"
     )
     length.add_argument(
         "--minutes-per-run", type=positive(float), metavar="M", help="or minutes of every run"

@@ -6,7 +6,7 @@ import argparse
 import shutil
 import sys
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TextIO
 
@@ -78,7 +78,7 @@ def device_options(group: argparse._ArgumentGroup) -> None:
 
 def training_options(
     parser: argparse.ArgumentParser,
-    presets: Sequence[str] = PRESETS,
+    presets: Iterable[str] = PRESETS,
     lengths: str = "quick: a few minutes; standard (default): 15 minutes of pre-training, 10 of "
     "fine-tuning, 20 of self-training; overnight: 2, 1 and 7 hours; paper: the published scale, "
     "for gcl with SGD, for pgl with LARS",
@@ -96,7 +96,7 @@ def training_options(
     )
     group.add_argument(
         "--preset",
-        choices=presets,
+        choices=tuple(presets),
         default="standard",
         help=lengths,
     )

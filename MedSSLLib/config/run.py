@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, Field, ValidationError
 from pydantic_core import PydanticCustomError
 
-from MedSSLLib.config.lengths import MINUTES, PRESETS, Preset
+from MedSSLLib.config.lengths import MINUTES, STEPS, Preset
 from MedSSLLib.config.messages import refusal, unknown
 from MedSSLLib.config.parts import (
     AugmentConfig,
@@ -202,37 +202,14 @@ class RunConfig(Frozen):
 # averages short enough to follow a person, and small batches, so that a step is short
 _LIVE: dict[str, Any] = {"training.ema": 0.95, "training.batch": 4}
 
-_PRESETS: dict[CommandName, dict[Preset, dict[str, Any]]] = {
-    "pretrain": {
-        "quick": {"training.steps": 400, "network.widths": (16, 32, 64, 128, 128)},
-        "standard": {"training.steps": 3000, "network.widths": (16, 32, 64, 128, 128)},
-        "paper": {"training.steps": 30000, "network.widths": (32, 64, 128, 256, 320)},
-    },
-    "finetune": {
-        "quick": {"training.steps": 400, "network.widths": (16, 32, 64, 128, 128)},
-        "standard": {"training.steps": 3000, "network.widths": (16, 32, 64, 128, 128)},
-        "paper": {"training.steps": 25000, "network.widths": (32, 64, 128, 256, 320)},
-    },
-    "complete": {
-        "quick": {"training.steps": 100, "network.widths": (16, 32, 64, 128, 128)},
-        "standard": {"training.steps": 400, "network.widths": (16, 32, 64, 128, 128)},
-        "paper": {"training.steps": 4000, "network.widths": (32, 64, 128, 256, 320)},
-    },
-    # steps decide nothing here: live training has no end
-    "live": {
-        "quick": {"network.widths": (16, 32, 64, 128, 128), **_LIVE},
-        "standard": {"network.widths": (16, 32, 64, 128, 128), **_LIVE},
-        "paper": {"network.widths": (32, 64, 128, 256, 320), **_LIVE},
-    },
+_SMALL = {"network.widths": (16, 32, 64, 128, 128)}
+_LARGE = {"network.widths": (32, 64, 128, 256, 320)}
+_SIZES = {"quick": _SMALL, "standard": _SMALL, "overnight": _SMALL, "paper": _LARGE}
+_OWN: dict[CommandName, dict[Preset, dict[str, Any]]] = {
+    "live": {"quick": _LIVE, "standard": _LIVE, "paper": _LIVE},
     "selftrain": {
-        "quick": {
-            "training.steps": 400,
-            "network.widths": (16, 32, 64, 128, 128),
-            "options.rounds": 2,
-        },
-        "standard": {"training.steps": 3000, "network.widths": (16, 32, 64, 128, 128)},
+        "quick": {"options.rounds": 2},
         "paper": {
-            "training.steps": 20000,
             "network.widths": (16, 32, 64, 128, 128, 128),
             "options.recipe": "contrast",
             "options.keep": "last",
@@ -287,17 +264,19 @@ def as_begun(config: RunConfig) -> RunConfig:
 
 
 def _preset(command: CommandName, preset: Preset) -> dict[str, Any]:
-    """What a preset sets; one for the night is the standard one for longer."""
-    limit = MINUTES.get(preset, {}).get(command)
-    known = _PRESETS[command]
-    if preset not in known and limit is None:
-        names = [one for one in PRESETS if one in known or command in MINUTES.get(one, {})]
+    if preset not in STEPS[command]:
+        *names, last = STEPS[command]
         raise InputError(
-            f"{command} has no preset {preset!r}",
-            remedy=f"Use {', '.join(names[:-1])} or {names[-1]}",
+            f"{command} has no preset {preset!r}", remedy=f"Use {', '.join(names)} or {last}"
         )
-    length = {} if limit is None else {"training.minutes": limit}
-    return {**_VIEWS.get(command, {}), **known.get(preset, known["standard"]), **length}
+    steps, minutes = STEPS[command][preset], MINUTES.get(preset, {}).get(command)
+    length = {"training.steps": steps, "training.minutes": minutes}
+    return {
+        **_VIEWS.get(command, {}),
+        **_SIZES[preset],
+        **_dotted(length),
+        **_OWN.get(command, {}).get(preset, {}),
+    }
 
 
 def _dotted(settings: dict[str, Any]) -> dict[str, Any]:

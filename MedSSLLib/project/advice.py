@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from MedSSLLib.config.lengths import STEPS, Preset
 from MedSSLLib.project.manifest import Case
 
 COMPLETE_MINUTES = 3.0
@@ -115,20 +116,20 @@ def needs(voxels: Sequence[int]) -> Needs:
 
 
 def seconds_before(
-    runs: Iterable[Mapping[str, Any]], command: str, preset: str, method: str = ""
+    runs: Iterable[Mapping[str, Any]], command: str, preset: Preset, method: str = ""
 ) -> float | None:
     """Seconds that the latest comparable finished run took; None without one.
 
-    Comparable: the same command, method and preset, without a time limit. A number of steps of its
-    own is not seen.
+    Comparable: the same command, method and preset, with its number of steps and no time limit.
     """
+    usual = STEPS[command].get(preset)
     found = None
     for run in runs:
         seconds = (run.get("metrics") or {}).get("seconds")
         config = run_config(run)
         training = config.get("training") or {}
         alike = (config.get("command"), config.get("preset")) == (command, preset)
-        own_length = training.get("minutes") or config.get("minutes")
+        own_length = training.get("minutes") or training.get("steps") != usual
         if seconds and alike and not own_length and method in ("", config.get("method")):
             found = float(seconds)
     return found

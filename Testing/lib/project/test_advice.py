@@ -9,12 +9,12 @@ from MedSSLLib.project.manifest import Case
 from Testing.lib.case_helpers import each
 
 
-def run(name, command, *, preset="standard", method="", seconds=60.0, finished=True, minutes=None):
+def run(name, command, *, preset="quick", method="", seconds=60.0, finished=True, **length):
     config = {
         "command": command,
         "preset": preset,
         "method": method,
-        "training": {"minutes": minutes},
+        "training": {"steps": 400, "minutes": None} | length,
     }
     return {
         "name": name,
@@ -59,10 +59,12 @@ def test_the_time_of_a_run_of_another_kind_or_length_says_nothing():
         run("b", "finetune", method="supervised", seconds=20.0),
         run("c", "pretrain", method="pgl", seconds=30.0),
         run("d", "pretrain", method="gcl", seconds=40.0, minutes=1.0),
-        run("e", "pretrain", method="gcl", seconds=50.0, preset="quick"),
+        run("e", "pretrain", method="gcl", seconds=50.0, preset="paper", steps=30000),
+        run("f", "pretrain", method="gcl", seconds=60.0, steps=4),
     ]
-    assert advice.seconds_before(runs, "pretrain", "standard", "gcl") == 10.0
-    assert advice.seconds_before(runs, "pretrain", "paper", "gcl") is None
+    assert advice.seconds_before(runs, "pretrain", "quick", "gcl") == 10.0
+    assert advice.seconds_before(runs[:-2], "pretrain", "paper", "gcl") is None
+    assert advice.seconds_before(runs, "pretrain", "paper", "gcl") == 50.0
 
 
 def test_models_encoders_and_unfinished_runs():

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from MedSSLLib.cli import main as cli
+from MedSSLLib.config.lengths import MINUTES
 from MedSSLLib.core.files import read_json, write_json
 from MedSSLLib.images import io
 from MedSSLLib.images.geometry import Geometry, Volume
@@ -251,6 +252,23 @@ def test_the_ten_minute_tour_of_the_readme_runs(tmp_path, capsys):
     assert "<html" in (tmp_path / "report.html").read_text(encoding="utf-8")
     completed = io.read_label(tmp_path / "completed" / "hippocampus_020.nii.gz", source)
     assert set(np.unique(completed.array)) <= {0, 1, 2}
+
+
+def test_documents_and_help_name_the_lengths_of_the_presets(capsys):
+    usual, night = MINUTES["standard"], MINUTES["overnight"]
+    hours = [f"{night[one] / 60:g}" for one in ("finetune", "selftrain", "pretrain")]
+    one, two, three = (f"{usual[one]:g}" for one in ("finetune", "selftrain", "pretrain"))
+    words = (
+        f"fine-tuning takes {one} minutes, self-training {two}, pre-training {three}, or with "
+        f"`--preset overnight` {hours[0]}, {hours[1]} and {hours[2]} hours"
+    )
+    for name in ("README.md", "CHANGELOG.md"):
+        assert words in " ".join((ROOT / name).read_text(encoding="utf-8").split()), name
+    with pytest.raises(SystemExit):
+        cli.build_parser().parse_args(["finetune", "--help"])
+    shown = " ".join(capsys.readouterr().out.replace("-\n", "-").split())
+    assert f"{three} minutes of pre-training, {one} of fine-tuning, {two} of self-" in shown
+    assert f"overnight: {hours[2]}, {hours[0]} and {hours[1]} hours" in shown
 
 
 def test_the_readme_is_short_and_its_pictures_exist():

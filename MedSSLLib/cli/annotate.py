@@ -22,7 +22,7 @@ from MedSSLLib.cli.command import (
     training_options,
 )
 from MedSSLLib.cli.train import check_start, configuration, given_by, warn_of_unused
-from MedSSLLib.config.lengths import STEPS
+from MedSSLLib.config.lengths import PRESET_STEPS
 from MedSSLLib.core.errors import InputError
 from MedSSLLib.core.events import Events
 
@@ -170,7 +170,9 @@ def _complete_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help="folder for CASE.nii.gz (default: the run folder)"
     )
-    training_options(parser, STEPS["complete"], "100, 400 (standard, the default) or 4,000 steps")
+    training_options(
+        parser, PRESET_STEPS["complete"], "100, 400 (standard, the default) or 4,000 steps"
+    )
 
 
 def complete(args: argparse.Namespace, events: Events) -> None:
@@ -207,7 +209,7 @@ def _live_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="-|FILE",
         help="take requests from standard input (-) or a file that grows, one a line",
     )
-    training_options(parser, STEPS["live"], "size of the network (default: standard)")
+    training_options(parser, PRESET_STEPS["live"], "size of the network (default: standard)")
 
 
 def live(args: argparse.Namespace, events: Events) -> None:

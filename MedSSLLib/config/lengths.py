@@ -8,7 +8,7 @@ from typing import Literal
 Preset = Literal["quick", "standard", "overnight", "paper"]
 PRESETS: tuple[Preset, ...] = ("quick", "standard", "overnight", "paper")
 
-STEPS: Mapping[str, Mapping[Preset, int | None]] = {
+PRESET_STEPS: Mapping[str, Mapping[Preset, int | None]] = {
     "pretrain": {"quick": 400, "standard": 3000, "overnight": 3000, "paper": 30000},
     "finetune": {"quick": 400, "standard": 3000, "overnight": 3000, "paper": 25000},
     "selftrain": {"quick": 400, "standard": 3000, "overnight": 3000, "paper": 20000},
@@ -17,7 +17,7 @@ STEPS: Mapping[str, Mapping[Preset, int | None]] = {
 }
 """Steps by command and preset, where no time limit replaces them; live training has no end."""
 
-MINUTES: Mapping[str, Mapping[str, float]] = {
+PRESET_MINUTES: Mapping[str, Mapping[str, float]] = {
     "standard": {"pretrain": 15.0, "finetune": 10.0, "selftrain": 20.0},
     "overnight": {"pretrain": 120.0, "finetune": 60.0, "selftrain": 420.0},
 }

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, Field, ValidationError
 from pydantic_core import PydanticCustomError
 
-from MedSSLLib.config.lengths import MINUTES, STEPS, Preset
+from MedSSLLib.config.lengths import PRESET_MINUTES, PRESET_STEPS, Preset
 from MedSSLLib.config.messages import refusal, unknown
 from MedSSLLib.config.parts import (
     AugmentConfig,
@@ -264,12 +264,12 @@ def as_begun(config: RunConfig) -> RunConfig:
 
 
 def _preset(command: CommandName, preset: Preset) -> dict[str, Any]:
-    if preset not in STEPS[command]:
-        *names, last = STEPS[command]
+    if preset not in PRESET_STEPS[command]:
+        *names, last = PRESET_STEPS[command]
         raise InputError(
             f"{command} has no preset {preset!r}", remedy=f"Use {', '.join(names)} or {last}"
         )
-    steps, minutes = STEPS[command][preset], MINUTES.get(preset, {}).get(command)
+    steps, minutes = PRESET_STEPS[command][preset], PRESET_MINUTES.get(preset, {}).get(command)
     length = {"training.steps": steps, "training.minutes": minutes}
     return {
         **_VIEWS.get(command, {}),

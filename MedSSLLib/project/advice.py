@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from MedSSLLib.config.lengths import STEPS, Preset
+from MedSSLLib.config.lengths import PRESET_STEPS, Preset
 from MedSSLLib.project.manifest import Case
 
 COMPLETE_MINUTES = 3.0
@@ -122,7 +122,7 @@ def seconds_before(
 
     Comparable: the same command, method and preset, with its number of steps and no time limit.
     """
-    usual = STEPS[command].get(preset)
+    usual = PRESET_STEPS[command].get(preset)
     found = None
     for run in runs:
         seconds = (run.get("metrics") or {}).get("seconds")

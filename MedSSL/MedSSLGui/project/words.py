@@ -34,9 +34,9 @@ def methods():
 
 def presets(command):
     """(key, name) of the presets of "pretrain", or of "finetune" and the self-training beside it."""
-    from MedSSLLib.config.lengths import MINUTES, PRESETS
+    from MedSSLLib.config.lengths import PRESET_MINUTES, PRESETS
 
-    usual, night = MINUTES["standard"], MINUTES["overnight"]
+    usual, night = PRESET_MINUTES["standard"], PRESET_MINUTES["overnight"]
     names = {
         "quick": _("Quick: a few minutes"),
         "standard": _("Standard: {n:g} min").format(n=usual[command]),
@@ -69,10 +69,10 @@ def recommended(facts, metadataColumns):
 
 def estimate(facts, settings, runs):
     """One line: time and memory before starting. settings: method, preset, minutes."""
-    from MedSSLLib.config.lengths import MINUTES
+    from MedSSLLib.config.lengths import PRESET_MINUTES
     from MedSSLLib.project import advice
 
-    minutes = settings["minutes"] or MINUTES.get(settings["preset"], {}).get("pretrain")
+    minutes = settings["minutes"] or PRESET_MINUTES.get(settings["preset"], {}).get("pretrain")
     if minutes:
         time = _("Time: {n:g} min, then it ends by itself").format(n=minutes)
     else:

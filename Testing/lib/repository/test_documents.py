@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from MedSSLLib.cli import main as cli
-from MedSSLLib.config.lengths import MINUTES
+from MedSSLLib.config.lengths import PRESET_MINUTES
 from MedSSLLib.core.files import read_json, write_json
 from MedSSLLib.images import io
 from MedSSLLib.images.geometry import Geometry, Volume
@@ -255,7 +255,7 @@ def test_the_ten_minute_tour_of_the_readme_runs(tmp_path, capsys):
 
 
 def test_documents_and_help_name_the_lengths_of_the_presets(capsys):
-    usual, night = MINUTES["standard"], MINUTES["overnight"]
+    usual, night = PRESET_MINUTES["standard"], PRESET_MINUTES["overnight"]
     hours = [f"{night[one] / 60:g}" for one in ("finetune", "selftrain", "pretrain")]
     one, two, three = (f"{usual[one]:g}" for one in ("finetune", "selftrain", "pretrain"))
     words = (

@@ -177,7 +177,7 @@ def next_step(cases: Sequence[Case], runs: Sequence[Mapping[str, Any]]) -> str:
     """A key of `NEXT_LINES`: what to do next.
 
     Pre-training is none: it has gained less than drawn slices and self-training (see
-    Testing/bench/NOTES.md), and can run beside the drawing.
+    Testing/bench/NOTES.md), and a person can draw meanwhile.
     """
     if not cases:
         return "add"
